@@ -1,0 +1,54 @@
+"""Attention contexts: what "attend" means for a batch, handed to the model from outside.
+
+Serving hands in `Paged`, training hands in `PackedCausal`; the model is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from app import kernels
+
+
+class AttentionContext(Protocol):
+    """The batch as attention sees it. `positions` is int64 [tokens]."""
+
+    @property
+    def positions(self) -> Tensor: ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> like q."""
+        ...
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Serving: keys and values go to the paged cache, queries read it through block tables.
+
+    `caches[layer]` is (keys, values), each [blocks, block_size, kv_heads, head_dim].
+    """
+
+    positions: Tensor
+    layout: kernels.PagedLayout
+    caches: Sequence[tuple[Tensor, Tensor]]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        keys, values = self.caches[layer]
+        kernels.store_kv(k, v, keys, values, self.layout.slots)
+        return kernels.paged_attention(q, keys, values, self.layout, window=window)
+
+
+class PackedCausal:
+    """Training: `rows` rows of `length` tokens, flattened; causal within a row, no cache."""
+
+    def __init__(self, rows: int, length: int, device: torch.device | str = "cpu") -> None:
+        self.rows = rows
+        self.positions = torch.arange(length, device=device).repeat(rows)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return kernels.causal_attention(q, k, v, rows=self.rows, window=window)
