@@ -60,9 +60,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag=True):
-    """Forget a request; its blocks are free in the next step. Unknown ids are ignored."""
+    """Forget a request, or one continuation of it; its blocks are free in the next step.
+
+    Unknown ids are ignored: the request may just have finished.
+    """
 
     request_id: str
+    index: int | None = None
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):

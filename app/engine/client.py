@@ -1,0 +1,194 @@
+"""The API's only door to the engine: starts it, restarts it, and routes tokens back.
+
+States: `starting` -> `ready` -> (the process dies) `restarting` -> `ready`; `failed` when the
+engine says that only the user can mend it; `stopped` at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+from app.engine.channel import ClientChannel
+from app.engine.messages import (
+    CancelRequest,
+    EngineConfig,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    FromEngine,
+    GenerateRequest,
+    RequestFailed,
+    Shutdown,
+    StepOutput,
+    TokenDelta,
+)
+from app.errors import (
+    DeadlineExceededError,
+    EngineCrashedError,
+    EngineUnavailableError,
+    HaganeError,
+    QueueFullError,
+)
+
+logger = logging.getLogger(__name__)
+
+State = Literal["starting", "ready", "restarting", "failed", "stopped"]
+
+_FIRST_BACKOFF_SECONDS = 0.25
+_LONGEST_BACKOFF_SECONDS = 30.0
+# An engine that lived this long was healthy: its death starts a new series of back-offs.
+_HEALTHY_SECONDS = 60.0
+
+
+class EngineClient:
+    """Owns the engine process and the streams that wait for its tokens."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.state: State = "stopped"
+        self.info: EngineReady | None = None
+        self.failure: EngineFailed | None = None
+        self.stats = EngineStats()
+        self.restarts = 0
+        self._channel: ClientChannel | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self._streams: dict[str, asyncio.Queue[TokenDelta | HaganeError]] = {}
+
+    async def start(self) -> None:
+        """Start the engine process in the background; watch `state` for the outcome."""
+        self.state = "starting"
+        self._supervision = asyncio.create_task(self._supervise(), name="engine-supervision")
+
+    async def stop(self, grace: float) -> None:
+        """End the engine, killing it after `grace` seconds. Streams still open get an error."""
+        self.state = "stopped"
+        if self._channel is not None:
+            self._channel.send(Shutdown())
+        if self._process is not None:
+            try:
+                await asyncio.wait_for(self._process.wait(), grace)
+            except TimeoutError:
+                self._process.kill()
+        if self._supervision is not None:
+            self._supervision.cancel()
+            await asyncio.gather(self._supervision, return_exceptions=True)
+        self._fail_streams(EngineUnavailableError("The server is shutting down."))
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Deltas of all continuations until each has finished; closing the generator cancels.
+
+        Raises EngineUnavailableError, QueueFullError, DeadlineExceededError, or
+        EngineCrashedError when the engine dies on the way.
+        """
+        if self.state != "ready" or self._channel is None:
+            raise EngineUnavailableError(
+                f"The engine is {self.state}; try again in a moment.", retry_after=1.0
+            )
+        channel = self._channel
+        queue: asyncio.Queue[TokenDelta | HaganeError] = asyncio.Queue()
+        self._streams[request.request_id] = queue
+        channel.send(request)
+        unfinished = request.n
+        try:
+            while unfinished:
+                item = await queue.get()
+                if isinstance(item, HaganeError):
+                    unfinished = 0
+                    raise item
+                unfinished -= item.finish_reason is not None
+                yield item
+        finally:
+            del self._streams[request.request_id]
+            if unfinished:
+                channel.send(CancelRequest(request.request_id))
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """Stop one continuation (or all); no further delta with a finish reason follows for it."""
+        if self._channel is not None:
+            self._channel.send(CancelRequest(request_id, index))
+
+    async def _supervise(self) -> None:
+        backoff = _FIRST_BACKOFF_SECONDS
+        while self.state != "stopped":
+            started = time.monotonic()
+            await self._run_once()
+            self.info = None
+            self.stats = EngineStats()
+            if self.state in ("failed", "stopped"):
+                return
+            self.state = "restarting"
+            self.restarts += 1
+            if time.monotonic() - started > _HEALTHY_SECONDS:
+                backoff = _FIRST_BACKOFF_SECONDS
+            logger.error("the engine process died; restarting it in %.2f s", backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+
+    async def _run_once(self) -> None:
+        """One life of the engine process, from its start to its end of file."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "app.engine.process",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+            )
+        self._channel = await ClientChannel.open(ours)
+        try:
+            self._channel.send(self.config)
+            async for message in self._channel.messages():
+                self._route(message)
+        finally:
+            self._channel.close()
+            self._channel = None
+            if self._process.returncode is None:
+                await self._reap(self._process)
+            self._fail_streams(
+                EngineCrashedError("The engine stopped while this request ran. Send it again.")
+            )
+
+    @staticmethod
+    async def _reap(process: asyncio.subprocess.Process) -> None:
+        """An engine whose channel is closed has nothing left to do."""
+        try:
+            await asyncio.wait_for(process.wait(), 5.0)
+        except (TimeoutError, asyncio.CancelledError):
+            process.kill()
+            await process.wait()
+
+    def _route(self, message: FromEngine) -> None:
+        if isinstance(message, StepOutput):
+            self.stats = message.stats
+            for delta in message.deltas:
+                if (queue := self._streams.get(delta.request_id)) is not None:
+                    queue.put_nowait(delta)
+            for failure in message.failures:
+                if (queue := self._streams.get(failure.request_id)) is not None:
+                    queue.put_nowait(_error(failure))
+        elif isinstance(message, EngineReady):
+            self.info = message
+            self.state = "ready"
+        else:
+            self.failure = message
+            self.state = "failed"
+
+    def _fail_streams(self, error: HaganeError) -> None:
+        for queue in self._streams.values():
+            queue.put_nowait(error)
+
+
+def _error(failure: RequestFailed) -> HaganeError:
+    if failure.code == "queue_full":
+        return QueueFullError(failure.message, retry_after=1.0)
+    if failure.code == "deadline_exceeded":
+        return DeadlineExceededError(failure.message)
+    return HaganeError(failure.message)

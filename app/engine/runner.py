@@ -1,0 +1,159 @@
+"""Holds the weights and the KV cache tensors, and runs one forward pass per step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from app.engine.batch import Batch
+from app.engine.messages import EngineConfig
+from app.errors import ConfigurationError
+from app.transformer.attention import Paged
+from app.transformer.config import ModelConfig
+from app.transformer.linear import Quantization
+from app.transformer.weights import load_model
+
+logger = logging.getLogger(__name__)
+
+# The part of free memory that the KV cache may take when no figure is given.
+_CPU_MEMORY_FRACTION = 0.5
+_CUDA_MEMORY_FRACTION = 0.85
+
+
+class ModelRunner:
+    """A model on its device, with as many KV blocks as memory and use allow."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.device = resolve_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        directory = Path(config.model)
+        model_config = ModelConfig.load(directory)
+        self.dtype = resolve_dtype(config.dtype, model_config.dtype)
+        self.context_length = _context_length(config, model_config)
+        quantization = _quantization(config, model_config)
+        self.model, report = load_model(
+            directory, device=str(self.device), dtype=self.dtype, quantization=quantization
+        )
+        self.model.eval()
+        logger.info(
+            "weights: %.1f M parameters, %.2f bits each, %.1f MB, loaded in %.2f s",
+            report.parameters / 1e6,
+            report.bits_per_weight,
+            report.weight_bytes / 1e6,
+            report.seconds,
+        )
+        self.block_size = config.block_size
+        self.blocks = self._count_blocks(config, model_config)
+        shape = (self.blocks, self.block_size, model_config.kv_heads, model_config.head_dim)
+        # Zeros, not garbage: a masked NaN in a padded block would still poison the products.
+        self.caches = tuple(
+            (
+                torch.zeros(shape, dtype=self.dtype, device=self.device),
+                torch.zeros(shape, dtype=self.dtype, device=self.device),
+            )
+            for _ in range(model_config.layers)
+        )
+
+    def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:
+        token_bytes = 2 * model.layers * model.kv_heads * model.head_dim * self.dtype.itemsize
+        block_bytes = token_bytes * self.block_size
+        per_context = -(-self.context_length // self.block_size)
+        memory = config.kv_cache_memory
+        if memory is None:
+            memory = min(
+                self._free_memory(), config.max_sequences * per_context * block_bytes
+            )
+        blocks = memory // block_bytes
+        if blocks < per_context:
+            raise ConfigurationError(
+                f"kv_cache_memory of {memory} bytes holds {blocks * self.block_size} tokens, less "
+                f"than one context of {self.context_length}: give at least "
+                f"{per_context * block_bytes} bytes or lower context_length"
+            )
+        logger.info(
+            "KV cache: %.1f MB, %d tokens, %.1f requests of the %d-token context",
+            blocks * block_bytes / 1e6,
+            blocks * self.block_size,
+            blocks / per_context,
+            self.context_length,
+        )
+        return blocks
+
+    def _free_memory(self) -> int:
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return int(free * _CUDA_MEMORY_FRACTION)
+        return int(psutil.virtual_memory().available * _CPU_MEMORY_FRACTION)
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:
+        """Float32 logits [rows asked for by the batch, vocab]; copies blocks first."""
+        self._copy_blocks(copies)
+        context = Paged(batch.positions, batch.layout, self.caches)
+        hidden = self.model(batch.token_ids, context)
+        return self.model.logits(hidden[batch.logit_rows])
+
+    def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        if not copies:
+            return
+        sources, destinations = (list(column) for column in zip(*copies, strict=True))
+        for keys, values in self.caches:
+            keys[destinations] = keys[sources]
+            values[destinations] = values[sources]
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ConfigurationError for a device not present."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def resolve_dtype(name: str, of_model: str) -> torch.dtype:
+    """`auto` is the dtype that the model's config.json asks for."""
+    chosen = of_model if name == "auto" else name
+    return {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }[chosen]
+
+
+def _context_length(config: EngineConfig, model: ModelConfig) -> int:
+    if config.context_length is None:
+        return model.max_position_embeddings
+    if config.context_length > model.max_position_embeddings:
+        raise ConfigurationError(
+            f"context_length {config.context_length} exceeds the model's "
+            f"{model.max_position_embeddings} positions"
+        )
+    return config.context_length
+
+
+def _quantization(config: EngineConfig, model: ModelConfig) -> Quantization | None:
+    bits = {"none": None, "int8": 8, "int4": 4}[config.quantize]
+    stored = model.quantization
+    if stored is not None:
+        if bits not in (None, stored.bits):
+            raise ConfigurationError(
+                f"quantize {config.quantize} does not fit {config.model}: its weights are stored "
+                f"with {stored.bits} bits; leave the setting out"
+            )
+        return Quantization(stored.bits, stored.group_size)
+    return None if bits is None else Quantization(bits, config.group_size)
