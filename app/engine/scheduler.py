@@ -58,8 +58,9 @@ class Chunk:
 class Schedule:
     """One step's work.
 
-    `copies` are to be done before the step, in order (or all sources read before any destination
-    is written: a source may be the destination of a later copy, never of an earlier one).
+    `chunks` of one token come first, as attention kernels like them. `copies` are to be done before
+    the step, in order (or all sources read before any destination is written: a source may be the
+    destination of a later copy, never of an earlier one).
     `expired` are the ids of requests whose deadline has passed; they are gone already.
     """
 
@@ -307,7 +308,7 @@ class Scheduler:
             length = min(sequence.uncomputed, budget)
             chunks.append(_chunk(sequence, length))
             budget -= length
-        return chunks
+        return sorted(chunks, key=lambda chunk: chunk.length > 1)
 
     def _admit(self, now: float) -> Sequence | None:
         """Start the first waiting sequence if there is room for it to stay."""
