@@ -17,13 +17,12 @@ from app.kernels import PagedLayout
 class Batch:
     """One step's ragged batch.
 
-    `chunks` are in batch order (one-token chunks first). `token_ids` and `positions` are int64
-    [tokens]. `logit_rows` int64 selects the rows whose logits are needed: the last row of every
-    chunk that samples, and all rows of chunks whose prompt log-probabilities were asked for;
-    `logit_spans[i]` is the (start, end) of chunk i within those rows.
+    `token_ids` and `positions` are int64 [tokens]. `logit_rows` int64 selects the rows whose
+    logits are needed: the last row of every chunk that samples, and all rows of chunks whose
+    prompt log-probabilities were asked for; `logit_spans[i]` is the (start, end) of the
+    schedule's chunk i within those rows.
     """
 
-    chunks: tuple[Chunk, ...]
     token_ids: Tensor
     positions: Tensor
     layout: PagedLayout
@@ -33,8 +32,9 @@ class Batch:
 
 def build_batch(chunks: Rows[Chunk], block_size: int, device: torch.device) -> Batch:
     """Flatten `chunks`; every block they touch is already in the sequences' block tables."""
-    ordered = tuple(sorted(chunks, key=lambda chunk: chunk.length > 1))
-    decodes = sum(chunk.length == 1 for chunk in ordered)
+    # One-token chunks first: attention takes them all at once.
+    order = sorted(range(len(chunks)), key=lambda i: chunks[i].length > 1)
+    ordered = [chunks[i] for i in order]
     lengths = [chunk.length for chunk in ordered]
     contexts = [chunk.start + chunk.length for chunk in ordered]
     starts = np.concatenate(([0], np.cumsum(lengths)))
@@ -52,7 +52,8 @@ def build_batch(chunks: Rows[Chunk], block_size: int, device: torch.device) -> B
         slots[span] = tables[row, positions[span] // block_size] * block_size
     slots += positions % block_size
 
-    rows, spans = _logit_rows(ordered, starts)
+    ends = {index: int(starts[row + 1]) for row, index in enumerate(order)}
+    rows, spans = _logit_rows(chunks, ends)
 
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
@@ -63,26 +64,20 @@ def build_batch(chunks: Rows[Chunk], block_size: int, device: torch.device) -> B
         context_lengths_tensor=put(np.array(contexts)),
         query_starts=tuple(starts.tolist()),
         context_lengths=tuple(contexts),
-        decodes=decodes,
+        decodes=sum(length == 1 for length in lengths),
     )
-    return Batch(ordered, put(tokens), put(positions), layout, put(rows), spans)
+    return Batch(put(tokens), put(positions), layout, put(rows), spans)
 
 
 def _logit_rows(
-    chunks: Rows[Chunk], starts: np.ndarray
+    chunks: Rows[Chunk], ends: dict[int, int]
 ) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
     rows: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
     count = 0
-    for row, chunk in enumerate(chunks):
-        wanted = chunk.length if wants_prompt_logprobs(chunk) else int(chunk.samples)
-        rows.append(np.arange(starts[row + 1] - wanted, starts[row + 1]))
+    for index, chunk in enumerate(chunks):
+        wanted = chunk.length if chunk.sequence.needs_prompt_logits else int(chunk.samples)
+        rows.append(np.arange(ends[index] - wanted, ends[index], dtype=np.int64))
         spans.append((count, count + wanted))
         count += wanted
     return np.concatenate(rows), tuple(spans)
-
-
-def wants_prompt_logprobs(chunk: Chunk) -> bool:
-    """Whether logits of all of the chunk's rows are needed to report on the prompt."""
-    sequence = chunk.sequence
-    return sequence.sampling.prompt_logprobs is not None and chunk.start < sequence.prompt_length

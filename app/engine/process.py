@@ -1,0 +1,209 @@
+"""The engine process: receive, schedule, execute, sample, emit.
+
+Started by `app.engine.client` as `python -m app.engine.process FD`, where FD is the engine's end of
+a socket pair. It ends when told to, or when the other end is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from app.engine.batch import Batch, build_batch
+from app.engine.channel import EngineChannel
+from app.engine.kv_cache import KVCache
+from app.engine.messages import (
+    CancelRequest,
+    EngineConfig,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    GenerateRequest,
+    RequestFailed,
+    Shutdown,
+    StepOutput,
+    TokenDelta,
+    TokenLogprobs,
+    ToEngine,
+)
+from app.engine.runner import ModelRunner
+from app.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+from app.engine.scheduler import Sampled, Schedule, Scheduler
+from app.errors import HaganeError, QueueFullError
+from app.telemetry import configure_logging
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """One model, one scheduler, one loop."""
+
+    def __init__(self, config: EngineConfig, channel: EngineChannel) -> None:
+        started = time.monotonic()
+        self.channel = channel
+        self.runner = ModelRunner(config)
+        self.scheduler = Scheduler(
+            KVCache(self.runner.blocks, self.runner.block_size, config.prefix_caching),
+            max_batch_tokens=config.max_batch_tokens,
+            max_sequences=config.max_sequences,
+            max_waiting=config.max_waiting,
+            context_length=self.runner.context_length,
+        )
+        self.sampler = Sampler()
+        self.running = True
+        self._failures: list[RequestFailed] = []
+        self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
+        self._announced: EngineStats | None = None
+        channel.send(
+            EngineReady(
+                pid=os.getpid(),
+                context_length=self.runner.context_length,
+                block_size=self.runner.block_size,
+                blocks_total=self.runner.blocks,
+                load_seconds=time.monotonic() - started,
+            )
+        )
+
+    def run(self) -> None:
+        """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
+        while self.running:
+            # Nothing to do: sleep until a message comes, having said so.
+            idle = not self.scheduler.has_work
+            for message in self.channel.receive(timeout=None if idle else 0.0):
+                self._handle(message)
+            self._emit(self._step() if self.scheduler.has_work else ())
+
+    def _handle(self, message: ToEngine) -> None:
+        match message:
+            case GenerateRequest():
+                self._add(message)
+            case CancelRequest():
+                self.scheduler.cancel(message.request_id, message.index)
+                if message.index is None:
+                    self._prompt_logprobs.pop(message.request_id, None)
+            case Shutdown():
+                self.running = False
+
+    def _add(self, request: GenerateRequest) -> None:
+        try:
+            self.scheduler.add(request, time.monotonic())
+        except HaganeError as error:
+            code = "queue_full" if isinstance(error, QueueFullError) else "engine_error"
+            self._failures.append(RequestFailed(request.request_id, code, str(error)))
+
+    def _step(self) -> tuple[TokenDelta, ...]:
+        schedule = self.scheduler.schedule(time.monotonic())
+        for request_id in schedule.expired:
+            self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
+        if not schedule.chunks:
+            return ()
+        batch = build_batch(schedule.chunks, self.runner.block_size, self.runner.device)
+        logits = self.runner.execute(batch, schedule.copies)
+        self._collect_prompt_logprobs(schedule, batch, logits)
+        if not schedule.samplers:
+            self.scheduler.update(schedule, [])
+            return ()
+        rows = [
+            end - 1
+            for chunk, (_, end) in zip(schedule.chunks, batch.logit_spans, strict=True)
+            for _ in chunk.samplers
+        ]
+        sampled = self.sampler.sample(logits[rows], schedule.samplers)
+        for row in sampled.failed:
+            self._fail(
+                schedule.samplers[row].request_id,
+                "engine_error",
+                "The model produced logits that are not numbers for this request.",
+            )
+        drawn = {id(s): row for row, s in enumerate(schedule.samplers)}
+        results = self.scheduler.update(schedule, sampled.tokens)
+        return tuple(self._delta(result, sampled, drawn[id(result.sequence)]) for result in results)
+
+    def _fail(self, request_id: str, code: str, message: str) -> None:
+        self.scheduler.cancel(request_id)
+        self._prompt_logprobs.pop(request_id, None)
+        self._failures.append(RequestFailed(request_id, code, message))  # type: ignore[arg-type]
+
+    def _collect_prompt_logprobs(self, schedule: Schedule, batch: Batch, logits: Tensor) -> None:
+        for chunk, (start, end) in zip(schedule.chunks, batch.logit_spans, strict=True):
+            sequence = chunk.sequence
+            if not sequence.needs_prompt_logits:
+                continue
+            store = self._prompt_logprobs.setdefault(
+                sequence.request_id, [None] * sequence.prompt_length
+            )
+            # Row p predicts token p + 1; the prompt's last row predicts the first new token.
+            targets = sequence.tokens[chunk.start + 1 : chunk.start + 1 + chunk.length]
+            if not targets:
+                continue
+            entries = prompt_logprobs(
+                logits[start : start + len(targets)],
+                targets,
+                sequence.sampling.prompt_logprobs or 0,
+            )
+            store[chunk.start + 1 : chunk.start + 1 + len(entries)] = entries
+
+    def _delta(self, result: Sampled, sampled: SampledTokens, row: int) -> TokenDelta:
+        sequence = result.sequence
+        first = sequence.generated == 1
+        prompt = self._prompt_logprobs.pop(sequence.request_id, None) if first else None
+        logprobs = sampled.logprobs[row]
+        return TokenDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            tokens=(result.token,),
+            logprobs=None if logprobs is None else (logprobs,),
+            prompt_logprobs=None if prompt is None else tuple(prompt),
+            finish_reason=result.finish_reason,
+            stopped_on_token=result.stopped_on_token,
+            cached_tokens=sequence.cached_tokens,
+            queue_seconds=sequence.queue_seconds,
+        )
+
+    def _emit(self, deltas: Sequence[TokenDelta]) -> None:
+        """One message per step, and one more when only the gauges changed."""
+        stats = self.scheduler.stats()
+        if deltas or self._failures or stats != self._announced:
+            self.channel.send(
+                StepOutput(deltas=tuple(deltas), failures=tuple(self._failures), stats=stats)
+            )
+            self._failures.clear()
+            self._announced = stats
+
+
+def main(descriptor: int) -> None:
+    """Run the engine on the socket `descriptor`, the first message on which is its config."""
+    # The terminal's Ctrl-C reaches the whole process group: ending is the API's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = EngineChannel(socket.socket(fileno=descriptor))
+    try:
+        config = _receive_config(channel)
+        configure_logging()
+        try:
+            engine = Engine(config, channel)
+        except HaganeError as error:
+            channel.send(EngineFailed(error.code, str(error)))
+            return
+        engine.run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        logger.info("the API process is gone; the engine ends")
+
+
+def _receive_config(channel: EngineChannel) -> EngineConfig:
+    while not (messages := channel.receive(timeout=None)):
+        pass
+    (config,) = messages
+    if not isinstance(config, EngineConfig):
+        raise TypeError(f"the first message must be the engine's config, not {type(config)}")
+    return config
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,213 @@
+"""The kinds of linear layer and embedding, behind one interface.
+
+A linear layer maps x [tokens, in] to [tokens, out] in x's dtype. An embedding maps ids [tokens] to
+[tokens, hidden], and is also a head: `logits` maps [n, hidden] to float32 [n, vocab] with the same
+storage, so that a tied head costs nothing.
+
+Storage, the same on disk and in memory until `prepare` packs it for the device's operator:
+
+    dense   weight       [out, in]            float
+    int8    weight_int8  [out, in]            int8, one `scale` [out] per output channel
+    int4    weight_int4  [out, in / 2]        uint8; value 2i in the low half of byte i, 2i + 1
+                                              in the high half, each stored plus 8
+            scale        [out, in / group]    one per group of inputs
+
+Quantization is symmetric. Embeddings and heads keep 8 bits in an int4 model: they are where
+coarse weights cost most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+GROUP_SIZES = (128, 64, 32)
+# Clipping ratios tried for every int4 group; the one with the least squared error wins.
+_CLIPPING = tuple(1.0 - 0.04 * step for step in range(10))
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Bits of a weight, and for int4 how many inputs share a scale (32, 64 or 128)."""
+
+    bits: Literal[4, 8]
+    group_size: int = 64
+
+
+class Dense(nn.Module):
+    """An unquantized, trainable linear layer."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Int8(nn.Module):
+    """Eight bits per weight, one scale per output channel."""
+
+    weight_int8: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.register_buffer(
+            "weight_int8", torch.empty(out_features, in_features, dtype=torch.int8)
+        )
+        self.register_buffer("scale", torch.empty(out_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    @staticmethod
+    def quantize(weight: Tensor) -> dict[str, Tensor]:
+        """Float [out, in] -> the stored tensors, by name."""
+        wide = weight.float()
+        scale = wide.abs().amax(dim=1).clamp_min(1e-12) / 127
+        codes = (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+        return {"weight_int8": codes, "scale": scale.to(weight.dtype)}
+
+    def prepare(self) -> None:
+        """Nothing to pack: torch's operator reads the stored layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = int8_matmul(x, self.weight_int8, self.scale)
+        return out if self.bias is None else out + self.bias
+
+
+class Int4(nn.Module):
+    """Four bits per weight, one scale per group of inputs."""
+
+    weight_int4: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, group_size: int) -> None:
+        super().__init__()
+        self.group_size = group_size
+        self.register_buffer(
+            "weight_int4", torch.empty(out_features, in_features // 2, dtype=torch.uint8)
+        )
+        self.register_buffer("scale", torch.empty(out_features, in_features // group_size))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    @staticmethod
+    def quantize(weight: Tensor, group_size: int) -> dict[str, Tensor]:
+        """Float [out, in] -> the stored tensors, by name; scales of least squared error."""
+        groups = weight.float().unflatten(1, (-1, group_size))
+        largest = groups.abs().amax(dim=2, keepdim=True).clamp_min(1e-12) / 7
+        best_error = torch.full_like(largest, torch.inf)
+        best_scale = largest
+        for ratio in _CLIPPING:
+            scale = largest * ratio
+            codes = (groups / scale).round().clamp(-8, 7)
+            error = (codes * scale - groups).square().sum(dim=2, keepdim=True)
+            best_scale = torch.where(error < best_error, scale, best_scale)
+            best_error = torch.minimum(error, best_error)
+        stored = best_scale.to(weight.dtype)
+        codes = ((groups / stored.float()).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
+        return {
+            "weight_int4": codes[:, 0::2] | (codes[:, 1::2] << 4),
+            "scale": stored.squeeze(2),
+        }
+
+    def prepare(self) -> None:
+        """Pack for torch's CPU operator; the stored layout is given up."""
+        if self.weight_int4.device.type != "cpu":
+            return
+        # [in / group, out, (scale, offset)]: the operator subtracts 8 by itself.
+        pairs = torch.stack((self.scale, torch.zeros_like(self.scale)), dim=-1)
+        self.scale = pairs.transpose(0, 1).contiguous()
+        codes = _unpack(self.weight_int4).to(torch.int32)
+        self.weight_int4 = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                x.contiguous(), self.weight_int4, self.group_size, self.scale
+            )
+        else:
+            codes = _unpack(self.weight_int4).to(x.dtype) - 8
+            groups = codes.unflatten(1, (-1, self.group_size)) * self.scale[:, :, None]
+            out = F.linear(x, groups.flatten(1))
+        return out if self.bias is None else out + self.bias
+
+
+class DenseEmbedding(nn.Module):
+    """An unquantized, trainable embedding and head."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight).float()
+
+
+class Int8Embedding(nn.Module):
+    """An embedding and head with eight bits per weight, one scale per token of the vocabulary."""
+
+    weight_int8: Tensor
+    scale: Tensor
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.register_buffer("weight_int8", torch.empty(vocab_size, hidden_size, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(vocab_size))
+
+    quantize = staticmethod(Int8.quantize)
+
+    def prepare(self) -> None:
+        """Nothing to pack: torch's operator reads the stored layout."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight_int8[ids].to(self.scale.dtype) * self.scale[ids][:, None]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return int8_matmul(hidden, self.weight_int8, self.scale).float()
+
+
+def int8_matmul(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """x [tokens, in] times int8 codes [out, in] times scale [out] -> [tokens, out]."""
+    if x.device.type == "cpu":
+        out: Tensor = torch._weight_int8pack_mm(x.contiguous(), codes, scale)
+        return out
+    return F.linear(x, codes.to(x.dtype)) * scale
+
+
+def make_linear(
+    in_features: int, out_features: int, *, bias: bool, quantization: Quantization | None
+) -> Dense | Int8 | Int4:
+    """The linear layer that `quantization` asks for.
+
+    Where an int4 group does not divide `in_features`, the next smaller one that does is taken;
+    where none does, the layer keeps eight bits.
+    """
+    if quantization is None:
+        return Dense(in_features, out_features, bias)
+    if quantization.bits == 4:
+        for group in GROUP_SIZES:
+            if group <= quantization.group_size and in_features % group == 0:
+                return Int4(in_features, out_features, bias, group)
+    return Int8(in_features, out_features, bias)
+
+
+def make_embedding(
+    vocab_size: int, hidden_size: int, quantization: Quantization | None
+) -> DenseEmbedding | Int8Embedding:
+    """The embedding (and head) that `quantization` asks for."""
+    if quantization is None:
+        return DenseEmbedding(vocab_size, hidden_size)
+    return Int8Embedding(vocab_size, hidden_size)
+
+
+def _unpack(packed: Tensor) -> Tensor:
+    """uint8 [out, in / 2] -> uint8 [out, in], values 0 to 15."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)

@@ -1,0 +1,262 @@
+"""Reading and writing weights in Hugging Face layout.
+
+Loading streams: the model is built without storage, and one matrix after the other is read from
+the memory-mapped safetensors files, cast or quantized, and put in place. The model fuses matrices
+that checkpoints keep apart; `FUSED` is the only place that knows it. Quantized directories written
+by Hagane hold the fused matrices as they are stored in memory, so loading them is a plain read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from app.errors import ModelError
+from app.transformer.config import CONFIG_FILE, ModelConfig
+from app.transformer.linear import (
+    Dense,
+    DenseEmbedding,
+    Int4,
+    Int8,
+    Int8Embedding,
+    Quantization,
+)
+from app.transformer.model import RMSNorm, Transformer
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# Buffers that old exporters wrote and every reader recomputes.
+_RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+_Holder = Dense | Int8 | Int4 | DenseEmbedding | Int8Embedding | RMSNorm
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded; `weight_bytes` includes scales, `parameters` counts weights alone."""
+
+    parameters: int
+    weight_bytes: int
+    seconds: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.weight_bytes / self.parameters
+
+
+class Checkpoint:
+    """The safetensors files of a directory as one mapping from tensor name to tensor."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._unread: set[str] = set()
+        self._files: dict[str, Path] = {}
+        for path in self._paths():
+            for name in _open(path).keys():  # noqa: SIM118 - not a mapping
+                self._files[name] = path
+                self._unread.add(name)
+
+    def _paths(self) -> list[Path]:
+        index, single = self.directory / INDEX_FILE, self.directory / WEIGHTS_FILE
+        if single.is_file():
+            return [single]
+        if not index.is_file():
+            pickled = sorted(p.name for p in self.directory.glob("*.bin"))
+            hint = f" ({pickled[0]} is a pickle, which is never loaded: convert it)"
+            raise ModelError(f"{single} does not exist{hint if pickled else ''}")
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{index} is not a safetensors index: {error!r}") from None
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ModelError(f"{index}: shard {name!r} must be a plain file name")
+            if not (self.directory / name).is_file():
+                raise ModelError(f"{index} names {name}, which is not in {self.directory}")
+        return [self.directory / name for name in names]
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor `name`. Raises ModelError if it is missing or not of `shape`."""
+        path = self._files.get(name)
+        if path is None:
+            raise ModelError(f"{self.directory}: tensor {name} is missing")
+        tensor: Tensor = _open(path).get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"{path}: tensor {name} has shape {list(tensor.shape)}, the config asks for "
+                f"{list(shape)}"
+            )
+        self._unread.discard(name)
+        return tensor
+
+    def finish(self, ignored: set[str]) -> None:
+        """Raises ModelError if tensors were left over that no part of the model wanted."""
+        unexpected = {n for n in self._unread - ignored if not n.endswith(_RECOMPUTED)}
+        if unexpected:
+            first = min(unexpected)
+            raise ModelError(
+                f"{self._files[first]}: tensor {first} is unexpected"
+                + (f" ({len(unexpected)} such tensors)" if len(unexpected) > 1 else "")
+            )
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is truncated or not a safetensors file: {error}") from None
+
+
+def load_model(
+    directory: Path,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    prepare: bool = True,
+) -> tuple[Transformer, LoadReport]:
+    """Build the model of `directory` on `device`, computing in `dtype`.
+
+    `prepare` packs quantized matrices for the device's operator; leave it out to save them.
+    Raises ModelError naming the file and the tensor at fault.
+    """
+    started = time.monotonic()
+    config = ModelConfig.load(directory)
+    with torch.device("meta"):
+        model = Transformer(config, quantization)
+    checkpoint = Checkpoint(directory)
+    stored = config.quantization is not None
+    parameters = size = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, _Holder):
+            continue
+        tensors = (
+            _read_stored(checkpoint, name, module)
+            if stored
+            else _read_float(checkpoint, name, module, config, dtype)
+        )
+        parameters += _count(module)
+        for key, tensor in tensors.items():
+            wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            placed = tensor.to(device=device, dtype=wanted)
+            size += placed.nbytes
+            is_parameter = key in module._parameters
+            setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
+        if prepare and isinstance(module, Int8 | Int4 | Int8Embedding):
+            module.prepare()
+    model.model.rotary.to(device)
+    checkpoint.finish({"lm_head.weight"} if config.tie_word_embeddings else set())
+    return model, LoadReport(parameters, size, time.monotonic() - started)
+
+
+def _count(module: _Holder) -> int:
+    total = sum(p.numel() for p in module.parameters(recurse=False))
+    if isinstance(module, Int8 | Int8Embedding):
+        total += module.weight_int8.numel()
+    if isinstance(module, Int4):
+        total += 2 * module.weight_int4.numel()
+    return total
+
+
+def _read_stored(checkpoint: Checkpoint, name: str, module: _Holder) -> dict[str, Tensor]:
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {
+        key: checkpoint.read(f"{name}.{key}", tuple(meta.shape)) for key, meta in state.items()
+    }
+
+
+def _read_float(
+    checkpoint: Checkpoint, name: str, module: _Holder, config: ModelConfig, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Read a module's parts from a checkpoint, fuse them, and quantize if the module wants it."""
+    parts = _parts(name, module, config)
+    columns = (config.hidden_size,) if isinstance(module, DenseEmbedding | Int8Embedding) else ()
+    if isinstance(module, Dense | Int8 | Int4):
+        columns = (_in_features(module),)
+
+    def fused(kind: str, shape: tuple[int, ...]) -> Tensor:
+        tensors = [
+            checkpoint.read(f"{part}.{kind}", (rows, *shape)).to(dtype) for part, rows in parts
+        ]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    weight = fused("weight", columns)
+    tensors: dict[str, Tensor]
+    if isinstance(module, Int4):
+        tensors = Int4.quantize(weight, module.group_size)
+    elif isinstance(module, Int8 | Int8Embedding):
+        tensors = Int8.quantize(weight)
+    else:
+        tensors = {"weight": weight}
+    if getattr(module, "bias", None) is not None:
+        tensors["bias"] = fused("bias", ())
+    return tensors
+
+
+def _in_features(module: Dense | Int8 | Int4) -> int:
+    if isinstance(module, Int4):
+        return 2 * module.weight_int4.shape[1]
+    stored = module.weight if isinstance(module, Dense) else module.weight_int8
+    return stored.shape[1]
+
+
+def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str, int]]:
+    """Checkpoint names, with their row counts, of the matrices that make up module `name`."""
+    parent, _, leaf = name.rpartition(".")
+    if leaf == "qkv_proj":
+        rows = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
+    elif leaf == "gate_up_proj":
+        rows = [config.intermediate_size] * 2
+    else:
+        state = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        return [(name, state[0].shape[0])]
+    return [(f"{parent}.{part}", count) for part, count in zip(FUSED[leaf], rows, strict=True)]
+
+
+def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """The unquantized model's tensors under their Hugging Face names, fused ones taken apart."""
+    for name, module in model.named_modules():
+        if not isinstance(module, Dense | DenseEmbedding | RMSNorm):
+            continue
+        parts = _parts(name, module, model.config)
+        for key, parameter in module.named_parameters(recurse=False):
+            pieces = parameter.detach().split([rows for _, rows in parts])
+            for (part, _), piece in zip(parts, pieces, strict=True):
+                yield f"{part}.{key}", piece
+
+
+def save_model(model: Transformer, directory: Path, *, dtype: torch.dtype) -> None:
+    """Write config.json and model.safetensors, readable by transformers, weights in `dtype`."""
+    tensors = {n: t.to("cpu", dtype).contiguous() for n, t in checkpoint_tensors(model)}
+    write_directory(directory, tensors, model.config.to_dict())
+
+
+def write_directory(
+    directory: Path, tensors: dict[str, Tensor], config: dict[str, object]
+) -> None:
+    """Write weights, then config.json, each atomically: a reader never sees half a file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f".{WEIGHTS_FILE}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    _commit(partial, directory / WEIGHTS_FILE)
+    partial = directory / f".{CONFIG_FILE}.partial"
+    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _commit(partial, directory / CONFIG_FILE)
+
+
+def _commit(partial: Path, final: Path) -> None:
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(final)

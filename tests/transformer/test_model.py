@@ -1,0 +1,204 @@
+"""The Transformer against Hugging Face transformers, family by family."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from app.kernels import PagedLayout
+from app.transformer.attention import PackedCausal, Paged
+from app.transformer.config import ModelConfig
+from app.transformer.model import Transformer
+from app.transformer.weights import load_model
+
+BASE = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+FAMILIES = {
+    "llama2": ("llama", {"num_key_value_heads": 6}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-linear": ("llama", {"rope_parameters": LINEAR}),
+    "smollm": ("llama", {"tie_word_embeddings": True, "num_attention_heads": 9, "hidden_size": 72,
+                         "num_key_value_heads": 3}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-sliding": ("mistral", {"sliding_window": 9}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": 7,
+                                "max_window_layers": 1}),
+    "qwen2-yarn": ("qwen2", {"rope_parameters": YARN}),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "qwen3-yarn": ("qwen3", {"rope_parameters": YARN}),
+}  # fmt: skip
+BLOCK = 4
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tmp_path_factory):
+    """(transformers' model, ours) with the same random weights."""
+    kind, changes = FAMILIES[request.param]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **(BASE | changes))
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            # Norm scales of one and zero biases would hide mistakes.
+            scale = 0.2 if parameter.ndim == 1 else 0.08
+            parameter.add_(torch.randn_like(parameter) * scale)
+            assert name
+    directory = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(directory)
+    ours, _ = load_model(directory, device="cpu", dtype=torch.float32, quantization=None)
+    return theirs, ours.eval()
+
+
+def reference(theirs, tokens: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return theirs(torch.tensor([tokens])).logits[0].float()
+
+
+class PagedRun:
+    """Runs sequences through scattered cache blocks, in whatever chunks a test chooses."""
+
+    def __init__(self, model: Transformer, blocks: int = 128) -> None:
+        config = model.config
+        shape = (blocks, BLOCK, config.kv_heads, config.head_dim)
+        self.model = model
+        self.caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.layers)]
+        self.free = list(range(blocks))
+        random.Random(1).shuffle(self.free)
+        self.tables: dict[int, list[int]] = {}
+
+    @torch.no_grad()
+    def step(self, chunks: list[tuple[int, list[int], int, int]]) -> list[torch.Tensor]:
+        """Chunks are (sequence id, its tokens, start, end); logits of each chunk's rows."""
+        order = sorted(range(len(chunks)), key=lambda i: chunks[i][3] - chunks[i][2] > 1)
+        chunks = [chunks[i] for i in order]
+        ids, positions, slots, starts = [], [], [], [0]
+        for key, tokens, start, end in chunks:
+            table = self.tables.setdefault(key, [])
+            while len(table) * BLOCK < end:
+                table.append(self.free.pop())
+            ids += tokens[start:end]
+            positions += range(start, end)
+            slots += [table[p // BLOCK] * BLOCK + p % BLOCK for p in range(start, end)]
+            starts.append(len(ids))
+        contexts = tuple(end for *_, end in chunks)
+        longest = max(len(self.tables[key]) for key, *_ in chunks)
+        tables = [self.tables[k] + [0] * (longest - len(self.tables[k])) for k, *_ in chunks]
+        layout = PagedLayout(
+            slots=torch.tensor(slots),
+            block_tables=torch.tensor(tables),
+            context_lengths_tensor=torch.tensor(contexts),
+            query_starts=tuple(starts),
+            context_lengths=contexts,
+            decodes=sum(end - start == 1 for _, _, start, end in chunks),
+        )
+        context = Paged(torch.tensor(positions), layout, self.caches)
+        logits = self.model.logits(self.model(torch.tensor(ids), context))
+        parts = [logits[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+        return [parts[order.index(i)] for i in range(len(order))]
+
+
+def random_tokens(seed: int, length: int) -> list[int]:
+    return torch.randint(
+        0, BASE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
+
+
+def test_prefill_matches_transformers(pair):
+    theirs, ours = pair
+    tokens = random_tokens(1, 41)
+    (logits,) = PagedRun(ours).step([(0, tokens, 0, 41)])
+    torch.testing.assert_close(logits, reference(theirs, tokens), atol=1e-4, rtol=0)
+
+
+def test_token_by_token_decode_matches_transformers(pair):
+    theirs, ours = pair
+    tokens = random_tokens(2, 27)
+    run = PagedRun(ours)
+    logits = torch.cat([run.step([(0, tokens, i, i + 1)])[0] for i in range(27)])
+    torch.testing.assert_close(logits, reference(theirs, tokens), atol=1e-4, rtol=0)
+
+
+def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
+    theirs, ours = pair
+    rng = random.Random(3)
+    sequences = {key: random_tokens(10 + key, rng.randint(5, 60)) for key in range(6)}
+    done = dict.fromkeys(sequences, 0)
+    seen: dict[int, list[torch.Tensor]] = {key: [] for key in sequences}
+    run = PagedRun(ours)
+    while any(done[k] < len(t) for k, t in sequences.items()):
+        active = [k for k, t in sequences.items() if done[k] < len(t) and rng.random() < 0.7]
+        chunks = []
+        for key in active:
+            end = min(len(sequences[key]), done[key] + rng.choice([1, 1, 1, 5, 17]))
+            chunks.append((key, sequences[key], done[key], end))
+            done[key] = end
+        if chunks:
+            for (key, *_), logits in zip(chunks, run.step(chunks), strict=True):
+                seen[key].append(logits)
+    for key, tokens in sequences.items():
+        torch.testing.assert_close(
+            torch.cat(seen[key]), reference(theirs, tokens), atol=1e-4, rtol=0
+        )
+
+
+def test_training_context_matches_transformers(pair):
+    theirs, ours = pair
+    rows = [random_tokens(20 + row, 24) for row in range(3)]
+    flat = torch.tensor(rows).flatten()
+    with torch.no_grad():
+        logits = ours.logits(ours(flat, PackedCausal(rows=3, length=24))).view(3, 24, -1)
+    for row, tokens in enumerate(rows):
+        torch.testing.assert_close(logits[row], reference(theirs, tokens), atol=1e-4, rtol=0)
+
+
+def test_config_survives_a_round_trip(pair):
+    theirs, ours = pair
+    raw = json.loads(json.dumps(theirs.config.to_dict())) | {
+        "architectures": [ours.config.architecture]
+    }
+    config = ModelConfig.from_dict(raw)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_initialisation_is_reproducible(tmp_path: Path):
+    config = ModelConfig.from_dict(
+        {**BASE, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    )
+    first, second = Transformer(config), Transformer(config)
+    for model in (first, second):
+        model.init_weights(torch.Generator().manual_seed(7))
+    for left, right in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(left, right)
+    assert first.model.layers[0].self_attn.qkv_proj.weight.std().item() == pytest.approx(
+        0.02, rel=0.1
+    )
