@@ -1,0 +1,60 @@
+"""What the scheduler's tests share: a small scheduler, requests, a step without a model."""
+
+from __future__ import annotations
+
+import itertools
+
+from app.engine.kv_cache import KVCache
+from app.engine.messages import GenerateRequest, SamplingParams
+from app.engine.scheduler import Sampled, Schedule, Scheduler
+
+FILLER = 1_000
+
+
+def make(
+    blocks: int = 16,
+    *,
+    max_batch_tokens: int = 16,
+    max_sequences: int = 4,
+    max_waiting: int = 8,
+    context_length: int = 32,
+) -> Scheduler:
+    kv = KVCache(blocks, block_size=4)
+    return Scheduler(kv, max_batch_tokens, max_sequences, max_waiting, context_length)
+
+
+_base = itertools.count(0, 100)
+
+
+def request(name: str, prompt: int | tuple[int, ...] = 3, **keywords) -> GenerateRequest:
+    """A request of `prompt` tokens nobody else has (or of given ones)."""
+    fields = {"n", "priority", "deadline", "cache_salt"}
+    sampling = {key: value for key, value in keywords.items() if key not in fields}
+    start = next(_base)
+    return GenerateRequest(
+        request_id=name,
+        prompt=tuple(range(start, start + prompt)) if isinstance(prompt, int) else prompt,
+        sampling=SamplingParams(**{"max_tokens": 4, **sampling}),
+        **{key: value for key, value in keywords.items() if key in fields},
+    )
+
+
+def step(
+    scheduler: Scheduler, now: float = 0.0, token: int = FILLER
+) -> tuple[Schedule, list[Sampled]]:
+    schedule = scheduler.schedule(now)
+    results = scheduler.update(schedule, [token] * len(schedule.samplers))
+    scheduler.check()
+    return schedule, results
+
+
+def drain(scheduler: Scheduler, now: float = 0.0) -> list[Sampled]:
+    results: list[Sampled] = []
+    while scheduler.has_work:
+        results += step(scheduler, now)[1]
+    assert scheduler.kv.used == 0
+    return results
+
+
+def shape(schedule: Schedule) -> list[tuple[str, int, int]]:
+    return [(chunk.sequence.request_id, chunk.start, chunk.length) for chunk in schedule.chunks]

@@ -1,0 +1,255 @@
+"""Thousands of random steps against an oracle that knows what every cache slot really holds.
+
+The oracle plays runner and model: it copies and writes slots as a schedule says, and draws each
+token from the content it reads back, so that any slot overwritten, shared or reused wrongly shows
+in the text, which must equal that of the same request run alone.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine.kv_cache import KVCache
+from app.engine.messages import GenerateRequest, SamplingParams
+from app.engine.scheduler import Chunk, Sampled, Schedule, Scheduler
+from app.engine.sequence import Sequence
+from app.errors import QueueFullError
+
+END = 1
+CONTEXT = 40
+MAX_STEPS = 2_000
+"""Far more than the rest of any simulation takes once nothing arrives any more."""
+
+Prefix = tuple[str, tuple[int, ...]]
+Key = tuple[str, int]
+
+
+def draw(prefix: Prefix, index: int) -> int:
+    """The model: the next token is a function of salt, all tokens before, and continuation."""
+    return random.Random(f"{prefix}{index}").randrange(1, 40)
+
+
+def expected(request: GenerateRequest, index: int) -> tuple[list[int], str]:
+    """What continuation `index` generates when run alone, and why it ends."""
+    tokens = list(request.prompt)
+    while True:
+        tokens.append(draw((request.cache_salt, tuple(tokens)), index))
+        generated = len(tokens) - len(request.prompt)
+        ended = tokens[-1] == END and generated > request.sampling.min_tokens
+        if ended or generated == request.sampling.max_tokens or len(tokens) == CONTEXT:
+            return tokens[len(request.prompt) :], "stop" if ended else "length"
+
+
+@dataclass
+class Oracle:
+    """Executes schedules on a cache of prefixes instead of keys and values."""
+
+    kv: KVCache
+    slots: dict[tuple[int, int], Prefix] = field(default_factory=dict)
+    computed: dict[Sequence, int] = field(default_factory=dict)
+    copies: int = 0
+
+    def execute(self, schedule: Schedule) -> list[int]:
+        self.computed = {s: end for s, end in self.computed.items() if s.blocks}
+        self._copy(schedule)
+        for chunk in schedule.chunks:
+            self._write(chunk)
+        return [
+            draw(self._read(chunk), sampler.index)
+            for chunk in schedule.chunks
+            for sampler in chunk.samplers
+        ]
+
+    def _copy(self, schedule: Schedule) -> None:
+        destinations = [destination for _, destination in schedule.copies]
+        assert len(set(destinations)) == len(destinations)
+        self.copies += len(destinations)
+        for position, (source, destination) in enumerate(schedule.copies):
+            assert self.kv.references(destination) == 1
+            assert source not in destinations[:position]
+            for offset in range(self.kv.block_size):
+                self.slots[destination, offset] = self.slots.get((source, offset), ("", ()))
+
+    def _write(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        assert chunk.length > 0
+        if sequence in self.computed:
+            assert chunk.start == self.computed[sequence]
+        else:
+            assert chunk.start % self.kv.block_size == 0
+            assert chunk.start == 0 or not sequence.needs_prompt_logits
+        for position in range(chunk.start, chunk.start + chunk.length):
+            slot = self._slot(sequence, position)
+            assert self.kv.references(slot[0]) == 1
+            self.slots[slot] = (sequence.cache_salt, tuple(sequence.tokens[: position + 1]))
+        for sampler in chunk.samplers or (sequence,):
+            self.computed[sampler] = chunk.start + chunk.length
+
+    def _read(self, chunk: Chunk) -> Prefix:
+        """What attention of the chunk's last token sees, which must be the sequence's own past."""
+        sequence, end = chunk.sequence, chunk.start + chunk.length
+        for position in range(end):
+            content = self.slots[self._slot(sequence, position)]
+            assert content == (sequence.cache_salt, tuple(sequence.tokens[: position + 1]))
+        return content
+
+    def _slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
+        block, offset = divmod(position, self.kv.block_size)
+        return sequence.blocks[block], offset
+
+
+class Simulation:
+    """A scheduler under random load, and the accounts of what became of each request."""
+
+    def __init__(self, seed: int, *, prefix_caching: bool = True) -> None:
+        self.random = random.Random(seed)
+        size = self.random.choice([1, 2, 4, 8])
+        least = -(-CONTEXT // size)
+        self.kv = KVCache(least + self.random.randrange(least), size, prefix_caching)
+        self.scheduler = Scheduler(
+            self.kv,
+            max_batch_tokens=self.random.choice([8, 16, 64]),
+            max_sequences=self.random.choice([1, 4, 8]),
+            max_waiting=12,
+            context_length=CONTEXT,
+        )
+        self.oracle = Oracle(self.kv)
+        self.now = 0.0
+        self.requests: dict[str, GenerateRequest] = {}
+        self.texts: dict[Key, list[int]] = {}
+        self.finished: dict[Key, str] = {}
+        self.dropped: set[Key] = set()
+        self.longest_wait = 0.0
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.random.random() < 0.35:
+                self._arrive()
+            if self.requests and self.random.random() < 0.04:
+                self._cancel()
+            self._step()
+        for _ in range(MAX_STEPS):
+            if not self.scheduler.has_work:
+                break
+            self._step()
+        self._settle()
+
+    def _step(self) -> None:
+        self.now += 0.1
+        scheduler = self.scheduler
+        schedule = scheduler.schedule(self.now)
+        scheduler.check()
+        for request_id in schedule.expired:
+            deadline = self.requests[request_id].deadline
+            assert deadline is not None
+            assert deadline <= self.now
+            self._drop(request_id)
+        assert schedule.chunks or not scheduler.has_work
+        assert schedule.tokens <= scheduler.max_batch_tokens
+        assert len({id(chunk.sequence) for chunk in schedule.chunks}) == len(schedule.chunks)
+        assert len({id(sequence) for sequence in schedule.samplers}) == len(schedule.samplers)
+        tokens = self.oracle.execute(schedule)
+        if self.requests and self.random.random() < 0.02:
+            self._cancel(whole=True)
+        for result in scheduler.update(schedule, tokens):
+            self._record(result)
+        scheduler.check()
+        assert scheduler.stats().running <= scheduler.max_sequences
+
+    def _arrive(self) -> None:
+        chance = self.random
+        stem = tuple(range(20, 20 + chance.choice([0, 4, 9, 17])))
+        tail = tuple(chance.randrange(1, 4) for _ in range(chance.choice([1, 2, 5, 20])))
+        request = GenerateRequest(
+            request_id=f"r{len(self.requests)}",
+            prompt=(stem + tail)[: CONTEXT - 1],
+            sampling=SamplingParams(
+                max_tokens=chance.choice([1, 3, 10, 100]),
+                min_tokens=chance.choice([0, 0, 2]),
+                eos_token_ids=(END,),
+                prompt_logprobs=chance.choice([None, None, None, 0]),
+            ),
+            n=min(chance.choice([1, 1, 1, 2, 3]), self.scheduler.max_sequences),
+            priority=chance.choice([0, 0, 0, -1, 3]),
+            deadline=self.now + chance.choice([0.5, 5.0]) if chance.random() < 0.1 else None,
+            cache_salt=chance.choice(["", "", "tenant"]),
+        )
+        try:
+            self.scheduler.add(request, self.now)
+        except QueueFullError:
+            assert self.scheduler.stats().waiting >= self.scheduler.max_waiting
+            return
+        self.requests[request.request_id] = request
+
+    def _cancel(self, whole: bool = False) -> None:
+        request_id, request = self.random.choice(list(self.requests.items()))
+        index = None if whole or self.random.random() < 0.5 else self.random.randrange(request.n)
+        self.scheduler.cancel(request_id, index)
+        self._drop(request_id, index)
+
+    def _drop(self, request_id: str, index: int | None = None) -> None:
+        indices = range(self.requests[request_id].n) if index is None else (index,)
+        self.dropped |= {(request_id, i) for i in indices} - self.finished.keys()
+
+    def _record(self, result: Sampled) -> None:
+        key = (result.sequence.request_id, result.sequence.index)
+        assert key not in self.finished
+        assert key not in self.dropped
+        self.texts.setdefault(key, []).append(result.token)
+        assert result.stopped_on_token == (result.finish_reason == "stop")
+        self.longest_wait = max(self.longest_wait, result.sequence.queue_seconds)
+        if result.finish_reason is not None:
+            self.finished[key] = result.finish_reason
+
+    def _settle(self) -> None:
+        """Nothing lost, nothing leaked, every text as if run alone."""
+        assert not self.scheduler.has_work
+        assert (self.kv.used, self.kv.free) == (0, self.kv.total)
+        self.kv.check()
+        for request_id, request in self.requests.items():
+            for index in range(request.n):
+                key = (request_id, index)
+                text, reason = expected(request, index)
+                assert (key in self.finished) != (key in self.dropped)
+                if key in self.finished:
+                    assert self.texts[key] == text
+                    assert self.finished[key] == reason
+                else:
+                    assert self.texts.get(key, []) == text[: len(self.texts.get(key, []))]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_load(seed: int) -> None:
+    simulation = Simulation(seed)
+    simulation.run(1_000)
+    assert len(simulation.finished) > 100
+    assert simulation.longest_wait < 60.0
+
+
+def test_random_load_without_prefix_caching() -> None:
+    simulation = Simulation(5, prefix_caching=False)
+    simulation.run(1_000)
+    assert simulation.scheduler.stats().preemptions > 0
+    assert simulation.kv.prefix_tokens_queried == simulation.kv.cached == 0
+
+
+def test_the_load_reaches_every_policy() -> None:
+    """The simulations would prove little if they never preempted, shared, copied or dropped."""
+    simulations = [Simulation(seed) for seed in range(12)]
+    for simulation in simulations:
+        simulation.run(300)
+    assert sum(s.scheduler.stats().preemptions for s in simulations) > 20
+    assert sum(s.kv.prefix_tokens_hit for s in simulations) > 1_000
+    assert sum(s.oracle.copies for s in simulations) > 20
+    assert sum(len(s.dropped) for s in simulations) > 20
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_any_short_load(seed: int) -> None:
+    Simulation(seed).run(60)
