@@ -1,0 +1,111 @@
+"""Every setting of the server: the same name as a flag, an environment variable and a TOML key.
+
+Flags win over `HAGANE_*` variables, these over the file named by `HAGANE_CONFIG`, these over the
+defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ByteSize, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from app.errors import ConfigurationError
+
+PREFIX = "HAGANE_"
+CONFIG_VARIABLE = "HAGANE_CONFIG"
+
+
+class Settings(BaseSettings):
+    """Serve a model over HTTP behind the OpenAI API."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    model: str = Field("hagane-mini", description="directory, name in models_dir, or hub id")
+    served_model_name: str | None = Field(None, description="id that requests name the model by")
+    models_dir: Path | None = Field(None, description="model store; default: the one shipped")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="dtype of computation; auto: the model's own"
+    )
+    quantize: Literal["none", "int8", "int4"] = Field("none", description="quantize weights")
+    group_size: Literal[32, 64, 128] = Field(64, description="inputs per int4 scale")
+    context_length: int | None = Field(None, ge=1, description="tokens; default: the model's")
+    kv_cache_memory: ByteSize | None = Field(
+        None, description="memory of the KV cache such as 2GiB; default: up to half of what is free"
+    )
+    block_size: int = Field(16, ge=1, le=256, description="tokens per KV-cache block")
+    max_batch_tokens: int = Field(512, ge=1, description="token budget of one engine step")
+    max_sequences: int = Field(64, ge=1, description="sequences generated at a time")
+    max_waiting: int = Field(256, ge=1, description="waiting requests before 429")
+    prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt beginnings")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's choice")
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="comma-separated keys; empty: no key is asked for"
+    )
+    admin_key: SecretStr = Field(SecretStr(""), description="key of the admin routes")
+    data_dir: Path = Field(Path("data"), description="directory of durable state")
+    request_timeout: float | None = Field(None, gt=0, description="seconds a request may take")
+    max_body_bytes: ByteSize = Field(ByteSize(8 << 20), description="largest request body")
+    cors_origins: str = Field("", description="comma-separated origins that browsers may call from")
+    keep_alive_seconds: float = Field(15.0, gt=0, description="between comments on quiet streams")
+    shutdown_grace: float = Field(10.0, ge=0, description="seconds streams may take to finish")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
+    log_format: Literal["auto", "json", "pretty"] = Field(
+        "auto", description="auto: pretty on a terminal, else json"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources = (init_settings, env_settings)
+        file = os.environ.get(CONFIG_VARIABLE)
+        if not file:
+            return sources
+        if not Path(file).is_file():
+            raise ConfigurationError(f"{CONFIG_VARIABLE} names {file}, which does not exist")
+        return (*sources, TomlConfigSettingsSource(settings_cls, Path(file)))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The API keys, one by one."""
+        return _split(self.api_keys.get_secret_value())
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins that browsers may call from, one by one."""
+        return _split(self.cors_origins)
+
+
+def refuse_unknown_variables() -> None:
+    """Raises ConfigurationError for a HAGANE_* variable that is no setting: a typing mistake."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    unknown = sorted(v for v in os.environ if v.upper().startswith(PREFIX) and v not in known)
+    if unknown:
+        raise ConfigurationError(f"{unknown[0]} is not a setting; see `hagane serve --help`")
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
