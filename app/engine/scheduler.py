@@ -174,9 +174,8 @@ class Scheduler:
     def schedule(self, now: float) -> Schedule:
         """Decide the next step. Its tokens count as computed only after `update`."""
         expired = self._expire(now)
-        preemptions = self._preemptions
         copies = self._secure_blocks()
-        chunks = self._fill_budget(now, admitting=self._preemptions == preemptions)
+        chunks = self._fill_budget(now)
         self._steps += bool(chunks)
         return Schedule(chunks=tuple(chunks), copies=tuple(copies), expired=expired)
 
@@ -292,11 +291,12 @@ class Scheduler:
         insort(self._waiting, sequence, key=_by_order)
         self._preemptions += 1
 
-    def _fill_budget(self, now: float, admitting: bool) -> list[Chunk]:
+    def _fill_budget(self, now: float) -> list[Chunk]:
         """Decoding sequences first, then prefills, running and newly admitted ones in order."""
         chunks = [_chunk(sequence, 1) for sequence in self._running if sequence.uncomputed == 1]
         prefills = deque(sequence for sequence in self._running if sequence.uncomputed > 1)
         budget = self.max_batch_tokens - len(chunks)
+        admitting = True
         while budget > 0:
             sequence = None
             if admitting and self._waiting and _leads(self._waiting, prefills):

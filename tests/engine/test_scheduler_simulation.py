@@ -142,6 +142,7 @@ class Simulation:
     def _step(self) -> None:
         self.now += 0.1
         scheduler = self.scheduler
+        first = min(scheduler._running, key=lambda sequence: sequence.order, default=None)
         schedule = scheduler.schedule(self.now)
         scheduler.check()
         for request_id in schedule.expired:
@@ -150,6 +151,9 @@ class Simulation:
             assert deadline <= self.now
             self._drop(request_id)
         assert schedule.chunks or not scheduler.has_work
+        if first is not None and first.request_id not in schedule.expired:
+            assert first.blocks, "the first in order was preempted"
+            assert min(chunk.sequence.order for chunk in schedule.chunks) <= first.order
         assert schedule.tokens <= scheduler.max_batch_tokens
         assert len({id(chunk.sequence) for chunk in schedule.chunks}) == len(schedule.chunks)
         assert len({id(sequence) for sequence in schedule.samplers}) == len(schedule.samplers)
