@@ -11,7 +11,7 @@ first come first served):
   most one block in `block_size` steps, nobody is preempted for that long (but for the copies
   that forks may need).
 - When blocks run out, the last running sequence in order is preempted: it gives up its blocks,
-  keeps its tokens and waits. Its keys and values are computed again later, as far as the prefix
+  keeps its tokens and waits, a step at least. Its keys and values are computed again later, as far as the prefix
   cache lost them.
 
 The first sequence in order is never preempted for another, and always fits alone: every step
@@ -174,8 +174,10 @@ class Scheduler:
     def schedule(self, now: float) -> Schedule:
         """Decide the next step. Its tokens count as computed only after `update`."""
         expired = self._expire(now)
+        preemptions = self._preemptions
         copies = self._secure_blocks()
-        chunks = self._fill_budget(now)
+        # Whoever was just preempted would fit again at once if others hold equal blocks by now.
+        chunks = self._fill_budget(now, admitting=self._preemptions == preemptions)
         self._steps += bool(chunks)
         return Schedule(chunks=tuple(chunks), copies=tuple(copies), expired=expired)
 
@@ -291,12 +293,11 @@ class Scheduler:
         insort(self._waiting, sequence, key=_by_order)
         self._preemptions += 1
 
-    def _fill_budget(self, now: float) -> list[Chunk]:
+    def _fill_budget(self, now: float, admitting: bool) -> list[Chunk]:
         """Decoding sequences first, then prefills, running and newly admitted ones in order."""
         chunks = [_chunk(sequence, 1) for sequence in self._running if sequence.uncomputed == 1]
         prefills = deque(sequence for sequence in self._running if sequence.uncomputed > 1)
         budget = self.max_batch_tokens - len(chunks)
-        admitting = True
         while budget > 0:
             sequence = None
             if admitting and self._waiting and _leads(self._waiting, prefills):

@@ -1,0 +1,201 @@
+"""POST /v1/completions: text in, text out, no template."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from sse_starlette import EventSourceResponse
+
+from app.api.generation import Generation, Piece, Usage, build_generation
+from app.api.schemas import CompletionBody
+from app.api.serving import Serving, authenticate, get_serving
+from app.api.sse import stream, unless_disconnected
+from app.engine.messages import TokenLogprobs
+from app.errors import InvalidRequestError
+
+router = APIRouter(dependencies=[Depends(authenticate)])
+
+# A batch of prompts is one request to its sender, but as many to the queue.
+_MOST_PROMPTS = 256
+
+
+@router.post("/v1/completions", response_model=None)
+async def complete(body: CompletionBody, request: Request) -> EventSourceResponse | dict[str, Any]:
+    """Continue one text or several, streamed or whole."""
+    serving = get_serving(request)
+    serving.require_model(body.model)
+    if body.best_of not in (None, body.n or 1):
+        raise InvalidRequestError(
+            "'best_of' other than 'n' is not supported; leave it out.", param="best_of"
+        )
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
+    generations = [_generation(serving, body, prompt) for prompt in _prompts(serving, body)]
+    head = {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": body.model,
+    }
+    if body.stream:
+        if len(generations) > 1:
+            raise InvalidRequestError(
+                "'stream' takes one prompt at a time; send several requests.", param="prompt"
+            )
+        chunks = _chunks(generations[0], body, head)
+        return await stream(request, chunks, serving.settings.keep_alive_seconds)
+    per_prompt = await unless_disconnected(request, _all(generations, body))
+    choices = [choice for choices in per_prompt for choice in choices]
+    for index, choice in enumerate(choices):
+        choice["index"] = index
+    return {**head, "choices": choices, "usage": _total(generations).as_json()}
+
+
+def _prompts(serving: Serving, body: CompletionBody) -> list[list[int]]:
+    prompt = body.prompt
+    encode = serving.model.tokenizer.encode
+    prompts: list[list[int]]
+    if isinstance(prompt, str):
+        prompts = [encode(prompt)]
+    elif all(isinstance(part, int) for part in prompt):
+        prompts = [[part for part in prompt if isinstance(part, int)]]
+    else:
+        prompts = [
+            encode(part) if isinstance(part, str) else list(part)
+            for part in prompt
+            if not isinstance(part, int)
+        ]
+    if len(prompts) > _MOST_PROMPTS:
+        raise InvalidRequestError(
+            f"'prompt' has {len(prompts)} texts; send at most {_MOST_PROMPTS}.", param="prompt"
+        )
+    return prompts
+
+
+def _generation(serving: Serving, body: CompletionBody, prompt: list[int]) -> Generation:
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequestError(
+            "'max_tokens' 0 generates nothing; it is for 'echo': true.", param="max_tokens"
+        )
+    room = serving.check_prompt(prompt, body.max_tokens or None, "prompt")
+    wanted = room if body.max_tokens is None else max(body.max_tokens, 1)
+    return build_generation(
+        serving,
+        body,
+        prompt,
+        max_tokens=wanted,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+
+
+async def _all(generations: list[Generation], body: CompletionBody) -> list[list[dict[str, Any]]]:
+    # A task group, so that one prompt's failure cancels the others.
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_whole(g, body)) for g in generations]
+    except* Exception as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _whole(generation: Generation, body: CompletionBody) -> list[dict[str, Any]]:
+    writers = [_Choice(generation, body) for _ in range(generation.request.n)]
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    async with aclosing(generation.pieces()) as pieces:
+        async for piece in pieces:
+            prompt_logprobs = piece.prompt_logprobs or prompt_logprobs
+            writers[piece.index].add(piece)
+    return [writer.as_json(prompt_logprobs) for writer in writers]
+
+
+class _Choice:
+    """Gathers one continuation, with the prompt before it where that is to be echoed."""
+
+    def __init__(self, generation: Generation, body: CompletionBody) -> None:
+        self.generation = generation
+        self.body = body
+        self.text = ""
+        self.entries: list[TokenLogprobs | None] = []
+        self.reason: str | None = None
+
+    def add(self, piece: Piece) -> None:
+        if self.body.max_tokens != 0:
+            self.text += piece.text
+            self.entries += piece.logprobs
+        self.reason = piece.finish_reason
+
+    def as_json(self, prompt: tuple[TokenLogprobs | None, ...] | None) -> dict[str, Any]:
+        ids = list(self.generation.request.prompt)
+        tokenizer = self.generation.serving.model.tokenizer
+        text, logprobs = self.text, None
+        if self.body.echo:
+            skip = self.body.skip_special_tokens
+            text = tokenizer.decode(ids, skip_special_tokens=skip) + text
+        if self.body.logprobs is not None:
+            entries = [*(prompt or ()), *self.entries] if self.body.echo else self.entries
+            first = ids[0] if self.body.echo else None
+            logprobs = _legacy_logprobs(self.generation, entries, first)
+        reason = "length" if self.body.max_tokens == 0 else self.reason
+        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _legacy_logprobs(
+    generation: Generation, entries: list[TokenLogprobs | None], first: int | None
+) -> dict[str, Any]:
+    """OpenAI's older format: parallel lists, the prompt's first token without a probability."""
+    show = generation.serving.model.tokenizer.token_text
+    tokens, values, tops, offsets = [], [], [], []
+    offset = 0
+    for entry in entries:
+        token = show(first or 0) if entry is None else show(entry.token)
+        tokens.append(token)
+        offsets.append(offset)
+        offset += len(token)
+        values.append(None if entry is None else max(entry.logprob, -9999.0))
+        tops.append(None if entry is None else {show(t): max(v, -9999.0) for t, v in entry.top})
+    return {
+        "tokens": tokens,
+        "token_logprobs": values,
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
+async def _chunks(
+    generation: Generation, body: CompletionBody, head: dict[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
+    if body.echo:
+        raise InvalidRequestError("'echo' is not supported with 'stream'.", param="echo")
+    usage = {"usage": None} if body.stream_options and body.stream_options.include_usage else {}
+    async with aclosing(generation.pieces()) as pieces:
+        async for piece in pieces:
+            if not piece.text and piece.finish_reason is None and body.logprobs is None:
+                continue
+            entries = list(piece.logprobs)
+            choice = {
+                "index": piece.index,
+                "text": piece.text,
+                "logprobs": None
+                if body.logprobs is None
+                else _legacy_logprobs(generation, entries, None),
+                "finish_reason": piece.finish_reason,
+            }
+            yield {**head, "choices": [choice], **usage}
+    if usage:
+        yield {**head, "choices": [], "usage": generation.usage.as_json()}
+
+
+def _total(generations: list[Generation]) -> Usage:
+    total = Usage()
+    for generation in generations:
+        total.prompt_tokens += generation.usage.prompt_tokens
+        total.completion_tokens += generation.usage.completion_tokens
+        total.cached_tokens += generation.usage.cached_tokens
+    return total

@@ -1,0 +1,201 @@
+"""From a request's parameters to the engine, and from its tokens to text. Shared by the routes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from app.api.schemas import SamplingBody
+from app.api.serving import Serving
+from app.engine.detokenizer import Detokenizer
+from app.engine.messages import (
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    TokenLogprobs,
+)
+from app.errors import InvalidRequestError
+
+_MOST_STOP_STRINGS = 16
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text of one choice; `tokens` are the ids behind it (a held-back end comes later)."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class Usage:
+    """Token counts of one HTTP request, growing while it runs."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One prompt on its way through the engine."""
+
+    serving: Serving
+    request: GenerateRequest
+    stop: tuple[str, ...]
+    skip_special_tokens: bool
+    usage: Usage = field(default_factory=Usage)
+    started: float = field(default_factory=time.monotonic)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Text of all choices as it comes; closing the generator cancels the request."""
+        metrics = self.serving.metrics
+        self.usage.prompt_tokens += len(self.request.prompt)
+        metrics.prompt_tokens.inc(len(self.request.prompt))
+        texts = {index: self._detokenizer() for index in range(self.request.n)}
+        last: dict[int, float] = {}
+        async with aclosing(self.serving.client.generate(self.request)) as deltas:
+            async for delta in deltas:
+                text = texts.get(delta.index)
+                if text is None:
+                    # Tokens computed before the cancellation of this choice arrived.
+                    continue
+                now = time.monotonic()
+                if not last:
+                    metrics.time_to_first_token.observe(now - self.started)
+                    metrics.queue_time.observe(delta.queue_seconds)
+                    self.usage.cached_tokens += delta.cached_tokens
+                elif delta.index in last:
+                    metrics.inter_token_latency.observe(now - last[delta.index])
+                last[delta.index] = now
+                self.usage.completion_tokens += len(delta.tokens)
+                metrics.generated_tokens.inc(len(delta.tokens))
+                visible = delta.tokens[:-1] if delta.stopped_on_token else delta.tokens
+                piece = text.push(visible)
+                reason = delta.finish_reason
+                if text.stopped is not None:
+                    if reason is None:
+                        self.serving.client.cancel(self.request.request_id, delta.index)
+                    reason = "stop"
+                elif reason is not None:
+                    piece += text.finish()
+                if reason is not None:
+                    del texts[delta.index]
+                yield Piece(
+                    index=delta.index,
+                    text=piece,
+                    tokens=visible,
+                    logprobs=(delta.logprobs or ())[: len(visible)],
+                    prompt_logprobs=delta.prompt_logprobs,
+                    finish_reason=reason,
+                )
+                if not texts:
+                    break
+        metrics.end_to_end_latency.observe(time.monotonic() - self.started)
+
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(
+            self.serving.model.tokenizer,
+            stop=self.stop,
+            skip_special_tokens=self.skip_special_tokens,
+            min_tokens=self.request.sampling.min_tokens,
+        )
+
+
+def build_generation(
+    serving: Serving,
+    body: SamplingBody,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> Generation:
+    """Raises InvalidRequestError for parameters that do not fit this model or server."""
+    settings = serving.settings
+    n = body.n or 1
+    if n > settings.max_sequences:
+        raise InvalidRequestError(
+            f"'n' is {n}; this server generates at most {settings.max_sequences} at a time.",
+            param="n",
+        )
+    timeout = body.timeout or settings.request_timeout
+    request = GenerateRequest(
+        request_id=uuid.uuid4().hex,
+        prompt=tuple(prompt),
+        sampling=_sampling(serving, body, max_tokens, logprobs, prompt_logprobs),
+        n=n,
+        priority=body.priority,
+        deadline=None if timeout is None else time.monotonic() + timeout,
+        cache_salt=body.cache_salt,
+    )
+    return Generation(serving, request, _stop_strings(body), body.skip_special_tokens)
+
+
+def _sampling(
+    serving: Serving,
+    body: SamplingBody,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    defaults = serving.model.defaults
+    vocab = serving.model.config.vocab_size
+    bias = body.logit_bias or {}
+    for name, ids in (("logit_bias", list(bias)), ("stop_token_ids", body.stop_token_ids or [])):
+        if bad := [i for i in ids if not 0 <= i < vocab]:
+            raise InvalidRequestError(
+                f"'{name}' has token id {bad[0]}, outside the vocabulary of {vocab} tokens.",
+                param=name,
+            )
+    if body.min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"'min_tokens' is {body.min_tokens}, more than the {max_tokens} tokens of room.",
+            param="min_tokens",
+        )
+
+    def either(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens,
+        temperature=either(body.temperature, defaults.temperature),
+        top_p=either(body.top_p, defaults.top_p),
+        top_k=max(int(either(body.top_k, defaults.top_k)), 0),
+        min_p=body.min_p or 0.0,
+        repetition_penalty=either(body.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=bias,
+        seed=body.seed,
+        eos_token_ids=defaults.eos_token_ids,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _stop_strings(body: SamplingBody) -> tuple[str, ...]:
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stop) > _MOST_STOP_STRINGS or "" in stop:
+        raise InvalidRequestError(
+            f"'stop' takes up to {_MOST_STOP_STRINGS} strings, none of them empty.", param="stop"
+        )
+    return tuple(stop)

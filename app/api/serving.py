@@ -1,0 +1,118 @@
+"""What every route needs: the served model's text side, the engine, the metrics, the checks."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import Request
+
+from app.api.errors import AuthenticationError
+from app.api.metrics import Metrics
+from app.engine.client import EngineClient
+from app.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from app.settings import Settings
+from app.transformer.chat_template import ChatTemplate
+from app.transformer.config import ModelConfig
+from app.transformer.generation_config import GenerationDefaults
+from app.transformer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model as its text side: everything but the weights."""
+
+    id: str
+    directory: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def load(cls, directory: Path, name: str | None) -> ServedModel:
+        """Raises ModelError naming the file at fault."""
+        config = ModelConfig.load(directory)
+        tokenizer = Tokenizer.load(directory)
+        return cls(
+            id=name or directory.name,
+            directory=directory,
+            config=config,
+            tokenizer=tokenizer,
+            template=ChatTemplate.load(directory, tokenizer),
+            defaults=GenerationDefaults.load(directory, tokenizer, config),
+        )
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One application's parts, kept in `app.state.serving`."""
+
+    settings: Settings
+    model: ServedModel
+    client: EngineClient
+    metrics: Metrics
+
+    @property
+    def context_length(self) -> int:
+        return self.settings.context_length or self.model.config.max_position_embeddings
+
+    def require_model(self, name: str) -> None:
+        """Raises ModelNotFoundError unless `name` is the served model's id."""
+        if name != self.model.id:
+            raise ModelNotFoundError(
+                f"The model '{name}' does not exist here; this server has '{self.model.id}'.",
+                param="model",
+            )
+
+    def check_prompt(self, prompt: list[int], wanted: int | None, param: str) -> int:
+        """Room for new tokens, in tokens: `wanted`, or all that is left when that is None.
+
+        Raises ContextLengthError with both numbers, InvalidRequestError for unusable prompts.
+        """
+        limit, length = self.context_length, len(prompt)
+        if not prompt:
+            raise InvalidRequestError(f"'{param}' has no tokens; send some text.", param=param)
+        largest = max(prompt)
+        if largest >= self.model.config.vocab_size:
+            raise InvalidRequestError(
+                f"Token id {largest} is outside the vocabulary of "
+                f"{self.model.config.vocab_size} tokens.",
+                param=param,
+            )
+        room = limit - length
+        if room < max(wanted or 1, 1):
+            asked = f" and {wanted} in the completion" if wanted else ""
+            raise ContextLengthError(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{length + (wanted or 0)} tokens ({length} in the {param}{asked}). Shorten the "
+                f"{param} or ask for fewer tokens.",
+                param=param,
+            )
+        return room if wanted is None else wanted
+
+
+def get_serving(request: Request) -> Serving:
+    """Dependency of the routes that need a model."""
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+def authenticate(request: Request) -> None:
+    """Dependency of the /v1 routes: a known key, where keys are configured.
+
+    Raises AuthenticationError. Every key is compared, in constant time each.
+    """
+    keys = get_serving(request).settings.keys
+    if not keys:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
+    if scheme.lower() != "bearer" or not any(matches):
+        raise AuthenticationError(
+            "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this "
+            "server."
+        )

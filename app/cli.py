@@ -1,0 +1,117 @@
+"""The `hagane` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from pydantic import ValidationError
+
+from app import __version__
+from app.errors import HaganeError
+from app.settings import Settings, refuse_unknown_variables
+from app.telemetry import configure_logging
+
+
+def serve(arguments: list[str]) -> int:
+    """Serve a model over HTTP behind the OpenAI API."""
+    refuse_unknown_variables()
+    settings = Settings(_cli_parse_args=arguments, _cli_prog_name="hagane serve")  # type: ignore[call-arg]
+    configure_logging(settings.log_level, settings.log_format)
+    from app.main import create_app
+
+    app = create_app(settings)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.shutdown_grace),
+    )
+    failure = app.state.serving.client.failure
+    if failure is not None:
+        raise HaganeError(failure.message)
+    return 0
+
+
+def chat(arguments: list[str]) -> int:
+    """Chat in the terminal with a running server."""
+    from app.chat_client import ChatClient, run
+
+    parser = argparse.ArgumentParser("hagane chat", description=chat.__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address")
+    parser.add_argument("--model", help="model id; default: the server's first")
+    parser.add_argument("--api-key", default="", help="a key of the server, if it asks for one")
+    parser.add_argument("--system", help="system prompt")
+    parser.add_argument("--temperature", type=float, help="default: the model's own")
+    options = parser.parse_args(arguments)
+    run(
+        ChatClient(options.url, options.api_key, options.model, options.system),
+        options.temperature,
+    )
+    return 0
+
+
+def quantize(arguments: list[str]) -> int:
+    """Write a quantized copy of a model directory."""
+    from app.transformer.linear import Quantization
+    from app.transformer.quantize import quantize_directory
+    from app.transformer.store import resolve_model
+
+    parser = argparse.ArgumentParser("hagane quantize", description=quantize.__doc__)
+    parser.add_argument("source", help="model directory, store name or hub id")
+    parser.add_argument("destination", type=Path, help="new directory to write")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--int8", action="store_true", help="8 bits, one scale per channel")
+    kind.add_argument("--int4", action="store_true", help="4 bits, one scale per group")
+    parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64)
+    options = parser.parse_args(arguments)
+    report = quantize_directory(
+        resolve_model(options.source),
+        options.destination,
+        Quantization(8 if options.int8 else 4, options.group_size),
+    )
+    print(
+        f"{options.destination}: {report.parameters / 1e6:.1f} M parameters, "
+        f"{report.bits_per_weight:.2f} bits each, {report.weight_bytes / 1e6:.1f} MB, "
+        f"{report.seconds:.2f} s"
+    )
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "serve": serve,
+    "chat": chat,
+    "quantize": quantize,
+}
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one line on standard error and status 2."""
+    listing = "\n".join(f"  {name:10} {command.__doc__}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        "hagane",
+        description=f"One server for a language model's whole life.\n\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hagane {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="command")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see `hagane COMMAND --help`")
+    options = parser.parse_args()
+    try:
+        sys.exit(COMMANDS[options.command](options.arguments))
+    except HaganeError as error:
+        print(f"hagane: {error}", file=sys.stderr)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        print(f"hagane: setting {name}: {first['msg']}, got {first['input']!r}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Composition: the only place where settings, engine and HTTP meet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.api import chat, completions, errors, health, metrics, models, tokenize
+from app.api.middleware import BodyLimit, RequestContext
+from app.api.serving import ServedModel, Serving
+from app.api.sse import ClientDisconnectedError
+from app.engine.client import EngineClient
+from app.engine.messages import EngineConfig
+from app.engine.runner import resolve_device
+from app.settings import Settings
+from app.transformer.store import BUILTIN_MODELS, resolve_model
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application that serves the model of `settings`; its engine runs while the app does.
+
+    Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
+    """
+    resolve_device(settings.device)
+    directory = resolve_model(settings.model, settings.models_dir or BUILTIN_MODELS)
+    model = ServedModel.load(directory, settings.served_model_name)
+    client = EngineClient(engine_config(settings, str(directory)))
+    recorded = metrics.Metrics(client)
+    serving = Serving(settings, model, client, recorded)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await client.start()
+        watch = asyncio.create_task(_watch(serving))
+        yield
+        watch.cancel()
+        await client.stop(grace=settings.shutdown_grace)
+
+    app = FastAPI(title="Hagane", version=__version__, lifespan=lifespan)
+    app.state.serving = serving
+    app.state.metrics = recorded
+    for module in (chat, completions, models, tokenize, health, metrics):
+        app.include_router(module.router)
+    errors.install(app)
+
+    @app.exception_handler(ClientDisconnectedError)
+    async def nobody_listens(*_: object) -> errors.JSONResponse:
+        return errors.JSONResponse(None, 499)
+
+    app.add_middleware(BodyLimit, limit=int(settings.max_body_bytes))
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(RequestContext, metrics=recorded)
+    return app
+
+
+async def _watch(serving: Serving) -> None:
+    """Report when the engine is ready; end the server when only the user can mend it."""
+    client = serving.client
+    while client.state not in ("ready", "failed"):
+        await asyncio.sleep(0.02)
+    if client.state == "ready" and client.info is not None:
+        logger.info(
+            "%s is ready on http://%s:%d after %.2f s",
+            serving.model.id,
+            serving.settings.host,
+            serving.settings.port,
+            client.info.load_seconds,
+        )
+        return
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def engine_config(settings: Settings, directory: str) -> EngineConfig:
+    """The part of the settings that the engine process needs."""
+    return EngineConfig(
+        model=directory,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        group_size=settings.group_size,
+        block_size=settings.block_size,
+        context_length=settings.context_length,
+        kv_cache_memory=None
+        if settings.kv_cache_memory is None
+        else int(settings.kv_cache_memory),
+        max_batch_tokens=max(settings.max_batch_tokens, settings.max_sequences),
+        max_sequences=settings.max_sequences,
+        max_waiting=settings.max_waiting,
+        prefix_caching=settings.prefix_caching,
+        threads=settings.threads,
+    )
