@@ -11,8 +11,8 @@ first come first served):
   most one block in `block_size` steps, nobody is preempted for that long (but for the copies
   that forks may need).
 - When blocks run out, the last running sequence in order is preempted: it gives up its blocks,
-  keeps its tokens and waits, a step at least. Its keys and values are computed again later, as far as the prefix
-  cache lost them.
+  keeps its tokens and waits, a step at least. Its keys and values are computed again later, as far
+  as the prefix cache lost them.
 
 The first sequence in order is never preempted for another, and always fits alone: every step
 advances it, so there is no deadlock and no thrashing without progress.

@@ -78,16 +78,16 @@ class TestOrder:
         assert self.first_tokens(scheduler) == ["early", "patient", "late"]
 
     def test_endless_urgent_requests_do_not_starve_a_patient_one(self) -> None:
-        scheduler = make(max_sequences=2)
+        """Twice the load that can be served: those that came by 30 s go first, then it is time."""
+        scheduler = make(max_sequences=1, max_waiting=200)
         scheduler.add(request("patient", priority=3), 0.0)
-        served: set[str] = set()
-        for second in range(40):
-            for half in (0.0, 0.5):
-                now = second + half
-                scheduler.add(request(f"urgent{now}", max_tokens=2), now)
-                served |= {r.sequence.request_id for r in step(scheduler, now)[1]}
-        assert "urgent30.0" in served
-        assert "patient" in served
+        served: list[str] = []
+        for second in range(70):
+            for now in (second, second + 0.5):
+                scheduler.add(request(f"urgent at {now}", max_tokens=2), now)
+                served += [r.sequence.request_id for r in step(scheduler, now)[1]]
+        assert served.index("urgent at 29.5") < served.index("patient")
+        assert "urgent at 31" not in served[: served.index("patient")]
 
     def test_endless_small_requests_do_not_overtake_a_big_prefill(self) -> None:
         scheduler = make(blocks=8, max_sequences=4)

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.engine.kv_cache import KVCache
@@ -253,7 +253,8 @@ def test_the_load_reaches_every_policy() -> None:
     assert sum(len(s.dropped) for s in simulations) > 20
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32))
+@example(seed=13217)  # a preempted sequence would fit again in the same step
 def test_any_short_load(seed: int) -> None:
     Simulation(seed).run(60)
