@@ -83,10 +83,24 @@ def quantize(arguments: list[str]) -> int:
     return 0
 
 
+def pretrain(arguments: list[str]) -> int:
+    """Train a small model from a TOML file; goes on where an interrupted run stopped."""
+    from app.training.config import PretrainConfig
+    from app.training.pretrain import pretrain as run
+
+    parser = argparse.ArgumentParser("hagane pretrain", description=pretrain.__doc__)
+    parser.add_argument("config", type=Path, help="TOML file of the run")
+    config = PretrainConfig.load(parser.parse_args(arguments).config)
+    loss = run(config)
+    print(f"{config.output}: validation loss {loss:.3f} nats per token")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "chat": chat,
     "quantize": quantize,
+    "pretrain": pretrain,
 }
 
 
