@@ -23,15 +23,21 @@ def serve(arguments: list[str]) -> int:
     configure_logging(settings.log_level, settings.log_format)
     from app.main import create_app
 
-    app = create_app(settings)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=int(settings.shutdown_grace),
+    def shut_down() -> None:
+        server.should_exit = True
+
+    app = create_app(settings, shut_down)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=int(settings.shutdown_grace),
+        )
     )
+    server.run()
     failure = app.state.serving.client.failure
     if failure is not None:
         raise HaganeError(failure.message)

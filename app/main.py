@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -26,8 +24,10 @@ from app.transformer.store import BUILTIN_MODELS, resolve_model
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     """The application that serves the model of `settings`; its engine runs while the app does.
+
+    `shut_down` ends the server that runs the application: called when the engine cannot start.
 
     Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
     """
@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await client.start()
-        watch = asyncio.create_task(_watch(serving))
+        watch = asyncio.create_task(_watch(serving, shut_down))
         yield
         watch.cancel()
         await client.stop(grace=settings.shutdown_grace)
@@ -70,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-async def _watch(serving: Serving) -> None:
+async def _watch(serving: Serving, shut_down: Callable[[], None]) -> None:
     """Report when the engine is ready; end the server when only the user can mend it."""
     client = serving.client
     while client.state not in ("ready", "failed"):
@@ -84,7 +84,7 @@ async def _watch(serving: Serving) -> None:
             client.info.load_seconds,
         )
         return
-    os.kill(os.getpid(), signal.SIGTERM)
+    shut_down()
 
 
 def engine_config(settings: Settings, directory: str) -> EngineConfig:
