@@ -34,7 +34,8 @@ class ChatClient:
             response = self._http.request(method, path)
         except httpx.HTTPError as error:
             raise HaganeError(
-                f"no server answers at {self._http.base_url}: {error}; start one with `hagane serve`"
+                f"no server answers at {self._http.base_url}: {error}; "
+                "start one with `hagane serve`"
             ) from None
         if response.is_error:
             raise HaganeError(_message(response))

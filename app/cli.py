@@ -19,7 +19,7 @@ from app.telemetry import configure_logging
 def serve(arguments: list[str]) -> int:
     """Serve a model over HTTP behind the OpenAI API."""
     refuse_unknown_variables()
-    settings = Settings(_cli_parse_args=arguments, _cli_prog_name="hagane serve")  # type: ignore[call-arg]
+    settings = Settings(_cli_parse_args=arguments, _cli_prog_name="hagane serve")
     configure_logging(settings.log_level, settings.log_format)
     from app.main import create_app
 

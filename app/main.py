@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
@@ -54,8 +55,8 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     errors.install(app)
 
     @app.exception_handler(ClientDisconnectedError)
-    async def nobody_listens(*_: object) -> errors.JSONResponse:
-        return errors.JSONResponse(None, 499)
+    async def nobody_listens(*_: object) -> JSONResponse:
+        return JSONResponse(None, 499)
 
     app.add_middleware(BodyLimit, limit=int(settings.max_body_bytes))
     if settings.origins:
@@ -97,9 +98,7 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         group_size=settings.group_size,
         block_size=settings.block_size,
         context_length=settings.context_length,
-        kv_cache_memory=None
-        if settings.kv_cache_memory is None
-        else int(settings.kv_cache_memory),
+        kv_cache_memory=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
         max_batch_tokens=max(settings.max_batch_tokens, settings.max_sequences),
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,

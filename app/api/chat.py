@@ -28,9 +28,7 @@ async def chat(body: ChatBody, request: Request) -> EventSourceResponse | dict[s
     serving = get_serving(request)
     serving.require_model(body.model)
     if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError(
-            "'stream_options' needs 'stream': true.", param="stream_options"
-        )
+        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
     generation = _generation(serving, body)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -84,9 +82,7 @@ def _generation(serving: Serving, body: ChatBody) -> Generation:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     prompt = render_chat(serving, body)
-    room = serving.check_prompt(
-        prompt, body.max_completion_tokens or body.max_tokens, "messages"
-    )
+    room = serving.check_prompt(prompt, body.max_completion_tokens or body.max_tokens, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return build_generation(serving, body, prompt, max_tokens=room, logprobs=logprobs)
 

@@ -178,7 +178,7 @@ async def _chunks(
         async for piece in pieces:
             if not piece.text and piece.finish_reason is None and body.logprobs is None:
                 continue
-            entries = list(piece.logprobs)
+            entries: list[TokenLogprobs | None] = list(piece.logprobs)
             choice = {
                 "index": piece.index,
                 "text": piece.text,

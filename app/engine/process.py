@@ -25,13 +25,14 @@ from app.engine.messages import (
     EngineFailed,
     EngineReady,
     EngineStats,
+    FailureCode,
     GenerateRequest,
     RequestFailed,
     Shutdown,
     StepOutput,
+    ToEngine,
     TokenDelta,
     TokenLogprobs,
-    ToEngine,
 )
 from app.engine.runner import ModelRunner
 from app.engine.sampler import SampledTokens, Sampler, prompt_logprobs
@@ -95,7 +96,8 @@ class Engine:
         try:
             self.scheduler.add(request, time.monotonic())
         except HaganeError as error:
-            code = "queue_full" if isinstance(error, QueueFullError) else "engine_error"
+            full = isinstance(error, QueueFullError)
+            code: FailureCode = "queue_full" if full else "engine_error"
             self._failures.append(RequestFailed(request.request_id, code, str(error)))
 
     def _step(self) -> tuple[TokenDelta, ...]:
@@ -116,9 +118,9 @@ class Engine:
             for _ in chunk.samplers
         ]
         sampled = self.sampler.sample(logits[rows], schedule.samplers)
-        for row in sampled.failed:
+        for request_id in {schedule.samplers[row].request_id for row in sampled.failed}:
             self._fail(
-                schedule.samplers[row].request_id,
+                request_id,
                 "engine_error",
                 "The model produced logits that are not numbers for this request.",
             )
@@ -126,13 +128,13 @@ class Engine:
         results = self.scheduler.update(schedule, sampled.tokens)
         return tuple(self._delta(result, sampled, drawn[id(result.sequence)]) for result in results)
 
-    def _fail(self, request_id: str, code: str, message: str) -> None:
+    def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
         self.scheduler.cancel(request_id)
         self._prompt_logprobs.pop(request_id, None)
-        self._failures.append(RequestFailed(request_id, code, message))  # type: ignore[arg-type]
+        self._failures.append(RequestFailed(request_id, code, message))
 
     def _collect_prompt_logprobs(self, schedule: Schedule, batch: Batch, logits: Tensor) -> None:
-        for chunk, (start, end) in zip(schedule.chunks, batch.logit_spans, strict=True):
+        for chunk, (start, _) in zip(schedule.chunks, batch.logit_spans, strict=True):
             sequence = chunk.sequence
             if not sequence.needs_prompt_logits:
                 continue

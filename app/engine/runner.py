@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -66,9 +67,7 @@ class ModelRunner:
         per_context = -(-self.context_length // self.block_size)
         memory = config.kv_cache_memory
         if memory is None:
-            memory = min(
-                self._free_memory(), config.max_sequences * per_context * block_bytes
-            )
+            memory = min(self._free_memory(), config.max_sequences * per_context * block_bytes)
         blocks = memory // block_bytes
         if blocks < per_context:
             raise ConfigurationError(
@@ -146,8 +145,11 @@ def _context_length(config: EngineConfig, model: ModelConfig) -> int:
     return config.context_length
 
 
+_BITS: dict[str, Literal[4, 8] | None] = {"none": None, "int8": 8, "int4": 4}
+
+
 def _quantization(config: EngineConfig, model: ModelConfig) -> Quantization | None:
-    bits = {"none": None, "int8": 8, "int4": 4}[config.quantize]
+    bits = _BITS[config.quantize]
     stored = model.quantization
     if stored is not None:
         if bits not in (None, stored.bits):

@@ -58,7 +58,7 @@ def pretrain(config: PretrainConfig) -> float:
                 group["lr"] = learning_rate(step, config)
             loss = batch_loss(model, rows.batch(step, config.batch_rows), config.dtype)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
             optimizer.step()
             progress.advance(bar)

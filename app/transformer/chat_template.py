@@ -27,7 +27,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005 - the user's day
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._variables = variables
         try:
             self._template = environment.from_string(source)

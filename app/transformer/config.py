@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from app.errors import ModelError
 from app.transformer.rope import RopeParameters
@@ -24,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 class StoredQuantization:
     """The weights on disk are already quantized: bits 8 or 4, and the int4 group size."""
 
-    bits: int
+    bits: Literal[4, 8]
     group_size: int
 
 

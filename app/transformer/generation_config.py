@@ -23,9 +23,7 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
 
     @classmethod
-    def load(
-        cls, directory: Path, tokenizer: Tokenizer, config: ModelConfig
-    ) -> GenerationDefaults:
+    def load(cls, directory: Path, tokenizer: Tokenizer, config: ModelConfig) -> GenerationDefaults:
         """All end-of-text ids that the model's files name, and its sampling defaults.
 
         Raises ModelError naming the file and key that is malformed.

@@ -64,7 +64,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = kernels.apply_rope(q, cos, sin), kernels.apply_rope(k, cos, sin)
         out = context.attend(self.layer, q, k, v, self.window)
-        return self.o_proj(out.flatten(1))
+        projected: Tensor = self.o_proj(out.flatten(1))
+        return projected
 
 
 class MLP(nn.Module):
@@ -86,7 +87,8 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(kernels.silu_and_mul(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(kernels.silu_and_mul(self.gate_up_proj(x)))
+        return out
 
 
 class DecoderLayer(nn.Module):
@@ -101,7 +103,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, context)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        update: Tensor = self.mlp(self.post_attention_layernorm(x))
+        return x + update
 
 
 class Decoder(nn.Module):
@@ -121,7 +124,8 @@ class Decoder(nn.Module):
         cos, sin = self.rotary(context.positions, x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, context)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class Transformer(nn.Module):
@@ -137,7 +141,8 @@ class Transformer(nn.Module):
 
     def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
         """int64 ids [tokens] -> final hidden states [tokens, hidden]."""
-        return self.model(token_ids, context)
+        hidden: Tensor = self.model(token_ids, context)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]. Apart from forward: only some rows need it."""

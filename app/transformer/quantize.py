@@ -25,9 +25,7 @@ _COMPANIONS = (
 )
 
 
-def quantize_directory(
-    source: Path, destination: Path, quantization: Quantization
-) -> LoadReport:
+def quantize_directory(source: Path, destination: Path, quantization: Quantization) -> LoadReport:
     """Quantize the model in `source` into the new directory `destination`.
 
     Raises ConfigurationError if `source` is quantized already or `destination` is not empty, and

@@ -29,7 +29,9 @@ def resolve_model(name: str, models_dir: Path = BUILTIN_MODELS) -> Path:
         return (models_dir / name).resolve()
     if _HUB_ID.fullmatch(name):
         return _download(name)
-    known = sorted(p.name for p in models_dir.glob("*") if p.is_dir()) if models_dir.is_dir() else []
+    known = (
+        sorted(p.name for p in models_dir.glob("*") if p.is_dir()) if models_dir.is_dir() else []
+    )
     raise ModelError(
         f"model {name!r} is neither a directory nor a model in {models_dir} "
         f"(there: {', '.join(known) or 'none'})"
@@ -42,5 +44,6 @@ def _download(hub_id: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
-            f"model {hub_id!r} is no local directory and could not be fetched from the hub: {reason}"
+            f"model {hub_id!r} is no local directory and could not be fetched from the hub: "
+            f"{reason}"
         ) from None

@@ -77,7 +77,9 @@ class Checkpoint:
             hint = f" ({pickled[0]} is a pickle, which is never loaded: convert it)"
             raise ModelError(f"{single} does not exist{hint if pickled else ''}")
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is not a safetensors index: {error!r}") from None
         for name in names:
@@ -172,9 +174,7 @@ def _count(module: _Holder) -> int:
 
 def _read_stored(checkpoint: Checkpoint, name: str, module: _Holder) -> dict[str, Tensor]:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {
-        key: checkpoint.read(f"{name}.{key}", tuple(meta.shape)) for key, meta in state.items()
-    }
+    return {key: checkpoint.read(f"{name}.{key}", tuple(meta.shape)) for key, meta in state.items()}
 
 
 def _read_float(
@@ -243,9 +243,7 @@ def save_model(model: Transformer, directory: Path, *, dtype: torch.dtype) -> No
     write_directory(directory, tensors, model.config.to_dict())
 
 
-def write_directory(
-    directory: Path, tensors: dict[str, Tensor], config: dict[str, object]
-) -> None:
+def write_directory(directory: Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:
     """Write weights, then config.json, each atomically: a reader never sees half a file."""
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f".{WEIGHTS_FILE}.partial"

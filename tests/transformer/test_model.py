@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -123,7 +124,7 @@ class PagedRun:
         )
         context = Paged(torch.tensor(positions), layout, self.caches)
         logits = self.model.logits(self.model(torch.tensor(ids), context))
-        parts = [logits[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+        parts = [logits[a:b] for a, b in itertools.pairwise(starts)]
         return [parts[order.index(i)] for i in range(len(order))]
 
 
