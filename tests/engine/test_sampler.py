@@ -1,0 +1,136 @@
+"""Sampling against plain references."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from app.engine.messages import GenerateRequest, SamplingParams
+from app.engine.sampler import Sampler, prompt_logprobs, uniform
+from app.engine.sequence import Sequence
+
+VOCAB = 50
+
+
+def sequence(tokens=(1, 2, 2, 3), generated=2, **params) -> Sequence:
+    sampling = SamplingParams(max_tokens=100, **params)
+    prompt = tuple(tokens[: len(tokens) - generated])
+    made = Sequence.of(GenerateRequest(request_id="r", prompt=prompt, sampling=sampling), 0, 0.0)
+    made.tokens = list(tokens)
+    return made
+
+
+def logits(seed: int = 0, rows: int = 1) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def frequencies(row: torch.Tensor, draws: int = 4000, **params) -> dict[int, float]:
+    rows = row.expand(draws, -1)
+    made = [sequence(seed=i, **params) for i in range(draws)]
+    counts = Counter(Sampler().sample(rows, made).tokens)
+    return {token: count / draws for token, count in counts.items()}
+
+
+def expected(row: torch.Tensor, keep: list[int], temperature: float) -> dict[int, float]:
+    weights = {i: math.exp(row[i].item() / temperature) for i in keep}
+    total = sum(weights.values())
+    return {i: weight / total for i, weight in weights.items()}
+
+
+def test_greedy_takes_the_first_of_equals():
+    row = torch.zeros(1, VOCAB)
+    row[0, [7, 9]] = 1.0
+    assert Sampler().sample(row, [sequence(temperature=0)]).tokens == [7]
+
+
+@pytest.mark.parametrize(
+    ("params", "count"),
+    [({"top_k": 3}, 3), ({"top_p": 0.5}, None), ({"min_p": 0.3}, None), ({}, VOCAB)],
+)
+def test_frequencies_follow_the_filtered_distribution(params, count):
+    (row,) = logits(3)
+    order = row.argsort(descending=True).tolist()
+    probabilities = expected(row, order, 0.8)
+    if "top_p" in params:
+        mass, count = 0.0, 0
+        while mass < params["top_p"]:
+            mass += probabilities[order[count]]
+            count += 1
+    if "min_p" in params:
+        floor = params["min_p"] * probabilities[order[0]]
+        count = sum(p >= floor for p in probabilities.values())
+    reference = expected(row, order[:count], 0.8)
+    seen = frequencies(row[None], temperature=0.8, **params)
+    assert set(seen) <= set(reference)
+    for token, probability in reference.items():
+        error = 4.5 * math.sqrt(probability * (1 - probability) / 4000)
+        assert seen.get(token, 0) == pytest.approx(probability, abs=error + 1e-3)
+
+
+def test_seeded_rows_do_not_depend_on_the_batch():
+    rows = logits(5, rows=8)
+    made = [sequence(seed=i, temperature=1.3, top_p=0.7 + 0.04 * i) for i in range(8)]
+    together = Sampler().sample(rows, made).tokens
+    alone = [Sampler().sample(rows[i : i + 1], made[i : i + 1]).tokens[0] for i in range(8)]
+    reverse = Sampler().sample(rows.flip(0), made[::-1]).tokens[::-1]
+    assert together == alone == reverse
+
+
+def test_penalties_bias_and_minimum():
+    row = torch.full((1, VOCAB), -1.0)
+    row[0, 2] = 3.0
+    greedy = {"temperature": 0, "tokens": (1, 5, 2, 2), "generated": 2}
+    row[0, 8] = 1.9
+
+    def pick(**params) -> int:
+        before = row.clone()
+        (token,) = Sampler().sample(row, [sequence(**greedy, **params)]).tokens
+        assert torch.equal(row, before)
+        return token
+
+    assert pick() == 2
+    assert pick(repetition_penalty=1.7) == 8
+    assert pick(presence_penalty=1.0) == 2
+    assert pick(presence_penalty=1.2) == 8
+    assert pick(frequency_penalty=0.6) == 8
+    assert pick(logit_bias={8: 2.0}) == 8
+    assert pick(min_tokens=3, eos_token_ids=(2,)) == 8
+    assert pick(min_tokens=2, eos_token_ids=(2,)) == 2
+
+
+def test_a_broken_row_fails_alone():
+    rows = logits(6, rows=3)
+    rows[1, 4] = float("nan")
+    made = [sequence(temperature=t) for t in (0, 1, 0)]
+    result = Sampler().sample(rows, made)
+    assert result.failed == (1,)
+    assert result.tokens[0] == rows[0].argmax().item()
+
+
+def test_logprobs_are_the_models_own():
+    rows = logits(7, rows=2)
+    made = [sequence(temperature=0, logprobs=2, logit_bias={4: 100}), sequence(temperature=0)]
+    result = Sampler().sample(rows, made)
+    entry, none = result.logprobs
+    reference = rows[0].double().log_softmax(0)
+    assert none is None
+    assert (entry.token, result.tokens[0]) == (4, 4)
+    assert entry.logprob == pytest.approx(reference[4].item(), abs=1e-5)
+    assert [token for token, _ in entry.top] == reference.topk(2).indices.tolist()
+    (scored,) = prompt_logprobs(rows[:1], [9], 0)
+    assert (scored.token, scored.top) == (9, ())
+
+
+def test_uniform_is_uniform_and_reproducible():
+    values = [
+        uniform(seed, index, place)
+        for seed in range(20)
+        for index in range(5)
+        for place in range(50)
+    ]
+    assert len(set(values)) == len(values)
+    assert sum(values) / len(values) == pytest.approx(0.5, abs=0.02)
+    assert uniform(1, 2, 3) == uniform(1, 2, 3)

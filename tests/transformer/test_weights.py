@@ -1,0 +1,154 @@
+"""Loading, quantizing and saving weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from app.errors import ConfigurationError, ModelError
+from app.transformer.attention import PackedCausal
+from app.transformer.config import ModelConfig
+from app.transformer.linear import Int4, Int8, Quantization, make_linear
+from app.transformer.model import Transformer
+from app.transformer.quantize import quantize_directory
+from app.transformer.weights import load_model, save_model
+
+CONFIG = ModelConfig.from_dict(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 200,
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+)
+IDS = torch.arange(40) % 200
+
+
+def logits(model: Transformer) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(model(IDS, PackedCausal(rows=1, length=40)))
+
+
+def load(directory: Path, quantization: Quantization | None = None) -> Transformer:
+    return load_model(directory, device="cpu", dtype=torch.float32, quantization=quantization)[0]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    model = Transformer(CONFIG)
+    model.init_weights(torch.Generator().manual_seed(1))
+    save_model(model, tmp_path / "model", dtype=torch.float32)
+    return tmp_path / "model"
+
+
+def test_transformers_reads_what_is_saved(directory):
+    theirs = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        reference = theirs(IDS[None]).logits[0]
+    torch.testing.assert_close(logits(load(directory)), reference, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "quantization", [Quantization(8), Quantization(4, 32), Quantization(4, 64)]
+)
+def test_quantized_products_equal_dequantized_ones(rows, dtype, quantization):
+    weight = torch.randn(80, 192).to(dtype)
+    x = torch.randn(rows, 192).to(dtype)
+    layer = make_linear(192, 80, bias=False, quantization=quantization)
+    if isinstance(layer, Int4):
+        stored = Int4.quantize(weight, layer.group_size)
+        codes = torch.stack((stored["weight_int4"] & 15, stored["weight_int4"] >> 4), -1)
+        groups = codes.flatten(1).double().sub(8).unflatten(1, (-1, layer.group_size))
+        dequantized = (groups * stored["scale"].double()[:, :, None]).flatten(1)
+    else:
+        stored = Int8.quantize(weight)
+        dequantized = stored["weight_int8"].double() * stored["scale"].double()[:, None]
+    for name, tensor in stored.items():
+        setattr(layer, name, tensor)
+    layer.prepare()
+    reference = x.double() @ dequantized.T
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}[dtype]
+    error = (layer(x).double() - reference).abs().max() / reference.abs().max()
+    assert error < tolerance
+
+
+def test_int4_scales_beat_scales_by_maximum():
+    weight = torch.randn(64, 256)
+    stored = Int4.quantize(weight, 64)
+    codes = torch.stack((stored["weight_int4"] & 15, stored["weight_int4"] >> 4), -1).flatten(1)
+    groups = codes.float().sub(8).unflatten(1, (-1, 64)) * stored["scale"][:, :, None]
+    ours = (groups.flatten(1) - weight).square().mean()
+    plain_groups = weight.unflatten(1, (-1, 64))
+    scale = plain_groups.abs().amax(2, keepdim=True) / 7
+    plain = ((plain_groups / scale).round().clamp(-8, 7) * scale - plain_groups).square().mean()
+    assert ours < 0.95 * plain
+
+
+@pytest.mark.parametrize("quantization", [Quantization(8), Quantization(4, 32)])
+def test_quantized_directory_gives_the_logits_of_quantizing_at_load(
+    directory, tmp_path, quantization
+):
+    report = quantize_directory(directory, tmp_path / "small", quantization)
+    stored = ModelConfig.load(tmp_path / "small").quantization
+    assert (stored.bits, stored.group_size) == (quantization.bits, quantization.group_size)
+    assert report.bits_per_weight < 11
+    again = logits(load(tmp_path / "small", quantization))
+    assert torch.equal(again, logits(load(directory, quantization)))
+    with pytest.raises(ConfigurationError, match="not empty"):
+        quantize_directory(directory, tmp_path / "small", quantization)
+    with pytest.raises(ConfigurationError, match="quantized to"):
+        quantize_directory(tmp_path / "small", tmp_path / "smaller", quantization)
+
+
+def test_sharded_checkpoints_load(directory):
+    expected = logits(load(directory))
+    tensors = load_file(directory / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
+    index = {}
+    for shard, part in shards.items():
+        save_file({name: tensors[name] for name in part}, directory / shard)
+        index |= dict.fromkeys(part, shard)
+    (directory / "model.safetensors").unlink()
+    index_file = directory / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"weight_map": index}))
+    assert torch.equal(logits(load(directory)), expected)
+    index_file.write_text(json.dumps({"weight_map": index | {names[0]: "../a.safetensors"}}))
+    with pytest.raises(ModelError, match="plain file name"):
+        load(directory)
+    index_file.write_text(json.dumps({"weight_map": index | {names[0]: "c.safetensors"}}))
+    with pytest.raises(ModelError, match=r"c\.safetensors"):
+        load(directory)
+
+
+def test_wrong_tensors_are_named(directory):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    for change, message in [
+        ({name: None}, f"{name} is missing"),
+        ({name: torch.zeros(3, 128)}, rf"{name} has shape \[3, 128\]"),
+        ({"model.extra": torch.zeros(3)}, "model.extra is unexpected"),
+    ]:
+        changed = {k: v for k, v in (tensors | change).items() if v is not None}
+        save_file(changed, path)
+        with pytest.raises(ModelError, match=message):
+            load(directory)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="truncated"):
+        load(directory)
+    shutil.move(path, directory / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pickle"):
+        load(directory)
