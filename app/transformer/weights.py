@@ -257,4 +257,6 @@ def write_directory(directory: Path, tensors: dict[str, Tensor], config: dict[st
 def _commit(partial: Path, final: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
+    # The safetensors writer keeps its files to their owner; a model is as readable as its folder.
+    partial.chmod(0o644)
     partial.replace(final)
