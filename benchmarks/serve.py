@@ -1,0 +1,105 @@
+"""Load time, memory and tokens per second of a random model in Qwen3-0.6B's shape, by quantization.
+
+Usage: python benchmarks/serve.py [DIRECTORY]   (about 1.2 GB are written there once)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+BUILTIN = Path(__file__).resolve().parents[1] / "models" / "hagane-mini"
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 128, 32, 3
+
+
+def make_model(directory: Path) -> None:
+    """28 layers, hidden 1024, 16 query and 8 KV heads of 128, vocabulary 151,936, tied, bf16."""
+    config = Qwen3Config(
+        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+        max_position_embeddings=4096, dtype="bfloat16", eos_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(BUILTIN / name, directory / name)
+
+
+async def generate(url: str, streams: int, seed: int) -> float:
+    """Output tokens per second of `streams` requests at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(10, 8000, (streams, PROMPT_TOKENS), generator=generator).tolist()
+    async with httpx.AsyncClient(base_url=url, timeout=300) as http:
+        started = time.monotonic()
+        calls = (
+            http.post("/v1/completions", json={"model": "m", "prompt": prompt, "temperature": 0,
+                                               "max_tokens": NEW_TOKENS, "ignore_eos": True})
+            for prompt in prompts
+        )  # fmt: skip
+        for response in await asyncio.gather(*calls):
+            response.raise_for_status()
+    return streams * NEW_TOKENS / (time.monotonic() - started)
+
+
+def measure(directory: Path, quantize: str) -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(directory),
+               "--port", str(port), "--served-model-name", "m", "--quantize", quantize,
+               "--kv-cache-memory", "1GiB"]  # fmt: skip
+    started = time.monotonic()
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        url = f"http://127.0.0.1:{port}"
+        while True:
+            try:
+                ready = httpx.get(f"{url}/health/ready")
+                if ready.status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            if server.poll() is not None:
+                raise SystemExit("the server ended before it was ready")
+            time.sleep(0.05)
+        seconds = time.monotonic() - started
+        engine = psutil.Process(ready.json()["engine_pid"])
+        status = Path(f"/proc/{engine.pid}/status").read_text()
+        peak, now = (
+            int(re.search(rf"{key}:\s+(\d+)", status)[1]) / 1e6 for key in ("VmHWM", "VmRSS")
+        )
+        asyncio.run(generate(url, 1, seed=99))
+        rates = {
+            n: statistics.median(asyncio.run(generate(url, n, seed=i)) for i in range(ROUNDS))
+            for n in (1, 16)
+        }
+        server.terminate()
+    return (
+        f"| {quantize} | {seconds:.1f} s | {now:.2f} GB | {peak:.2f} GB "
+        f"| {rates[1]:.1f} | {rates[16]:.1f} |"
+    )
+
+
+def main() -> None:
+    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/qwen3-0.6b-shape")
+    if not (directory / "config.json").is_file():
+        make_model(directory)
+    print("| weights | start to ready | memory then | peak | 1 stream, tok/s | 16 streams, tok/s |")
+    print("|---|---|---|---|---|---|")
+    for quantize in ("none", "int8", "int4"):
+        print(measure(directory, quantize), flush=True)
+
+
+if __name__ == "__main__":
+    main()
