@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import uvicorn
 from pydantic import ValidationError
 
 from app import __version__
@@ -22,21 +21,13 @@ def serve(arguments: list[str]) -> int:
     settings = Settings(_cli_parse_args=arguments, _cli_prog_name="hagane serve")
     configure_logging(settings.log_level, settings.log_format)
     from app.main import create_app
+    from app.server import DrainingServer
 
     def shut_down() -> None:
         server.should_exit = True
 
     app = create_app(settings, shut_down)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=int(settings.shutdown_grace),
-        )
-    )
+    server = DrainingServer(app, settings)
     server.run()
     failure = app.state.serving.client.failure
     if failure is not None:
@@ -97,8 +88,9 @@ def pretrain(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("hagane pretrain", description=pretrain.__doc__)
     parser.add_argument("config", type=Path, help="TOML file of the run")
     config = PretrainConfig.load(parser.parse_args(arguments).config)
-    loss = run(config)
-    print(f"{config.output}: validation loss {loss:.3f} nats per token")
+    scores = run(config)
+    held_out = ", ".join(f"{name} {bits:.3f}" for name, bits in scores.items())
+    print(f"{config.output}: bits per byte of held-out text: {held_out}")
     return 0
 
 

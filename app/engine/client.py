@@ -1,7 +1,8 @@
 """The API's only door to the engine: starts it, restarts it, and routes tokens back.
 
 States: `starting` -> `ready` -> (the process dies) `restarting` -> `ready`; `failed` when the
-engine says that only the user can mend it; `stopped` at the end.
+engine says that only the user can mend it; `draining` while the last streams finish, `stopped`
+at the end.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ from app.errors import (
 
 logger = logging.getLogger(__name__)
 
-State = Literal["starting", "ready", "restarting", "failed", "stopped"]
+State = Literal["starting", "ready", "restarting", "failed", "draining", "stopped"]
 
 _FIRST_BACKOFF_SECONDS = 0.25
 _LONGEST_BACKOFF_SECONDS = 30.0
 # An engine that lived this long was healthy: its death starts a new series of back-offs.
 _HEALTHY_SECONDS = 60.0
+_DRAIN_POLL_SECONDS = 0.05
 
 
 class EngineClient:
@@ -65,6 +67,21 @@ class EngineClient:
         """Start the engine process in the background; watch `state` for the outcome."""
         self.state = "starting"
         self._supervision = asyncio.create_task(self._supervise(), name="engine-supervision")
+
+    async def drain(self, grace: float) -> None:
+        """Take no more requests and wait for the running ones.
+
+        Those that are not done after `grace` seconds, or when this is cancelled, get an error.
+        """
+        self.state = "draining"
+        deadline = time.monotonic() + grace
+        try:
+            while self._streams and time.monotonic() < deadline:
+                await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        finally:
+            self._fail_streams(
+                EngineUnavailableError("The server shut down before this request was done.")
+            )
 
     async def stop(self, grace: float) -> None:
         """End the engine, killing it after `grace` seconds. Streams still open get an error."""
@@ -121,7 +138,7 @@ class EngineClient:
             await self._run_once()
             self.info = None
             self.stats = EngineStats()
-            if self.state in ("failed", "stopped"):
+            if self.state in ("failed", "draining", "stopped"):
                 return
             self.state = "restarting"
             self.restarts += 1
@@ -176,7 +193,8 @@ class EngineClient:
                     queue.put_nowait(_error(failure))
         elif isinstance(message, EngineReady):
             self.info = message
-            self.state = "ready"
+            if self.state != "draining":
+                self.state = "ready"
         else:
             self.failure = message
             self.state = "failed"

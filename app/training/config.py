@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import ConfigurationError
 
@@ -16,7 +16,11 @@ class _Table(BaseModel):
 
 
 class Corpus(_Table):
-    """JSON Lines (records with `text` or `messages`) or plain text; `epochs` is its weight."""
+    """Files to learn from; `epochs` is how often each is seen, and so its weight in the mixture.
+
+    `path` is a file, a directory or a glob of JSON Lines (records with `text` or `messages`) or
+    plain text.
+    """
 
     path: Path
     epochs: Annotated[float, Field(gt=0, le=100)] = 1.0
@@ -34,25 +38,53 @@ class Shape(_Table):
 
 
 class PretrainConfig(_Table):
-    """Everything that decides a run. Lengths are in tokens, rates are per step."""
+    """Everything that decides a run. Lengths are in tokens, rates are per step.
+
+    A step learns from `batch_rows` rows of `sequence_length`, `micro_rows` of them at a time.
+    `held_out` is the fraction of every corpus' documents that is kept for validation, of which
+    `validation_rows` rows are scored.
+    """
 
     output: Path
     corpora: Annotated[list[Corpus], Field(min_length=1)]
     model: Shape
+    tokenizer: Path | None = None
     vocab_size: Annotated[int, Field(ge=300, le=65536)] = 8192
     sequence_length: Annotated[int, Field(ge=16)] = 512
     batch_rows: Annotated[int, Field(ge=1)] = 16
+    micro_rows: Annotated[int, Field(ge=1)] | None = None
     steps: Annotated[int, Field(ge=1)]
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["cosine", "warmup-stable-decay"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
+    decay_steps: Annotated[int, Field(ge=0)] = 0
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = True
     seed: int = 0
     log_every: Annotated[int, Field(ge=1)] = 20
     checkpoint_every: Annotated[int, Field(ge=1)] = 200
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.005
     validation_rows: Annotated[int, Field(ge=1)] = 16
+    samples: list[str] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.micro_rows is not None and self.batch_rows % self.micro_rows:
+            raise ValueError(
+                f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}"
+            )
+        if self.sequence_length > self.model.context_length:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} exceeds the model's context_length "
+                f"{self.model.context_length}"
+            )
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError("warmup_steps and decay_steps together exceed steps")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> PretrainConfig:
@@ -66,4 +98,7 @@ class PretrainConfig(_Table):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise ConfigurationError(f"{path}: {key}: {first['msg']}") from None
+            place = f"{path}: {key}" if key else str(path)
+            raise ConfigurationError(
+                f"{place}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None

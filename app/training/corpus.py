@@ -1,10 +1,12 @@
-"""Text files to documents, to a tokenizer, to one memory-mapped run of token ids."""
+"""Text files to documents, to a tokenizer, to memory-mapped runs of token ids."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,50 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Plain text has no document marks: it is cut at line ends into pieces of about this many characters.
+_PIECE = 8192
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Documents to train on, in order, and by corpus those held out; no text is in both."""
+
+    training: list[str]
+    held_out: dict[str, list[str]]
+
+
+def mixture(corpora: list[Corpus], held_out: float, seed: int) -> Mixture:
+    """Set aside `held_out` of every corpus' distinct documents, repeat the rest by their epochs.
+
+    Which documents are held out depends on their text alone, so a repeated document, or one that
+    occurs in two corpora, is never on both sides. Raises ConfigurationError for a corpus that
+    cannot be read or has fewer than two distinct documents.
+    """
+    texts = {_label(corpus): list(documents(corpus)) for corpus in corpora}
+    reserved = {label: _reserve(label, read, held_out) for label, read in texts.items()}
+    unseen = {text for held in reserved.values() for text in held}
+    shuffle = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    chosen: list[str] = []
+    for corpus in corpora:
+        kept = [text for text in texts[_label(corpus)] if text not in unseen]
+        whole, part = divmod(corpus.epochs, 1)
+        chosen += kept * int(whole) + shuffle.sample(kept, round(part * len(kept)))
+    shuffle.shuffle(chosen)
+    return Mixture(chosen, reserved)
+
+
+def _label(corpus: Corpus) -> str:
+    return corpus.path.stem if corpus.path.suffix else corpus.path.name
+
+
+def _reserve(label: str, texts: list[str], fraction: float) -> list[str]:
+    by_hash = sorted(set(texts), key=lambda text: blake2b(text.encode(), digest_size=8).digest())
+    if len(by_hash) < 2:
+        raise ConfigurationError(
+            f"corpus {label} has {len(by_hash)} distinct documents: one is needed to train on and "
+            "one to validate on"
+        )
+    return by_hash[: max(1, round(fraction * len(by_hash)))]
 
 
 def documents(corpus: Corpus) -> Iterator[str]:
@@ -28,37 +74,56 @@ def documents(corpus: Corpus) -> Iterator[str]:
 
     Raises ConfigurationError naming the file and line of a record that is neither.
     """
-    if not corpus.path.is_file():
-        raise ConfigurationError(f"corpus {corpus.path} does not exist")
-    if corpus.path.suffix != ".jsonl":
-        yield corpus.path.read_text(encoding="utf-8")
-        return
-    with corpus.path.open(encoding="utf-8") as lines:
+    for path in _files(corpus.path):
+        if path.suffix == ".jsonl":
+            yield from _records(path)
+        else:
+            yield from _pieces(path)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [file for file in sorted(path.iterdir()) if file.suffix in (".jsonl", ".txt")]
+    else:
+        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    if not found:
+        raise ConfigurationError(f"corpus {path} does not exist or matches no file")
+    return found
+
+
+def _records(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            record = json.loads(line)
-            if isinstance(record.get("text"), str):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ConfigurationError(f"{path} line {number} is not JSON: {error}") from None
+            if isinstance(record, dict) and isinstance(record.get("text"), str):
                 yield record["text"]
-            elif isinstance(record.get("messages"), list):
+            elif isinstance(record, dict) and isinstance(record.get("messages"), list):
                 yield "".join(
                     f"{TURN_START}{m['role']}\n{m['content']}{TURN_END}\n"
                     for m in record["messages"]
                 )
             else:
                 raise ConfigurationError(
-                    f"{corpus.path} line {number}: a record needs 'text' or 'messages'"
+                    f"{path} line {number}: a record needs 'text' or 'messages'"
                 )
 
 
-def mixture(corpora: list[Corpus], seed: int) -> list[str]:
-    """All documents, each corpus repeated (or thinned) to its epochs, in shuffled order."""
-    shuffle = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    chosen: list[str] = []
-    for corpus in corpora:
-        texts = list(documents(corpus))
-        whole, part = divmod(corpus.epochs, 1)
-        chosen += texts * int(whole) + shuffle.sample(texts, round(part * len(texts)))
-    shuffle.shuffle(chosen)
-    return chosen
+def _pieces(path: Path) -> Iterator[str]:
+    piece, size = [], 0
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            piece.append(line)
+            size += len(line)
+            if size >= _PIECE:
+                yield "".join(piece)
+                piece, size = [], 0
+    if piece:
+        yield "".join(piece)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -77,6 +142,19 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def token_bytes(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """int64 [vocab]: UTF-8 bytes that each token of a byte-level tokenizer stands for.
+
+    Special tokens stand for none.
+    """
+    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    sizes = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for token, index in tokenizer.get_vocab().items():
+        # The byte-level alphabet writes every byte as one character.
+        sizes[index] = 0 if token in special else len(token)
+    return sizes
+
+
 def write_tokens(texts: list[str], tokenizer: tokenizers.Tokenizer, path: Path) -> None:
     """Token ids of all documents, each ended by end-of-text, as raw little-endian uint16."""
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -89,37 +167,37 @@ def write_tokens(texts: list[str], tokenizer: tokenizers.Tokenizer, path: Path) 
 
 
 class PackedRows:
-    """Rows of `length` + 1 consecutive tokens, in an order that is a function of the seed.
+    """Rows of `length` + 1 consecutive tokens of a token file.
 
-    A batch is a function of its step alone, so resuming needs no state but the step. The first
-    `held_out` rows are never trained on.
+    A batch is a function of its step and the seed alone, so resuming needs no state but the step.
     """
 
-    def __init__(self, path: Path, length: int, held_out: int, seed: int) -> None:
+    def __init__(self, path: Path, length: int, seed: int) -> None:
         self._tokens = np.memmap(path, dtype="<u2", mode="r")
         self._length = length
-        rows = (len(self._tokens) - 1) // length
-        if rows <= held_out:
-            raise ConfigurationError(
-                f"{path} has {rows} rows of {length} tokens, no more than the {held_out} held out "
-                "for validation: add text or lower validation_rows"
-            )
-        self._held_out = held_out
-        self._rows = rows - held_out
+        self._rows = (len(self._tokens) - 1) // length
         self._seed = seed
+        if not self._rows:
+            raise ConfigurationError(
+                f"{path} has {len(self._tokens)} tokens, less than one row of {length}: add text, "
+                "raise held_out or lower sequence_length"
+            )
+
+    def __len__(self) -> int:
+        return self._rows
 
     def batch(self, step: int, size: int) -> np.ndarray:
-        """int64 [size, length + 1] of training step `step`; epochs are shuffled afresh."""
+        """int64 [size, length + 1] of training step `step`; every epoch is shuffled afresh."""
         picked = []
         for position in range(step * size, (step + 1) * size):
             epoch, offset = divmod(position, self._rows)
             order = np.random.default_rng((self._seed, epoch)).permutation(self._rows)
-            picked.append(self._row(self._held_out + int(order[offset])))
+            picked.append(self._row(int(order[offset])))
         return np.stack(picked)
 
-    def validation(self) -> np.ndarray:
-        """int64 [held_out, length + 1]."""
-        return np.stack([self._row(row) for row in range(self._held_out)])
+    def first(self, count: int) -> np.ndarray:
+        """int64 [up to count, length + 1], in the file's order."""
+        return np.stack([self._row(row) for row in range(min(count, self._rows))])
 
     def _row(self, row: int) -> np.ndarray:
         start = row * self._length

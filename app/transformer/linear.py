@@ -64,13 +64,9 @@ class Int8(nn.Module):
         self.register_buffer("scale", torch.empty(out_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    @staticmethod
-    def quantize(weight: Tensor) -> dict[str, Tensor]:
-        """Float [out, in] -> the stored tensors, by name."""
-        wide = weight.float()
-        scale = wide.abs().amax(dim=1).clamp_min(1e-12) / 127
-        codes = (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-        return {"weight_int8": codes, "scale": scale.to(weight.dtype)}
+    def quantize(self, weight: Tensor) -> dict[str, Tensor]:
+        """Float rows [rows, in] of the matrix -> the same rows of the stored tensors, by name."""
+        return quantize_int8(weight)
 
     def prepare(self) -> None:
         """Nothing to pack: torch's operator reads the stored layout."""
@@ -95,10 +91,12 @@ class Int4(nn.Module):
         self.register_buffer("scale", torch.empty(out_features, in_features // group_size))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    @staticmethod
-    def quantize(weight: Tensor, group_size: int) -> dict[str, Tensor]:
-        """Float [out, in] -> the stored tensors, by name; scales of least squared error."""
-        groups = weight.float().unflatten(1, (-1, group_size))
+    def quantize(self, weight: Tensor) -> dict[str, Tensor]:
+        """Float rows [rows, in] of the matrix -> the same rows of the stored tensors, by name.
+
+        Scales are those of least squared error.
+        """
+        groups = weight.float().unflatten(1, (-1, self.group_size))
         largest = groups.abs().amax(dim=2, keepdim=True).clamp_min(1e-12) / 7
         best_error = torch.full_like(largest, torch.inf)
         best_scale = largest
@@ -162,7 +160,9 @@ class Int8Embedding(nn.Module):
         self.register_buffer("weight_int8", torch.empty(vocab_size, hidden_size, dtype=torch.int8))
         self.register_buffer("scale", torch.empty(vocab_size))
 
-    quantize = staticmethod(Int8.quantize)
+    def quantize(self, weight: Tensor) -> dict[str, Tensor]:
+        """Float rows [rows, hidden] of the matrix -> the same rows of the stored tensors."""
+        return quantize_int8(weight)
 
     def prepare(self) -> None:
         """Nothing to pack: torch's operator reads the stored layout."""
@@ -172,6 +172,14 @@ class Int8Embedding(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return int8_matmul(hidden, self.weight_int8, self.scale).float()
+
+
+def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
+    """Float [out, in] -> codes and one scale per row."""
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1).clamp_min(1e-12) / 127
+    codes = (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return {"weight_int8": codes, "scale": scale.to(weight.dtype)}
 
 
 def int8_matmul(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:

@@ -8,9 +8,12 @@ by Hagane hold the fused matrices as they are stored in memory, so loading them 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
+import mmap
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +41,8 @@ logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# Elements quantized at a time: what loading needs beside the result stays a few megabytes.
+_BLOCK_ELEMENTS = 1 << 18
 # Buffers that old exporters wrote and every reader recomputes.
 _RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 _Holder = Dense | Int8 | Int4 | DenseEmbedding | Int8Embedding | RMSNorm
@@ -63,8 +68,10 @@ class Checkpoint:
         self.directory = directory
         self._unread: set[str] = set()
         self._files: dict[str, Path] = {}
+        self._opened: dict[Path, safe_open] = {}
         for path in self._paths():
-            for name in _open(path).keys():  # noqa: SIM118 - not a mapping
+            self._opened[path] = opened = _open(path)
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
                 self._files[name] = path
                 self._unread.add(name)
 
@@ -90,11 +97,14 @@ class Checkpoint:
         return [self.directory / name for name in names]
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor `name`. Raises ModelError if it is missing or not of `shape`."""
+        """The tensor `name`, a view of the mapped file.
+
+        Raises ModelError if it is missing or not of `shape`.
+        """
         path = self._files.get(name)
         if path is None:
             raise ModelError(f"{self.directory}: tensor {name} is missing")
-        tensor: Tensor = _open(path).get_tensor(name)
+        tensor: Tensor = self._opened[path].get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise ModelError(
                 f"{path}: tensor {name} has shape {list(tensor.shape)}, the config asks for "
@@ -186,23 +196,51 @@ def _read_float(
     if isinstance(module, Dense | Int8 | Int4):
         columns = (_in_features(module),)
 
-    def fused(kind: str, shape: tuple[int, ...]) -> Tensor:
-        tensors = [
-            checkpoint.read(f"{part}.{kind}", (rows, *shape)).to(dtype) for part, rows in parts
-        ]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    def read(kind: str, shape: tuple[int, ...]) -> list[Tensor]:
+        return [checkpoint.read(f"{part}.{kind}", (rows, *shape)) for part, rows in parts]
 
-    weight = fused("weight", columns)
-    tensors: dict[str, Tensor]
-    if isinstance(module, Int4):
-        tensors = Int4.quantize(weight, module.group_size)
-    elif isinstance(module, Int8 | Int8Embedding):
-        tensors = Int8.quantize(weight)
+    weights = read("weight", columns)
+    if isinstance(module, Int4 | Int8 | Int8Embedding):
+        tensors = _quantize(module, weights, dtype)
     else:
-        tensors = {"weight": weight}
+        tensors = {"weight": _fuse(weights, dtype)}
     if getattr(module, "bias", None) is not None:
-        tensors["bias"] = fused("bias", ())
+        tensors["bias"] = _fuse(read("bias", ()), dtype)
     return tensors
+
+
+def _fuse(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """One under the other in `dtype`; what needs no change stays a view of the file."""
+    if len(parts) == 1 and parts[0].dtype == dtype:
+        return parts[0]
+    whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=dtype)
+    for target, part in zip(whole.split([len(p) for p in parts]), parts, strict=True):
+        target.copy_(part)
+        _release(part)
+    return whole
+
+
+def _quantize(
+    module: Int4 | Int8 | Int8Embedding, parts: list[Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    pieces = []
+    for part in parts:
+        for rows in part.split(max(1, _BLOCK_ELEMENTS // part.shape[1])):
+            pieces.append(module.quantize(rows.to(dtype)))
+            _release(rows)
+    return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
+def _release(mapped: Tensor) -> None:
+    """Give back the memory of a view of a mapped file; a later access would read it again."""
+    if not sys.platform.startswith("linux"):
+        return
+    # Only whole pages, so that neighbours that are still in use keep theirs.
+    first = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        size = ctypes.c_size_t(last - first)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_DONTNEED)
 
 
 def _in_features(module: Dense | Int8 | Int4) -> int:
