@@ -50,12 +50,14 @@ class Settings(BaseSettings):
     kv_cache_memory: ByteSize | None = Field(
         None, description="memory of the KV cache such as 2GiB; default: up to half of what is free"
     )
-    block_size: int = Field(16, ge=1, le=256, description="tokens per KV-cache block")
+    block_size: int = Field(
+        16, ge=16, le=256, multiple_of=16, description="tokens per KV-cache block"
+    )
     max_batch_tokens: int = Field(512, ge=1, description="token budget of one engine step")
     max_sequences: int = Field(64, ge=1, description="sequences generated at a time")
     max_waiting: int = Field(256, ge=1, description="waiting requests before 429")
     prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt beginnings")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: torch's choice")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma-separated keys; empty: no key is asked for"
     )

@@ -39,7 +39,7 @@ def build_batch(chunks: Rows[Chunk], block_size: int, device: torch.device) -> B
     contexts = [chunk.start + chunk.length for chunk in ordered]
     starts = np.concatenate(([0], np.cumsum(lengths)))
 
-    tables = np.zeros((len(ordered), max(-(-c // block_size) for c in contexts)), dtype=np.int64)
+    tables = np.zeros((len(ordered), max(-(-c // block_size) for c in contexts)), dtype=np.int32)
     tokens = np.empty(starts[-1], dtype=np.int64)
     positions = np.empty(starts[-1], dtype=np.int64)
     slots = np.empty(starts[-1], dtype=np.int64)
@@ -61,10 +61,12 @@ def build_batch(chunks: Rows[Chunk], block_size: int, device: torch.device) -> B
     layout = PagedLayout(
         slots=put(slots),
         block_tables=put(tables),
-        context_lengths_tensor=put(np.array(contexts)),
+        starts=put(starts.astype(np.int32)),
+        lengths=put(np.array(contexts, dtype=np.int32)),
         query_starts=tuple(starts.tolist()),
         context_lengths=tuple(contexts),
         decodes=sum(length == 1 for length in lengths),
+        block_size=block_size,
     )
     return Batch(put(tokens), put(positions), layout, put(rows), spans)
 

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from app import kernels
 from app.engine.batch import Batch
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
@@ -31,15 +32,17 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig) -> None:
         self.device = resolve_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
         directory = Path(config.model)
         model_config = ModelConfig.load(directory)
         self.dtype = resolve_dtype(config.dtype, model_config.dtype)
         self.context_length = _context_length(config, model_config)
-        quantization = _quantization(config, model_config)
+        self.operations = kernels.choose(self.device, self.dtype)
         self.model, report = load_model(
-            directory, device=str(self.device), dtype=self.dtype, quantization=quantization
+            directory,
+            device=str(self.device),
+            dtype=self.dtype,
+            quantization=_quantization(config, model_config),
+            operations=self.operations,
         )
         self.model.eval()
         logger.info(
@@ -52,13 +55,24 @@ class ModelRunner:
         self.block_size = config.block_size
         self.blocks = self._count_blocks(config, model_config)
         shape = (self.blocks, self.block_size, model_config.kv_heads, model_config.head_dim)
-        # Zeros, not garbage: a masked NaN in a padded block would still poison the products.
         self.caches = tuple(
-            (
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-            )
+            self.operations.allocate_cache(*shape, self.dtype, self.device)
             for _ in range(model_config.layers)
+        )
+        self._start_threads(config.threads)
+
+    def _start_threads(self, threads: int | None) -> None:
+        if self.operations is not kernels.native:
+            if threads:
+                torch.set_num_threads(threads)
+            return
+        instructions = kernels.native.start(threads)
+        # From here on torch only samples; a second pool would fight the kernels' for the cores.
+        torch.set_num_threads(1)
+        logger.info(
+            "native kernels: %s on %d threads",
+            instructions,
+            threads or len(kernels.native.usable_cores()),
         )
 
     def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:
@@ -94,7 +108,7 @@ class ModelRunner:
     def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:
         """Float32 logits [rows asked for by the batch, vocab]; copies blocks first."""
         self._copy_blocks(copies)
-        context = Paged(batch.positions, batch.layout, self.caches)
+        context = Paged(batch.positions, batch.layout, self.caches, self.operations)
         hidden = self.model(batch.token_ids, context)
         return self.model.logits(hidden[batch.logit_rows])
 

@@ -1,34 +1,82 @@
 """The operations of the forward pass, each named once with one signature.
 
 Floating tensors share one dtype (float32, bfloat16 or float16) unless said otherwise; `tokens` is
-the number of rows of the flat ragged batch.
+the number of rows of the flat ragged batch. What each operation does is said in `reference`.
 
-| operation | does |
+| backend | runs |
 |---|---|
-| `rms_norm` | root-mean-square normalisation of rows |
-| `silu_and_mul` | SwiGLU's gate: silu(gate) * up |
-| `apply_rope` | rotates queries and keys |
-| `causal_attention` | attention inside equally long rows, without a cache (training) |
-| `store_kv` | writes new keys and values into their cache slots |
-| `paged_attention` | attention of new tokens over block-table-addressed cache |
+| `reference` | on any device through torch's operators; differentiable |
+| `native` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
 """
 
-from app.kernels.reference import (
-    PagedLayout,
-    apply_rope,
-    causal_attention,
-    paged_attention,
-    rms_norm,
-    silu_and_mul,
-    store_kv,
-)
+from __future__ import annotations
 
-__all__ = [
-    "PagedLayout",
-    "apply_rope",
-    "causal_attention",
-    "paged_attention",
-    "rms_norm",
-    "silu_and_mul",
-    "store_kv",
-]
+import logging
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from app.kernels import native, reference
+from app.kernels.layout import PagedLayout
+
+__all__ = ["Operations", "PagedLayout", "choose", "native", "reference"]
+
+logger = logging.getLogger(__name__)
+
+
+class Operations(Protocol):
+    """A backend. A model is given one when it is made, and asks no further."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor: ...
+
+    def rotate(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        heads: int,
+        kv_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def allocate_cache(
+        self,
+        blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: tuple[Tensor, Tensor],
+        layout: PagedLayout,
+        *,
+        window: int | None,
+    ) -> Tensor: ...
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Operations:
+    """The fastest backend for serving on `device` in `dtype`."""
+    if device.type != "cpu":
+        return reference
+    if dtype not in (torch.float32, torch.bfloat16):
+        logger.warning("no native kernels for %s: torch's operators are slower", dtype)
+        return reference
+    if not native.available():
+        logger.warning(
+            "the native kernels were not built (no C++ compiler at installation): torch's "
+            "operators are several times slower, and results depend on the batch"
+        )
+        return reference
+    return native

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-
-@dataclass(frozen=True)
-class PagedLayout:
-    """Where the tokens of one ragged batch live in the KV cache.
-
-    Sequences are ordered so that the first `decodes` of them bring one token each. `slots` int64
-    [tokens] is block * block_size + offset of every new token; `block_tables` int64
-    [sequences, most blocks] is padded with 0. The tuples are on the host: `query_starts`
-    (sequences + 1 row offsets) and `context_lengths` (tokens in the cache after this step).
-    """
-
-    slots: Tensor
-    block_tables: Tensor
-    context_lengths_tensor: Tensor
-    query_starts: tuple[int, ...]
-    context_lengths: tuple[int, ...]
-    decodes: int
+from app.kernels.layout import PagedLayout
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -46,21 +28,42 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [tokens, heads, head_dim] by cos, sin [tokens, head_dim / 2].
+def rotate(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values out of qkv [tokens, (heads + 2 * kv_heads) * head_dim].
 
-    Feature i is paired with i + head_dim / 2, as in Hugging Face checkpoints.
+    Queries and keys are normalised per head if `norms` (of q and of k, [head_dim] each) are given,
+    and rotated by cos, sin float32 [tokens, head_dim / 2]: feature i is paired with
+    i + head_dim / 2, as in Hugging Face checkpoints (Su et al., 2021, arXiv:2104.09864). Returns
+    [tokens, heads, head_dim] and twice [tokens, kv_heads, head_dim]; qkv may be overwritten.
     """
-    first, second = x.chunk(2, dim=-1)
+    rows = qkv.unflatten(1, (-1, 2 * cos.shape[1]))
+    q, k, v = rows.split((heads, kv_heads, kv_heads), dim=1)
+    if norms is not None:
+        q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None) -> Tensor:
     """Attention of each token to the earlier ones of its own row.
 
-    q [rows * length, heads, head_dim]; k, v [rows * length, kv_heads, head_dim]. Returns q's
-    shape. Differentiable.
+    q [rows * length, heads, head_dim]; k, v [rows * length, kv_heads, head_dim]. Returns
+    [rows * length, heads * head_dim]. Differentiable.
     """
     heads, head_dim = q.shape[1:]
     q, k, v = (x.view(rows, -1, x.shape[1], head_dim).transpose(1, 2) for x in (q, k, v))
@@ -69,42 +72,62 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int 
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
     )
-    return out.transpose(1, 2).reshape(-1, heads, head_dim)
+    return out.transpose(1, 2).reshape(-1, heads * head_dim)
 
 
-def store_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-    """Write k, v [tokens, kv_heads, head_dim] at `slots` [tokens].
+def allocate_cache(
+    blocks: int,
+    block_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer, each [blocks, block_size, kv_heads, head_dim].
 
-    The caches are [blocks, block_size, kv_heads, head_dim].
+    Zeros, not garbage: a masked NaN in a padded block would still poison the products.
     """
-    key_cache.view(-1, *k.shape[1:]).index_copy_(0, slots, k.to(key_cache.dtype))
-    value_cache.view(-1, *v.shape[1:]).index_copy_(0, slots, v.to(value_cache.dtype))
+    shape = (blocks, block_size, kv_heads, head_dim)
+    return (
+        torch.zeros(shape, dtype=dtype, device=device),
+        torch.zeros(shape, dtype=dtype, device=device),
+    )
 
 
-def paged_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, *, window: int | None
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: tuple[Tensor, Tensor],
+    layout: PagedLayout,
+    *,
+    window: int | None,
 ) -> Tensor:
-    """Attention of every new token to its own sequence's cached tokens, itself included.
+    """Put new keys and values into the cache, then let every new token look at its sequence.
 
-    q [tokens, heads, head_dim]; caches [blocks, block_size, kv_heads, head_dim]; `window` is the
-    number of most recent tokens seen, None for all. Returns [tokens, heads, head_dim].
+    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window` is the number of most
+    recent tokens seen, the token itself included, None for all. Returns [tokens, heads * head_dim].
     """
+    keys, values = cache
+    keys.view(-1, *k.shape[1:]).index_copy_(0, layout.slots, k.to(keys.dtype))
+    values.view(-1, *v.shape[1:]).index_copy_(0, layout.slots, v.to(values.dtype))
     out = torch.empty_like(q)
     if layout.decodes:
-        out[: layout.decodes] = _decode(q, key_cache, value_cache, layout, window)
+        out[: layout.decodes] = _decode(q, keys, values, layout, window)
     for sequence in range(layout.decodes, len(layout.context_lengths)):
         start, end = layout.query_starts[sequence : sequence + 2]
         context = layout.context_lengths[sequence]
-        blocks = layout.block_tables[sequence, : -(-context // key_cache.shape[1])]
-        k, v = (
-            cache[blocks].flatten(0, 1)[:context].transpose(0, 1)[None].to(q.dtype)
-            for cache in (key_cache, value_cache)
+        blocks = layout.block_tables[sequence, : -(-context // layout.block_size)]
+        past_keys, past_values = (
+            part[blocks].flatten(0, 1)[:context].transpose(0, 1)[None].to(q.dtype) for part in cache
         )
         mask = _mask(end - start, context, window, q.device)
         queries = q[start:end].transpose(0, 1)[None]
-        result = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, enable_gqa=True)
+        result = F.scaled_dot_product_attention(
+            queries, past_keys, past_values, attn_mask=mask, enable_gqa=True
+        )
         out[start:end] = result[0].transpose(0, 1)
-    return out
+    return out.flatten(1)
 
 
 def _decode(
@@ -119,7 +142,7 @@ def _decode(
         for cache in (key_cache, value_cache)
     )
     positions = torch.arange(k.shape[2], device=q.device)
-    lengths = layout.context_lengths_tensor[:n, None]
+    lengths = layout.lengths[:n, None]
     mask = positions < lengths
     if window is not None:
         mask &= positions >= lengths - window

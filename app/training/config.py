@@ -41,13 +41,15 @@ class PretrainConfig(_Table):
     """Everything that decides a run. Lengths are in tokens, rates are per step.
 
     A step learns from `batch_rows` rows of `sequence_length`, `micro_rows` of them at a time.
+    `start_from` is a model directory whose weights, shape and tokenizer are gone on with.
     `held_out` is the fraction of every corpus' documents that is kept for validation, of which
     `validation_rows` rows are scored.
     """
 
     output: Path
+    start_from: Path | None = None
     corpora: Annotated[list[Corpus], Field(min_length=1)]
-    model: Shape
+    model: Shape | None = None
     tokenizer: Path | None = None
     vocab_size: Annotated[int, Field(ge=300, le=65536)] = 8192
     sequence_length: Annotated[int, Field(ge=16)] = 512
@@ -77,11 +79,10 @@ class PretrainConfig(_Table):
             raise ValueError(
                 f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}"
             )
-        if self.sequence_length > self.model.context_length:
-            raise ValueError(
-                f"sequence_length {self.sequence_length} exceeds the model's context_length "
-                f"{self.model.context_length}"
-            )
+        if (self.model is None) == (self.start_from is None):
+            raise ValueError("give either a [model] to start afresh, or start_from to go on")
+        if self.start_from is not None and self.tokenizer is not None:
+            raise ValueError("start_from brings its own tokenizer: leave tokenizer out")
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ValueError("warmup_steps and decay_steps together exceed steps")
         return self

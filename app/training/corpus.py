@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Plain text has no document marks: it is cut at line ends into pieces of about this many characters.
+# Plain text has no document marks: it is cut at line ends, into pieces of so many characters.
 _PIECE = 8192
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from app.errors import ConfigurationError
-from app.training.config import PretrainConfig
+from app.training.config import PretrainConfig, Shape
 from app.training.corpus import (
     CHAT_TEMPLATE,
     END_OF_TEXT,
@@ -33,7 +33,7 @@ from app.training.optimizer import make_optimizers, schedule, set_learning_rate
 from app.transformer.attention import PackedCausal
 from app.transformer.config import ModelConfig
 from app.transformer.model import Transformer
-from app.transformer.weights import save_model
+from app.transformer.weights import load_model, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     state_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = prepare_data(config, state_dir)
     rows = PackedRows(state_dir / "tokens.bin", config.sequence_length, config.seed)
-    model = Transformer(model_config(config, tokenizer))
-    model.init_weights(torch.Generator().manual_seed(config.seed))
+    model = make_model(config, tokenizer)
     optimizers = make_optimizers(model, config)
     checkpoint = state_dir / "checkpoint.pt"
     first = load_checkpoint(checkpoint, model, optimizers)
@@ -129,10 +128,11 @@ def prepare_data(config: PretrainConfig, state_dir: Path) -> tokenizers.Tokenize
     if tokenizer_file.is_file() and tokens_file.is_file():
         return tokenizers.Tokenizer.from_file(str(tokenizer_file))
     texts = mixture(config.corpora, config.held_out, config.seed)
-    if config.tokenizer is None:
+    given = config.start_from / "tokenizer.json" if config.start_from else config.tokenizer
+    if given is None:
         tokenizer = train_tokenizer(texts.training, config.vocab_size)
     else:
-        tokenizer = _given_tokenizer(config.tokenizer)
+        tokenizer = _given_tokenizer(given)
     for label, held_out in texts.held_out.items():
         write_tokens(held_out, tokenizer, state_dir / f"held-out-{label}.bin")
     write_tokens(texts.training, tokenizer, tokens_file)
@@ -152,9 +152,28 @@ def _given_tokenizer(path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def model_config(config: PretrainConfig, tokenizer: tokenizers.Tokenizer) -> ModelConfig:
+def make_model(config: PretrainConfig, tokenizer: tokenizers.Tokenizer) -> Transformer:
+    """A new model of the shape asked for, or the one to start from; float32.
+
+    Raises ConfigurationError if the rows do not fit into its context.
+    """
+    if config.start_from is not None:
+        model, _ = load_model(
+            config.start_from, device="cpu", dtype=torch.float32, quantization=None
+        )
+    elif config.model is not None:
+        model = Transformer(model_config(config.model, tokenizer))
+        model.init_weights(torch.Generator().manual_seed(config.seed))
+    if config.sequence_length > model.config.max_position_embeddings:
+        raise ConfigurationError(
+            f"sequence_length {config.sequence_length} exceeds the model's context length of "
+            f"{model.config.max_position_embeddings}"
+        )
+    return model
+
+
+def model_config(shape: Shape, tokenizer: tokenizers.Tokenizer) -> ModelConfig:
     """The model's config.json; its vocabulary is as large as the tokenizer turned out."""
-    shape = config.model
     return ModelConfig.from_dict(
         {
             "architectures": ["LlamaForCausalLM"],

@@ -22,7 +22,7 @@ class AttentionContext(Protocol):
     def positions(self) -> Tensor: ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> like q."""
+        """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> flat like q."""
         ...
 
 
@@ -30,17 +30,16 @@ class AttentionContext(Protocol):
 class Paged:
     """Serving: keys and values go to the paged cache, queries read it through block tables.
 
-    `caches[layer]` is (keys, values), each [blocks, block_size, kv_heads, head_dim].
+    `caches[layer]` is (keys, values), laid out as `operations` allocated them.
     """
 
     positions: Tensor
     layout: kernels.PagedLayout
     caches: Sequence[tuple[Tensor, Tensor]]
+    operations: kernels.Operations
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        keys, values = self.caches[layer]
-        kernels.store_kv(k, v, keys, values, self.layout.slots)
-        return kernels.paged_attention(q, keys, values, self.layout, window=window)
+        return self.operations.attend(q, k, v, self.caches[layer], self.layout, window=window)
 
 
 class PackedCausal:
@@ -51,4 +50,4 @@ class PackedCausal:
         self.positions = torch.arange(length, device=device).repeat(rows)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return kernels.causal_attention(q, k, v, rows=self.rows, window=window)
+        return kernels.reference.causal_attention(q, k, v, rows=self.rows, window=window)

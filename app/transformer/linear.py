@@ -4,13 +4,15 @@ A linear layer maps x [tokens, in] to [tokens, out] in x's dtype. An embedding m
 [tokens, hidden], and is also a head: `logits` maps [n, hidden] to float32 [n, vocab] with the same
 storage, so that a tied head costs nothing.
 
-Storage, the same on disk and in memory until `prepare` packs it for the device's operator:
+Storage, the same on disk and in memory until `for_serving` packs it for the operators in use:
 
     dense   weight       [out, in]            float
-    int8    weight_int8  [out, in]            int8, one `scale` [out] per output channel
-    int4    weight_int4  [out, in / 2]        uint8; value 2i in the low half of byte i, 2i + 1
-                                              in the high half, each stored plus 8
-            scale        [out, in / group]    one per group of inputs
+    int8    weight_int8  [out, in]            int8
+            scale        [out]                float32, one per output
+    int4    weight_int4  [out, in / 2]        uint8; bytes 4j to 4j + 3 hold inputs 8j to 8j + 7,
+                                              the first four in the low halves, the others in the
+                                              high halves, each stored plus 8
+            scale        [out, in / group]    bfloat16, one per group of inputs
 
 Quantization is symmetric. Embeddings and heads keep 8 bits in an int4 model: they are where
 coarse weights cost most.
@@ -24,6 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from app.kernels import Operations, native
 
 GROUP_SIZES = (128, 64, 32)
 # Clipping ratios tried for every int4 group; the one with the least squared error wins.
@@ -61,15 +65,12 @@ class Int8(nn.Module):
         self.register_buffer(
             "weight_int8", torch.empty(out_features, in_features, dtype=torch.int8)
         )
-        self.register_buffer("scale", torch.empty(out_features))
+        self.register_buffer("scale", torch.empty(out_features, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, in] of the matrix -> the same rows of the stored tensors, by name."""
         return quantize_int8(weight)
-
-    def prepare(self) -> None:
-        """Nothing to pack: torch's operator reads the stored layout."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = int8_matmul(x, self.weight_int8, self.scale)
@@ -88,7 +89,9 @@ class Int4(nn.Module):
         self.register_buffer(
             "weight_int4", torch.empty(out_features, in_features // 2, dtype=torch.uint8)
         )
-        self.register_buffer("scale", torch.empty(out_features, in_features // group_size))
+        self.register_buffer(
+            "scale", torch.empty(out_features, in_features // group_size, dtype=torch.bfloat16)
+        )
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
@@ -106,32 +109,34 @@ class Int4(nn.Module):
             error = (codes * scale - groups).square().sum(dim=2, keepdim=True)
             best_scale = torch.where(error < best_error, scale, best_scale)
             best_error = torch.minimum(error, best_error)
-        stored = best_scale.to(weight.dtype)
+        stored = best_scale.bfloat16()
         codes = ((groups / stored.float()).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
-        return {
-            "weight_int4": codes[:, 0::2] | (codes[:, 1::2] << 4),
-            "scale": stored.squeeze(2),
-        }
-
-    def prepare(self) -> None:
-        """Pack for torch's CPU operator; the stored layout is given up."""
-        if self.weight_int4.device.type != "cpu":
-            return
-        # [in / group, out, (scale, offset)]: the operator subtracts 8 by itself.
-        pairs = torch.stack((self.scale, torch.zeros_like(self.scale)), dim=-1)
-        self.scale = pairs.transpose(0, 1).contiguous()
-        codes = _unpack(self.weight_int4).to(torch.int32)
-        self.weight_int4 = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)
+        low, high = codes.unflatten(1, (-1, 2, 4)).unbind(2)
+        return {"weight_int4": (low | (high << 4)).flatten(1), "scale": stored.squeeze(2)}
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-                x.contiguous(), self.weight_int4, self.group_size, self.scale
-            )
-        else:
-            codes = _unpack(self.weight_int4).to(x.dtype) - 8
-            groups = codes.unflatten(1, (-1, self.group_size)) * self.scale[:, :, None]
-            out = F.linear(x, groups.flatten(1))
+        codes = unpack_int4(self.weight_int4).to(x.dtype) - 8
+        groups = codes.unflatten(1, (-1, self.group_size)) * self.scale[:, :, None].to(x.dtype)
+        return F.linear(x, groups.flatten(1), self.bias)
+
+
+class TorchInt4(nn.Module):
+    """`Int4` for serving with torch's own CPU operator, which wants a layout of its own."""
+
+    def __init__(self, layer: Int4, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.group_size, self.bias = layer.group_size, layer.bias
+        scale = layer.scale.to(dtype)
+        # [in / group, out, (scale, offset)]: the operator subtracts 8 by itself.
+        pairs = torch.stack((scale, torch.zeros_like(scale)), dim=-1)
+        self.scale = pairs.transpose(0, 1).contiguous()
+        codes = unpack_int4(layer.weight_int4).to(torch.int32)
+        self.codes: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.contiguous(), self.codes, self.group_size, self.scale
+        )
         return out if self.bias is None else out + self.bias
 
 
@@ -150,25 +155,26 @@ class DenseEmbedding(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """An embedding and head with eight bits per weight, one scale per token of the vocabulary."""
+    """An embedding and head with eight bits per weight, one scale per token of the vocabulary.
+
+    `dtype` is that of the looked-up rows.
+    """
 
     weight_int8: Tensor
     scale: Tensor
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
+        self.dtype = torch.float32
         self.register_buffer("weight_int8", torch.empty(vocab_size, hidden_size, dtype=torch.int8))
-        self.register_buffer("scale", torch.empty(vocab_size))
+        self.register_buffer("scale", torch.empty(vocab_size, dtype=torch.float32))
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, hidden] of the matrix -> the same rows of the stored tensors."""
         return quantize_int8(weight)
 
-    def prepare(self) -> None:
-        """Nothing to pack: torch's operator reads the stored layout."""
-
     def forward(self, ids: Tensor) -> Tensor:
-        return self.weight_int8[ids].to(self.scale.dtype) * self.scale[ids][:, None]
+        return (self.weight_int8[ids] * self.scale[ids][:, None]).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return int8_matmul(hidden, self.weight_int8, self.scale).float()
@@ -179,15 +185,15 @@ def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
     wide = weight.float()
     scale = wide.abs().amax(dim=1).clamp_min(1e-12) / 127
     codes = (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-    return {"weight_int8": codes, "scale": scale.to(weight.dtype)}
+    return {"weight_int8": codes, "scale": scale}
 
 
 def int8_matmul(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """x [tokens, in] times int8 codes [out, in] times scale [out] -> [tokens, out]."""
     if x.device.type == "cpu":
-        out: Tensor = torch._weight_int8pack_mm(x.contiguous(), codes, scale)
+        out: Tensor = torch._weight_int8pack_mm(x.contiguous(), codes, scale.to(x.dtype))
         return out
-    return F.linear(x, codes.to(x.dtype)) * scale
+    return F.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
 
 
 def make_linear(
@@ -216,6 +222,55 @@ def make_embedding(
     return Int8Embedding(vocab_size, hidden_size)
 
 
-def _unpack(packed: Tensor) -> Tensor:
+def unpack_int4(packed: Tensor) -> Tensor:
     """uint8 [out, in / 2] -> uint8 [out, in], values 0 to 15."""
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+    four = packed.unflatten(1, (-1, 4))
+    return torch.stack((four & 15, four >> 4), dim=2).flatten(1)
+
+
+class Packed(nn.Module):
+    """Any kind of linear layer, for serving with the native kernels."""
+
+    def __init__(self, weight: native.PackedWeight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return native.linear(x, self.weight)
+
+
+class PackedEmbedding(nn.Module):
+    """Any kind of embedding, for serving with the native kernels in `dtype`."""
+
+    def __init__(self, weight: native.PackedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.dtype = weight, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return native.embed(ids, self.weight, self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return native.linear(hidden, self.weight, torch.float32)
+
+
+def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -> nn.Module:
+    """`module`, or what replaces it when `operations` serve in `dtype`."""
+    if operations is native:
+        match module:
+            case Dense():
+                return Packed(native.pack_dense(module.weight.data, module.bias))
+            case Int8():
+                return Packed(native.pack_int8(module.weight_int8, module.scale, module.bias))
+            case Int4():
+                stored = module.weight_int4, module.scale, module.group_size
+                return Packed(native.pack_int4(*stored, module.bias))
+            case DenseEmbedding():
+                return PackedEmbedding(native.pack_dense(module.weight.data), dtype)
+            case Int8Embedding():
+                return PackedEmbedding(native.pack_int8(module.weight_int8, module.scale), dtype)
+        return module
+    if isinstance(module, Int4) and module.weight_int4.device.type == "cpu":
+        return TorchInt4(module, dtype)
+    if isinstance(module, Int8Embedding):
+        module.dtype = dtype
+    return module

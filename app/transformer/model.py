@@ -1,9 +1,10 @@
 """The Transformer: one decoder for serving, fine-tuning and pretraining.
 
 embedding -> layers x (x += attention(norm(x)); x += mlp(norm(x))) -> norm -> head, on a flat
-ragged batch [tokens, hidden]. Which tokens see which is the attention context's business; how
-weights are stored is the linear layers'. Module names follow Hugging Face checkpoints, except
-that query, key and value, and gate and up, are one fused matrix each: fewer, larger products.
+ragged batch [tokens, hidden]. Which tokens see which is the attention context's business, how
+weights are stored is the linear layers', and who computes is the operations'. Module names follow
+Hugging Face checkpoints, except that query, key and value, and gate and up, are one fused matrix
+each: fewer, larger products.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from app import kernels
+from app.kernels import Operations, reference
 from app.transformer.attention import AttentionContext
 from app.transformer.config import ModelConfig
 from app.transformer.linear import Quantization, make_embedding, make_linear
@@ -21,20 +22,29 @@ from app.transformer.rope import RotaryEmbedding
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation with a learned scale."""
 
-    def __init__(self, features: int, eps: float) -> None:
+    def __init__(self, features: int, eps: float, operations: Operations) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(features))
         self.eps = eps
+        self.operations = operations
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return self.operations.rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions (Ainslie et al., 2023, arXiv:2305.13245)."""
 
-    def __init__(self, config: ModelConfig, layer: int, quantization: Quantization | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        quantization: Quantization | None,
+        operations: Operations,
+    ) -> None:
         super().__init__()
+        self.operations = operations
+        self.eps = config.rms_norm_eps
         self.layer = layer
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.kv_heads
@@ -54,25 +64,34 @@ class Attention(nn.Module):
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
-        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        norms = None
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = kernels.apply_rope(q, cos, sin), kernels.apply_rope(k, cos, sin)
-        out = context.attend(self.layer, q, k, v, self.window)
-        projected: Tensor = self.o_proj(out.flatten(1))
+            norms = (self.q_norm.weight, self.k_norm.weight)
+        q, k, v = self.operations.rotate(
+            self.qkv_proj(x),
+            cos,
+            sin,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            norms=norms,
+            eps=self.eps,
+        )
+        projected: Tensor = self.o_proj(context.attend(self.layer, q, k, v, self.window))
         return projected
 
 
 class MLP(nn.Module):
     """The SwiGLU feed-forward block."""
 
-    def __init__(self, config: ModelConfig, quantization: Quantization | None) -> None:
+    def __init__(
+        self, config: ModelConfig, quantization: Quantization | None, operations: Operations
+    ) -> None:
         super().__init__()
+        self.operations = operations
         self.gate_up_proj = make_linear(
             config.hidden_size,
             2 * config.intermediate_size,
@@ -87,19 +106,25 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(kernels.silu_and_mul(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(self.operations.silu_and_mul(self.gate_up_proj(x)))
         return out
 
 
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int, quantization: Quantization | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        quantization: Quantization | None,
+        operations: Operations,
+    ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, quantization)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config, quantization)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.self_attn = Attention(config, layer, quantization, operations)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.mlp = MLP(config, quantization, operations)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, context)
@@ -110,18 +135,20 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Everything but the head; its own module because checkpoints name it `model.`."""
 
-    def __init__(self, config: ModelConfig, quantization: Quantization | None) -> None:
+    def __init__(
+        self, config: ModelConfig, quantization: Quantization | None, operations: Operations
+    ) -> None:
         super().__init__()
         self.embed_tokens = make_embedding(config.vocab_size, config.hidden_size, quantization)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, quantization) for layer in range(config.layers)
+            DecoderLayer(config, layer, quantization, operations) for layer in range(config.layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
         self.rotary = RotaryEmbedding(config.rope)
 
     def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
         x = self.embed_tokens(token_ids)
-        cos, sin = self.rotary(context.positions, x.dtype)
+        cos, sin = self.rotary(context.positions)
         for layer in self.layers:
             x = layer(x, cos, sin, context)
         normed: Tensor = self.norm(x)
@@ -131,10 +158,16 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """A decoder-only language model (Vaswani et al., 2017, arXiv:1706.03762)."""
 
-    def __init__(self, config: ModelConfig, quantization: Quantization | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        quantization: Quantization | None = None,
+        operations: Operations = reference,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config, quantization)
+        self.operations = operations
+        self.model = Decoder(config, quantization, operations)
         # A tied head is the embedding itself; registering it twice would double its parameters.
         if not config.tie_word_embeddings:
             self.lm_head = make_embedding(config.vocab_size, config.hidden_size, quantization)

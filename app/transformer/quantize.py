@@ -40,9 +40,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     if destination.exists() and any(destination.iterdir()):
         raise ConfigurationError(f"{destination} is not empty: name a new directory")
     dtype = getattr(torch, config.dtype)
-    model, report = load_model(
-        source, device="cpu", dtype=dtype, quantization=quantization, prepare=False
-    )
+    model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
     raw = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
     raw["quantization_config"] = {
         "quant_method": "hagane",

@@ -179,7 +179,7 @@ class RotaryEmbedding(nn.Module):
             frequencies = parameters.inverse_frequencies()
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [tokens, head_dim / 2] of `dtype`, for int64 positions [tokens]."""
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, each float32 [tokens, head_dim / 2], for int64 positions [tokens]."""
         angles = positions.float()[:, None] * self.inverse_frequencies
-        return (angles.cos() * self.magnitude).to(dtype), (angles.sin() * self.magnitude).to(dtype)
+        return angles.cos() * self.magnitude, angles.sin() * self.magnitude

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.errors import ModelError
+from app.kernels import Operations, reference
 from app.transformer.config import CONFIG_FILE, ModelConfig
 from app.transformer.linear import (
     Dense,
@@ -33,6 +34,7 @@ from app.transformer.linear import (
     Int8,
     Int8Embedding,
     Quantization,
+    for_serving,
 )
 from app.transformer.model import RMSNorm, Transformer
 
@@ -137,21 +139,22 @@ def load_model(
     device: str,
     dtype: torch.dtype,
     quantization: Quantization | None,
-    prepare: bool = True,
+    operations: Operations | None = None,
 ) -> tuple[Transformer, LoadReport]:
     """Build the model of `directory` on `device`, computing in `dtype`.
 
-    `prepare` packs quantized matrices for the device's operator; leave it out to save them.
-    Raises ModelError naming the file and the tensor at fault.
+    With `operations` it is for serving with them: matrices are packed as they want them. Without,
+    it keeps its stored form, for training or saving. Raises ModelError naming the file and the
+    tensor at fault.
     """
     started = time.monotonic()
     config = ModelConfig.load(directory)
     with torch.device("meta"):
-        model = Transformer(config, quantization)
+        model = Transformer(config, quantization, operations or reference)
     checkpoint = Checkpoint(directory)
     stored = config.quantization is not None
     parameters = size = 0
-    for name, module in model.named_modules():
+    for name, module in list(model.named_modules()):
         if not isinstance(module, _Holder):
             continue
         tensors = (
@@ -161,13 +164,19 @@ def load_model(
         )
         parameters += _count(module)
         for key, tensor in tensors.items():
-            wanted = dtype if tensor.is_floating_point() else tensor.dtype
-            placed = tensor.to(device=device, dtype=wanted)
+            # Scales keep their dtype: their precision is the quantized weights' own.
+            keeps = key == "scale" or not tensor.is_floating_point()
+            placed = tensor.to(device=device, dtype=tensor.dtype if keeps else dtype)
             size += placed.nbytes
             is_parameter = key in module._parameters
             setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
-        if prepare and isinstance(module, Int8 | Int4 | Int8Embedding):
-            module.prepare()
+        if operations is not None:
+            replacement = for_serving(module, operations, dtype)
+            if replacement is not module:
+                parent, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, replacement)
+                _release(next(iter(tensors.values())))
+                _trim_heap()
     model.model.rotary.to(device)
     checkpoint.finish({"lm_head.weight"} if config.tie_word_embeddings else set())
     return model, LoadReport(parameters, size, time.monotonic() - started)
@@ -231,16 +240,27 @@ def _quantize(
     return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
-def _release(mapped: Tensor) -> None:
-    """Give back the memory of a view of a mapped file; a later access would read it again."""
+def _release(tensor: Tensor) -> None:
+    """Give back the memory of a tensor that is not needed any more, often a view of a file.
+
+    Without this, what was read of a mapped file would stay in memory until it is unmapped.
+    """
     if not sys.platform.startswith("linux"):
         return
     # Only whole pages, so that neighbours that are still in use keep theirs.
-    first = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
         size = ctypes.c_size_t(last - first)
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_DONTNEED)
+
+
+def _trim_heap() -> None:
+    """Otherwise the C library keeps up to 64 MB of what loading has freed."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _in_features(module: Dense | Int8 | Int4) -> int:

@@ -86,6 +86,19 @@ def test_an_interrupted_run_ends_with_the_same_weights(config, monkeypatch, opti
     assert (again.output / "model.safetensors").read_bytes() == whole
 
 
+def test_a_second_stage_starts_where_the_first_ended(config):
+    first = pretrain(config)
+    second = config.model_copy(
+        update={"model": None, "start_from": config.output, "output": config.output / "second",
+                "learning_rate": 1e-4, "steps": 5, "warmup_steps": 0}
+    )  # fmt: skip
+    assert pretrain(second)["corpus"] < first["corpus"] + 0.05
+    tokenizers = [Path(c.output / "tokenizer.json").read_text() for c in (config, second)]
+    assert tokenizers[0] == tokenizers[1]
+    with pytest.raises(ConfigurationError, match="context length of 64"):
+        pretrain(second.model_copy(update={"sequence_length": 65, "output": config.output / "3"}))
+
+
 def test_micro_batches_change_nothing_but_memory(config):
     whole = pretrain(config)
     parts = {"micro_rows": 1, "output": config.output.parent / "parts"}
@@ -160,7 +173,8 @@ def test_learning_rate_warms_up_and_decays(config):
         ("steps = 3", "output"),
         ("wrong = 1", "Field required"),
         (VALID + "batch_rows = 3\nmicro_rows = 2\n" + SHAPE, "multiple of micro_rows"),
-        (VALID + "sequence_length = 65\n" + SHAPE, "context_length 64"),
+        (VALID, "either a"),
+        (VALID + 'start_from = "y"\n' + SHAPE, "either a"),
         (VALID + "sequence_length = 64\ndecay_steps = 10\n" + SHAPE, "exceed steps"),
     ],
 )

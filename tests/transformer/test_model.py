@@ -11,9 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from app import kernels
 from app.kernels import PagedLayout
 from app.transformer.attention import PackedCausal, Paged
 from app.transformer.config import ModelConfig
+from app.transformer.linear import Quantization
 from app.transformer.model import Transformer
 from app.transformer.weights import load_model
 
@@ -58,12 +60,19 @@ FAMILIES = {
     "qwen3": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3-yarn": ("qwen3", {"rope_parameters": YARN}),
 }  # fmt: skip
-BLOCK = 4
+BLOCK = 16
+BACKENDS = [
+    kernels.reference,
+    pytest.param(
+        kernels.native,
+        marks=pytest.mark.skipif(not kernels.native.available(), reason="kernels not built"),
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def pair(request, tmp_path_factory):
-    """(transformers' model, ours) with the same random weights."""
+def checkpoint(request, tmp_path_factory):
+    """transformers' model, and the directory of its random weights."""
     kind, changes = FAMILIES[request.param]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **(BASE | changes))
@@ -76,8 +85,21 @@ def pair(request, tmp_path_factory):
             assert name
     directory = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(directory)
-    ours, _ = load_model(directory, device="cpu", dtype=torch.float32, quantization=None)
-    return theirs, ours.eval()
+    return theirs, directory
+
+
+def load(directory: Path, operations, quantization=None, dtype=torch.float32) -> Transformer:
+    model, _ = load_model(
+        directory, device="cpu", dtype=dtype, quantization=quantization, operations=operations
+    )
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda module: module.__name__)
+def pair(request, checkpoint):
+    """(transformers' model, ours) with the same random weights."""
+    theirs, directory = checkpoint
+    return theirs, load(directory, request.param)
 
 
 def reference(theirs, tokens: list[int]) -> torch.Tensor:
@@ -88,11 +110,16 @@ def reference(theirs, tokens: list[int]) -> torch.Tensor:
 class PagedRun:
     """Runs sequences through scattered cache blocks, in whatever chunks a test chooses."""
 
-    def __init__(self, model: Transformer, blocks: int = 128) -> None:
+    def __init__(
+        self, model: Transformer, blocks: int = 128, dtype: torch.dtype = torch.float32
+    ) -> None:
         config = model.config
         shape = (blocks, BLOCK, config.kv_heads, config.head_dim)
         self.model = model
-        self.caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.layers)]
+        self.caches = [
+            model.operations.allocate_cache(*shape, dtype, torch.device("cpu"))
+            for _ in range(config.layers)
+        ]
         self.free = list(range(blocks))
         random.Random(1).shuffle(self.free)
         self.tables: dict[int, list[int]] = {}
@@ -116,13 +143,15 @@ class PagedRun:
         tables = [self.tables[k] + [0] * (longest - len(self.tables[k])) for k, *_ in chunks]
         layout = PagedLayout(
             slots=torch.tensor(slots),
-            block_tables=torch.tensor(tables),
-            context_lengths_tensor=torch.tensor(contexts),
+            block_tables=torch.tensor(tables, dtype=torch.int32),
+            starts=torch.tensor(starts, dtype=torch.int32),
+            lengths=torch.tensor(contexts, dtype=torch.int32),
             query_starts=tuple(starts),
             context_lengths=contexts,
             decodes=sum(end - start == 1 for _, _, start, end in chunks),
+            block_size=BLOCK,
         )
-        context = Paged(torch.tensor(positions), layout, self.caches)
+        context = Paged(torch.tensor(positions), layout, self.caches, self.model.operations)
         logits = self.model.logits(self.model(torch.tensor(ids), context))
         parts = [logits[a:b] for a, b in itertools.pairwise(starts)]
         return [parts[order.index(i)] for i in range(len(order))]
@@ -149,27 +178,48 @@ def test_token_by_token_decode_matches_transformers(pair):
     torch.testing.assert_close(logits, reference(theirs, tokens), atol=1e-4, rtol=0)
 
 
-def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
-    theirs, ours = pair
-    rng = random.Random(3)
-    sequences = {key: random_tokens(10 + key, rng.randint(5, 60)) for key in range(6)}
+def run_in_random_chunks(
+    run: PagedRun, sequences: dict[int, list[int]], rng: random.Random
+) -> dict[int, torch.Tensor]:
+    """Logits of all tokens of every sequence, computed in batches of random composition."""
     done = dict.fromkeys(sequences, 0)
     seen: dict[int, list[torch.Tensor]] = {key: [] for key in sequences}
-    run = PagedRun(ours)
     while any(done[k] < len(t) for k, t in sequences.items()):
         active = [k for k, t in sequences.items() if done[k] < len(t) and rng.random() < 0.7]
         chunks = []
         for key in active:
-            end = min(len(sequences[key]), done[key] + rng.choice([1, 1, 1, 5, 17]))
+            end = min(len(sequences[key]), done[key] + rng.choice([1, 1, 1, 5, 17, 40]))
             chunks.append((key, sequences[key], done[key], end))
             done[key] = end
         if chunks:
             for (key, *_), logits in zip(chunks, run.step(chunks), strict=True):
                 seen[key].append(logits)
-    for key, tokens in sequences.items():
-        torch.testing.assert_close(
-            torch.cat(seen[key]), reference(theirs, tokens), atol=1e-4, rtol=0
-        )
+    return {key: torch.cat(parts) for key, parts in seen.items()}
+
+
+def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
+    theirs, ours = pair
+    rng = random.Random(3)
+    sequences = {key: random_tokens(10 + key, rng.randint(5, 60)) for key in range(6)}
+    for key, logits in run_in_random_chunks(PagedRun(ours), sequences, rng).items():
+        torch.testing.assert_close(logits, reference(theirs, sequences[key]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.parametrize("quantization", [None, Quantization(8), Quantization(4, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dtype):
+    _, directory = checkpoint
+    model = load(directory, kernels.native, quantization, dtype)
+    rng = random.Random(5)
+    sequences = {key: random_tokens(40 + key, rng.randint(5, 150)) for key in range(5)}
+    alone = {
+        key: PagedRun(model, dtype=dtype).step([(key, tokens, 0, len(tokens))])[0]
+        for key, tokens in sequences.items()
+    }
+    mixed = run_in_random_chunks(PagedRun(model, dtype=dtype), sequences, rng)
+    for key, logits in alone.items():
+        assert torch.equal(mixed[key], logits)
 
 
 def test_training_context_matches_transformers(pair):

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from app import kernels
 from app.errors import ConfigurationError, ModelError
 from app.transformer.attention import PackedCausal
 from app.transformer.config import ModelConfig
-from app.transformer.linear import Int4, Quantization, make_linear
+from app.transformer.linear import Int4, Quantization, for_serving, make_linear, unpack_int4
 from app.transformer.model import Transformer
 from app.transformer.quantize import quantize_directory
 from app.transformer.weights import load_model, save_model
@@ -69,28 +70,29 @@ def test_quantized_products_equal_dequantized_ones(rows, dtype, quantization):
     weight = torch.randn(80, 192).to(dtype)
     x = torch.randn(rows, 192).to(dtype)
     layer = make_linear(192, 80, bias=False, quantization=quantization)
-    stored = layer.quantize(weight)
-    if isinstance(layer, Int4):
-        codes = torch.stack((stored["weight_int4"] & 15, stored["weight_int4"] >> 4), -1)
-        groups = codes.flatten(1).double().sub(8).unflatten(1, (-1, layer.group_size))
-        dequantized = (groups * stored["scale"].double()[:, :, None]).flatten(1)
-    else:
-        dequantized = stored["weight_int8"].double() * stored["scale"].double()[:, None]
-    for name, tensor in stored.items():
+    for name, tensor in layer.quantize(weight).items():
         setattr(layer, name, tensor)
-    layer.prepare()
-    reference = x.double() @ dequantized.T
-    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}[dtype]
-    error = (layer(x).double() - reference).abs().max() / reference.abs().max()
-    assert error < tolerance
+    reference = x.double() @ dequantized(layer).T
+    tolerance = {torch.float32: 4e-3, torch.float16: 4e-3, torch.bfloat16: 1.2e-2}[dtype]
+    for serving in (layer, for_serving(layer, kernels.reference, dtype)):
+        error = (serving(x).double() - reference).abs().max() / reference.abs().max()
+        assert error < tolerance
+
+
+def dequantized(layer) -> torch.Tensor:
+    if isinstance(layer, Int4):
+        codes = unpack_int4(layer.weight_int4).double() - 8
+        groups = codes.unflatten(1, (-1, layer.group_size)) * layer.scale.double()[:, :, None]
+        return groups.flatten(1)
+    return layer.weight_int8.double() * layer.scale.double()[:, None]
 
 
 def test_int4_scales_beat_scales_by_maximum():
     weight = torch.randn(64, 256)
-    stored = Int4(256, 64, bias=False, group_size=64).quantize(weight)
-    codes = torch.stack((stored["weight_int4"] & 15, stored["weight_int4"] >> 4), -1).flatten(1)
-    groups = codes.float().sub(8).unflatten(1, (-1, 64)) * stored["scale"][:, :, None]
-    ours = (groups.flatten(1) - weight).square().mean()
+    layer = Int4(256, 64, bias=False, group_size=64)
+    for name, tensor in layer.quantize(weight).items():
+        setattr(layer, name, tensor)
+    ours = (dequantized(layer) - weight).square().mean()
     plain_groups = weight.unflatten(1, (-1, 64))
     scale = plain_groups.abs().amax(2, keepdim=True) / 7
     plain = ((plain_groups / scale).round().clamp(-8, 7) * scale - plain_groups).square().mean()
@@ -159,22 +161,22 @@ MEASURE_LOADING = """
 import sys
 from pathlib import Path
 import psutil, torch
-from app.transformer.linear import Quantization, make_linear
+from app import kernels
+from app.transformer.linear import Quantization
 from app.transformer.weights import load_model
 
-directory, bits = Path(sys.argv[1]), int(sys.argv[2])
-quantization = Quantization(bits) if bits else None
-layer = make_linear(256, 256, bias=False, quantization=quantization)
-if bits:  # what the libraries set up at their first use is not the model's
-    for name, tensor in layer.quantize(torch.randn(256, 256)).items():
-        setattr(layer, name, tensor.to(torch.bfloat16) if name == "scale" else tensor)
-    layer.prepare()
-    layer(torch.randn(4, 256).to(torch.bfloat16))
+def load(directory, bits):
+    return load_model(
+        directory, device="cpu", dtype=torch.bfloat16,
+        quantization=Quantization(bits) if bits else None,
+        operations=kernels.choose(torch.device("cpu"), torch.bfloat16),
+    )
+
+bits = int(sys.argv[1])
+load(Path(sys.argv[2]), bits)  # what the libraries set up at their first use is not the model's
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before = psutil.Process().memory_info().rss
-model, report = load_model(
-    directory, device="cpu", dtype=torch.bfloat16, quantization=quantization
-)
+model, report = load(Path(sys.argv[3]), bits)
 status = Path("/proc/self/status").read_text()
 peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
 print((peak - before) / report.weight_bytes, report.weight_bytes)
@@ -184,13 +186,21 @@ print((peak - before) / report.weight_bytes, report.weight_bytes)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("bits", [0, 8, 4])
 def test_loading_needs_little_more_memory_than_the_model(tmp_path, bits):
-    config = LlamaConfig(
-        vocab_size=4096, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
-        num_attention_heads=12, num_key_value_heads=12, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", MEASURE_LOADING, str(tmp_path), str(bits)]
+    for layers in (1, 12):
+        config = LlamaConfig(
+            vocab_size=4096, hidden_size=768, intermediate_size=2048, num_hidden_layers=layers,
+            num_attention_heads=12, num_key_value_heads=12, tie_word_embeddings=True,
+        )  # fmt: skip
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / str(layers))
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE_LOADING,
+        str(bits),
+        *map(str, sorted(tmp_path.iterdir())),
+    ]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     ratio, size = map(float, output.split())
     largest = 4096 * 768 * 2
+    print(ratio)
     assert ratio < 1.3 + largest / size

@@ -1,0 +1,149 @@
+#include "dispatch.h"
+
+#include <vector>
+
+#include "pool.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace hagane {
+namespace {
+
+const Kernels* active = generic_kernels();
+
+// Less than this many bytes of work is done before another thread has woken up.
+constexpr int64_t kBytesWorthATask = 16384;
+constexpr int64_t kTasksPerThread = 8;
+// Rows (queries times heads) of one attention task: enough to reuse every key and value from the
+// first-level cache, few enough to spread a prefill over many threads.
+constexpr int64_t kAttentionRows = 64;
+
+#if defined(__x86_64__)
+bool has_amx() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  if ((d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
+  // Linux saves the tiles only for processes that asked (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
+// Calls fn(index) for every index, in chunks that are worth handing to a thread.
+template <class F>
+void split(int64_t count, int64_t bytes_each, const F& fn) {
+  Pool& pool = Pool::instance();
+  int64_t least = ceil_div(kBytesWorthATask, std::max<int64_t>(bytes_each, 1));
+  int64_t chunk = std::max(least, ceil_div(count, pool.threads() * kTasksPerThread));
+  pool.run(ceil_div(count, chunk), [&](int64_t task) {
+    int64_t end = std::min(count, (task + 1) * chunk);
+    for (int64_t i = task * chunk; i < end; ++i) fn(i);
+  });
+}
+
+int64_t inputs_per_unit(Format format) {
+  return int64_t{1} << static_cast<int>(format);
+}
+
+}  // namespace
+
+const Kernels* find_kernels(const char* name) {
+  std::vector<const Kernels*> usable;
+#if defined(__x86_64__)
+  if (has_avx512() && has_amx()) usable.push_back(amx_kernels());
+  if (has_avx512()) usable.push_back(avx512_kernels());
+  if (has_avx2()) usable.push_back(avx2_kernels());
+#endif
+  usable.push_back(generic_kernels());
+  for (const Kernels* kernels : usable)
+    if (kernels && (!name || !std::strcmp(kernels->name, name))) return kernels;
+  return nullptr;
+}
+
+void use_kernels(const Kernels* kernels) { active = kernels; }
+
+void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
+                const void* residual) {
+  static thread_local Scratch row_scratch, scale_scratch, sum_scratch;
+  const int64_t stride = weight.units * inputs_per_unit(weight.format);
+  const int64_t item = weight.format == Format::f32 ? 4 : weight.format == Format::bf16 ? 2 : 1;
+  const int64_t padded = round_up(rows, 16);
+  std::byte* prepared = row_scratch.get<std::byte>(padded * stride * item);
+  float* scale = scale_scratch.get<float>(padded);
+  int32_t* sums = sum_scratch.get<int32_t>(weight.format == Format::int4 ? padded * weight.groups() : 1);
+  std::memset(prepared + rows * stride * item, 0, (padded - rows) * stride * item);
+  split(rows, weight.in * 4, [&](int64_t row) {
+    active->prepare(weight, x, row, prepared, stride, scale, sums);
+  });
+  Linear call{weight, {prepared, rows, stride, scale, sums}, out, residual};
+  // A pass over the weights costs their bytes; further rows cost arithmetic on top.
+  Pool& pool = Pool::instance();
+  int64_t block_bytes = weight.units * 64 * std::max<int64_t>(1, rows / 4);
+  int64_t least = ceil_div(kBytesWorthATask, block_bytes);
+  int64_t chunk = std::max(least, ceil_div(weight.blocks(), pool.threads() * kTasksPerThread));
+  pool.run(ceil_div(weight.blocks(), chunk), [&](int64_t task) {
+    active->linear(call, task * chunk, std::min(weight.blocks(), (task + 1) * chunk));
+  });
+}
+
+void run_rms_norm(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
+                  const Matrix& out) {
+  split(rows, features * 4,
+        [&](int64_t row) { active->rms_norm(x, weight, eps, features, out, row); });
+}
+
+void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out) {
+  split(rows, features * 8,
+        [&](int64_t row) { active->silu_and_mul(gate_up, features, out, row); });
+}
+
+void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out) {
+  split(rows, weight.in * 16, [&](int64_t row) { active->embed(weight, ids, out, row); });
+}
+
+void run_rotary(const Rotary& r) {
+  split(r.tokens, (r.heads + r.kv_heads) * r.head_dim * 4,
+        [&](int64_t token) { active->rotary(r, token); });
+}
+
+void run_store(const Store& s) {
+  split(s.tokens, s.kv_heads * s.head_dim * 16, [&](int64_t token) { active->store(s, token); });
+}
+
+void run_attention(const Attention& a) {
+  struct Task {
+    int64_t sequence, kv_head, first, last;
+  };
+  static thread_local std::vector<Task> tasks;
+  tasks.clear();
+  const int64_t queries = std::max<int64_t>(1, kAttentionRows * a.kv_heads / a.heads);
+  for (int64_t s = 0; s < a.sequences; ++s) {
+    int64_t length = a.query_starts[s + 1] - a.query_starts[s];
+    for (int64_t first = 0; first < length; first += queries)
+      for (int64_t h = 0; h < a.kv_heads; ++h)
+        tasks.push_back({s, h, first, std::min(length, first + queries)});
+  }
+  auto run = [&](int64_t index) {
+    const Task& task = tasks[index];
+    active->attend(a, task.sequence, task.kv_head, task.first, task.last);
+  };
+  Pool::instance().run(static_cast<int64_t>(tasks.size()), run);
+}
+
+}  // namespace hagane

@@ -1,0 +1,22 @@
+// Picks the instruction set once, and splits every operation over the pool's threads.
+#pragma once
+
+#include "ops.h"
+
+namespace hagane {
+
+// The best instruction set of this machine, or the one named; null if it is not to be had here.
+const Kernels* find_kernels(const char* name);
+void use_kernels(const Kernels* kernels);
+
+void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
+                const void* residual);
+void run_rms_norm(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
+                  const Matrix& out);
+void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
+void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out);
+void run_rotary(const Rotary& rotary);
+void run_store(const Store& store);
+void run_attention(const Attention& attention);
+
+}  // namespace hagane

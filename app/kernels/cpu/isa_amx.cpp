@@ -1,0 +1,37 @@
+// Every kernel for AVX-512 with VNNI, and AMX tiles of int8 and bf16.
+#include "ops.h"
+
+#include <cmath>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+// After the headers: what they define stays runnable everywhere.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8,amx-bf16,avx2,fma,bmi,bmi2")
+
+namespace hagane {
+namespace {
+
+#include "lanes.inc"
+
+#include "attention.inc"
+#include "elementwise.inc"
+#include "linear.inc"
+#include "linear_vnni.inc"
+#include "linear_amx.inc"
+
+constexpr Kernels kKernels{"amx", prepare, linear_amx, rms_norm, silu_and_mul,
+                           embed, rotary, store, attend};
+
+}  // namespace
+
+const Kernels* amx_kernels() { return &kKernels; }
+
+}  // namespace hagane
+
+#else
+
+namespace hagane {
+const Kernels* amx_kernels() { return nullptr; }
+}  // namespace hagane
+#endif

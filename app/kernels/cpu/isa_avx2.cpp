@@ -1,0 +1,35 @@
+// Every kernel for AVX2 and FMA.
+#include "ops.h"
+
+#include <cmath>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+// After the headers: what they define stays runnable everywhere.
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+
+namespace hagane {
+namespace {
+
+#include "lanes.inc"
+
+#include "attention.inc"
+#include "elementwise.inc"
+#include "linear.inc"
+
+constexpr Kernels kKernels{"avx2", prepare, linear, rms_norm, silu_and_mul,
+                           embed, rotary, store, attend};
+
+}  // namespace
+
+const Kernels* avx2_kernels() { return &kKernels; }
+
+}  // namespace hagane
+
+#else
+
+namespace hagane {
+const Kernels* avx2_kernels() { return nullptr; }
+}  // namespace hagane
+#endif

@@ -1,0 +1,36 @@
+// Every kernel for AVX-512 with VNNI.
+#include "ops.h"
+
+#include <cmath>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+// After the headers: what they define stays runnable everywhere.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,bmi,bmi2")
+
+namespace hagane {
+namespace {
+
+#include "lanes.inc"
+
+#include "attention.inc"
+#include "elementwise.inc"
+#include "linear.inc"
+#include "linear_vnni.inc"
+
+constexpr Kernels kKernels{"avx512", prepare, linear_vnni, rms_norm, silu_and_mul,
+                           embed, rotary, store, attend};
+
+}  // namespace
+
+const Kernels* avx512_kernels() { return &kKernels; }
+
+}  // namespace hagane
+
+#else
+
+namespace hagane {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace hagane
+#endif

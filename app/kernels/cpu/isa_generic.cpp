@@ -1,0 +1,22 @@
+// Every kernel for any machine the compiler was asked for.
+#include "ops.h"
+
+#include <cmath>
+
+namespace hagane {
+namespace {
+
+#include "lanes.inc"
+
+#include "attention.inc"
+#include "elementwise.inc"
+#include "linear.inc"
+
+constexpr Kernels kKernels{"generic", prepare, linear, rms_norm, silu_and_mul,
+                           embed, rotary, store, attend};
+
+}  // namespace
+
+const Kernels* generic_kernels() { return &kKernels; }
+
+}  // namespace hagane

@@ -1,0 +1,217 @@
+// The Python extension module: addresses and numbers in, nothing out. Shapes and dtypes are checked
+// by app/kernels/native.py, the only caller.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <vector>
+
+#include "dispatch.h"
+#include "pool.h"
+
+namespace {
+
+using hagane::DType;
+using hagane::Matrix;
+using hagane::Weight;
+
+constexpr const char* kWeight = "hagane.weight";
+
+// The positional arguments of one call, read one after the other.
+class Arguments {
+ public:
+  Arguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
+
+  int64_t integer() { return index_ < count_ ? PyLong_AsLongLong(values_[index_++]) : missing(); }
+  float real() { return static_cast<float>(index_ < count_ ? PyFloat_AsDouble(values_[index_++]) : missing()); }
+  template <class T>
+  T* address() { return reinterpret_cast<T*>(integer()); }
+  DType dtype() { return static_cast<DType>(integer()); }
+  Matrix matrix() {
+    void* data = address<void>();
+    DType type = dtype();
+    return {data, type, integer()};
+  }
+  const Weight* weight() {
+    if (index_ == count_) return missing(), nullptr;
+    return static_cast<const Weight*>(PyCapsule_GetPointer(values_[index_++], kWeight));
+  }
+  PyObject* object() { return index_ < count_ ? values_[index_++] : (missing(), nullptr); }
+
+  bool complete() {
+    if (PyErr_Occurred()) return false;
+    if (index_ == count_) return true;
+    PyErr_SetString(PyExc_TypeError, "too many arguments");
+    return false;
+  }
+
+ private:
+  int64_t missing() {
+    PyErr_SetString(PyExc_TypeError, "too few arguments");
+    return 0;
+  }
+
+  PyObject* const* values_;
+  Py_ssize_t count_, index_ = 0;
+};
+
+void free_weight(PyObject* capsule) {
+  delete static_cast<Weight*>(PyCapsule_GetPointer(capsule, kWeight));
+}
+
+PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  auto format = static_cast<hagane::Format>(in.integer());
+  int64_t out = in.integer(), inputs = in.integer(), units = in.integer(), group = in.integer();
+  auto* codes = in.address<const uint32_t>();
+  auto* scale = in.address<const void>();
+  auto* sums = in.address<const int32_t>();
+  auto* bias = in.address<const float>();
+  if (!in.complete()) return nullptr;
+  auto* weight = new Weight{format, out, inputs, units, group, codes, scale, sums, bias};
+  return PyCapsule_New(weight, kWeight, free_weight);
+}
+
+PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Weight* weight = in.weight();
+  Matrix x = in.matrix();
+  int64_t rows = in.integer();
+  Matrix out = in.matrix();
+  auto* residual = in.address<const void>();
+  if (!in.complete()) return nullptr;
+  hagane::run_linear(*weight, x, rows, out, residual);
+  Py_RETURN_NONE;
+}
+
+PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  Matrix x = in.matrix();
+  auto* weight = in.address<const void>();
+  float eps = in.real();
+  int64_t rows = in.integer(), features = in.integer();
+  Matrix out = in.matrix();
+  if (!in.complete()) return nullptr;
+  hagane::run_rms_norm(x, weight, eps, rows, features, out);
+  Py_RETURN_NONE;
+}
+
+PyObject* silu_and_mul(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  Matrix x = in.matrix();
+  int64_t rows = in.integer(), features = in.integer();
+  Matrix out = in.matrix();
+  if (!in.complete()) return nullptr;
+  hagane::run_silu_and_mul(x, rows, features, out);
+  Py_RETURN_NONE;
+}
+
+PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Weight* weight = in.weight();
+  auto* ids = in.address<const int64_t>();
+  int64_t rows = in.integer();
+  Matrix out = in.matrix();
+  if (!in.complete()) return nullptr;
+  hagane::run_embed(*weight, ids, rows, out);
+  Py_RETURN_NONE;
+}
+
+PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Rotary r{};
+  r.qkv = in.matrix();
+  r.cos = in.address<const float>();
+  r.sin = in.address<const float>();
+  r.q_norm = in.address<const void>();
+  r.k_norm = in.address<const void>();
+  r.eps = in.real();
+  r.tokens = in.integer();
+  r.heads = in.integer();
+  r.kv_heads = in.integer();
+  r.head_dim = in.integer();
+  if (!in.complete()) return nullptr;
+  hagane::run_rotary(r);
+  Py_RETURN_NONE;
+}
+
+PyObject* store(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Store s{};
+  s.k = in.matrix();
+  s.v = in.matrix();
+  s.cache_dtype = in.dtype();
+  s.keys = in.address<void>();
+  s.values = in.address<void>();
+  s.slots = in.address<const int64_t>();
+  s.tokens = in.integer();
+  s.kv_heads = in.integer();
+  s.head_dim = in.integer();
+  s.block_size = in.integer();
+  if (!in.complete()) return nullptr;
+  hagane::run_store(s);
+  Py_RETURN_NONE;
+}
+
+PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Attention a{};
+  a.q = in.matrix();
+  a.out = in.matrix();
+  a.cache_dtype = in.dtype();
+  a.keys = in.address<void>();
+  a.values = in.address<void>();
+  a.heads = in.integer();
+  a.kv_heads = in.integer();
+  a.head_dim = in.integer();
+  a.block_size = in.integer();
+  a.block_tables = in.address<const int32_t>();
+  a.table_stride = in.integer();
+  a.query_starts = in.address<const int32_t>();
+  a.context_lengths = in.address<const int32_t>();
+  a.sequences = in.integer();
+  a.window = in.integer();
+  a.scale = in.real();
+  if (!in.complete()) return nullptr;
+  hagane::run_attention(a);
+  Py_RETURN_NONE;
+}
+
+// select(name or None) -> the name of the instruction set from now on, or None if it is not here.
+PyObject* select(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  PyObject* wanted = in.object();
+  if (!in.complete()) return nullptr;
+  const char* name = wanted == Py_None ? nullptr : PyUnicode_AsUTF8(wanted);
+  if (PyErr_Occurred()) return nullptr;
+  const hagane::Kernels* found = hagane::find_kernels(name);
+  if (!found) Py_RETURN_NONE;
+  hagane::use_kernels(found);
+  return PyUnicode_FromString(found->name);
+}
+
+// start(cores): one thread for each, the caller's among them.
+PyObject* start(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  std::vector<int> cores;
+  for (Py_ssize_t i = 0; i < count; ++i) cores.push_back(static_cast<int>(PyLong_AsLong(values[i])));
+  if (PyErr_Occurred()) return nullptr;
+  hagane::Pool::instance().start(cores);
+  Py_RETURN_NONE;
+}
+
+#define METHOD(name, function) \
+  {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, nullptr}
+PyMethodDef methods[] = {
+    METHOD("weight", make_weight), METHOD("linear", linear),
+    METHOD("rms_norm", rms_norm),  METHOD("silu_and_mul", silu_and_mul),
+    METHOD("embed", embed),        METHOD("rotary", rotary),
+    METHOD("store", store),        METHOD("attention", attention),
+    METHOD("select", select),      METHOD("start", start),
+    {nullptr, nullptr, 0, nullptr}};
+#undef METHOD
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu", "Hagane's CPU kernels.", -1, methods,
+                          nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&definition); }

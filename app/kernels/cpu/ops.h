@@ -1,0 +1,115 @@
+// What the kernels compute on, and the table of functions that every instruction set fills.
+#pragma once
+
+#include "common.h"
+
+namespace hagane {
+
+enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+
+// A weight matrix [out, in], packed so that one 64-byte line holds four bytes ("a unit") of each of
+// 16 outputs: the shape of a VNNI operand, of a row of an AMX tile, and of a 16-lane vector.
+//
+//   codes [out / 16][units][16]       out and units padded with zeros to multiples of 16
+//   one unit:  f32   1 input
+//              bf16  2 inputs
+//              int8  4 inputs, signed
+//              int4  8 inputs, stored plus 8; byte b holds input b (low half) and b + 4 (high half)
+//   scale      int8  float [out]
+//              int4  bf16 [out / 16][in / group][16]
+struct Weight {
+  Format format;
+  int64_t out, in, units, group;
+  const uint32_t* codes;
+  const void* scale;
+  const int32_t* sums;  // int8: the sum of each output's codes, int32 [out]
+  const float* bias;    // float [out], or null
+
+  int64_t blocks() const { return ceil_div(out, 16); }
+  int64_t groups() const { return in / group; }
+};
+
+struct Matrix {
+  void* data;
+  DType dtype;
+  int64_t stride;  // in elements
+
+  template <class T>
+  T* row(int64_t index) const { return static_cast<T*>(data) + index * stride; }
+};
+
+// The rows of x as the weight's format wants them: f32 float, bf16 bf16, int8 and int4 int8 codes
+// with one scale per row (dynamic quantization per token). `stride` is in elements; rows are padded
+// with zeros up to a multiple of 16 rows and to whole tiles.
+struct Prepared {
+  const void* rows;
+  int64_t count, stride;
+  const float* scale;         // [count]
+  const int32_t* group_sums;  // int4: [count][groups], for the 8 that is added to every code
+};
+
+struct Linear {
+  const Weight& weight;
+  Prepared x;
+  Matrix out;
+  const void* residual;  // like out, or null: added to the result
+};
+
+// One call of attention over a paged cache.
+//   keys    [blocks][kv_heads][block_size / 16][head_dim / pair][16][pair]
+//   values  [blocks][kv_heads][block_size / pair][padded head_dim][pair]
+// with pair = 2 for bf16 and 1 for f32: what one 4-byte lane holds. Padded head_dim is a multiple
+// of 16.
+struct Attention {
+  Matrix q, out;  // [tokens, heads * head_dim]
+  DType cache_dtype;
+  void *keys, *values;
+  int64_t heads, kv_heads, head_dim, block_size;
+  const int32_t* block_tables;  // [sequences, table_stride]
+  int64_t table_stride;
+  const int32_t *query_starts, *context_lengths;  // [sequences + 1], [sequences]
+  int64_t sequences, window;                      // window 0: none
+  float scale;
+};
+
+// Normalises (if weights are given) and rotates queries and keys of qkv rows in place, and writes
+// keys and values to their cache slots.
+struct Rotary {
+  Matrix qkv;                // [tokens, (heads + 2 * kv_heads) * head_dim]
+  const float *cos, *sin;    // [tokens, head_dim / 2]
+  const void *q_norm, *k_norm;  // [head_dim] in qkv's dtype, or null
+  float eps;
+  int64_t tokens, heads, kv_heads, head_dim;
+};
+
+struct Store {
+  Matrix k, v;  // [tokens, kv_heads * head_dim]
+  DType cache_dtype;
+  void *keys, *values;
+  const int64_t* slots;
+  int64_t tokens, kv_heads, head_dim, block_size;
+};
+
+struct Kernels {
+  const char* name;
+  // Fills row `index` of the prepared activations.
+  void (*prepare)(const Weight&, const Matrix& x, int64_t row, void* rows, int64_t stride,
+                  float* scale, int32_t* group_sums);
+  // The outputs of blocks [first, last) for all rows.
+  void (*linear)(const Linear&, int64_t first, int64_t last);
+  void (*rms_norm)(const Matrix& x, const void* weight, float eps, int64_t features, const Matrix& out,
+                   int64_t row);
+  void (*silu_and_mul)(const Matrix& gate_up, int64_t features, const Matrix& out, int64_t row);
+  void (*embed)(const Weight&, const int64_t* ids, const Matrix& out, int64_t row);
+  void (*rotary)(const Rotary&, int64_t token);
+  void (*store)(const Store&, int64_t token);
+  // Queries [first, last) of one sequence, for one key/value head.
+  void (*attend)(const Attention&, int64_t sequence, int64_t kv_head, int64_t first, int64_t last);
+};
+
+const Kernels* generic_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* amx_kernels();
+
+}  // namespace hagane

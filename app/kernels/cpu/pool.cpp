@@ -1,0 +1,103 @@
+#include "pool.h"
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+namespace hagane {
+namespace {
+
+// How long a worker spins for the next operation before it sleeps. The gaps between the operations
+// of one forward pass are a few microseconds, a wake-up through the kernel costs about fifty.
+constexpr int kSpins = 2000;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+void pin(int core) {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+#else
+  (void)core;
+#endif
+}
+
+}  // namespace
+
+Pool& Pool::instance() {
+  static Pool pool;
+  return pool;
+}
+
+void Pool::start(const std::vector<int>& cores) {
+  stop();
+  for (size_t i = 1; i < cores.size(); ++i) {
+    workers_.emplace_back([this, core = cores[i]] {
+      pin(core);
+      work();
+    });
+  }
+}
+
+void Pool::stop() {
+  stopping_ = true;
+  generation_.fetch_add(1);
+  generation_.notify_all();
+  for (auto& worker : workers_) worker.join();
+  workers_.clear();
+  stopping_ = false;
+}
+
+void Pool::dispatch(int64_t count, Task task, void* context) {
+  if (workers_.empty() || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+    return;
+  }
+  task_ = task;
+  context_ = context;
+  count_ = count;
+  next_.store(0, std::memory_order_relaxed);
+  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  drain();
+  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+    // A worker may have lost its core to another process: let it have this one.
+    if (spins < kSpins) relax();
+    else std::this_thread::yield();
+  }
+}
+
+void Pool::drain() {
+  for (;;) {
+    int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
+    if (index >= count_) return;
+    task_(context_, index);
+  }
+}
+
+void Pool::work() {
+  uint32_t seen = 0;
+  for (;;) {
+    int spins = 0;
+    while (generation_.load(std::memory_order_acquire) == seen) {
+      if (++spins < kSpins) relax();
+      else generation_.wait(seen, std::memory_order_acquire);
+    }
+    seen = generation_.load(std::memory_order_acquire);
+    if (stopping_) return;
+    drain();
+    busy_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace hagane

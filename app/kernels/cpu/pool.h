@@ -1,0 +1,45 @@
+// The one thread pool of the process: pinned threads, woken together, asleep while idle.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace hagane {
+
+class Pool {
+ public:
+  using Task = void (*)(void* context, int64_t index);
+
+  static Pool& instance();
+  ~Pool() { stop(); }
+
+  // Pin one thread to each of `cores`; the caller is the first of them.
+  void start(const std::vector<int>& cores);
+  void stop();
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls fn(index) for 0 <= index < count, on all threads, in no order; returns when all are done.
+  template <class F>
+  void run(int64_t count, const F& fn) {
+    auto call = [](void* context, int64_t index) { (*static_cast<const F*>(context))(index); };
+    dispatch(count, call, const_cast<F*>(&fn));
+  }
+
+ private:
+  void dispatch(int64_t count, Task task, void* context);
+  void work();
+  void drain();
+
+  std::vector<std::thread> workers_;
+  Task task_ = nullptr;
+  void* context_ = nullptr;
+  int64_t count_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<int> busy_{0};
+  std::atomic<bool> stopping_{false};
+};
+
+}  // namespace hagane

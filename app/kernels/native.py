@@ -1,0 +1,221 @@
+"""Every operation of serving through Hagane's own C++ kernels, for the CPU.
+
+Results are batch-invariant: a row's result has the same bits alone, in any batch, as prefill or
+as decode, because every sum runs in an order that depends on the row alone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.kernels.layout import PagedLayout
+
+try:
+    from app.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
+except ImportError:
+    _cpu = None
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_F32, _BF16, _INT8, _INT4 = range(4)
+_LANES = 16
+
+
+def available() -> bool:
+    """Whether the extension was built; it needs a C++ compiler at installation."""
+    return _cpu is not None
+
+
+def start(threads: int | None = None, instruction_set: str | None = None) -> str:
+    """Pin one thread to each of the cores that this process may use, or to `threads` of them.
+
+    Returns the instruction set in use: the best one here, or the one asked for. Raises ValueError
+    if that is not to be had.
+    """
+    chosen: str | None = _cpu.select(instruction_set)
+    if chosen is None:
+        raise ValueError(f"this machine cannot run {instruction_set} kernels")
+    cores = usable_cores()
+    _cpu.start(*cores[: threads or len(cores)])
+    return chosen
+
+
+def usable_cores() -> list[int]:
+    """Core numbers by affinity, no more of them than the control group's quota of CPU time."""
+    cores = sorted(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return cores[: max(1, round(int(quota) / int(period)))]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight matrix [out, in] in the kernels' layout (drawn in cpu/ops.h)."""
+
+    out_features: int
+    in_features: int
+    tensors: tuple[Tensor, ...]
+    handle: Any
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def pack_dense(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
+    """Float32 or bfloat16 [out, in]."""
+    kind = _F32 if weight.dtype == torch.float32 else _BF16
+    return _pack(kind, weight, weight.shape[1], None, None, bias, 0)
+
+
+def pack_int8(codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> PackedWeight:
+    """int8 [out, in] with one scale per output [out]."""
+    sums = _pad(codes.sum(1, dtype=torch.int32), 0)
+    return _pack(_INT8, codes, codes.shape[1], _pad(scale.float(), 0), sums, bias, 0)
+
+
+def pack_int4(
+    codes: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None
+) -> PackedWeight:
+    """uint8 [out, in / 2], stored as `Int4` says, with bfloat16 scales [out, in / group]."""
+    blocks = _pad(scale.bfloat16(), 0).unflatten(0, (-1, _LANES)).transpose(1, 2).contiguous()
+    return _pack(_INT4, codes, 2 * codes.shape[1], blocks, None, bias, group_size)
+
+
+def _pack(
+    kind: int,
+    rows: Tensor,
+    in_features: int,
+    scale: Tensor | None,
+    sums: Tensor | None,
+    bias: Tensor | None,
+    group: int,
+) -> PackedWeight:
+    # Units are four bytes; but for float32, whose kernel has no tiles, a line of 16 units is whole.
+    width = 4 // rows.element_size()
+    padded = _pad(_pad(rows, 1, width * (1 if kind in (_F32, _INT4) else _LANES)), 0)
+    units = padded.view(torch.int32)
+    codes = units.unflatten(0, (-1, _LANES)).transpose(1, 2).contiguous()
+    wide_bias = None if bias is None else _pad(bias.float(), 0)
+    tensors = tuple(t for t in (codes, scale, sums, wide_bias) if t is not None)
+    pointers = [0 if t is None else t.data_ptr() for t in (codes, scale, sums, wide_bias)]
+    out_features = rows.shape[0]
+    handle = _cpu.weight(kind, out_features, in_features, units.shape[1], group, *pointers)
+    return PackedWeight(out_features, in_features, tensors, handle)
+
+
+def _pad(tensor: Tensor, dim: int, multiple: int = _LANES) -> Tensor:
+    missing = -tensor.shape[dim] % multiple
+    if not missing:
+        return tensor.contiguous()
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat((tensor, tensor.new_zeros(shape)), dim)
+
+
+def linear(x: Tensor, weight: PackedWeight, dtype: torch.dtype | None = None) -> Tensor:
+    """x [tokens, in] -> [tokens, out] in `dtype`, or else in x's."""
+    out = torch.empty(x.shape[0], weight.out_features, dtype=dtype or x.dtype)
+    _cpu.linear(
+        weight.handle,
+        x.data_ptr(), _DTYPES[x.dtype], x.stride(0), x.shape[0],
+        out.data_ptr(), _DTYPES[out.dtype], weight.out_features, 0,
+    )  # fmt: skip
+    return out
+
+
+def embed(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """int64 ids [tokens] -> rows [tokens, hidden] of a packed float or int8 matrix."""
+    out = torch.empty(len(ids), weight.in_features, dtype=dtype)
+    _cpu.embed(
+        weight.handle, ids.data_ptr(), len(ids), out.data_ptr(), _DTYPES[dtype], out.stride(0)
+    )
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = torch.empty_like(x)
+    features, kind = x.shape[1], _DTYPES[x.dtype]
+    _cpu.rms_norm(
+        x.data_ptr(), kind, features, weight.data_ptr(), eps, x.shape[0], features,
+        out.data_ptr(), kind, features,
+    )  # fmt: skip
+    return out
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    features, kind = gate_up.shape[1] // 2, _DTYPES[gate_up.dtype]
+    out = torch.empty(len(gate_up), features, dtype=gate_up.dtype)
+    _cpu.silu_and_mul(
+        gate_up.data_ptr(), kind, 2 * features, len(gate_up), features,
+        out.data_ptr(), kind, features,
+    )  # fmt: skip
+    return out
+
+
+def rotate(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In place: the results are views of `qkv`."""
+    tokens, head_dim = len(qkv), 2 * cos.shape[1]
+    q_norm, k_norm = (0, 0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
+    _cpu.rotary(
+        qkv.data_ptr(), _DTYPES[qkv.dtype], qkv.stride(0), cos.data_ptr(), sin.data_ptr(),
+        q_norm, k_norm, eps, tokens, heads, kv_heads, head_dim,
+    )  # fmt: skip
+    q, k, v = qkv.view(tokens, -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+    return q, k, v
+
+
+def allocate_cache(
+    blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: Any
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer (drawn in cpu/ops.h); the first dimension counts blocks."""
+    padded = -(-head_dim // _LANES) * _LANES
+    keys = torch.zeros(blocks, kv_heads * block_size * head_dim, dtype=dtype, device=device)
+    values = torch.zeros(blocks, kv_heads * block_size * padded, dtype=dtype, device=device)
+    return keys, values
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: tuple[Tensor, Tensor],
+    layout: PagedLayout,
+    *,
+    window: int | None,
+) -> Tensor:
+    keys, values = cache
+    tokens, heads, head_dim = q.shape
+    kv_heads, kind, kept = k.shape[1], _DTYPES[q.dtype], _DTYPES[keys.dtype]
+    _cpu.store(
+        k.data_ptr(), kind, k.stride(0), v.data_ptr(), kind, v.stride(0), kept,
+        keys.data_ptr(), values.data_ptr(), layout.slots.data_ptr(),
+        tokens, kv_heads, head_dim, layout.block_size,
+    )  # fmt: skip
+    out = torch.empty(tokens, heads * head_dim, dtype=q.dtype)
+    _cpu.attention(
+        q.data_ptr(), kind, q.stride(0), out.data_ptr(), kind, heads * head_dim, kept,
+        keys.data_ptr(), values.data_ptr(), heads, kv_heads, head_dim, layout.block_size,
+        layout.block_tables.data_ptr(), layout.block_tables.stride(0),
+        layout.starts.data_ptr(), layout.lengths.data_ptr(),
+        len(layout.context_lengths), window or 0, head_dim**-0.5,
+    )  # fmt: skip
+    return out
