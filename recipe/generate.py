@@ -1,94 +1,137 @@
-"""Writes the generated part of the training text: simple conversations, stories and days.
+"""Writes the generated part of the training text: conversations, stories, days, exchanges.
 
-Usage: python recipe/generate.py DESTINATION [SEED]
+Usage: python recipe/generate.py DESTINATION [--seed N]
 
 Everything comes from templates, word lists and exchanges written for this model, so that what it
-learns is regular enough for ten million parameters.
+learns is regular enough for ten million parameters. Files: generated-chat.jsonl,
+generated-text.jsonl, exchanges.jsonl, and heldout-chat.jsonl and heldout-text.jsonl, which come
+from another random stream and share no record with the others.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from random import Random
 
-import chat_en
-import chat_ja
-from knowledge import ENGLISH, JAPANESE
-from stories import story
-from words import COLD_PLANS, HOT_PLANS, RAINY_PLANS, SUNNY_AFTER, SUNNY_PLANS
+from exchanges import exchange_records
+from grammar import DATA, Scene, Turn, exchange, paragraph, read_lists, read_plots, read_scripts
+from sums import order_turn, sum_turn
 
-CONVERSATIONS, STORIES, DAYS, KNOWLEDGE_REPEATS = 60_000, 7_000, 6_000, 60
-Turn = tuple[str, str]
-
-
-def messages(turns: list[Turn]) -> dict:
-    found = []
-    for question, answer in turns:
-        found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": found}
+CONVERSATIONS, TEXTS, HELD_OUT = 60_000, 15_000, 300
+LANGUAGES = ("en", "ja")
+# A greeting is short and often the same; more copies than this would teach nothing new.
+COPIES = 6
+GREETINGS = read_lists(DATA / "greetings.toml")
+QUESTIONS = read_lists(DATA / "questions.toml")
+TALKS = {language: read_scripts(DATA / f"talk-{language}.txt") for language in LANGUAGES}
+STORIES = {language: read_plots(DATA / f"stories-{language}.txt") for language in LANGUAGES}
+Record = dict[str, object]
 
 
-def conversation(rng: Random) -> dict:
+def talk(rng: Random, language: str) -> list[Turn]:
+    """A script's first one to three steps."""
+    weights, scripts = zip(*TALKS[language], strict=True)
+    script = rng.choices(scripts, weights)[0]
+    scene = Scene(rng, language)
+    turns = []
+    for step in script[: rng.choice([1, 2, 2, 3, 3])]:
+        question, answer = rng.choice(step)
+        turns.append((scene.fill(question), scene.fill(answer)))
+    return turns
+
+
+def listed(section: str) -> Callable[[Random, str], list[Turn]]:
+    def make(rng: Random, language: str) -> list[Turn]:
+        return [exchange(Scene(rng, language), rng.choice(QUESTIONS[language][section]))]
+
+    return make
+
+
+def story(scene: Scene) -> str:
+    return paragraph(scene, scene.rng.choice(STORIES[scene.language]))
+
+
+def tale(rng: Random, language: str) -> list[Turn]:
+    """A request for a story, and a story with the hero and the name that it asks for."""
+    scene = Scene(rng, language)
+    asked = scene.fill(rng.choice(QUESTIONS[language]["stories"]))
+    return [(asked, story(scene))]
+
+
+def numbers(rng: Random, language: str) -> list[Turn]:
+    return [sum_turn(rng, language) if rng.random() < 0.7 else order_turn(rng, language)]
+
+
+TOPICS: list[tuple[int, Callable[[Random, str], list[Turn]]]] = [
+    (45, talk), (18, listed("facts")), (12, numbers), (7, tale), (4, listed("unknown")),
+]  # fmt: skip
+
+
+def conversation(rng: Random, language: str) -> Record:
     """One to five turns in one language, perhaps with a greeting before and thanks after."""
-    language = chat_ja if rng.random() < 0.5 else chat_en
+    weights, topics = zip(*TOPICS, strict=True)
     turns: list[Turn] = []
-    if rng.random() < 0.25:
-        turns.append(language.greeting(rng))
-    for _ in range(rng.choice([1, 1, 1, 2, 2, 3])):
-        turns += rng.choice(language.TOPICS)(rng)
+    if rng.random() < 0.2:
+        turns.append(exchange(Scene(rng, language), rng.choice(GREETINGS[language]["greetings"])))
+    for topic in rng.choices(topics, weights, k=rng.choice([1, 1, 1, 2])):
+        turns += topic(rng, language)
     if rng.random() < 0.15:
-        turns.append(language.farewell(rng))
-    return messages(turns)
+        turns.append(exchange(Scene(rng, language), rng.choice(GREETINGS[language]["farewells"])))
+    messages = [{"role": "user", "content": asked} for asked, _ in turns]
+    answers = [{"role": "assistant", "content": answer} for _, answer in turns]
+    both = [message for pair in zip(messages, answers, strict=True) for message in pair]
+    if rng.random() < 0.05:
+        both.insert(0, {"role": "system", "content": rng.choice(GREETINGS[language]["systems"])})
+    return {"messages": both}
 
 
-def knowledge(rng: Random) -> dict:
-    questions, answer = rng.choice(ENGLISH if rng.random() < 0.5 else JAPANESE)
-    question = rng.choice(questions)
-    if rng.random() < 0.3:
-        question = question.rstrip("?.。")
-    return messages([(question, answer)])
+def text(rng: Random, language: str) -> Record:
+    return {"text": story(Scene(rng, language))}
 
 
-def day(rng: Random) -> str:
-    """A few sentences about one day, as a diary would have them."""
-    kinds: list[tuple[list[str], list[str]]] = [
-        (["今日は天気が良いので、", "今日は天気がいいので、", "今日は晴れているので、", "いい天気だったので、"], SUNNY_PLANS),
-        (["今日は雨が降っているので、", "今日は雨なので、", "雨が降っていたので、"], RAINY_PLANS),
-        (["今日は寒いので、", "とても寒かったので、"], COLD_PLANS),
-        (["今日は暑いので、", "とても暑かったので、"], HOT_PLANS),
-    ]
-    begins, plans = kinds[rng.choice([0, 0, 0, 1, 2, 3])]
-    text = rng.choice(begins) + rng.choice(plans)
-    if plans is SUNNY_PLANS:
-        text += "".join(rng.sample(SUNNY_AFTER, rng.randint(1, 3)))
-    return text
-
-
-def told(rng: Random) -> str:
-    return story(rng, japanese=rng.random() < 0.5)
-
-
-def write(path: Path, records: list[dict]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def main(destination: Path, seed: int) -> None:
+def stream(make: Callable[[Random, str], Record], seed: str) -> Iterator[str]:
+    """Records in both languages in turn, as lines of JSON, for ever."""
     rng = Random(seed)
-    destination.mkdir(parents=True, exist_ok=True)
+    while True:
+        for language in LANGUAGES:
+            yield json.dumps(make(rng, language), ensure_ascii=False)
 
-    def many(make: Callable[[Random], dict], count: int) -> list[dict]:
-        return [make(rng) for _ in range(count)]
 
-    write(destination / "generated-chat.jsonl", many(conversation, CONVERSATIONS))
-    known = len(ENGLISH) + len(JAPANESE)
-    write(destination / "knowledge.jsonl", many(knowledge, KNOWLEDGE_REPEATS * known))
-    write(destination / "generated-stories.jsonl", many(lambda r: {"text": told(r)}, STORIES))
-    write(destination / "days-ja.jsonl", many(lambda r: {"text": day(r)}, DAYS))
+def write(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    print(f"{path}: {len(lines)} records, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def write_both(destination: Path, kind: str, make: Callable[[Random, str], Record], count: int, seed: int) -> None:
+    """Training records and, out of another stream, held-out records that are none of them."""
+    seen: Counter[str] = Counter()
+    lines = []
+    for line in stream(make, f"{kind} {seed}"):
+        seen[line] += 1
+        if seen[line] <= COPIES:
+            lines.append(line)
+        if len(lines) == count:
+            break
+    write(destination / f"generated-{kind}.jsonl", lines)
+    unseen = (line for line in stream(make, f"held-out {kind} {seed}") if line not in seen)
+    write(destination / f"heldout-{kind}.jsonl", list(islice(unseen, HELD_OUT)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("destination", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.destination.mkdir(parents=True, exist_ok=True)
+    write_both(arguments.destination, "chat", conversation, CONVERSATIONS, arguments.seed)
+    write_both(arguments.destination, "text", text, TEXTS, arguments.seed)
+    write(arguments.destination / "exchanges.jsonl", exchange_records(arguments.seed))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    main()
