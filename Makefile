@@ -12,7 +12,9 @@ help:  ## list the targets
 
 install: $(STAMP)  ## make .venv with Hagane and everything its tests need
 
-$(STAMP): pyproject.toml constraints.txt
+KERNELS := setup.py $(wildcard app/kernels/cpu/*)
+
+$(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -6,7 +6,10 @@ as decode, because every sum runs in an order that depends on the row alone.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ except ImportError:
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _F32, _BF16, _INT8, _INT4 = range(4)
 _LANES = 16
+_HUGE_PAGE = 1 << 21
 
 
 def available() -> bool:
@@ -42,7 +46,19 @@ def start(threads: int | None = None, instruction_set: str | None = None) -> str
         raise ValueError(f"this machine cannot run {instruction_set} kernels")
     cores = usable_cores()
     _cpu.start(*cores[: threads or len(cores)])
+    _keep_freed_memory()
     return chosen
+
+
+def _keep_freed_memory() -> None:
+    """Every step allocates the same buffers: the C library shall not return them in between.
+
+    The page faults of getting them back cost more than the smaller operations themselves.
+    """
+    if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        for parameter in (trim_threshold, mmap_threshold):
+            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
 
 
 def usable_cores() -> list[int]:
@@ -104,13 +120,24 @@ def _pack(
     width = 4 // rows.element_size()
     padded = _pad(_pad(rows, 1, width * (1 if kind in (_F32, _INT4) else _LANES)), 0)
     units = padded.view(torch.int32)
-    codes = units.unflatten(0, (-1, _LANES)).transpose(1, 2).contiguous()
+    lines = units.unflatten(0, (-1, _LANES)).transpose(1, 2)
+    codes = _huge_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
     wide_bias = None if bias is None else _pad(bias.float(), 0)
     tensors = tuple(t for t in (codes, scale, sums, wide_bias) if t is not None)
     pointers = [0 if t is None else t.data_ptr() for t in (codes, scale, sums, wide_bias)]
     out_features = rows.shape[0]
     handle = _cpu.weight(kind, out_features, in_features, units.shape[1], group, *pointers)
     return PackedWeight(out_features, in_features, tensors, handle)
+
+
+def _huge_pages(tensor: Tensor) -> Tensor:
+    """Ask for large pages before the first write: reading weights is then a tenth faster."""
+    if tensor.nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (tensor.data_ptr() + tensor.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        advise = ctypes.CDLL(None).madvise
+        advise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
+    return tensor
 
 
 def _pad(tensor: Tensor, dim: int, multiple: int = _LANES) -> Tensor:
@@ -190,7 +217,7 @@ def allocate_cache(
     padded = -(-head_dim // _LANES) * _LANES
     keys = torch.zeros(blocks, kv_heads * block_size * head_dim, dtype=dtype, device=device)
     values = torch.zeros(blocks, kv_heads * block_size * padded, dtype=dtype, device=device)
-    return keys, values
+    return _huge_pages(keys), _huge_pages(values)
 
 
 def attend(

@@ -16,7 +16,7 @@ namespace {
 const Kernels* active = generic_kernels();
 
 // Less than this many bytes of work is done before another thread has woken up.
-constexpr int64_t kBytesWorthATask = 16384;
+constexpr int64_t kBytesWorthATask = 65536;
 constexpr int64_t kTasksPerThread = 8;
 // Rows (queries times heads) of one attention task: enough to reuse every key and value from the
 // first-level cache, few enough to spread a prefill over many threads.
@@ -139,8 +139,10 @@ void run_attention(const Attention& a) {
       for (int64_t h = 0; h < a.kv_heads; ++h)
         tasks.push_back({s, h, first, std::min(length, first + queries)});
   }
-  auto run = [&](int64_t index) {
-    const Task& task = tasks[index];
+  // A thread-local vector would be another one inside the workers.
+  const Task* const all = tasks.data();
+  auto run = [&a, all](int64_t index) {
+    const Task& task = all[index];
     active->attend(a, task.sequence, task.kv_head, task.first, task.last);
   };
   Pool::instance().run(static_cast<int64_t>(tasks.size()), run);

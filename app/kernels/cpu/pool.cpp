@@ -40,10 +40,12 @@ Pool& Pool::instance() {
 
 void Pool::start(const std::vector<int>& cores) {
   stop();
+  // A worker that is slow to begin must not take an earlier generation for its first call.
+  const uint32_t seen = generation_.load();
   for (size_t i = 1; i < cores.size(); ++i) {
-    workers_.emplace_back([this, core = cores[i]] {
+    workers_.emplace_back([this, seen, core = cores[i]] {
       pin(core);
-      work();
+      work(seen);
     });
   }
 }
@@ -85,8 +87,7 @@ void Pool::drain() {
   }
 }
 
-void Pool::work() {
-  uint32_t seen = 0;
+void Pool::work(uint32_t seen) {
   for (;;) {
     int spins = 0;
     while (generation_.load(std::memory_order_acquire) == seen) {

@@ -29,7 +29,7 @@ class Pool {
 
  private:
   void dispatch(int64_t count, Task task, void* context);
-  void work();
+  void work(uint32_t seen);
   void drain();
 
   std::vector<std::thread> workers_;

@@ -1,0 +1,257 @@
+"""The C++ kernels against plain references, for every instruction set of this machine."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.kernels import PagedLayout, native, reference
+from app.transformer.linear import (
+    Dense,
+    Int4,
+    Int8,
+    Int8Embedding,
+    for_serving,
+    quantize_int8,
+    unpack_int4,
+)
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
+SETS = ("generic", "avx2", "avx512", "amx")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module", params=SETS, autouse=True)
+def instruction_set(request):
+    """Two threads, so that what runs beside each other shows."""
+    cores = native.usable_cores()
+    try:
+        native.start(min(2, len(cores)), request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    native.start(1)
+
+
+def make(kind: str, out: int, inputs: int, group: int, dtype: torch.dtype, bias: bool):
+    """A layer in its stored form and its weights as float64."""
+    weight = torch.randn(out, inputs) * torch.rand(out, 1)
+    if kind == "dense":
+        layer = Dense(inputs, out, bias)
+        layer.weight.data = weight.to(dtype)
+        exact = layer.weight.double()
+    else:
+        layer = Int8(inputs, out, bias) if kind == "int8" else Int4(inputs, out, bias, group)
+        for name, tensor in layer.quantize(weight).items():
+            setattr(layer, name, tensor)
+        if kind == "int8":
+            exact = layer.weight_int8.double() * layer.scale.double()[:, None]
+        else:
+            codes = unpack_int4(layer.weight_int4).double() - 8
+            exact = (codes.unflatten(1, (-1, group)) * layer.scale.double()[:, :, None]).flatten(1)
+    if bias:
+        layer.bias.data = torch.randn(out).to(dtype)
+    return layer, exact.detach()
+
+
+def as_kernel_sees(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """What quantizing activations per token leaves of x."""
+    wide = x.float()
+    if kind == "dense":
+        return wide.double()
+    top = wide.abs().amax(1, keepdim=True)
+    inverse = torch.where(top > 1e-30, 127 / top, 0.0)
+    return ((wide * inverse).round().double()) * (top / 127).double()
+
+
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 50]),
+    out=st.sampled_from([1, 15, 16, 17, 48, 100]),
+    units=st.integers(1, 6),
+    group=st.sampled_from([32, 64, 128]),
+    odd=st.integers(0, 30),
+    dtype=st.sampled_from(DTYPES),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_linear(kind, rows, out, units, group, odd, dtype, bias, seed):
+    torch.manual_seed(seed)
+    inputs = units * group if kind == "int4" else units * 32 + odd + 1
+    layer, exact = make(kind, out, inputs, group, dtype, bias)
+    packed = for_serving(layer, native, dtype)
+    x = torch.randn(rows, inputs + 3).to(dtype)[:, :inputs]  # rows that are not contiguous
+    result = native.linear(x, packed.weight, torch.float32)
+    expected = as_kernel_sees(x, kind) @ exact.T
+    if bias:
+        expected += layer.bias.double()
+    slack = 1e-6 * math.sqrt(inputs) * (as_kernel_sees(x, kind).abs() @ exact.abs().T) + 1e-6
+    if kind != "dense":
+        # Activations on the edge between two codes may fall either way: allow for two.
+        slack += 2 * x.double().abs().amax(1, keepdim=True) / 127 * exact.abs().amax(1)
+    assert ((result - expected).abs() <= slack).all()
+    for row in range(rows):
+        alone = native.linear(x[row : row + 1], packed.weight, torch.float32)
+        assert torch.equal(alone[0], result[row])
+
+
+def test_integer_results_are_the_same_on_every_instruction_set(instruction_set):
+    torch.manual_seed(1)
+    layers = [make(kind, 70, 256, 64, torch.float32, False)[0] for kind in ("int8", "int4")]
+    x = torch.randn(9, 256)
+    packed = [for_serving(layer, native, torch.float32) for layer in layers]
+    here = [layer(x) for layer in packed]
+    native.start(1, "avx2" if instruction_set != "generic" else "generic")
+    there = [layer(x) for layer in packed]
+    native.start(2, instruction_set)
+    for left, right in zip(here, there, strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_that_is_not_a_number_spoils_no_other(kind, bad):
+    torch.manual_seed(2)
+    layer, _ = make(kind, 32, 128, 64, torch.float32, False)
+    packed = for_serving(layer, native, torch.float32)
+    x = torch.randn(20, 128)
+    clean = packed(x)
+    x[7, 5] = bad
+    spoiled = packed(x)
+    assert not spoiled[7].isfinite().any()
+    keep = torch.arange(20) != 7
+    assert torch.equal(spoiled[keep], clean[keep])
+
+
+def test_zero_and_huge_activations():
+    layer, exact = make("int4", 16, 64, 64, torch.float32, False)
+    packed = for_serving(layer, native, torch.float32)
+    x = torch.stack((torch.zeros(64), torch.full((64,), 1e30), torch.full((64,), 1e-38)))
+    result = packed(x)
+    assert (result[0] == 0).all()
+    torch.testing.assert_close(result[1].double(), x[1].double() @ exact.T, rtol=1e-3, atol=0)
+    assert (result[2].abs() < 1e-30).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [16, 30, 128, 1000])
+def test_row_operations(dtype, features):
+    torch.manual_seed(3)
+    tolerance = (
+        {"atol": 2e-5, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.01}
+    )
+    x, weight = torch.randn(40, features).to(dtype) * 3, torch.randn(features).to(dtype)
+    torch.testing.assert_close(
+        native.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **tolerance
+    )
+    x = (torch.randn(40, 2 * features) * 30).to(dtype)
+    torch.testing.assert_close(native.silu_and_mul(x), reference.silu_and_mul(x), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [8, 64, 96, 128])
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotation(dtype, head_dim, normed):
+    torch.manual_seed(4)
+    heads, kv_heads, tokens = 6, 2, 11
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
+    angles = torch.rand(tokens, head_dim // 2) * 6
+    norms = (torch.rand(head_dim).to(dtype), torch.rand(head_dim).to(dtype)) if normed else None
+    shape = {"heads": heads, "kv_heads": kv_heads, "norms": norms, "eps": 1e-6}
+    expected = reference.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
+    result = native.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    for ours, theirs in zip(result, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embeddings_are_the_rows_of_their_matrix(dtype):
+    torch.manual_seed(5)
+    weight = torch.randn(50, 40).to(dtype)
+    ids = torch.tensor([0, 49, 17, 17])
+    assert torch.equal(native.embed(ids, native.pack_dense(weight), dtype), weight[ids])
+    stored = quantize_int8(weight)
+    layer = Int8Embedding(50, 40)
+    layer.weight_int8, layer.scale, layer.dtype = stored["weight_int8"], stored["scale"], dtype
+    assert torch.equal(for_serving(layer, native, dtype)(ids), layer(ids))
+
+
+def layout_of(lengths: list[int], contexts: list[int], block_size: int, blocks: int) -> PagedLayout:
+    """Sequences whose blocks are scattered over the cache."""
+    order = torch.randperm(blocks).tolist()
+    tables, slots, starts = [], [], [0]
+    for length, context in zip(lengths, contexts, strict=True):
+        table = [order.pop() for _ in range(-(-context // block_size))]
+        positions = range(context - length, context)
+        slots += [table[p // block_size] * block_size + p % block_size for p in positions]
+        tables.append(table)
+        starts.append(starts[-1] + length)
+    width = max(map(len, tables))
+    return PagedLayout(
+        slots=torch.tensor(slots),
+        block_tables=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32),
+        starts=torch.tensor(starts, dtype=torch.int32),
+        lengths=torch.tensor(contexts, dtype=torch.int32),
+        query_starts=tuple(starts),
+        context_lengths=tuple(contexts),
+        decodes=sum(length == 1 for length in lengths),
+        block_size=block_size,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sequences=st.lists(
+        st.tuples(st.sampled_from([1, 1, 2, 5, 16, 70]), st.integers(0, 150)),
+        min_size=1,
+        max_size=4,
+    ),
+    block_size=st.sampled_from([16, 32, 64]),
+    shape=st.sampled_from([(4, 4, 16), (6, 2, 64), (8, 1, 128), (2, 2, 8), (3, 1, 40)]),
+    window=st.sampled_from([None, None, 1, 20, 64, 100]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 1000),
+)
+def test_attention(sequences, block_size, shape, window, dtype, seed):
+    torch.manual_seed(seed)
+    heads, kv_heads, head_dim = shape
+    sequences = sorted(sequences, key=lambda s: s[0] > 1)
+    caches = [
+        ops.allocate_cache(64, block_size, kv_heads, head_dim, dtype, torch.device("cpu"))
+        for ops in (native, reference)
+    ]
+
+    def attend(layout: PagedLayout, q, k, v):
+        pairs = zip((native, reference), caches, strict=True)
+        return [ops.attend(q, k, v, cache, layout, window=window) for ops, cache in pairs]
+
+    # The past first, then the new tokens that look at it.
+    pasts = [past for _, past in sequences]
+    lengths = [new for new, _ in sequences]
+    contexts = [past + new for new, past in sequences]
+    whole = layout_of(contexts, contexts, block_size, 64)
+    total = sum(contexts)
+    q, k, v = (torch.randn(total, n, head_dim).to(dtype) for n in (heads, kv_heads, kv_heads))
+    prefill, expected = attend(whole, q, k, v)
+    tolerance = 2e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(prefill, expected, atol=tolerance, rtol=tolerance)
+
+    rows, starts = [], [0]
+    for index, (past, new) in enumerate(zip(pasts, lengths, strict=True)):
+        begin = whole.query_starts[index]
+        rows += range(begin + past, begin + past + new)
+        starts.append(starts[-1] + new)
+    again = PagedLayout(
+        slots=whole.slots[rows], block_tables=whole.block_tables,
+        starts=torch.tensor(starts, dtype=torch.int32), lengths=whole.lengths,
+        query_starts=tuple(starts), context_lengths=whole.context_lengths,
+        decodes=sum(n == 1 for n in lengths), block_size=block_size,
+    )  # fmt: skip
+    decoded, _ = attend(again, q[rows], k[rows], v[rows])
+    assert torch.equal(decoded, prefill[rows])
