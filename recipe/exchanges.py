@@ -20,7 +20,9 @@ def varied(rng: Random, question: str) -> str:
     if choice < 0.5 and question.isascii() and question.endswith("."):
         return f"Please {question[0].lower()}{question[1:]}"
     if choice < 0.5 and question.endswith("何ですか。"):
-        return question.removesuffix("何ですか。") + rng.choice(["何？", "何でしょうか。", "何ですか？"])
+        return question.removesuffix("何ですか。") + rng.choice(
+            ["何？", "何でしょうか。", "何ですか？"]
+        )
     return question
 
 
@@ -34,7 +36,10 @@ def exchange_records(seed: int) -> list[str]:
             asked = [q for q in record["questions"] for _ in range(REPEATS)]
             questions = record["questions"] + [varied(rng, question) for question in asked]
             for question in questions:
-                messages = [{"role": "user", "content": question}, {"role": "assistant", "content": record["answer"]}]
+                messages = [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": record["answer"]},
+                ]
                 lines.append(json.dumps({"messages": messages}, ensure_ascii=False))
     rng.shuffle(lines)
     return lines

@@ -107,7 +107,9 @@ def write(path: Path, lines: list[str]) -> None:
     print(f"{path}: {len(lines)} records, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def write_both(destination: Path, kind: str, make: Callable[[Random, str], Record], count: int, seed: int) -> None:
+def write_both(
+    destination: Path, kind: str, make: Callable[[Random, str], Record], count: int, seed: int
+) -> None:
     """Training records and, out of another stream, held-out records that are none of them."""
     seen: Counter[str] = Counter()
     lines = []

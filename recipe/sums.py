@@ -10,9 +10,12 @@ COUNTED = [("apples", "りんご", "個"), ("oranges", "みかん", "個"), ("bo
 DAYS_EN = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 DAYS_JA = [f"{day}曜日" for day in "月火水木金土日"]
 MONTHS_EN = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]  # fmt: skip
-MONTHS_JA = [f"{month}月" for month in "一 二 三 四 五 六 七 八 九 十 十一 十二".split()]
+MONTHS_JA = [
+    f"{month}月"
+    for month in ["一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二"]
+]
 COUNT_EN = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]  # fmt: skip
-COUNT_JA = "一 二 三 四 五 六 七 八 九 十 十一 十二".split()
+COUNT_JA = ["一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二"]
 SIGNS = {"+": ("plus", "足す"), "-": ("minus", "引く"), "*": ("times", "かける")}
 
 
@@ -47,15 +50,31 @@ def sum_turn(rng: Random, language: str) -> Turn:
 
 def thing_turn(rng: Random, language: str, numbers: tuple[int, str, int, int]) -> Turn:
     a, sign, b, result = numbers
-    a, b, result = (a, b, result) if a > 1 and b > 1 and result > 1 else (9, 4, 13 if sign == "+" else 5)
+    a, b, result = (
+        (a, b, result) if a > 1 and b > 1 and result > 1 else (9, 4, 13 if sign == "+" else 5)
+    )
     things, mono, counter = rng.choice(COUNTED)
     if language == "en":
-        story = f"I have {a} {things} and get {b} more." if sign == "+" else f"I have {a} {things} and give away {b}."
+        story = (
+            f"I have {a} {things} and get {b} more."
+            if sign == "+"
+            else f"I have {a} {things} and give away {b}."
+        )
         asked = "How many do I have now?" if sign == "+" else "How many are left?"
-        return f"{story} {asked}", f"You have {result} {things}{' now' if sign == '+' else ' left'}, because {a} {sign} {b} is {result}."
-    story = f"{mono}が{a}{counter}あります。{b}{counter}もらうと、" if sign == "+" else f"{mono}が{a}{counter}あります。{b}{counter}あげると、"
+        return (
+            f"{story} {asked}",
+            f"You have {result} {things}{' now' if sign == '+' else ' left'}, because {a} {sign} {b} is {result}.",
+        )
+    story = (
+        f"{mono}が{a}{counter}あります。{b}{counter}もらうと、"
+        if sign == "+"
+        else f"{mono}が{a}{counter}あります。{b}{counter}あげると、"
+    )
     asked = f"全部で何{counter}ですか。" if sign == "+" else f"残りは何{counter}ですか。"
-    return story + asked, f"{'全部で' if sign == '+' else '残りは'}{result}{counter}です。{a}{sign}{b}は{result}です。"
+    return (
+        story + asked,
+        f"{'全部で' if sign == '+' else '残りは'}{result}{counter}です。{a}{sign}{b}は{result}です。",
+    )
 
 
 def order_turn(rng: Random, language: str) -> Turn:
@@ -66,20 +85,40 @@ def order_turn(rng: Random, language: str) -> Turn:
     if kind == 1:
         a, b = rng.sample(range(1, 100), 2)
         if language == "en":
-            return rng.choice([f"Which is larger, {a} or {b}?", f"Which number is bigger, {a} or {b}?"]), f"{max(a, b)} is larger than {min(a, b)}."
+            return rng.choice(
+                [f"Which is larger, {a} or {b}?", f"Which number is bigger, {a} or {b}?"]
+            ), f"{max(a, b)} is larger than {min(a, b)}."
         return f"{a}と{b}では、どちらが大きいですか。", f"{max(a, b)}のほうが大きいです。"
     names = (DAYS_EN, DAYS_JA, MONTHS_EN, MONTHS_JA)[2 * (kind - 2) + (language == "ja")]
     i = rng.randrange(len(names))
     after, before = names[(i + 1) % len(names)], names[i - 1]
     noun, mono = ("day", "日は何曜日") if kind == 2 else ("month", "月は何月")
     if language == "en":
-        return rng.choice([(f"What {noun} comes after {names[i]}?", f"{after} comes after {names[i]}."), (f"What {noun} comes before {names[i]}?", f"{before} comes before {names[i]}.")])
-    return rng.choice([(f"{names[i]}の次の{mono}ですか。", f"{names[i]}の次は{after}です。"), (f"{names[i]}の前の{mono}ですか。", f"{names[i]}の前は{before}です。")])
+        return rng.choice(
+            [
+                (f"What {noun} comes after {names[i]}?", f"{after} comes after {names[i]}."),
+                (f"What {noun} comes before {names[i]}?", f"{before} comes before {names[i]}."),
+            ]
+        )
+    return rng.choice(
+        [
+            (f"{names[i]}の次の{mono}ですか。", f"{names[i]}の次は{after}です。"),
+            (f"{names[i]}の前の{mono}ですか。", f"{names[i]}の前は{before}です。"),
+        ]
+    )
 
 
 def count_turn(rng: Random, language: str) -> Turn:
     last = rng.randint(3, 12)
     if language == "en":
         shown = rng.choice([str(last), COUNT_EN[last - 1]])
-        return rng.choice([f"Count to {shown}.", f"Please count to {shown}.", f"Can you count to {shown}?"]), ", ".join(COUNT_EN[:last]).capitalize() + "."
-    return rng.choice([f"{last}まで数えてください。", f"一から{COUNT_JA[last - 1]}まで数えてください。", f"{last}まで数えて。"]), "、".join(COUNT_JA[:last]) + "です。"
+        return rng.choice(
+            [f"Count to {shown}.", f"Please count to {shown}.", f"Can you count to {shown}?"]
+        ), ", ".join(COUNT_EN[:last]).capitalize() + "."
+    return rng.choice(
+        [
+            f"{last}まで数えてください。",
+            f"一から{COUNT_JA[last - 1]}まで数えてください。",
+            f"{last}まで数えて。",
+        ]
+    ), "、".join(COUNT_JA[:last]) + "です。"

@@ -76,7 +76,7 @@ def uniform(seed: int, index: int, position: int) -> float:
 
 
 def _argmax(logits: Tensor) -> Tensor:
-    """Of equals the first. On the CPU through numpy, whose vectorised search is ten times faster."""
+    """Of equals the first. On the CPU through numpy, whose search is several times faster."""
     if logits.device.type == "cpu":
         return torch.from_numpy(logits.numpy().argmax(axis=1))
     return logits.argmax(dim=1)
