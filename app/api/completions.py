@@ -44,11 +44,7 @@ async def complete(body: CompletionBody, request: Request) -> EventSourceRespons
         "model": body.model,
     }
     if body.stream:
-        if len(generations) > 1:
-            raise InvalidRequestError(
-                "'stream' takes one prompt at a time; send several requests.", param="prompt"
-            )
-        chunks = _chunks(generations[0], body, head)
+        chunks = _chunks(generations, body, head)
         return await stream(request, chunks, serving.settings.keep_alive_seconds)
     per_prompt = await unless_disconnected(request, _all(generations, body))
     choices = [choice for choices in per_prompt for choice in choices]
@@ -116,7 +112,7 @@ async def _whole(generation: Generation, body: CompletionBody) -> list[dict[str,
 
 
 class _Choice:
-    """Gathers one continuation, with the prompt before it where that is to be echoed."""
+    """Writes one continuation, with the prompt before it where that is to be echoed."""
 
     def __init__(self, generation: Generation, body: CompletionBody) -> None:
         self.generation = generation
@@ -124,6 +120,8 @@ class _Choice:
         self.text = ""
         self.entries: list[TokenLogprobs | None] = []
         self.reason: str | None = None
+        self._echoed = not body.echo
+        self._offset = 0
 
     def add(self, piece: Piece) -> None:
         if self.body.max_tokens != 0:
@@ -132,27 +130,29 @@ class _Choice:
         self.reason = piece.finish_reason
 
     def as_json(self, prompt: tuple[TokenLogprobs | None, ...] | None) -> dict[str, Any]:
-        ids = list(self.generation.request.prompt)
-        tokenizer = self.generation.serving.model.tokenizer
-        text, logprobs = self.text, None
-        if self.body.echo:
+        """What was added since the last call, after the prompt in the first."""
+        text, entries, first = self.text, self.entries, None
+        if not self._echoed:
+            ids = list(self.generation.request.prompt)
             skip = self.body.skip_special_tokens
+            tokenizer = self.generation.serving.model.tokenizer
             text = tokenizer.decode(ids, skip_special_tokens=skip) + text
+            entries, first = [*(prompt or ()), *entries], ids[0]
+        self._echoed, self.text, self.entries = True, "", []
+        logprobs = None
         if self.body.logprobs is not None:
-            entries = [*(prompt or ()), *self.entries] if self.body.echo else self.entries
-            first = ids[0] if self.body.echo else None
-            logprobs = _legacy_logprobs(self.generation, entries, first)
-        reason = "length" if self.body.max_tokens == 0 else self.reason
+            logprobs = _legacy_logprobs(self.generation, entries, first, self._offset)
+            self._offset += sum(map(len, logprobs["tokens"]))
+        reason = "length" if self.body.max_tokens == 0 and self.reason else self.reason
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _legacy_logprobs(
-    generation: Generation, entries: list[TokenLogprobs | None], first: int | None
+    generation: Generation, entries: list[TokenLogprobs | None], first: int | None, offset: int
 ) -> dict[str, Any]:
     """OpenAI's older format: parallel lists, the prompt's first token without a probability."""
     show = generation.serving.model.tokenizer.token_text
     tokens, values, tops, offsets = [], [], [], []
-    offset = 0
     for entry in entries:
         token = show(first or 0) if entry is None else show(entry.token)
         tokens.append(token)
@@ -169,27 +169,54 @@ def _legacy_logprobs(
 
 
 async def _chunks(
-    generation: Generation, body: CompletionBody, head: dict[str, Any]
+    generations: list[Generation], body: CompletionBody, head: dict[str, Any]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    if body.echo:
-        raise InvalidRequestError("'echo' is not supported with 'stream'.", param="echo")
     usage = {"usage": None} if body.stream_options and body.stream_options.include_usage else {}
-    async with aclosing(generation.pieces()) as pieces:
-        async for piece in pieces:
-            if not piece.text and piece.finish_reason is None and body.logprobs is None:
-                continue
-            entries: list[TokenLogprobs | None] = list(piece.logprobs)
-            choice = {
-                "index": piece.index,
-                "text": piece.text,
-                "logprobs": None
-                if body.logprobs is None
-                else _legacy_logprobs(generation, entries, None),
-                "finish_reason": piece.finish_reason,
-            }
-            yield {**head, "choices": [choice], **usage}
+    writers = [[_Choice(g, body) for _ in range(g.request.n)] for g in generations]
+    prompts: dict[int, tuple[TokenLogprobs | None, ...] | None] = {}
+    async with aclosing(_merged(generations)) as pieces:
+        async for position, piece in pieces:
+            prompts[position] = piece.prompt_logprobs or prompts.get(position)
+            writer = writers[position][piece.index]
+            writer.add(piece)
+            choice = writer.as_json(prompts[position])
+            if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
+                choice["index"] = position * len(writers[position]) + piece.index
+                yield {**head, "choices": [choice], **usage}
     if usage:
-        yield {**head, "choices": [], "usage": generation.usage.as_json()}
+        yield {**head, "choices": [], "usage": _total(generations).as_json()}
+
+
+async def _merged(
+    generations: list[Generation],
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """(prompt's position, piece) of all generations as they come; closing it cancels them all."""
+    queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
+
+    async def feed(position: int, generation: Generation) -> None:
+        try:
+            async with aclosing(generation.pieces()) as pieces:
+                async for piece in pieces:
+                    queue.put_nowait((position, piece))
+            queue.put_nowait((position, None))
+        except Exception as error:
+            queue.put_nowait((position, error))
+
+    tasks = [asyncio.create_task(feed(i, g)) for i, g in enumerate(generations)]
+    unfinished = len(tasks)
+    try:
+        while unfinished:
+            position, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                unfinished -= 1
+            else:
+                yield position, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _total(generations: list[Generation]) -> Usage:

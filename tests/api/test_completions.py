@@ -1,0 +1,84 @@
+"""Streams of /v1/completions are the whole answers in pieces."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+
+def ask(server, **body) -> dict:
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 12} | body
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def stream(server, **body) -> tuple[dict[int, dict], list[dict]]:
+    """Choices put together by index, and all chunks."""
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 12, "stream": True} | body
+    choices: dict[int, dict] = {}
+    chunks = []
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        lines = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    for line in lines[:-1]:
+        chunks.append(json.loads(line))
+        for part in chunks[-1]["choices"]:
+            whole = choices.setdefault(part["index"], {"text": "", "logprobs": None})
+            assert whole.get("finish_reason") is None, "nothing follows the end"
+            whole["text"] += part["text"]
+            whole["finish_reason"] = part["finish_reason"]
+            if part["logprobs"] is not None:
+                if whole["logprobs"] is None:
+                    whole["logprobs"] = {key: [] for key in part["logprobs"]}
+                for key, values in part["logprobs"].items():
+                    whole["logprobs"][key] += values
+    return choices, chunks
+
+
+@pytest.fixture(scope="module")
+def served(server):
+    name = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
+    return server, name
+
+
+CASES = {
+    "several prompts": {"prompt": ["The cat", "今日は", "x"]},
+    "several lists of tokens": {"prompt": [[5, 6, 7], [9], [5, 6]]},
+    "several prompts, several answers": {"prompt": ["The cat", "今日は"], "n": 2, "seed": 7,
+                                         "temperature": 1.0},
+    "echo": {"prompt": "The cat", "echo": True},
+    "echo of several": {"prompt": ["The cat", "今日は"], "echo": True, "n": 2},
+    "echo with log-probabilities": {"prompt": "The cat", "echo": True, "logprobs": 2},
+    "scores alone": {"prompt": [5, 6, 7], "echo": True, "logprobs": 1, "max_tokens": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stream_adds_up_to_the_whole_answer(served, case):
+    server, name = served
+    body = CASES[case] | {"model": name}
+    whole = ask(server, **body)
+    pieces, chunks = stream(server, **body, stream_options={"include_usage": True})
+    assert sorted(pieces) == [choice["index"] for choice in whole["choices"]]
+    for choice in whole["choices"]:
+        streamed = pieces[choice["index"]]
+        assert streamed["text"] == choice["text"]
+        assert streamed["finish_reason"] == choice["finish_reason"]
+        if choice["logprobs"] is not None:
+            assert streamed["logprobs"]["tokens"] == choice["logprobs"]["tokens"]
+            assert streamed["logprobs"]["text_offset"] == choice["logprobs"]["text_offset"]
+            assert streamed["logprobs"]["token_logprobs"] == choice["logprobs"]["token_logprobs"]
+    assert chunks[-1]["choices"] == []
+    for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert chunks[-1]["usage"][key] == whole["usage"][key]
+
+
+def test_one_bad_prompt_refuses_the_whole_stream(served):
+    server, name = served
+    body = {"model": name, "prompt": [[5], [10**6]], "stream": True}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "prompt"
