@@ -21,14 +21,17 @@ from random import Random
 from exchanges import exchange_records
 from grammar import DATA, Scene, Turn, exchange, paragraph, read_lists, read_plots, read_scripts
 from sums import order_turn, sum_turn
+from tasks import continuing, naming, rewriting, translation
 
-CONVERSATIONS, TEXTS, HELD_OUT = 60_000, 15_000, 300
+CONVERSATIONS, TEXTS, HELD_OUT = 60_000, 25_000, 300
+STORY_SHARE = 0.45
 LANGUAGES = ("en", "ja")
 # A greeting is short and often the same; more copies than this would teach nothing new.
 COPIES = 6
 GREETINGS = read_lists(DATA / "greetings.toml")
 QUESTIONS = read_lists(DATA / "questions.toml")
 TALKS = {language: read_scripts(DATA / f"talk-{language}.txt") for language in LANGUAGES}
+DAYS = {language: read_plots(DATA / f"days-{language}.txt") for language in LANGUAGES}
 STORIES = {language: read_plots(DATA / f"stories-{language}.txt") for language in LANGUAGES}
 Record = dict[str, object]
 
@@ -68,7 +71,8 @@ def numbers(rng: Random, language: str) -> list[Turn]:
 
 
 TOPICS: list[tuple[int, Callable[[Random, str], list[Turn]]]] = [
-    (45, talk), (18, listed("facts")), (12, numbers), (7, tale), (4, listed("unknown")),
+    (42, talk), (16, listed("facts")), (12, numbers), (7, tale), (3, listed("unknown")),
+    (12, translation), (5, naming), (5, continuing), (3, rewriting),
 ]  # fmt: skip
 
 
@@ -91,7 +95,12 @@ def conversation(rng: Random, language: str) -> Record:
 
 
 def text(rng: Random, language: str) -> Record:
-    return {"text": story(Scene(rng, language))}
+    """A story, or a paragraph about a day, whose first five plots, the weather, come twice."""
+    scene = Scene(rng, language)
+    if rng.random() < STORY_SHARE:
+        return {"text": story(scene)}
+    days = DAYS[language]
+    return {"text": paragraph(scene, rng.choice(days + days[:5]))}
 
 
 def stream(make: Callable[[Random, str], Record], seed: str) -> Iterator[str]:

@@ -39,7 +39,11 @@ def read_tables(path: Path) -> dict[str, list[Row]]:
     return tables
 
 
-TABLES = read_tables(DATA / "words.toml") | read_tables(DATA / "facts.toml")
+TABLES = {
+    name: table
+    for file in ("words", "facts", "tasks")
+    for name, table in read_tables(DATA / f"{file}.toml").items()
+}
 
 
 def read_scripts(path: Path) -> list[tuple[int, Script]]:
