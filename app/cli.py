@@ -94,11 +94,67 @@ def pretrain(arguments: list[str]) -> int:
     return 0
 
 
+def bench(arguments: list[str]) -> int:
+    """Measure how fast a model runs on this machine."""
+    import asyncio
+    import json
+
+    from app.bench import Plan, measure
+    from app.main import engine_config
+    from app.transformer.config import ModelConfig
+    from app.transformer.store import resolve_model
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split(","))
+
+    parser = argparse.ArgumentParser("hagane bench", description=bench.__doc__)
+    parser.add_argument("model", help="model directory, store name or hub id")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--streams", type=numbers, default=Plan.streams, help="such as 1,4,16")
+    parser.add_argument("--prompts", type=numbers, default=Plan.prompts, help="lengths to prefill")
+    parser.add_argument("--new-tokens", type=int, default=Plan.new_tokens)
+    parser.add_argument("--rounds", type=int, default=Plan.rounds, help="figures are medians")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    configure_logging("warning", "auto")
+    directory = resolve_model(options.model)
+    config = ModelConfig.load(directory)
+    plan = Plan(options.streams, options.prompts, Plan.context, options.new_tokens, options.rounds)
+    settings = Settings(
+        _cli_parse_args=False,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        threads=options.threads,
+        prefix_caching=False,
+        context_length=min(
+            config.max_position_embeddings,
+            max(*plan.prompts, plan.context) + plan.new_tokens + 1,
+        ),
+    )
+    result = asyncio.run(measure(engine_config(settings, str(directory)), config.vocab_size, plan))
+    if options.json:
+        print(json.dumps(result.as_json()))
+        return 0
+    print(
+        f"ready after {result.ready_seconds:.2f} s, peak memory {result.peak_memory / 1e6:.0f} MB"
+    )
+    for length, rate in result.prefill.items():
+        print(f"prefill of {length} tokens: {rate:.0f} tokens/s")
+    for streams, rate in result.decode.items():
+        print(f"decode, {streams} streams: {rate:.1f} tokens/s")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "chat": chat,
     "quantize": quantize,
     "pretrain": pretrain,
+    "bench": bench,
 }
 
 

@@ -1,13 +1,12 @@
 """Load time, memory and tokens per second of a random model in Qwen3-0.6B's shape, by quantization.
 
-Usage: python benchmarks/serve.py [DIRECTORY]   (about 1.2 GB are written there once)
+Usage: python benchmarks/load.py [DIRECTORY]   (about 1.2 GB are written there once)
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import socket
 import statistics
 import subprocess
@@ -18,23 +17,9 @@ from pathlib import Path
 import httpx
 import psutil
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from model import make_model
 
-BUILTIN = Path(__file__).resolve().parents[1] / "models" / "hagane-mini"
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 128, 32, 3
-
-
-def make_model(directory: Path) -> None:
-    """28 layers, hidden 1024, 16 query and 8 KV heads of 128, vocabulary 151,936, tied, bf16."""
-    config = Qwen3Config(
-        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
-        num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-        max_position_embeddings=4096, dtype="bfloat16", eos_token_id=0, bos_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(BUILTIN / name, directory / name)
 
 
 async def generate(url: str, streams: int, seed: int) -> float:
