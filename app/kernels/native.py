@@ -149,13 +149,26 @@ def _pad(tensor: Tensor, dim: int, multiple: int = _LANES) -> Tensor:
     return torch.cat((tensor, tensor.new_zeros(shape)), dim)
 
 
-def linear(x: Tensor, weight: PackedWeight, dtype: torch.dtype | None = None) -> Tensor:
-    """x [tokens, in] -> [tokens, out] in `dtype`, or else in x's."""
+def linear(
+    x: Tensor,
+    weight: PackedWeight,
+    dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """x [tokens, in] -> [tokens, out] in `dtype`, or else in x's, plus `residual` like the result.
+
+    Raises ValueError for a residual that is not contiguous or not like the result.
+    """
     out = torch.empty(x.shape[0], weight.out_features, dtype=dtype or x.dtype)
+    if residual is not None and (
+        residual.dtype != out.dtype or residual.shape != out.shape or not residual.is_contiguous()
+    ):
+        raise ValueError("residual must be contiguous, of the result's shape and dtype")
     _cpu.linear(
         weight.handle,
         x.data_ptr(), _DTYPES[x.dtype], x.stride(0), x.shape[0],
-        out.data_ptr(), _DTYPES[out.dtype], weight.out_features, 0,
+        out.data_ptr(), _DTYPES[out.dtype], weight.out_features,
+        0 if residual is None else residual.data_ptr(),
     )  # fmt: skip
     return out
 

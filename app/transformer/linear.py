@@ -1,6 +1,7 @@
 """The kinds of linear layer and embedding, behind one interface.
 
-A linear layer maps x [tokens, in] to [tokens, out] in x's dtype. An embedding maps ids [tokens] to
+A linear layer maps x [tokens, in] to [tokens, out] in x's dtype, and adds it to a residual of that
+shape where one is given: kernels do so before they round. An embedding maps ids [tokens] to
 [tokens, hidden], and is also a head: `logits` maps [n, hidden] to float32 [n, vocab] with the same
 storage, so that a tied head costs nothing.
 
@@ -50,8 +51,8 @@ class Dense(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return _added(F.linear(x, self.weight, self.bias), residual)
 
 
 class Int8(nn.Module):
@@ -72,9 +73,9 @@ class Int8(nn.Module):
         """Float rows [rows, in] of the matrix -> the same rows of the stored tensors, by name."""
         return quantize_int8(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         out = int8_matmul(x, self.weight_int8, self.scale)
-        return out if self.bias is None else out + self.bias
+        return _added(out if self.bias is None else out + self.bias, residual)
 
 
 class Int4(nn.Module):
@@ -114,10 +115,10 @@ class Int4(nn.Module):
         low, high = codes.unflatten(1, (-1, 2, 4)).unbind(2)
         return {"weight_int4": (low | (high << 4)).flatten(1), "scale": stored.squeeze(2)}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         codes = unpack_int4(self.weight_int4).to(x.dtype) - 8
         groups = codes.unflatten(1, (-1, self.group_size)) * self.scale[:, :, None].to(x.dtype)
-        return F.linear(x, groups.flatten(1), self.bias)
+        return _added(F.linear(x, groups.flatten(1), self.bias), residual)
 
 
 class TorchInt4(nn.Module):
@@ -133,11 +134,11 @@ class TorchInt4(nn.Module):
         codes = unpack_int4(layer.weight_int4).to(torch.int32)
         self.codes: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.contiguous(), self.codes, self.group_size, self.scale
         )
-        return out if self.bias is None else out + self.bias
+        return _added(out if self.bias is None else out + self.bias, residual)
 
 
 class DenseEmbedding(nn.Module):
@@ -228,6 +229,10 @@ def unpack_int4(packed: Tensor) -> Tensor:
     return torch.stack((four & 15, four >> 4), dim=2).flatten(1)
 
 
+def _added(out: Tensor, residual: Tensor | None) -> Tensor:
+    return out if residual is None else residual + out
+
+
 class Packed(nn.Module):
     """Any kind of linear layer, for serving with the native kernels."""
 
@@ -235,8 +240,8 @@ class Packed(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        return native.linear(x, self.weight)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return native.linear(x, self.weight, residual=residual)
 
 
 class PackedEmbedding(nn.Module):

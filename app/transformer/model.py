@@ -67,7 +67,9 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext, residual: Tensor
+    ) -> Tensor:
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight)
@@ -80,8 +82,8 @@ class Attention(nn.Module):
             norms=norms,
             eps=self.eps,
         )
-        projected: Tensor = self.o_proj(context.attend(self.layer, q, k, v, self.window))
-        return projected
+        out: Tensor = self.o_proj(context.attend(self.layer, q, k, v, self.window), residual)
+        return out
 
 
 class MLP(nn.Module):
@@ -105,13 +107,13 @@ class MLP(nn.Module):
             quantization=quantization,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.operations.silu_and_mul(self.gate_up_proj(x)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.operations.silu_and_mul(self.gate_up_proj(x)), residual)
         return out
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each behind a norm, each adding to the residual stream."""
 
     def __init__(
         self,
@@ -127,9 +129,9 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config, quantization, operations)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, context)
-        update: Tensor = self.mlp(self.post_attention_layernorm(x))
-        return x + update
+        x = self.self_attn(self.input_layernorm(x), cos, sin, context, residual=x)
+        out: Tensor = self.mlp(self.post_attention_layernorm(x), residual=x)
+        return out
 
 
 class Decoder(nn.Module):

@@ -95,6 +95,9 @@ def test_linear(kind, rows, out, units, group, odd, dtype, bias, seed):
         # Activations on the edge between two codes may fall either way: allow for two.
         slack += 2 * x.double().abs().amax(1, keepdim=True) / 127 * exact.abs().amax(1)
     assert ((result - expected).abs() <= slack).all()
+    residual = torch.randn(rows, out)
+    added = native.linear(x, packed.weight, torch.float32, residual)
+    torch.testing.assert_close(added, result + residual, atol=1e-6, rtol=1e-6)
     for row in range(rows):
         alone = native.linear(x[row : row + 1], packed.weight, torch.float32)
         assert torch.equal(alone[0], result[row])
