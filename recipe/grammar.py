@@ -95,11 +95,32 @@ class Scene:
     def _choose(self, name: str) -> Row:
         table = TABLES.get(f"{name}_{self.language}") or TABLES[name]
         taken = [row for key, row in self.rows.items() if key.rstrip("123456789") == name]
-        while (row := self.rng.choice(table)) in taken:
+        hero = self.rows.get("hero") if name != "hero" else None
+        while (row := self.rng.choice(table)) in taken or not self._agrees(name, row, hero):
             pass
         if name == "name" and self.rng.random() < 0.25:
             return row | {self.language: invented_name(self.rng, self.language)}
         return row
+
+    def _agrees(self, name: str, row: Row, hero: Row | None) -> bool:
+        """Whether a hero, its name and its adjective fit: no girl named Tom, no little little cat."""
+        if name == "hero":
+            named, described = self.rows.get("name", {}), self.rows.get("adjective", {})
+            return self._same_sex(row, named) and self._unlike(described, row)
+        if hero is None:
+            return True
+        if name == "adjective":
+            return self._unlike(row, hero)
+        first_name = name == "name" and "name" not in self.rows
+        return not first_name or self._same_sex(hero, row)
+
+    @staticmethod
+    def _same_sex(hero: Row, named: Row) -> bool:
+        return not hero["he"] or not named.get("he") or hero["he"] == named["he"]
+
+    @staticmethod
+    def _unlike(adjective: Row, hero: Row) -> bool:
+        return not adjective or adjective["en"] not in hero["en"].split()
 
     def _word(self, match: re.Match[str]) -> str:
         capital, name, number, column = match.groups()

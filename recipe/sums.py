@@ -16,13 +16,13 @@ MONTHS_JA = [
 ]
 COUNT_EN = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]  # fmt: skip
 COUNT_JA = ["一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二"]
-SIGNS = {"+": ("plus", "足す"), "-": ("minus", "引く"), "*": ("times", "かける")}
+SIGNS = {"+": ("plus", "足す"), "-": ("minus", "引く"), "×": ("times", "かける")}
 
 
 def numbers(rng: Random) -> tuple[int, str, int, int]:
     """Two numbers, the sign between them and the result: small ones more often than large."""
-    sign = rng.choice("+++--*")
-    most = 9 if sign == "*" else rng.choice([10, 20, 100])
+    sign = rng.choice("+++--×")
+    most = 9 if sign == "×" else rng.choice([10, 20, 100])
     a, b = rng.randint(0, most), rng.randint(0, most)
     if sign == "+":
         a, b = (a, b) if a + b <= 100 else (a // 2, b // 2)
@@ -36,7 +36,7 @@ def numbers(rng: Random) -> tuple[int, str, int, int]:
 def sum_turn(rng: Random, language: str) -> Turn:
     """A bare or worded sum, or one about things that are bought and given away."""
     a, sign, b, result = numbers(rng)
-    if sign != "*" and rng.random() < 0.25:
+    if sign != "×" and rng.random() < 0.25:
         return thing_turn(rng, language, (a, sign, b, result))
     word = SIGNS[sign][language == "ja"]
     if language == "en":

@@ -57,7 +57,7 @@ class Engine:
             max_waiting=config.max_waiting,
             context_length=self.runner.context_length,
         )
-        self.sampler = Sampler()
+        self.sampler = Sampler(self.runner.operations)
         self.running = True
         self._failures: list[RequestFailed] = []
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from app.engine.messages import SamplingParams, TokenLogprobs
 from app.engine.sequence import Sequence
+from app.kernels import Cuts, Operations, reference
 
-# Most distributions hold their top_p mass within this many tokens; a full sort is the fallback.
-_CANDIDATES = 512
 _MASK64 = (1 << 64) - 1
 
 
@@ -37,7 +36,8 @@ class SampledTokens:
 class Sampler:
     """Stateless but for the entropy source of rows without a seed."""
 
-    def __init__(self) -> None:
+    def __init__(self, operations: Operations = reference) -> None:
+        self._operations = operations
         self._entropy = random.SystemRandom()
 
     def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> SampledTokens:
@@ -50,7 +50,7 @@ class Sampler:
         if drawn:
             params = [sequences[i].sampling for i in drawn]
             uniforms = [self._uniform(sequences[i]) for i in drawn]
-            chosen = _draw(adjusted[drawn], params, uniforms)
+            chosen = self._operations.draw(adjusted[drawn], _cuts(params, uniforms))
             tokens[torch.tensor(drawn, device=tokens.device)] = chosen
         ids: list[int] = tokens.tolist()
         return SampledTokens(ids, _report(logits, sequences, ids), failed)
@@ -73,6 +73,19 @@ def uniform(seed: int, index: int, position: int) -> float:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
         state ^= state >> 31
     return (state >> 11) / (1 << 53)
+
+
+def _cuts(params: Rows[SamplingParams], uniforms: Rows[float]) -> Cuts:
+    def column(values: Rows[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    return Cuts(
+        temperature=column([p.temperature for p in params]),
+        top_p=column([p.top_p for p in params]),
+        min_p=column([p.min_p for p in params]),
+        top_k=torch.tensor([p.top_k for p in params]),
+        uniform=column(uniforms),
+    )
 
 
 def _argmax(logits: Tensor) -> Tensor:
@@ -124,62 +137,6 @@ def _penalize(row: Tensor, sequence: Sequence) -> None:
     if answer and (params.presence_penalty or params.frequency_penalty):
         ids, counts = torch.tensor(answer, device=row.device).unique(return_counts=True)
         row[ids] -= params.presence_penalty + params.frequency_penalty * counts
-
-
-def _draw(logits: Tensor, params: Rows[SamplingParams], uniforms: Rows[float]) -> Tensor:
-    """Token ids int64 [rows] drawn from the filtered distributions."""
-
-    def column(values: Rows[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
-
-    vocab = logits.shape[1]
-    probabilities = torch.softmax(logits.double() / column([p.temperature for p in params]), dim=1)
-    top_p = column([p.top_p for p in params])
-    top_k = column([float(p.top_k or vocab) for p in params])
-    min_p = column([p.min_p for p in params])
-    filtered = (top_p < 1) | (top_k < vocab) | (min_p > 0)
-    tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
-    point = column(list(uniforms))
-    plain = (~filtered).flatten()
-    if plain.any():
-        tokens[plain] = _invert(probabilities[plain], point[plain])
-    kept = filtered.flatten()
-    if kept.any():
-        rows = (probabilities[kept], top_p[kept], top_k[kept], min_p[kept], point[kept])
-        tokens[kept] = _draw_filtered(*rows)
-    return tokens
-
-
-def _draw_filtered(
-    probabilities: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor, point: Tensor
-) -> Tensor:
-    """Draw among the most likely tokens; every argument but the first is [rows, 1].
-
-    The cut is the same however many candidates were sorted, as long as they reach it.
-    """
-    vocab = probabilities.shape[1]
-    width = min(_CANDIDATES, vocab)
-    while True:
-        ordered, ids = probabilities.topk(width, dim=1)
-        before = ordered.cumsum(dim=1) - ordered
-        rank = torch.arange(width, device=ordered.device)
-        keep = (before < top_p) & (rank < top_k) & (ordered >= min_p * ordered[:, :1])
-        keep[:, 0] = True
-        if width == vocab or not keep[:, -1].any():
-            break
-        width = vocab
-    choice = _invert(ordered * keep, point)
-    return ids.gather(1, choice[:, None]).flatten()
-
-
-def _invert(weights: Tensor, point: Tensor) -> Tensor:
-    """Index where the cumulative weight [rows, n] passes `point` [rows, 1] of the total."""
-    cumulative = weights.cumsum(dim=1)
-    target = point * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, target, right=True)
-    # Rounding may carry the target past the last token that has any weight.
-    last = (weights > 0).long().mul(torch.arange(weights.shape[1], device=weights.device)).amax(1)
-    return torch.minimum(index.flatten(), last)
 
 
 def _report(

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from app.kernels import native, reference
+from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
 
-__all__ = ["Operations", "PagedLayout", "choose", "native", "reference"]
+__all__ = ["Cuts", "Operations", "PagedLayout", "choose", "native", "reference"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Operations(Protocol):
         *,
         window: int | None,
     ) -> Tensor: ...
+
+    def draw(self, logits: Tensor, cuts: Cuts) -> Tensor: ...
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> Operations:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
 
 try:
@@ -259,3 +260,14 @@ def attend(
         len(layout.context_lengths), window or 0, head_dim**-0.5,
     )  # fmt: skip
     return out
+
+
+def draw(logits: Tensor, cuts: Cuts) -> Tensor:
+    rows, vocab = logits.shape
+    tokens = torch.empty(rows, dtype=torch.int64)
+    _cpu.draw(
+        logits.data_ptr(), rows, vocab, logits.stride(0), cuts.temperature.data_ptr(),
+        cuts.top_p.data_ptr(), cuts.min_p.data_ptr(), cuts.uniform.data_ptr(),
+        cuts.top_k.data_ptr(), tokens.data_ptr(),
+    )  # fmt: skip
+    return tokens

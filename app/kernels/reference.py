@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from app.kernels.drawing import draw
 from app.kernels.layout import PagedLayout
+
+__all__ = [
+    "allocate_cache",
+    "attend",
+    "causal_attention",
+    "draw",
+    "rms_norm",
+    "rotate",
+    "silu_and_mul",
+]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -8,11 +8,29 @@ from collections import Counter
 import pytest
 import torch
 
+from app import kernels
 from app.engine.messages import GenerateRequest, SamplingParams
 from app.engine.sampler import Sampler, prompt_logprobs, uniform
 from app.engine.sequence import Sequence
 
 VOCAB = 50
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        kernels.reference,
+        pytest.param(
+            kernels.native,
+            marks=pytest.mark.skipif(not kernels.native.available(), reason="kernels not built"),
+        ),
+    ],
+    ids=["reference", "native"],
+)
+def backend(request, monkeypatch):
+    """Everything here holds whoever draws."""
+    monkeypatch.setattr(Sampler.__init__, "__defaults__", (request.param,))
+    return request.param
 
 
 def sequence(tokens=(1, 2, 2, 3), generated=2, **params) -> Sequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.kernels import PagedLayout, native, reference
+from app.kernels import Cuts, PagedLayout, native, reference
 from app.transformer.linear import (
     Dense,
     Int4,
@@ -203,7 +204,7 @@ def layout_of(lengths: list[int], contexts: list[int], block_size: int, blocks: 
         lengths=torch.tensor(contexts, dtype=torch.int32),
         query_starts=tuple(starts),
         context_lengths=tuple(contexts),
-        decodes=sum(length == 1 for length in lengths),
+        decodes=len(list(itertools.takewhile(lambda length: length == 1, lengths))),
         block_size=block_size,
     )
 
@@ -258,3 +259,42 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
     )  # fmt: skip
     decoded, _ = attend(again, q[rows], k[rows], v[rows])
     assert torch.equal(decoded, prefill[rows])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    vocab=st.sampled_from([1, 15, 16, 1000, 5000]),
+    spread=st.sampled_from([0.0, 1.0, 5.0, 40.0]),
+    temperature=st.sampled_from([0.2, 1.0, 1.7]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
+    min_p=st.sampled_from([0.0, 0.0, 0.1, 1.0]),
+    top_k=st.sampled_from([0, 0, 1, 7, 4000]),
+    seed=st.integers(0, 10_000),
+)
+def test_draws_equal_those_of_a_full_sort(vocab, spread, temperature, top_p, min_p, top_k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, vocab, generator=generator) * spread
+    point = torch.rand(1, generator=generator, dtype=torch.float64)
+
+    def one(value) -> torch.Tensor:
+        return torch.tensor([value], dtype=torch.float64)
+
+    cuts = Cuts(one(temperature), one(top_p), one(min_p), torch.tensor([top_k]), point)
+    token = native.draw(logits, cuts).item()
+    p = torch.softmax(logits[0].double() / temperature, 0)
+    filtered = top_p < 1 or min_p > 0 or 0 < top_k < vocab
+    order = p.sort(descending=True, stable=True).indices if filtered else torch.arange(vocab)
+    before = p[order].cumsum(0) - p[order]
+    if filtered:
+        rank = torch.arange(vocab)
+        keep = (before < top_p) & (rank < (top_k or vocab)) & (p[order] >= min_p * p.max())
+        keep[0] = True
+        order = order[keep]
+    mass = p[order].sum()
+    place = (order == token).nonzero()
+    assert len(place), "a token that was cut"
+    index = place.item()
+    below = p[order][:index].sum()
+    # Weights are float32: a token on the edge of a cut, and a draw between two, may go either way.
+    slack = 1e-5 * mass + p[order][-1]
+    assert below - slack <= point.item() * mass <= below + p[order][index] + slack

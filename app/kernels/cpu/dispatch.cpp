@@ -126,6 +126,10 @@ void run_store(const Store& s) {
   split(s.tokens, s.kv_heads * s.head_dim * 16, [&](int64_t token) { active->store(s, token); });
 }
 
+void run_draw(const Draw& d) {
+  split(d.rows, d.vocab * 8, [&](int64_t row) { active->draw(d, row); });
+}
+
 void run_attention(const Attention& a) {
   struct Task {
     int64_t sequence, kv_head, first, last;

@@ -18,5 +18,6 @@ void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Mat
 void run_rotary(const Rotary& rotary);
 void run_store(const Store& store);
 void run_attention(const Attention& attention);
+void run_draw(const Draw& draw);
 
 }  // namespace hagane

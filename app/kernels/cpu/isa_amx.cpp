@@ -16,12 +16,13 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "sampling.inc"
 #include "linear.inc"
 #include "linear_vnni.inc"
 #include "linear_amx.inc"
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend};
+                           embed, rotary, store, attend, draw};
 
 }  // namespace
 

@@ -16,10 +16,11 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "sampling.inc"
 #include "linear.inc"
 
 constexpr Kernels kKernels{"avx2", prepare, linear, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend};
+                           embed, rotary, store, attend, draw};
 
 }  // namespace
 

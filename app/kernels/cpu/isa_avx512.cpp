@@ -16,11 +16,12 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "sampling.inc"
 #include "linear.inc"
 #include "linear_vnni.inc"
 
 constexpr Kernels kKernels{"avx512", prepare, linear_vnni, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend};
+                           embed, rotary, store, attend, draw};
 
 }  // namespace
 

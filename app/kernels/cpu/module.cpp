@@ -176,6 +176,24 @@ PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+PyObject* draw(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Draw d{};
+  d.logits = in.address<const float>();
+  d.rows = in.integer();
+  d.vocab = in.integer();
+  d.stride = in.integer();
+  d.temperature = in.address<const double>();
+  d.top_p = in.address<const double>();
+  d.min_p = in.address<const double>();
+  d.uniform = in.address<const double>();
+  d.top_k = in.address<const int64_t>();
+  d.tokens = in.address<int64_t>();
+  if (!in.complete()) return nullptr;
+  hagane::run_draw(d);
+  Py_RETURN_NONE;
+}
+
 // select(name or None) -> the name of the instruction set from now on, or None if it is not here.
 PyObject* select(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
@@ -205,7 +223,8 @@ PyMethodDef methods[] = {
     METHOD("rms_norm", rms_norm),  METHOD("silu_and_mul", silu_and_mul),
     METHOD("embed", embed),        METHOD("rotary", rotary),
     METHOD("store", store),        METHOD("attention", attention),
-    METHOD("select", select),      METHOD("start", start),
+    METHOD("draw", draw),          METHOD("select", select),
+    METHOD("start", start),
     {nullptr, nullptr, 0, nullptr}};
 #undef METHOD
 

@@ -90,6 +90,15 @@ struct Store {
   int64_t tokens, kv_heads, head_dim, block_size;
 };
 
+// One token for every row of logits [rows, vocab]; top_k 0 is off.
+struct Draw {
+  const float* logits;
+  int64_t rows, vocab, stride;
+  const double *temperature, *top_p, *min_p, *uniform;
+  const int64_t* top_k;
+  int64_t* tokens;
+};
+
 struct Kernels {
   const char* name;
   // Fills row `index` of the prepared activations.
@@ -105,6 +114,7 @@ struct Kernels {
   void (*store)(const Store&, int64_t token);
   // Queries [first, last) of one sequence, for one key/value head.
   void (*attend)(const Attention&, int64_t sequence, int64_t kv_head, int64_t first, int64_t last);
+  void (*draw)(const Draw&, int64_t row);
 };
 
 const Kernels* generic_kernels();
