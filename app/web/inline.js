@@ -12,6 +12,7 @@ const ESCAPED = /[!-/:-@[-`{-~]/;
 const WORD = /[\p{L}\p{N}]/u;
 /** Longest first: `**` is not two `*`. */
 const MARKS = [
+  ["***", "em"],
   ["**", "strong"],
   ["__", "strong"],
   ["~~", "s"],
@@ -149,12 +150,13 @@ function emphasis(scan) {
   for (const [mark, tag] of MARKS) {
     if (!text.startsWith(mark, at)) continue;
     const start = at + mark.length;
-    if (/^\s?$/.test(text[start] ?? "") || text[start] === mark[0]) return false;
+    if (/^\s?$/.test(text[start] ?? "") || text[start] === mark[0]) continue;
     if (mark[0] === "_" && WORD.test(text[at - 1] ?? " ")) return false;
     const end = closing(scan, mark, start + 1);
-    if (end < 0) return false;
+    if (end < 0) continue;
     const element = document.createElement(tag);
-    appendInline(element, text.slice(start, end), scan.depth + 1);
+    const inside = text.slice(start, end);
+    appendInline(element, mark === "***" ? `**${inside}**` : inside, scan.depth + 1);
     return put(scan, element, end + mark.length);
   }
   return false;
@@ -164,6 +166,8 @@ function closing(scan, mark, from) {
   const { text } = scan;
   // Eight candidates are plenty for prose, and bound the work that hostile text can cause.
   for (let tries = 0, end = find(scan, mark, from); end >= 0 && tries < 8; tries += 1) {
+    // The last two of `***` close the outer `**`; the first closes an inner `*`.
+    if (mark.length === 2 && text[end + 2] === mark[0]) end += 1;
     const after = text[end + mark.length] ?? " ";
     const doubled = mark.length === 1 && (after === mark || text[end - 1] === mark);
     const inWord = mark[0] === "_" && WORD.test(after);

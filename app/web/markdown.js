@@ -9,14 +9,18 @@ import { appendInline } from "./inline.js";
 import { t } from "./i18n.js";
 
 const DEEPEST = 8;
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+/* No pattern has two neighbours that match the same text: none takes quadratic time to fail. */
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})(?=\s|$)/;
 const RULE = /^ {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])( +|$)/;
-const DELIMITERS = /^ {0,3}\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const DELIMITER = /^:?-+:?$/;
 
 /** @typedef {{kind: string, lines: string[], level?: number, key: string}} Block */
+
+/** The keys of the blocks that a container shows. @type {WeakMap<HTMLElement, string[]>} */
+const rendered = new WeakMap();
 
 /**
  * Show `text` inside `container`, keeping the elements of blocks that did not change.
@@ -25,12 +29,12 @@ const DELIMITERS = /^ {0,3}\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
  */
 export function renderMarkdown(container, text) {
   const blocks = splitBlocks(text);
-  const shown = container.renderedBlocks ?? [];
+  const shown = rendered.get(container) ?? [];
   let same = 0;
   while (same < shown.length && shown[same] === blocks[same]?.key) same += 1;
   while (container.childNodes.length > same) container.lastChild.remove();
   for (const block of blocks.slice(same)) container.append(build(block, 0));
-  container.renderedBlocks = blocks.map((block) => block.key);
+  rendered.set(container, blocks.map((block) => block.key));
 }
 
 /**
@@ -39,7 +43,7 @@ export function renderMarkdown(container, text) {
  * @returns {Block[]}
  */
 export function splitBlocks(text) {
-  const lines = text.replace(/\r\n?/g, "\n").replaceAll("\t", "    ").split("\n");
+  const lines = splitLines(text);
   const blocks = [];
   let heading = 2;
   for (let at = 0; at < lines.length; ) {
@@ -60,21 +64,31 @@ export function splitBlocks(text) {
   return blocks;
 }
 
+/** Lines whose indentation is spaces, except in code, where a tab is a tab. */
+function splitLines(text) {
+  let fence = "";
+  return text.split(/\r\n?|\n/).map((line) => {
+    const mark = /^\s*(`{3,}|~{3,})/.exec(line)?.[1] ?? "";
+    if (fence ? mark.startsWith(fence) : mark) fence = fence ? "" : mark;
+    return fence ? line : line.replace(/^[ \t]+/, (indent) => indent.replaceAll("\t", "    "));
+  });
+}
+
 /** The kind of the block that starts at line `at`, and the line after it. */
 function measure(lines, at) {
   const fence = FENCE.exec(lines[at]);
   if (fence) return ["code", endOfFence(lines, at, fence[1])];
   if (HEADING.test(lines[at])) return ["heading", at + 1];
   if (RULE.test(lines[at])) return ["rule", at + 1];
-  if (QUOTE.test(lines[at])) return ["quote", while_(lines, at, (line) => QUOTE.test(line))];
-  if (isTable(lines, at)) return ["table", while_(lines, at + 2, (line) => line.includes("|"))];
+  if (QUOTE.test(lines[at])) return ["quote", takeWhile(lines, at, (line) => QUOTE.test(line))];
+  if (isTable(lines, at)) return ["table", takeWhile(lines, at + 2, (line) => line.includes("|"))];
   if (ITEM.test(lines[at])) return ["list", endOfList(lines, at)];
   let end = at + 1;
   while (end < lines.length && lines[end].trim() && !interrupts(lines, end)) end += 1;
   return ["paragraph", end];
 }
 
-function while_(lines, at, holds) {
+function takeWhile(lines, at, holds) {
   let end = at;
   while (end < lines.length && lines[end].trim() && holds(lines[end])) end += 1;
   return end;
@@ -90,14 +104,14 @@ function endOfFence(lines, at, mark) {
 }
 
 function endOfList(lines, at) {
-  const bullet = /\d/.test(ITEM.exec(lines[at])[2]);
+  const numbered = /\d/.test(ITEM.exec(lines[at])[2]);
   let end = at + 1;
   for (; end < lines.length; end += 1) {
     const line = lines[end];
     const item = ITEM.exec(line);
-    if (item && !RULE.test(line) && /\d/.test(item[2]) === bullet) continue;
+    if (item && !RULE.test(line) && /\d/.test(item[2]) === numbered) continue;
     if (/^ {2,}\S/.test(line)) continue;
-    if (!line.trim() && continues(lines, end + 1, bullet)) continue;
+    if (!line.trim() && continues(lines, end + 1, numbered)) continue;
     if (line.trim() && lines[end - 1].trim() && !interrupts(lines, end)) continue;
     break;
   }
@@ -110,8 +124,10 @@ function continues(lines, at, numbered) {
 }
 
 function isTable(lines, at) {
-  return lines[at].includes("|") && (lines[at + 1] ?? "").includes("-")
-    && DELIMITERS.test(lines[at + 1]) && cells(lines[at]).length === cells(lines[at + 1]).length;
+  if (!lines[at].includes("|") || !lines[at + 1]?.includes("-")) return false;
+  const delimiters = cells(lines[at + 1]);
+  return delimiters.every((cell) => DELIMITER.test(cell))
+    && cells(lines[at]).length === delimiters.length;
 }
 
 function interrupts(lines, at) {
@@ -140,7 +156,7 @@ function paragraph({ lines }) {
 
 function heading({ lines, level }) {
   const made = element(`h${level ?? 6}`);
-  appendInline(made, HEADING.exec(lines[0])[2]);
+  appendInline(made, lines[0].trim().replace(/^#+/, "").trim().replace(/(^|\s)#+$/, ""));
   return made;
 }
 
