@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -82,3 +83,27 @@ def test_one_bad_prompt_refuses_the_whole_stream(served):
     answer = httpx.post(f"{server.url}/v1/completions", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "prompt"
+
+
+def test_seeded_text_never_depends_on_the_batch_or_the_cache(served):
+    """Sampled at temperature 1, alone first, then from the prefix cache and in full batches."""
+    server, name = served
+    prompts = [f"The {word} sat on the mat and looked at the moon for a long time" * 2
+               for word in ("cat", "dog", "今日は", "bird")]  # fmt: skip
+
+    def body(index: int) -> dict:
+        return {"model": name, "prompt": prompts[index % 4], "seed": index, "temperature": 1.0,
+                "max_tokens": 24, "ignore_eos": True}  # fmt: skip
+
+    def text(index: int) -> tuple[str, int]:
+        answer = httpx.post(f"{server.url}/v1/completions", json=body(index), timeout=60).json()
+        cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return answer["choices"][0]["text"], cached
+
+    alone = [text(i)[0] for i in range(12)]
+    assert len(set(alone)) == 12
+    with ThreadPoolExecutor(12) as pool:
+        for _ in range(3):
+            together = list(pool.map(text, range(12)))
+            assert [answer for answer, _ in together] == alone
+    assert any(cached > 0 for _, cached in together)
