@@ -1,7 +1,8 @@
 """llama.cpp on the same load, through the C API that llama-cpp-python exposes.
 
 Usage: python benchmarks/peer_llama.py MODEL.gguf PLAN.json   (prints one JSON object)
-       python benchmarks/peer_llama.py --convert DIRECTORY MODEL.gguf Q4_0|Q8_0
+       python benchmarks/peer_llama.py --convert DIRECTORY MODEL.gguf F32|Q8_0|Q4_0
+       python benchmarks/peer_llama.py --score MODEL.gguf WINDOWS.json   (prints the sum of nats)
 
 Runs in an environment of its own with `llama-cpp-python` (built on this machine) and `gguf`.
 Decoding is timed without sampling: what is left out is left out in llama.cpp's favour.
@@ -32,15 +33,19 @@ TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
 
 
 def tensors(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(GGUF name, float32 array) of a bfloat16 checkpoint in one file."""
+    """(GGUF name, float32 array) of a bfloat16 or float32 checkpoint in one file."""
     data = (directory / "model.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     for name, entry in json.loads(data[8 : 8 + size]).items():
         if name in ("__metadata__", "lm_head.weight"):
             continue
         start, end = entry["data_offsets"]
-        halves = np.frombuffer(data[8 + size + start : 8 + size + end], dtype=np.uint16)
-        wide = (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+        raw = data[8 + size + start : 8 + size + end]
+        if entry["dtype"] == "F32":
+            wide = np.frombuffer(raw, dtype=np.float32)
+        else:
+            wide = (np.frombuffer(raw, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
+        wide = wide.reshape(entry["shape"])
         stem = name.removesuffix(".weight")
         if stem in TOP:
             yield f"{TOP[stem]}.weight", wide
@@ -49,17 +54,27 @@ def tensors(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
             yield f"blk.{layer}.{LAYER[rest]}.weight", wide
 
 
+def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's `llama` rotates neighbouring features where Hugging Face's rotates halves."""
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
 def convert(directory: Path, target: Path, kind: str) -> None:
     config = json.loads((directory / "config.json").read_text())
-    writer = gguf.GGUFWriter(target, "qwen3")
+    architecture = {"qwen3": "qwen3", "llama": "llama"}[config["model_type"]]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    writer = gguf.GGUFWriter(target, architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
     writer.add_tokenizer_model("gpt2")
@@ -70,11 +85,14 @@ def convert(directory: Path, target: Path, kind: str) -> None:
     writer.add_token_merges(["t 1"])
     quantized = gguf.GGMLQuantizationType[kind]
     for name, array in tensors(directory):
-        if array.ndim == 1:
-            writer.add_tensor(name, array)
+        if architecture == "llama" and ("attn_q.w" in name or "attn_k.w" in name):
+            array = interleave(array, heads if "attn_q" in name else kv_heads)
+        if array.ndim == 1 or array.shape[-1] % 32:
+            writer.add_tensor(name, array.astype(np.float32))
         else:
             # llama.cpp's own recipe keeps the embedding, here also the head, at 8 bits or so.
-            wanted = gguf.GGMLQuantizationType.Q8_0 if name.startswith("token_embd") else quantized
+            coarse = kind == "Q4_0" and name.startswith("token_embd")
+            wanted = gguf.GGMLQuantizationType.Q8_0 if coarse else quantized
             writer.add_tensor(name, gguf.quants.quantize(array, wanted), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -160,8 +178,26 @@ def measure(path: Path, plan: dict) -> dict:
     return {"ready_seconds": ready, "prefill": prefill, "decode": decode}
 
 
+def score(path: Path, windows: list[list[int]]) -> float:
+    """Nats of every token but the first of each window, at most 512 tokens long."""
+    runner = Runner(path, 1, 1024, 2)
+    vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(runner.model))
+    total = 0.0
+    for window in windows:
+        runner.clear()
+        runner.decode([(token, i, 0, True) for i, token in enumerate(window)])
+        for i, target in enumerate(window[1:]):
+            row = llama.llama_get_logits_ith(runner.context, i)
+            logits = np.ctypeslib.as_array(row, (vocab,)).astype(np.float64)
+            top = logits.max()
+            total += np.log(np.exp(logits - top).sum()) + top - logits[target]
+    return total
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--convert":
+    if sys.argv[1] == "--score":
+        print(json.dumps(score(Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()))))
+    elif sys.argv[1] == "--convert":
         convert(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
     else:
         print(json.dumps(measure(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))))
