@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import chat, completions, errors, health, metrics, models, tokenize
+from app.api import chat, completions, errors, health, metrics, models, tokenize, web
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.serving import ServedModel, Serving
 from app.api.sse import ClientDisconnectedError
@@ -50,7 +50,7 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     app = FastAPI(title="Hagane", version=__version__, lifespan=lifespan)
     app.state.serving = serving
     app.state.metrics = recorded
-    for module in (chat, completions, models, tokenize, health, metrics):
+    for module in (chat, completions, models, tokenize, health, metrics, web):
         app.include_router(module.router)
     errors.install(app)
 

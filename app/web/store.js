@@ -39,14 +39,24 @@ function read(key) {
   }
 }
 
-/** @returns {Preferences} */
+/** @returns {boolean} false when the browser's storage is full or forbidden */
+function write(key, value) {
+  try {
+    localStorage.setItem(key, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** @returns {Preferences} what was chosen before, and defaults for the rest */
 export function loadPreferences() {
   return { ...DEFAULTS, ...read(PREFERENCES) };
 }
 
-/** @param {Preferences} preferences */
+/** Keep preferences, if there is room. @param {Preferences} preferences */
 export function savePreferences(preferences) {
-  localStorage.setItem(PREFERENCES, JSON.stringify(preferences));
+  write(PREFERENCES, preferences);
 }
 
 /** @returns {string} the key given in this tab, or "" */
@@ -86,13 +96,7 @@ export function listConversations() {
  * @returns {boolean} false when the browser's storage is full
  */
 export function saveConversation(conversation) {
-  if (!conversation.messages.length) return true;
-  try {
-    localStorage.setItem(CONVERSATION + conversation.id, JSON.stringify(conversation));
-    return true;
-  } catch {
-    return false;
-  }
+  return !conversation.messages.length || write(CONVERSATION + conversation.id, conversation);
 }
 
 /** @param {string} id */

@@ -1,0 +1,202 @@
+/** Composition: the one module that knows the page, the store and the server. */
+
+import { ApiError, listModels } from "./api.js";
+import { requestBody, startAnswer } from "./chat.js";
+import { fit, onEnter, openSettings } from "./dialogs.js";
+import { firstLanguage, speak, t } from "./i18n.js";
+import { prepareDrawer, setDrawer, showConversations } from "./sidebar.js";
+import * as store from "./store.js";
+import { MessageLog } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+
+const preferences = store.loadPreferences();
+let language = firstLanguage(preferences.language);
+/** Conversations that are open in this tab: the shown one and those still being answered. */
+const open = new Map();
+/** Answers being written, by conversation id. */
+const runs = new Map();
+let current = recall(preferences.current);
+
+const log = new MessageLog($("log"), {
+  retry,
+  edit(text) {
+    const at = current.messages.findLastIndex(({ role }) => role === "user");
+    current.messages.splice(at, Infinity, { role: "user", content: text });
+    answer();
+    $("prompt").focus();
+  },
+  key: () => settings("key"),
+});
+
+function recall(id) {
+  const found = open.get(id) ?? store.listConversations().find((one) => one.id === id);
+  const conversation = found ?? store.newConversation(preferences.system);
+  open.set(conversation.id, conversation);
+  return conversation;
+}
+
+function prefer(changes) {
+  Object.assign(preferences, changes);
+  store.savePreferences(preferences);
+}
+
+function save(conversation) {
+  notice(store.saveConversation(conversation) ? "" : t("storageFull"));
+}
+
+function notice(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = !text;
+}
+
+/** Bring the whole page up to date with the current conversation. */
+function show() {
+  const running = runs.has(current.id);
+  log.show(current.messages, running);
+  $("empty").hidden = current.messages.length > 0;
+  $("send").textContent = t(running ? "stop" : "send");
+  $("send").classList.toggle("stop", running);
+  showConversations(current, {
+    select,
+    changed(conversation) {
+      save(conversation);
+      show();
+    },
+    removed(id) {
+      runs.get(id)?.stop();
+      open.delete(id);
+      select(null);
+    },
+  });
+}
+
+function select(id) {
+  if (!runs.has(current.id)) open.delete(current.id);
+  current = recall(id);
+  prefer({ current: id });
+  log.clear();
+  show();
+  setDrawer(false);
+  $("prompt").focus();
+}
+
+async function send() {
+  if (!(await modelIsKnown())) return;
+  const text = $("prompt").value.trim();
+  if (!text || runs.has(current.id)) return;
+  $("prompt").value = "";
+  fit($("prompt"));
+  current.messages.push({ role: "user", content: text });
+  answer();
+}
+
+async function retry() {
+  if (!(await modelIsKnown())) return;
+  if (current.messages.at(-1).role === "assistant") current.messages.pop();
+  answer();
+  $("prompt").focus();
+}
+
+/** Have the last message answered; the conversation may leave the screen meanwhile. */
+async function answer() {
+  const conversation = current;
+  conversation.updated = Date.now();
+  const body = requestBody(conversation, preferences);
+  const run = startAnswer(conversation, body, store.loadKey(), (message) => log.update(message));
+  runs.set(conversation.id, run);
+  prefer({ current: conversation.id });
+  save(conversation);
+  show();
+  $("status").textContent = t("writing");
+  await run.finished;
+  runs.delete(conversation.id);
+  if (!open.has(conversation.id)) return;
+  save(conversation);
+  $("status").textContent = run.message.error ? "" : t(run.message.note ?? "done");
+  if (run.message.error?.code === "model_not_found") loadModels();
+  if (conversation === current) show();
+  else open.delete(conversation.id);
+}
+
+/** Asks again for the models when the first attempt failed; the page then says why. */
+async function modelIsKnown() {
+  if (!$("model").value) await loadModels();
+  return $("model").value !== "";
+}
+
+async function loadModels() {
+  try {
+    const models = await listModels(store.loadKey());
+    $("model").replaceChildren(...models.map((id) => new Option(id, id)));
+    if (!models.includes(preferences.model)) prefer({ model: models[0] });
+    $("model").value = preferences.model;
+    notice("");
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    notice(error.message || t("lost"));
+    if (error.status === 401) settings("key");
+  }
+}
+
+function settings(focus) {
+  openSettings(preferences, current.system, (changes) => {
+    current.system = changes.system;
+    prefer(changes);
+    save(current);
+    loadModels();
+  }, focus);
+}
+
+function setTheme() {
+  const root = document.documentElement;
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const theme = (root.dataset.theme ?? system) === "dark" ? "light" : "dark";
+  root.dataset.theme = theme;
+  prefer({ theme });
+}
+
+function setLanguage(chosen) {
+  language = chosen;
+  speak(language);
+  $("language").lang = language === "en" ? "ja" : "en";
+  log.clear();
+  show();
+}
+
+function stopCurrent() {
+  runs.get(current.id)?.stop();
+}
+
+function listen() {
+  const prompt = $("prompt");
+  onEnter(prompt, send);
+  prompt.addEventListener("input", () => fit(prompt));
+  prompt.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.isComposing) stopCurrent();
+  });
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (runs.has(current.id)) stopCurrent();
+    else send();
+    prompt.focus();
+  });
+  $("new-chat").addEventListener("click", () => select(null));
+  $("model").addEventListener("change", () => prefer({ model: $("model").value }));
+  $("open-settings").addEventListener("click", () => settings());
+  $("theme").addEventListener("click", setTheme);
+  $("language").addEventListener("click", () => {
+    setLanguage(language === "en" ? "ja" : "en");
+    prefer({ language });
+  });
+  // What was written so far survives a reload in the middle of an answer.
+  addEventListener("pagehide", () => {
+    for (const id of runs.keys()) store.saveConversation(open.get(id));
+  });
+}
+
+prepareDrawer();
+listen();
+setLanguage(language);
+loadModels();
+$("prompt").focus();
