@@ -1,0 +1,78 @@
+"""A headless Chromium for the tests of the pages; they skip where there is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATIENCE = 15_000
+"""Milliseconds that a page may take for what it promises; the machine may be busy."""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip("no Chromium found")
+    with api.sync_playwright() as playwright:
+        # Containers run as root and have little shared memory.
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visit(browser: Browser, url: str, **options: object) -> Iterator[Page]:
+    """A page in a profile of its own. Errors in its scripts or its policy fail the test."""
+    context = browser.new_context(**{"locale": "en-US", **options})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if violates(said.text) else None)
+    page.goto(url)
+    page.wait_for_function("document.documentElement.lang && document.title")
+    yield page
+    context.close()
+    assert errors == []
+
+
+def violates(text: str) -> bool:
+    return "Content Security Policy" in text or "TrustedHTML" in text
+
+
+def send(page: Page, text: str) -> None:
+    page.fill("#prompt", text)
+    page.press("#prompt", "Enter")
+
+
+def wait_answer(page: Page) -> str:
+    """The last answer's text, once it is complete."""
+    page.wait_for_selector("#log[aria-busy=false] .message.assistant:last-child")
+    return page.inner_text(".message.assistant:last-child .text")
+
+
+def endless_model(directory: Path) -> Path:
+    """The built-in model without its end-of-text tokens: it writes until it is stopped."""
+    copy = directory / "endless"
+    shutil.copytree(ROOT / "models" / "hagane-mini", copy)
+    (copy / "generation_config.json").unlink()
+    for name, key in (("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
+        raw = json.loads((copy / name).read_text(encoding="utf-8"))
+        raw[key] = None
+        (copy / name).write_text(json.dumps(raw), encoding="utf-8")
+    return copy

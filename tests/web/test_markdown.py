@@ -1,0 +1,182 @@
+"""The Markdown renderer, inside the page that uses it: what it understands and what it refuses."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.web.browser import chromium, visit
+
+RENDER = """async (text) => {
+  const { renderMarkdown } = await import("/web/markdown.js");
+  const box = document.createElement("div");
+  document.body.append(box);
+  renderMarkdown(box, text);
+  const html = box.innerHTML;
+  box.remove();
+  return html;
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    with chromium() as browser, visit(browser, server.url) as page:
+        yield page
+
+
+@pytest.fixture
+def render(page):
+    return lambda text: page.evaluate(RENDER, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("a\nb", "<p>a<br>b</p>"),
+        ("a\n\nb", "<p>a</p><p>b</p>"),
+        ("# one\n#### two", "<h3>one</h3><h4>two</h4>"),
+        ("#tag", "<p>#tag</p>"),
+        ("## closed ##", "<h3>closed</h3>"),
+        ("**bold** *it* ~~no~~ __b__", "<p><strong>bold</strong> <em>it</em> <s>no</s> <strong>b</strong></p>"),
+        ("***both***", "<p><em><strong>both</strong></em></p>"),
+        ("**a *b***", "<p><strong>a <em>b</em></strong></p>"),
+        ("**「強調」**です", "<p><strong>「強調」</strong>です</p>"),
+        ("snake_case_name 2 * 3 * 4", "<p>snake_case_name 2 * 3 * 4</p>"),
+        ("**open", "<p>**open</p>"),
+        (r"\*not\* \<b>", "<p>*not* &lt;b&gt;</p>"),
+        ("`a*b*` ``x ` y``", "<p><code>a*b*</code> <code>x ` y</code></p>"),
+        ("- a\n- b\n  - c\n- d", "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>"),
+        ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
+        ("> q\n> r", "<blockquote><p>q<br>r</p></blockquote>"),
+        ("a\n\n---\nb", "<p>a</p><hr><p>b</p>"),
+    ],
+)  # fmt: skip
+def test_understands(render, text, html):
+    assert render(text) == html
+
+
+def test_code_is_text_with_a_copy_button(page, render):
+    html = render("```py\nif a < b:\n\tprint('<b>')\n```\nafter")
+    assert "<code>if a &lt; b:\n\tprint('&lt;b&gt;')</code>" in html
+    assert '<span>py</span><button type="button" class="copy">Copy</button>' in html
+    assert html.endswith("<p>after</p>")
+    assert "<code>still\n\nopen</code>" in render("```\nstill\n\nopen")
+
+
+def test_copy_button_copies(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("""async () => {
+      const { renderMarkdown } = await import("/web/markdown.js");
+      const box = document.createElement("div");
+      box.id = "probe";
+      document.getElementById("log").append(box);
+      renderMarkdown(box, "~~~\\nx = 1\\n~~~");
+    }""")
+    page.click("#probe .copy")
+    page.wait_for_selector("#probe .copy:has-text('Copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == "x = 1"
+    page.evaluate("document.getElementById('probe').remove()")
+
+
+def test_tables(render):
+    html = render("| a | b |\n|:-:|--:|\n| `x` | 1 |\n| y |\n\nend")
+    assert '<th class="align-center">a</th><th class="align-end">b</th>' in html
+    assert '<td class="align-center"><code>x</code></td><td class="align-end">1</td>' in html
+    assert '<td class="align-center">y</td><td class="align-end"></td>' in html
+    assert html.endswith("<p>end</p>")
+
+
+def test_links_leave_safely(render):
+    html = render("[site](https://example.org/a?b=1) and http://example.org/x。次")
+    rel = 'target="_blank" rel="noopener noreferrer"'
+    assert f'<a href="https://example.org/a?b=1" {rel}>site</a>' in html
+    assert f'<a href="http://example.org/x" {rel}>http://example.org/x</a>。次' in html
+
+
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 1'>",
+    "<svg/onload=window.hacked=1>",
+    "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe>",
+    "[x](javascript:window.hacked=1)",
+    "[x](JaVaScRiPt:window.hacked=1)",
+    "[x](java\u0001script:window.hacked=1)",
+    "[x](\u0001javascript:window.hacked=1)",
+    "[x](data:text/html,<script>window.hacked=1</script>)",
+    "[x](vbscript:window.hacked=1)",
+    "[x](//example.org)",
+    "[x](https://\"onmouseover=window.hacked=1)",
+    "[a\"onclick=window.hacked=1](https://example.org/\"onclick=window.hacked=1)",
+    "![x](javascript:window.hacked=1)",
+    "![x](https://example.org/beacon.png?secret)",
+    "<https://example.org/\" onclick=window.hacked=1>",
+    "```html\n</code></pre><script>window.hacked=1</script>\n```",
+    "```\"><img src=x onerror=window.hacked=1>\nx\n```",
+    "`<img src=x onerror=window.hacked=1>`",
+    "| <img src=x onerror=window.hacked=1> |\n|---|\n| <script>window.hacked=1</script> |",
+    "# <img src=x onerror=window.hacked=1>",
+    "- <img src=x onerror=window.hacked=1>\n  > <svg onload=window.hacked=1>",
+    "<style>*{display:none}</style><form action=//example.org><input name=key>",
+    "<a href=javascript:window.hacked=1>click</a> &lt;script&gt; &#x3c;script>",
+    "__proto__ constructor [__proto__](https://example.org)",
+]  # fmt: skip
+FORBIDDEN = "script, img, svg, iframe, style, form, input, object, embed, link, meta, base, video"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_stays_text(page, text):
+    found = page.evaluate(
+        """async ([text, forbidden]) => {
+          const { renderMarkdown } = await import("/web/markdown.js");
+          const box = document.createElement("div");
+          document.body.append(box);
+          renderMarkdown(box, text);
+          for (const link of box.querySelectorAll("a")) link.dispatchEvent(new Event("mouseover"));
+          await new Promise((done) => setTimeout(done, 30));
+          const all = [...box.querySelectorAll("*")];
+          const found = {
+            forbidden: box.querySelectorAll(forbidden).length,
+            handlers: all.flatMap((e) => e.getAttributeNames()).filter((n) => n.startsWith("on")),
+            links: [...box.querySelectorAll("a")].map((a) => a.protocol),
+            hacked: "hacked" in window,
+          };
+          box.remove();
+          return found;
+        }""",
+        [text, FORBIDDEN],
+    )
+    assert found["forbidden"] == 0
+    assert found["handlers"] == []
+    assert set(found["links"]) <= {"https:", "http:"}
+    assert not found["hacked"]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["*", "**a ", "_a", "[", "[a](", "`", "> ", "- ", "|", "#", "<", "~~~", "a|b\n-|-\n", "  - x\n",
+     "***", "http://", "\\", "```\n", "1. ", "* * "],
+)  # fmt: skip
+def test_hostile_repetition_costs_little(page, render, unit):
+    text = unit * (40_000 // len(unit))
+    started = time.monotonic()
+    render(text)
+    assert time.monotonic() - started < 3
+
+
+def test_a_growing_answer_keeps_finished_blocks(page):
+    kept = page.evaluate("""async () => {
+      const { renderMarkdown } = await import("/web/markdown.js");
+      const box = document.createElement("div");
+      renderMarkdown(box, "one\\n\\ntw");
+      const [first, second] = box.children;
+      renderMarkdown(box, "one\\n\\ntwo");
+      return [box.children[0] === first, box.children[1] === second, box.textContent];
+    }""")
+    assert kept == [True, False, "onetwo"]
+
+
+def test_any_prefix_of_a_stream_renders(page, render):
+    text = "# T\n\n- **a** `b`\n  ```py\n  x\n  ```\n\n| a |\n|---|\n| [l](https://e.org) |\n> q"
+    for end in range(len(text) + 1):
+        render(text[:end])

@@ -1,0 +1,127 @@
+"""The files of the page as a client gets them."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from app.api.web import FOLDER, load_assets
+
+NAMES = sorted(path.name for path in FOLDER.iterdir())
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server.url) as client:
+        yield client
+
+
+def test_every_file_is_served(client):
+    assert set(load_assets()) == set(NAMES)
+    for name in NAMES:
+        response = client.get(f"/web/{name}")
+        assert response.content == (FOLDER / name).read_bytes()
+    assert client.get("/").content == (FOLDER / "index.html").read_bytes()
+
+
+@pytest.mark.parametrize("path", ["/", "/web/app.js", "/web/style.css", "/web/favicon.svg"])
+def test_headers(client, path):
+    headers = client.get(path).headers
+    policy = dict(
+        part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-cache"
+
+
+def test_types(client):
+    assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
+    assert client.get("/web/app.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    assert client.get("/web/style.css").headers["content-type"] == "text/css; charset=utf-8"
+
+
+def test_unchanged_files_are_not_sent_again(client):
+    first = client.get("/web/app.js")
+    tag = first.headers["etag"]
+    for given in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = client.get("/web/app.js", headers={"If-None-Match": given})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    changed = client.get("/web/app.js", headers={"If-None-Match": '"other"'})
+    assert changed.status_code == 200
+
+
+def test_head(client):
+    response = client.head("/")
+    assert response.status_code == 200
+    assert response.content == b""
+    assert int(response.headers["content-length"]) == (FOLDER / "index.html").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/web/../main.py",
+        "/web/%2e%2e/main.py",
+        "/web/..%2fmain.py",
+        "/web/%2e%2e%2fapi%2fweb.py",
+        "/web/..%5cmain.py",
+        "/web//etc/passwd",
+        "/web/%2fetc%2fpasswd",
+        "/web/app.js%00.html",
+        "/web/",
+        "/web/missing.js",
+    ],
+)
+def test_nothing_else_is_served(server, path):
+    # The raw request target: a client library would tidy the path up first.
+    host, port = server.url.removeprefix("http://").split(":")
+    transport = httpx.HTTPTransport()
+    url = httpx.URL(scheme="http", host=host, port=int(port), raw_path=path.encode())
+    response = transport.handle_request(httpx.Request("GET", url))
+    assert response.status_code in (404, 307)
+    assert b"import" not in response.read()
+    transport.close()
+
+
+def test_page_needs_nothing_from_elsewhere():
+    for name in NAMES:
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        text = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert not re.search(r"""(src|href|from|import|url)\s*[=(]?\s*["']?(https?:)?//""", text)
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+
+
+def test_html_has_nothing_inline():
+    html = (FOLDER / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|<script(?![^>]*\ssrc=)", html)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".js")])
+def test_modules_are_small_and_documented(name):
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 300
+    for number, line in enumerate(lines):
+        if re.match(r"export (async )?(function|class)", line):
+            assert lines[number - 1].strip().endswith("*/"), f"{name}: no comment above {line!r}"
+
+
+def test_both_languages_say_the_same():
+    text = (FOLDER / "i18n.js").read_text(encoding="utf-8")
+    english, japanese = text.split("  ja: {")
+    words = {key: value for key, value in re.findall(r'^    (\w+): "(.*)",$', english, re.M)}
+    other = {key: value for key, value in re.findall(r'^    (\w+): "(.*)",$', japanese, re.M)}
+    assert words.keys() == other.keys()
+    for key, value in words.items():
+        assert set(re.findall(r"\{\w+\}", value)) == set(re.findall(r"\{\w+\}", other[key]))
+    used = set()
+    for name in NAMES:
+        source = (FOLDER / name).read_text(encoding="utf-8")
+        used |= set(re.findall(r'data-i18n[\w-]*="(\w+)"', source))
+        used |= set(re.findall(r'\b(?:t|button)\("(\w+)"', source))
+    assert used <= words.keys()
