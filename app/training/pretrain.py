@@ -290,7 +290,6 @@ def export(model: Transformer, tokenizer: tokenizers.Tokenizer, directory: Path)
         "do_sample": True,
         "temperature": 0.7,
         "top_p": 0.9,
-        "repetition_penalty": 1.1,
     }
     for name, content in (("tokenizer_config", special), ("generation_config", sampling)):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

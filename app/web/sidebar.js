@@ -65,14 +65,16 @@ async function remove(conversation, name, actions) {
 /** Make the drawer's button open it, and Escape or a tap beside it close it. */
 export function prepareDrawer() {
   $("show-list").addEventListener("click", () => setDrawer(true));
-  $("page").addEventListener("click", (event) => {
-    if (isOpen() && !event.target.closest("#show-list")) setDrawer(false);
+  document.addEventListener("click", (event) => {
+    if (isOpen() && !event.target.closest("#sidebar, #show-list, dialog")) setDrawer(false);
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !isOpen() || document.querySelector("dialog[open]")) return;
     setDrawer(false);
     $("show-list").focus();
   });
+  // A window made wider has no drawer to close any more.
+  matchMedia("(min-width: 45.01rem)").addEventListener("change", () => setDrawer(false));
 }
 
 function isOpen() {
@@ -86,5 +88,6 @@ function isOpen() {
 export function setDrawer(open) {
   document.body.classList.toggle("drawer", open);
   $("show-list").setAttribute("aria-expanded", String(open));
+  $("page").inert = open;
   if (open) $("new-chat").focus();
 }
