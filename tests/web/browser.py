@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def visit(browser: Browser, url: str, **options: object) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if violates(said.text) else None)
     page.goto(url)
-    page.wait_for_function("document.documentElement.lang && document.title")
+    page.wait_for_selector("#send:not(:empty)")
     yield page
     context.close()
     assert errors == []
@@ -53,6 +54,17 @@ def visit(browser: Browser, url: str, **options: object) -> Iterator[Page]:
 
 def violates(text: str) -> bool:
     return "Content Security Policy" in text or "TrustedHTML" in text
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Wait for a JavaScript expression; Playwright's own way needs the eval that the page forbids.
+
+    Raises AssertionError when it stays false.
+    """
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)
 
 
 def send(page: Page, text: str) -> None:

@@ -114,8 +114,8 @@ def test_modules_are_small_and_documented(name):
 def test_both_languages_say_the_same():
     text = (FOLDER / "i18n.js").read_text(encoding="utf-8")
     english, japanese = text.split("  ja: {")
-    words = {key: value for key, value in re.findall(r'^    (\w+): "(.*)",$', english, re.M)}
-    other = {key: value for key, value in re.findall(r'^    (\w+): "(.*)",$', japanese, re.M)}
+    words = dict(re.findall(r'^    (\w+): "(.*)",$', english, re.M))
+    other = dict(re.findall(r'^    (\w+): "(.*)",$', japanese, re.M))
     assert words.keys() == other.keys()
     for key, value in words.items():
         assert set(re.findall(r"\{\w+\}", value)) == set(re.findall(r"\{\w+\}", other[key]))

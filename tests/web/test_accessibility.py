@@ -1,0 +1,268 @@
+"""The chat page for keyboards, screen readers, weak eyes and narrow screens."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from tests.web.browser import chromium, send, visit, wait_answer
+
+CONTROLS = {"button", "textbox", "combobox", "link", "spinbutton", "listbox", "checkbox", "dialog",
+            "navigation", "complementary", "log", "region"}  # fmt: skip
+SAMPLE = """# Title
+
+Text with `code`, **bold** and a [link](https://example.org).
+
+### Below
+
+> A quotation
+
+```python
+print("a line that is far too wide for a telephone, and goes on, and on, and on, and on, and on")
+```
+
+| a | b | c | d | e |
+|---|---|---|---|---|
+| a cell that is wide | another wide cell | and one more | and still more | unbreakable_words |
+
+https://example.org/a/very/long/address/that/nobody/would/ever/want/to/read/to/its/very/end/at/all
+"""
+# Each text's colour on what is really behind it; borders of controls on what is around them.
+CONTRAST = r"""() => {
+  const parse = (text) => text.match(/[\d.]+/g).map(Number);
+  const light = (part) => {
+    const value = part / 255;
+    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  };
+  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+  const ratio = (one, two) => {
+    const [dark, bright] = [luminance(one), luminance(two)].sort((a, b) => a - b);
+    return (bright + 0.05) / (dark + 0.05);
+  };
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const color = parse(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  const shown = (element) => element.checkVisibility({ visibilityProperty: true });
+  const weak = [];
+  const check = (element, color, behind, least, what) => {
+    const found = ratio(parse(color), behind);
+    if (found < least) weak.push([what, element.outerHTML.slice(0, 80), found]);
+  };
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let texts = 0;
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || !shown(element)) continue;
+    texts += 1;
+    check(element, getComputedStyle(element).color, ground(element), 4.5, "text");
+  }
+  for (const field of document.querySelectorAll("input, textarea, select")) {
+    if (!shown(field)) continue;
+    check(field, getComputedStyle(field).borderTopColor, ground(field.parentElement), 3, "border");
+    const hint = getComputedStyle(field, "::placeholder").color;
+    check(field, hint, ground(field), 4.5, "placeholder");
+  }
+  return { weak, texts };
+}"""
+FOCUS = """() => {
+  const element = document.activeElement;
+  const style = getComputedStyle(element);
+  return {
+    name: element.id || element.className || element.tagName,
+    outlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+    // Links within running text may be as low as the text (WCAG 2.5.8).
+    size: element.matches(".text a") ? 24 : Math.min(element.offsetWidth, element.offsetHeight),
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+def fill_with_everything(page):
+    """A finished answer, a sample of all Markdown, and an error."""
+    page.click("#open-settings")
+    page.fill("#settings [name=maxTokens]", "3")
+    page.click("#settings .primary")
+    send(page, "Hi")
+    wait_answer(page)
+    page.evaluate(
+        """async (text) => {
+          const key = Object.keys(localStorage).find((name) => name.includes("conversation"));
+          const conversation = JSON.parse(localStorage[key]);
+          const error = { message: "No.", code: "queue_full", status: 429, retryAfter: 2 };
+          conversation.messages[1].content = text;
+          conversation.messages.push({ role: "user", content: text });
+          conversation.messages.push({ role: "assistant", content: "", error });
+          localStorage[key] = JSON.stringify(conversation);
+        }""",
+        SAMPLE,
+    )
+    page.reload()
+    page.wait_for_selector(".error")
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def page(request, browser, server):
+    with visit(browser, server.url, color_scheme=request.param) as page:
+        fill_with_everything(page)
+        yield page
+
+
+def nodes(page):
+    """The accessibility tree as the browser hands it to screen readers: (role, name)."""
+    devtools = page.context.new_cdp_session(page)
+    tree = devtools.send("Accessibility.getFullAXTree")["nodes"]
+    devtools.detach()
+    return [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in tree
+        if not node["ignored"]
+    ]
+
+
+@pytest.mark.parametrize("dialog", [None, "#open-settings", "#conversations .rename"])
+def test_every_control_has_a_name(page, dialog):
+    if dialog:
+        page.click(dialog)
+    found = [(role, name) for role, name in nodes(page) if role in CONTROLS]
+    page.keyboard.press("Escape")
+    assert len(found) >= 3
+    assert [role for role, name in found if not name.strip()] == []
+
+
+def test_names_say_which_and_what(page):
+    found = nodes(page)
+    assert {
+        ("combobox", "Model"),
+        ("textbox", "Message"),
+        ("button", "Send"),
+        ("log", "Messages"),
+        ("button", "Settings"),
+        ("button", "New chat"),
+    } <= set(found)
+
+
+@pytest.mark.parametrize("dialog", [None, "#open-settings", "#conversations .rename", ".edit"])
+def test_contrast_is_at_least_aa(page, dialog):
+    if dialog:
+        page.click(dialog)
+    found = page.evaluate(CONTRAST)
+    page.keyboard.press("Escape")
+    assert found["texts"] > 20
+    assert found["weak"] == []
+
+
+def test_headings_are_in_order(page):
+    levels = page.evaluate(
+        """[...document.querySelectorAll("#page :is(h1,h2,h3,h4,h5,h6)")]
+          .map((heading) => Number(heading.tagName[1]))"""
+    )
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert {2, 3, 4} <= set(levels)
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_references_and_ids_hold(page):
+    broken = page.evaluate("""() => {
+      const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
+      const broken = ids.filter((id, index) => ids.indexOf(id) !== index);
+      for (const name of ["for", "aria-controls", "aria-describedby", "aria-labelledby"]) {
+        for (const element of document.querySelectorAll(`[${name}]`)) {
+          if (!document.getElementById(element.getAttribute(name))) broken.push(name);
+        }
+      }
+      return broken;
+    }""")
+    assert broken == []
+    assert page.get_attribute("#log", "aria-live") == "polite"
+    assert page.get_attribute("#log", "aria-busy") == "false"
+
+
+def test_tab_reaches_everything_visibly(page):
+    page.reload()
+    page.wait_for_selector(".error")
+    page.focus("#send")
+    reached = []
+    # From the page's last control around to it again; in between, the focus leaves the page.
+    while not reached or reached[-1]["name"] != "send":
+        page.keyboard.press("Tab")
+        focus = page.evaluate(FOCUS)
+        if focus["name"] != "BODY":
+            reached.append(focus)
+        assert len(reached) < 60
+    names = [focus["name"] for focus in reached]
+    assert names[0] == "skip"
+    for name in ("new-chat", "choose", "rename", "model", "theme", "open-settings", "log",
+                 "edit", "retry", "prompt", "send"):  # fmt: skip
+        assert name in names
+    assert [focus["name"] for focus in reached if not focus["outlined"]] == []
+    assert [focus["name"] for focus in reached if focus["size"] < 24] == []
+
+
+def test_skip_link_leads_to_the_message_field(page):
+    page.evaluate("document.querySelector('.skip').focus()")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+
+
+def test_focus_returns_from_dialogs_and_editing(page):
+    page.focus("#open-settings")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.name") == "system"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "open-settings"
+    page.focus(".edit")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Edit your message"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.className") == "edit"
+
+
+def test_the_end_of_an_answer_is_announced(browser, server):
+    with visit(browser, server.url) as page:
+        fill_with_everything(page)
+        page.click("#new-chat")
+        send(page, "Hi")
+        page.wait_for_selector("#status:has-text('limit of tokens')", state="attached")
+        assert page.get_attribute("#status", "role") == "status"
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_needs_no_sideways_scrolling(browser, server, width):
+    size = {"width": width, "height": 700}
+    with visit(browser, server.url, viewport=size, has_touch=True, is_mobile=True) as page:
+        fill_with_everything(page)
+        widest = "document.scrollingElement.scrollWidth"
+        assert page.evaluate(widest) == width
+        assert page.evaluate("document.getElementById('log').scrollWidth") <= width
+        page.tap("#show-list")
+        assert page.get_attribute("#show-list", "aria-expanded") == "true"
+        assert page.evaluate("document.activeElement.id") == "new-chat"
+        assert page.evaluate(widest) == width
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.id") == "show-list"
+        assert not page.is_visible("#sidebar")
+        page.tap("#show-list")
+        page.touchscreen.tap(width - 10, 400)
+        assert not page.is_visible("#sidebar")
+        page.tap("#open-settings")
+        assert page.evaluate(widest) == width
+
+
+def test_text_can_be_twice_as_large(browser, server):
+    """A window of half the width is what zooming to 200 % leaves."""
+    with visit(browser, server.url, viewport={"width": 640, "height": 400}) as page:
+        page.add_style_tag(url="/web/style.css")
+        page.evaluate("document.documentElement.style.fontSize = '32px'")
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 640
+        assert page.is_visible("#send")

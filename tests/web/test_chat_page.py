@@ -1,0 +1,355 @@
+"""The chat page in a real browser against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import start_server, stop_server
+from tests.web.browser import chromium, endless_model, send, visit, wait_answer, wait_until
+
+HISTORY = (
+    "JSON.parse(localStorage[Object.keys(localStorage).find(k => k.includes('conversation'))])"
+)
+WRITTEN = "document.querySelector('.writing .text')?.textContent.length > 20"
+WATCH = """() => {
+  window.lengths = new Set();
+  new MutationObserver(() => {
+    const text = document.querySelector(".message.assistant:last-child .text");
+    if (text) lengths.add(text.textContent.length);
+  }).observe(document.getElementById("log"), { subtree: true, childList: true });
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return endless_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def endless(model, tmp_path_factory):
+    """A server whose answers end only by a limit or by the user."""
+    server = start_server(model, tmp_path_factory.mktemp("server") / "log")
+    server.wait_ready()
+    yield server
+    stop_server(server)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, endless):
+    with visit(browser, endless.url) as page:
+        page.wait_for_selector("#model option", state="attached")
+        yield page
+
+
+def choose(page, **values):
+    page.click("#open-settings")
+    for name, value in values.items():
+        page.fill(f"#settings [name={name}]", str(value))
+    page.click("#settings .primary")
+
+
+def test_streams_an_answer_in_japanese(page):
+    choose(page, temperature=0, maxTokens=40)
+    page.evaluate(WATCH)
+    send(page, "あなたは誰ですか。")
+    answer = wait_answer(page)
+    assert re.search(r"[ぁ-んァ-ヶ一-龠]", answer)
+    assert "\ufffd" not in answer
+    assert len(page.evaluate("[...lengths]")) >= 5, "the answer did not grow as it was written"
+    stats = page.inner_text(".message.assistant .stats")
+    assert re.search(r"limit of tokens was reached\. · 40 tokens · [\d.]+ tokens/s", stats)
+    assert re.search(r"first after [\d.]+ s · \d+ in the prompt", stats)
+    assert page.inner_text(".message.user .text") == "あなたは誰ですか。"
+
+
+def test_stop_in_mid_stream(page, endless):
+    send(page, "Tell me a story.")
+    wait_until(page, WRITTEN)
+    assert page.inner_text("#send") == "Stop"
+    page.click("#send")
+    answer = wait_answer(page)
+    assert page.inner_text(".message.assistant .stats").startswith("Stopped. · ≈")
+    deadline = time.monotonic() + 10
+    while endless.metric("hagane_requests_running"):
+        assert time.monotonic() < deadline, "the server did not notice the stop"
+        time.sleep(0.05)
+    assert page.inner_text(".message.assistant .text") == answer
+    assert page.inner_text("#send") == "Send"
+    choose(page, maxTokens=3)
+    send(page, "Again, please.")
+    wait_answer(page)
+    assert page.locator(".message").count() == 4
+
+
+def test_escape_stops(page):
+    send(page, "Tell me a story.")
+    page.wait_for_selector(".writing .text:not(:empty)")
+    page.press("#prompt", "Escape")
+    wait_answer(page)
+    assert "Stopped." in page.inner_text(".message.assistant .stats")
+
+
+def test_enter_while_composing_does_not_send(page):
+    page.focus("#prompt")
+    page.evaluate("""() => {
+      window.enters = [];
+      const note = (e) => e.key === "Enter" && enters.push(e.isComposing);
+      document.getElementById("prompt").addEventListener("keydown", note);
+    }""")
+    devtools = page.context.new_cdp_session(page)
+    ime = {"selectionStart": 4, "selectionEnd": 4, "text": "にほんご"}
+    devtools.send("Input.imeSetComposition", ime)
+    enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+    devtools.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **enter})
+    assert page.evaluate("enters") == [True]
+    assert page.locator(".message").count() == 0
+    devtools.send("Input.insertText", {"text": "日本語"})
+    assert page.input_value("#prompt") == "日本語"
+    # Safari's order: the composition is over, and only the key code tells.
+    page.dispatch_event("#prompt", "keydown", {"key": "Enter", "keyCode": 229})
+    assert page.locator(".message").count() == 0
+    choose(page, maxTokens=2)
+    page.press("#prompt", "Enter")
+    wait_answer(page)
+    assert page.inner_text(".message.user .text") == "日本語"
+
+
+def test_shift_enter_starts_a_line_and_blanks_are_not_sent(page):
+    page.press("#prompt", "Enter")
+    page.fill("#prompt", "  ")
+    page.press("#prompt", "Enter")
+    assert page.locator(".message").count() == 0
+    page.fill("#prompt", "one")
+    page.press("#prompt", "Shift+Enter")
+    assert page.input_value("#prompt") == "one\n"
+
+
+def test_settings_reach_the_server(page):
+    choose(page, system="Be brief.", temperature=0.5, topP=0.9, maxTokens=2, seed=7)
+    with page.expect_request("**/v1/chat/completions") as asked:
+        send(page, "Hi")
+    assert asked.value.post_data_json == {
+        "model": "endless",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+        ],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_completion_tokens": 2,
+        "seed": 7,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    wait_answer(page)
+
+
+def test_retry_and_edit(page):
+    choose(page, maxTokens=3, temperature=0)
+    send(page, "first")
+    wait_answer(page)
+    send(page, "second")
+    wait_answer(page)
+    with page.expect_request("**/v1/chat/completions") as asked:
+        page.click(".message.assistant:last-child .retry")
+    assert [m["role"] for m in asked.value.post_data_json["messages"]] == [
+        "user", "assistant", "user",
+    ]  # fmt: skip
+    wait_answer(page)
+    page.click(".message.user >> nth=1 >> .edit")
+    field = page.get_by_role("textbox", name="Edit your message")
+    assert field.input_value() == "second"
+    field.press("Escape")
+    assert page.locator(".message.user .text").all_inner_texts() == ["first", "second"]
+    page.click(".message.user >> nth=1 >> .edit")
+    field.fill("third")
+    field.press("Enter")
+    page.wait_for_selector(".message.user:has-text('third')")
+    wait_answer(page)
+    assert page.locator(".message.user .text").all_inner_texts() == ["first", "third"]
+    assert page.locator(".message").count() == 4
+
+
+def test_reload_keeps_the_conversation_even_in_mid_answer(page):
+    send(page, "物語を聞かせて。")
+    wait_until(page, WRITTEN)
+    page.reload()
+    page.wait_for_selector(".message.assistant")
+    assert page.inner_text(".message.user .text") == "物語を聞かせて。"
+    assert len(page.inner_text(".message.assistant .text")) > 20
+    assert page.inner_text("#conversations .choose") == "物語を聞かせて。"
+
+
+def test_conversations_are_listed_renamed_exported_and_deleted(page):
+    choose(page, maxTokens=2, system="S")
+    send(page, "one")
+    wait_answer(page)
+    page.click("#new-chat")
+    assert page.locator(".message").count() == 0
+    send(page, "two")
+    wait_answer(page)
+    names = page.locator("#conversations .choose")
+    assert names.all_inner_texts() == ["two", "one"]
+    page.click("#conversations .choose:has-text('one')")
+    assert page.inner_text(".message.user .text") == "one"
+    page.click("#conversations .rename")
+    page.fill("#ask-value", "名前")
+    page.press("#ask-value", "Enter")
+    page.wait_for_selector("#conversations :text('名前')")
+    assert names.all_inner_texts() == ["two", "名前"]
+    with page.expect_download() as got:
+        page.click("#conversations .exportJson")
+    assert got.value.suggested_filename == "名前.json"
+    file = json.loads(Path(got.value.path()).read_text(encoding="utf-8"))
+    assert [m["role"] for m in file["messages"]] == ["system", "user", "assistant"]
+    page.click("#conversations .remove")
+    page.click("#ask .cancel")
+    assert names.count() == 2
+    page.click("#conversations .remove")
+    page.click("#ask .primary")
+    page.wait_for_selector("#conversations:not(:has-text('名前'))")
+    assert names.all_inner_texts() == ["two"]
+    page.reload()
+    assert names.all_inner_texts() == ["two"]
+
+
+def test_an_answer_goes_on_while_another_conversation_is_read(page):
+    choose(page, maxTokens=60)
+    send(page, "long")
+    page.wait_for_selector(".writing")
+    page.click("#new-chat")
+    assert page.locator(".message").count() == 0
+    assert page.inner_text("#send") == "Send"
+    wait_until(page, f"{HISTORY}.messages[1].stats?.exact")
+    page.click("#conversations .choose:has-text('long')")
+    assert "60 tokens" in page.inner_text(".message.assistant .stats")
+
+
+def test_a_refusal_is_shown_in_the_servers_words(page):
+    choose(page, maxTokens=5000)
+    send(page, "Hi")
+    page.wait_for_selector(".message.assistant [role=alert]")
+    shown = page.inner_text("[role=alert].error")
+    assert "This model's maximum context length is 1024 tokens." in shown
+    assert "HTTP 400 · context_length_exceeded · messages" in shown
+    choose(page, maxTokens=2)
+    page.click(".retry")
+    wait_answer(page)
+    assert page.locator(".error").count() == 0
+
+
+def test_a_lost_connection_is_told_and_keeps_what_came(browser, model, tmp_path):
+    server = start_server(model, tmp_path / "log")
+    server.wait_ready()
+    with visit(browser, server.url) as page:
+        send(page, "Tell me a story.")
+        wait_until(page, WRITTEN)
+        server.process.kill()
+        server.process.wait()
+        answer = wait_answer(page)
+        assert len(answer) > 20
+        assert "Connection lost" in page.inner_text(".error")
+        page.click(".retry")
+        page.wait_for_selector(".message.assistant:last-child .error")
+        assert page.locator(".message").count() == 2
+
+
+def test_api_key_is_asked_for_and_forgotten_with_the_tab(browser, tiny_model_dir, tmp_path):
+    server = start_server(tiny_model_dir, tmp_path / "log", HAGANE_API_KEYS="secret-key")
+    server.wait_ready()
+    try:
+        with visit(browser, server.url) as page:
+            page.wait_for_selector("#settings[open]")
+            assert page.evaluate("document.activeElement.name") == "key"
+            page.keyboard.type("wrong")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#settings[open]")
+            page.fill("#settings [name=key]", "secret-key")
+            page.fill("#settings [name=maxTokens]", "2")
+            page.click("#settings .primary")
+            page.wait_for_selector("#model option", state="attached")
+            assert not page.locator("#notice").is_visible()
+            send(page, "Hi")
+            wait_answer(page)
+            assert page.locator(".error").count() == 0
+            assert "secret-key" not in page.evaluate("JSON.stringify(localStorage)")
+            assert "secret-key" in page.evaluate("JSON.stringify(sessionStorage)")
+    finally:
+        stop_server(server)
+
+
+def test_hostile_model_output_runs_nothing(page):
+    text = "<img src=x onerror='hacked=1'> <script>hacked=1</script> [x](javascript:hacked=1)"
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+        for piece in [*text, "\n\n```html\n<svg onload=hacked=1>\n```"]
+    ]
+    events = [*map(json.dumps, chunks), "[DONE]"]
+    body = "".join(f"data: {event}\n\n" for event in events)
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+    send(page, "<img src=x onerror='hacked=1'>")
+    assert text in wait_answer(page)
+    assert page.inner_text(".message.user .text") == "<img src=x onerror='hacked=1'>"
+    assert page.inner_text("#conversations .choose") == "<img src=x onerror='hacked=1'>"
+    page.reload()
+    page.wait_for_selector(".message.assistant")
+    assert page.locator("#log :is(img, script, svg, a)").count() == 0
+    assert page.evaluate("'hacked' in window") is False
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "document.body.innerHTML = text",
+        "document.write(text)",
+        "document.body.insertAdjacentHTML('beforeend', text)",
+        "document.createElement('img').setAttribute('onerror', 'window.hacked = 1')",
+        "document.createElement('script').textContent = 'window.hacked = 1'",
+        "document.createElement('iframe').srcdoc = text",
+        "window.setTimeout('window.hacked = 1')",
+    ],
+)
+def test_the_policy_stops_what_a_mistake_would_let_through(browser, endless, mistake):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(endless.url)
+    outcome = page.evaluate(
+        f"""() => {{
+          const text = "<img src=x onerror='window.hacked = 1'>";
+          try {{ {mistake}; return "done"; }} catch (error) {{ return error.name; }}
+        }}"""
+    )
+    assert outcome in ("TypeError", "EvalError")
+    assert page.evaluate("'hacked' in window") is False
+    context.close()
+
+
+def test_language_and_theme_are_chosen_and_kept(browser, endless):
+    with visit(browser, endless.url, locale="ja-JP", color_scheme="dark") as page:
+        assert page.inner_text("#send") == "送信"
+        assert page.evaluate("document.documentElement.lang") == "ja"
+        ground = "getComputedStyle(document.body).backgroundColor"
+        dark = page.evaluate(ground)
+        page.click("#theme")
+        light = page.evaluate(ground)
+        assert dark == "rgb(21, 24, 27)"
+        assert light == "rgb(255, 255, 255)"
+        page.click("#language")
+        assert page.inner_text("#send") == "Send"
+        page.reload()
+        page.wait_for_selector("#send:has-text('Send')")
+        assert page.evaluate(ground) == light
