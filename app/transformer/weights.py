@@ -44,7 +44,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # Elements quantized at a time: what loading needs beside the result stays a few megabytes.
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 16
 # Buffers that old exporters wrote and every reader recomputes.
 _RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 _Holder = Dense | Int8 | Int4 | DenseEmbedding | Int8Embedding | RMSNorm
@@ -232,12 +232,21 @@ def _fuse(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
 def _quantize(
     module: Int4 | Int8 | Int8Embedding, parts: list[Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    pieces = []
-    for part in parts:
-        for rows in part.split(max(1, _BLOCK_ELEMENTS // part.shape[1])):
-            pieces.append(module.quantize(rows.to(dtype)))
-            _release(rows)
-    return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+    blocks = [
+        rows for part in parts for rows in part.split(max(1, _BLOCK_ELEMENTS // part.shape[1]))
+    ]
+    total = sum(map(len, blocks))
+    tensors: dict[str, Tensor] = {}
+    start = 0
+    for block in blocks:
+        for key, piece in module.quantize(block.to(dtype)).items():
+            whole = tensors.get(key)
+            if whole is None:
+                whole = tensors[key] = torch.empty(total, *piece.shape[1:], dtype=piece.dtype)
+            whole[start : start + len(piece)] = piece
+        start += len(block)
+        _release(block)
+    return tensors
 
 
 def _release(tensor: Tensor) -> None:
