@@ -1,5 +1,7 @@
 """Load time, memory and tokens per second of a random model in Qwen3-0.6B's shape, by quantization.
 
+"cached" starts from what `hagane quantize` wrote beforehand; the other rows quantize at load.
+
 Usage: python benchmarks/load.py [DIRECTORY]   (about 1.2 GB are written there once)
 """
 
@@ -38,13 +40,13 @@ async def generate(url: str, streams: int, seed: int) -> float:
     return streams * NEW_TOKENS / (time.monotonic() - started)
 
 
-def measure(directory: Path, quantize: str) -> str:
+def measure(directory: Path, label: str, *arguments: str) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "serve", "--model", str(directory),
-               "--port", str(port), "--served-model-name", "m", "--quantize", quantize,
-               "--kv-cache-memory", "1GiB"]  # fmt: skip
+               "--port", str(port), "--served-model-name", "m",
+               "--context-length", "4096", "--kv-cache-memory", "1GiB", *arguments]  # fmt: skip
     started = time.monotonic()
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         url = f"http://127.0.0.1:{port}"
@@ -71,7 +73,7 @@ def measure(directory: Path, quantize: str) -> str:
         }
         server.terminate()
     return (
-        f"| {quantize} | {seconds:.1f} s | {now:.2f} GB | {peak:.2f} GB "
+        f"| {label} | {seconds:.1f} s | {now:.2f} GB | {peak:.2f} GB "
         f"| {rates[1]:.1f} | {rates[16]:.1f} |"
     )
 
@@ -82,8 +84,14 @@ def main() -> None:
         make_model(directory)
     print("| weights | start to ready | memory then | peak | 1 stream, tok/s | 16 streams, tok/s |")
     print("|---|---|---|---|---|---|")
-    for quantize in ("none", "int8", "int4"):
-        print(measure(directory, quantize), flush=True)
+    print(measure(directory, "none"), flush=True)
+    for quantize in ("int8", "int4"):
+        print(measure(directory, quantize, "--quantize", quantize), flush=True)
+        cached = directory.with_name(f"{directory.name}-{quantize}")
+        if not (cached / "config.json").is_file():
+            command = [sys.executable, "-m", "app.cli", "quantize", str(directory), str(cached)]
+            subprocess.run([*command, f"--{quantize}"], check=True, stderr=subprocess.DEVNULL)
+        print(measure(cached, f"{quantize} cached"), flush=True)
 
 
 if __name__ == "__main__":
