@@ -18,7 +18,6 @@ from app.api.serving import ServedModel, Serving
 from app.api.sse import ClientDisconnectedError
 from app.engine.client import EngineClient
 from app.engine.messages import EngineConfig
-from app.engine.runner import resolve_device
 from app.settings import Settings
 from app.transformer.store import BUILTIN_MODELS, resolve_model
 
@@ -32,7 +31,6 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
 
     Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
     """
-    resolve_device(settings.device)
     directory = resolve_model(settings.model, settings.models_dir or BUILTIN_MODELS)
     model = ServedModel.load(directory, settings.served_model_name)
     client = EngineClient(engine_config(settings, str(directory)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.errors import ModelError
-from app.transformer.rope import RopeParameters
+from app.transformer.rope_parameters import RopeParameters
 
 CONFIG_FILE = "config.json"
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
