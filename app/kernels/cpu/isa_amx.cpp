@@ -20,9 +20,10 @@ namespace {
 #include "linear.inc"
 #include "linear_vnni.inc"
 #include "linear_amx.inc"
+#include "attention_amx.inc"
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend, draw};
+                           embed, rotary, store, attend_amx, draw};
 
 }  // namespace
 
