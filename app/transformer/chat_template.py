@@ -6,6 +6,7 @@ Templates come with models, so they are foreign code: they run in jinja2's immut
 from __future__ import annotations
 
 import json
+import secrets
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +32,9 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._variables = variables
+        # Drawn afresh for every template: no message can hold them.
+        self._marks = f"\ufdd0{secrets.token_hex(8)}(", f"\ufdd0{secrets.token_hex(8)})"
+        environment.hagane_marks = self._marks  # type: ignore[attr-defined]
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -62,27 +66,46 @@ class ChatTemplate:
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **extra: Any
     ) -> str:
         """The conversation as text. Raises InvalidRequestError when the template refuses it."""
+        extra["add_generation_prompt"] = add_generation_prompt
+        return self.render_spans(messages, **extra)[0]
+
+    def render_spans(
+        self, messages: list[dict[str, Any]], **extra: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation as text, and the characters [start, end) in `{% generation %}` blocks.
+
+        Raises InvalidRequestError when the template refuses it.
+        """
         try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
-                **extra,
-            )
+            marked = self._template.render(messages=messages, **self._variables, **extra)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InvalidRequestError(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from None
+        start, end = self._marks
+        text, *rest = marked.split(start)
+        spans = []
+        for piece in rest:
+            said, _, after = piece.partition(end)
+            spans.append((len(text), len(text) + len(said)))
+            text += said + after
+        return text, spans
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks what the assistant says, for training; here it changes nothing."""
+    """`{% generation %}` marks what the assistant says, for training."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # Statements among statements, not a macro: what the block sets stays set after it.
+        before, after = (
+            nodes.Output([nodes.TemplateData(mark)], lineno=line)
+            for mark in self.environment.hagane_marks  # type: ignore[attr-defined]
+        )
+        return [before, *body, after]
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -51,6 +51,10 @@ class Dense(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weights [out, in] in `dtype`, without their history."""
+        return self.weight.detach().to(dtype)
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return _added(F.linear(x, self.weight, self.bias), residual)
 
@@ -72,6 +76,10 @@ class Int8(nn.Module):
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, in] of the matrix -> the same rows of the stored tensors, by name."""
         return quantize_int8(weight)
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weights [out, in], dequantized to `dtype`."""
+        return self.weight_int8.to(dtype).mul_(self.scale[:, None].to(dtype))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         out = int8_matmul(x, self.weight_int8, self.scale)
@@ -115,10 +123,14 @@ class Int4(nn.Module):
         low, high = codes.unflatten(1, (-1, 2, 4)).unbind(2)
         return {"weight_int4": (low | (high << 4)).flatten(1), "scale": stored.squeeze(2)}
 
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weights [out, in], dequantized to `dtype`."""
+        codes = unpack_int4(self.weight_int4).to(dtype).sub_(8)
+        groups = codes.unflatten(1, (-1, self.group_size))
+        return groups.mul_(self.scale[:, :, None].to(dtype)).flatten(1)
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        codes = unpack_int4(self.weight_int4).to(x.dtype) - 8
-        groups = codes.unflatten(1, (-1, self.group_size)) * self.scale[:, :, None].to(x.dtype)
-        return _added(F.linear(x, groups.flatten(1), self.bias), residual)
+        return _added(F.linear(x, self.matrix(x.dtype), self.bias), residual)
 
 
 class TorchInt4(nn.Module):
@@ -148,6 +160,10 @@ class DenseEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weights [vocab, hidden] in `dtype`, without their history."""
+        return self.weight.detach().to(dtype)
+
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
 
@@ -173,6 +189,10 @@ class Int8Embedding(nn.Module):
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, hidden] of the matrix -> the same rows of the stored tensors."""
         return quantize_int8(weight)
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weights [vocab, hidden], dequantized to `dtype`."""
+        return self.weight_int8.to(dtype).mul_(self.scale[:, None].to(dtype))
 
     def forward(self, ids: Tensor) -> Tensor:
         return (self.weight_int8[ids] * self.scale[ids][:, None]).to(self.dtype)

@@ -181,8 +181,13 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]. Apart from forward: only some rows need it."""
-        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return head.logits(hidden)
+        scores: Tensor = self.head.logits(hidden)
+        return scores
+
+    @property
+    def head(self) -> nn.Module:
+        """The embedding that scores the vocabulary."""
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

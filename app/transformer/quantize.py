@@ -14,7 +14,7 @@ from app.transformer.linear import Quantization
 from app.transformer.weights import LoadReport, load_model, write_directory
 
 # What a model directory holds besides weights and config.json.
-_COMPANIONS = (
+COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -49,7 +49,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     destination.mkdir(parents=True, exist_ok=True)
-    for name in _COMPANIONS:
+    for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)
     write_directory(destination, tensors, raw)

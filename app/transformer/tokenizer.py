@@ -68,6 +68,11 @@ class Tokenizer:
             return [bos, *ids]
         return ids
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of rendered text, and the characters [start, end) that each stands for."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`."""
         text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)

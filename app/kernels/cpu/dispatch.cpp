@@ -20,7 +20,7 @@ constexpr int64_t kBytesWorthATask = 65536;
 constexpr int64_t kTasksPerThread = 8;
 // Rows (queries times heads) of one attention task: enough to reuse every key and value from the
 // first-level cache, few enough to spread a prefill over many threads.
-constexpr int64_t kAttentionRows = 64;
+constexpr int64_t kAttentionRows = 128;
 
 #if defined(__x86_64__)
 bool has_amx() {
@@ -29,6 +29,8 @@ bool has_amx() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
   if ((d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
+  constexpr unsigned kVectorBf16 = 1u << 5;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kVectorBf16)) return false;
   // Linux saves the tiles only for processes that asked (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
   return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 
 // After the headers: what they define stays runnable everywhere.
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8,amx-bf16,avx2,fma,bmi,bmi2")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,avx2,fma,bmi,bmi2")
 
 namespace hagane {
 namespace {
