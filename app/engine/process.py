@@ -75,8 +75,8 @@ class Engine:
     def run(self) -> None:
         """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
         while self.running:
-            # Nothing to do: sleep until a message comes, having said so.
-            idle = not self.scheduler.has_work
+            # Nothing to do at all: sleep until a message comes, having said so.
+            idle = not self.scheduler.has_work and not self.runner.touch()
             for message in self.channel.receive(timeout=None if idle else 0.0):
                 self._handle(message)
             self._emit(self._step() if self.scheduler.has_work else ())

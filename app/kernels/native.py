@@ -196,10 +196,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
-    features, kind = gate_up.shape[1] // 2, _DTYPES[gate_up.dtype]
-    out = torch.empty(len(gate_up), features, dtype=gate_up.dtype)
+    tokens, features, kind = gate_up.shape[0], gate_up.shape[1] // 2, _DTYPES[gate_up.dtype]
+    out = torch.empty(tokens, features, dtype=gate_up.dtype)
     _cpu.silu_and_mul(
-        gate_up.data_ptr(), kind, 2 * features, len(gate_up), features,
+        gate_up.data_ptr(), kind, 2 * features, tokens, features,
         out.data_ptr(), kind, features,
     )  # fmt: skip
     return out
@@ -216,13 +216,14 @@ def rotate(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In place: the results are views of `qkv`."""
-    tokens, head_dim = len(qkv), 2 * cos.shape[1]
+    tokens, head_dim = qkv.shape[0], 2 * cos.shape[1]
     q_norm, k_norm = (0, 0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
     _cpu.rotary(
         qkv.data_ptr(), _DTYPES[qkv.dtype], qkv.stride(0), cos.data_ptr(), sin.data_ptr(),
         q_norm, k_norm, eps, tokens, heads, kv_heads, head_dim,
     )  # fmt: skip
-    q, k, v = qkv.view(tokens, -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+    # The builtin itself: Tensor.split takes several times as long, in every layer of every step.
+    q, k, v = torch.split_with_sizes(qkv.view(tokens, -1, head_dim), (heads, kv_heads, kv_heads), 1)
     return q, k, v
 
 
@@ -236,7 +237,8 @@ def allocate_cache(
     """
 
     def pages(width: int) -> Tensor:
-        memory = mmap.mmap(-1, blocks * width * dtype.itemsize)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory gets no large pages
+        memory = mmap.mmap(-1, blocks * width * dtype.itemsize, private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(memory, dtype=dtype).view(blocks, width)
