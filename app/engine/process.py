@@ -117,7 +117,9 @@ class Engine:
             for chunk, (_, end) in zip(schedule.chunks, batch.logit_spans, strict=True)
             for _ in chunk.samplers
         ]
-        sampled = self.sampler.sample(logits[rows], schedule.samplers)
+        # Most often all rows are sampled from, and need not be copied.
+        all_rows = rows == list(range(logits.shape[0]))
+        sampled = self.sampler.sample(logits if all_rows else logits[rows], schedule.samplers)
         for request_id in {schedule.samplers[row].request_id for row in sampled.failed}:
             self._fail(
                 request_id,

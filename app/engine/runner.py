@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app import kernels
 from app.engine.batch import Batch
+from app.engine.graphs import DecodeGraphs
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
 from app.transformer.attention import Paged
@@ -61,6 +62,15 @@ class ModelRunner:
         )
         self._untouched = _huge_pages(self.caches)
         self._start_threads(config.threads)
+        self._graphs: DecodeGraphs | None = None
+        if self.operations is kernels.native:
+            self._graphs = DecodeGraphs(
+                self.model,
+                self.caches,
+                max_sequences=config.max_sequences,
+                max_blocks=-(-self.context_length // self.block_size),
+                block_size=self.block_size,
+            )
 
     def touch(self) -> bool:
         """Have the system back two more megabytes of KV cache; False once it all is.
@@ -118,8 +128,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:
-        """Float32 logits [rows asked for by the batch, vocab]; copies blocks first."""
+        """Float32 logits [rows asked for by the batch, vocab]; copies blocks first.
+
+        They are valid until the next call.
+        """
         self._copy_blocks(copies)
+        logits = None if self._graphs is None else self._graphs.run(batch)
+        if logits is not None:
+            return logits
         context = Paged(batch.positions, batch.layout, self.caches, self.operations)
         hidden = self.model(batch.token_ids, context)
         return self.model.logits(hidden[batch.logit_rows])

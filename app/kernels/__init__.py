@@ -33,6 +33,10 @@ class Operations(Protocol):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor: ...
 
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, magnitude: float
+    ) -> tuple[Tensor, Tensor]: ...
+
     def rotate(
         self,
         qkv: Tensor,

@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
+from app.kernels.recording import Workspace
 
 try:
     from app.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
@@ -29,6 +31,9 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _F32, _BF16, _INT8, _INT4 = range(4)
 _LANES = 16
 _HUGE_PAGE = 1 << 21
+
+# Where results go while a recording is made; else torch's allocator has room for them.
+_workspace: Workspace | None = None
 
 
 def available() -> bool:
@@ -49,6 +54,35 @@ def start(threads: int | None = None, instruction_set: str | None = None) -> str
     _cpu.start(*cores[: threads or len(cores)])
     _keep_freed_memory()
     return chosen
+
+
+def record(step: Callable[[], Tensor], workspace: Workspace) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Run `step`, and return with its result a function that runs its kernels again.
+
+    All that `step` computes must come from this module, from tensors that stay where they are. What
+    the function returns lies in the workspace, until another recording of it runs.
+    """
+    global _workspace
+    _workspace = workspace
+    _cpu.record()
+    try:
+        result = step()
+    finally:
+        _workspace = None
+        kernels = _cpu.recorded()
+    address, shape, dtype = result.data_ptr(), result.shape, result.dtype
+
+    def replay() -> Tensor:
+        _cpu.replay(kernels)
+        return workspace.at(address, *shape, dtype=dtype)
+
+    return result, replay
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    if _workspace is None:
+        return torch.empty(*shape, dtype=dtype)
+    return _workspace.empty(*shape, dtype=dtype)
 
 
 def _keep_freed_memory() -> None:
@@ -162,7 +196,7 @@ def linear(
 
     Raises ValueError for a residual that is not contiguous or not like the result.
     """
-    out = torch.empty(x.shape[0], weight.out_features, dtype=dtype or x.dtype)
+    out = _empty(x.shape[0], weight.out_features, dtype=dtype or x.dtype)
     if residual is not None and (
         residual.dtype != out.dtype or residual.shape != out.shape or not residual.is_contiguous()
     ):
@@ -178,15 +212,15 @@ def linear(
 
 def embed(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """int64 ids [tokens] -> rows [tokens, hidden] of a packed float or int8 matrix."""
-    out = torch.empty(len(ids), weight.in_features, dtype=dtype)
+    out = _empty(ids.shape[0], weight.in_features, dtype=dtype)
     _cpu.embed(
-        weight.handle, ids.data_ptr(), len(ids), out.data_ptr(), _DTYPES[dtype], out.stride(0)
+        weight.handle, ids.data_ptr(), ids.shape[0], out.data_ptr(), _DTYPES[dtype], out.stride(0)
     )
     return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    out = torch.empty_like(x)
+    out = _empty(*x.shape, dtype=x.dtype)
     features, kind = x.shape[1], _DTYPES[x.dtype]
     _cpu.rms_norm(
         x.data_ptr(), kind, features, weight.data_ptr(), eps, x.shape[0], features,
@@ -197,12 +231,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     tokens, features, kind = gate_up.shape[0], gate_up.shape[1] // 2, _DTYPES[gate_up.dtype]
-    out = torch.empty(tokens, features, dtype=gate_up.dtype)
+    out = _empty(tokens, features, dtype=gate_up.dtype)
     _cpu.silu_and_mul(
         gate_up.data_ptr(), kind, 2 * features, tokens, features,
         out.data_ptr(), kind, features,
     )  # fmt: skip
     return out
+
+
+def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+    tokens, count = positions.shape[0], frequencies.shape[0]
+    cos, sin = (_empty(tokens, count, dtype=torch.float32) for _ in range(2))
+    _cpu.angles(
+        positions.data_ptr(), frequencies.data_ptr(), magnitude, tokens, count,
+        cos.data_ptr(), sin.data_ptr(),
+    )  # fmt: skip
+    return cos, sin
 
 
 def rotate(
@@ -264,7 +308,7 @@ def attend(
         keys.data_ptr(), values.data_ptr(), layout.slots.data_ptr(),
         tokens, kv_heads, head_dim, layout.block_size,
     )  # fmt: skip
-    out = torch.empty(tokens, heads * head_dim, dtype=q.dtype)
+    out = _empty(tokens, heads * head_dim, dtype=q.dtype)
     _cpu.attention(
         q.data_ptr(), kind, q.stride(0), out.data_ptr(), kind, heads * head_dim, kept,
         keys.data_ptr(), values.data_ptr(), heads, kv_heads, head_dim, layout.block_size,

@@ -39,6 +39,15 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, times `magnitude`, of int64 positions [tokens] times float32 frequencies [n].
+
+    Each float32 [tokens, n].
+    """
+    product = positions.float()[:, None] * frequencies
+    return product.cos() * magnitude, product.sin() * magnitude
+
+
 def rotate(
     qkv: Tensor,
     cos: Tensor,

@@ -146,7 +146,7 @@ class Decoder(nn.Module):
             DecoderLayer(config, layer, quantization, operations) for layer in range(config.layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
-        self.rotary = RotaryEmbedding(config.rope)
+        self.rotary = RotaryEmbedding(config.rope, operations)
 
     def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
         x = self.embed_tokens(token_ids)

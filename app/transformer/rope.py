@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from app.kernels import Operations
 from app.transformer.rope_parameters import RopeParameters
 
 
@@ -19,8 +20,9 @@ class RotaryEmbedding(nn.Module):
 
     inverse_frequencies: Tensor
 
-    def __init__(self, parameters: RopeParameters) -> None:
+    def __init__(self, parameters: RopeParameters, operations: Operations) -> None:
         super().__init__()
+        self.operations = operations
         self.magnitude = parameters.magnitude()
         # Computed on the CPU even while the model is built on the meta device.
         with torch.device("cpu"):
@@ -29,8 +31,7 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, each float32 [tokens, head_dim / 2], for int64 positions [tokens]."""
-        angles = positions.float()[:, None] * self.inverse_frequencies
-        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
+        return self.operations.angles(positions, self.inverse_frequencies, self.magnitude)
 
 
 def inverse_frequencies(parameters: RopeParameters) -> Tensor:

@@ -1,5 +1,7 @@
 #include "dispatch.h"
 
+#include <cmath>
+
 #include <vector>
 
 #include "pool.h"
@@ -117,6 +119,17 @@ void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, con
 
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out) {
   split(rows, weight.in * 16, [&](int64_t row) { active->embed(weight, ids, out, row); });
+}
+
+// The same for every instruction set: a few hundred angles per step.
+void run_angles(const Angles& a) {
+  split(a.tokens, a.count * 64, [&](int64_t token) {
+    for (int64_t i = 0; i < a.count; ++i) {
+      float angle = static_cast<float>(a.positions[token]) * a.frequencies[i];
+      a.cos[token * a.count + i] = std::cos(angle) * a.magnitude;
+      a.sin[token * a.count + i] = std::sin(angle) * a.magnitude;
+    }
+  });
 }
 
 void run_rotary(const Rotary& r) {

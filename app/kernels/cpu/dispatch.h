@@ -15,6 +15,7 @@ void run_rms_norm(const Matrix& x, const void* weight, float eps, int64_t rows, 
                   const Matrix& out);
 void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out);
+void run_angles(const Angles& a);
 void run_rotary(const Rotary& rotary);
 void run_store(const Store& store);
 void run_attention(const Attention& attention);

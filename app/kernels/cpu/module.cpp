@@ -3,6 +3,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <functional>
 #include <vector>
 
 #include "dispatch.h"
@@ -54,6 +55,47 @@ class Arguments {
   Py_ssize_t count_, index_ = 0;
 };
 
+// The kernels of one step, in order, with all their arguments.
+using Recording = std::vector<std::function<void()>>;
+constexpr const char* kRecording = "hagane.recording";
+Recording* recording = nullptr;  // the one being made
+
+template <class Kernel>
+PyObject* perform(const Kernel& kernel) {
+  kernel();
+  if (recording) recording->push_back(kernel);
+  Py_RETURN_NONE;
+}
+
+void free_recording(PyObject* capsule) {
+  delete static_cast<Recording*>(PyCapsule_GetPointer(capsule, kRecording));
+}
+
+// From now on what is run is recorded too.
+PyObject* record(PyObject*, PyObject* const*, Py_ssize_t) {
+  delete recording;
+  recording = new Recording;
+  Py_RETURN_NONE;
+}
+
+// Ends the recording and returns it.
+PyObject* recorded(PyObject*, PyObject* const*, Py_ssize_t) {
+  if (!recording) {
+    PyErr_SetString(PyExc_RuntimeError, "nothing is being recorded");
+    return nullptr;
+  }
+  PyObject* capsule = PyCapsule_New(recording, kRecording, free_recording);
+  recording = nullptr;
+  return capsule;
+}
+
+PyObject* replay(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  auto* kernels = static_cast<Recording*>(count == 1 ? PyCapsule_GetPointer(values[0], kRecording) : nullptr);
+  if (!kernels) return PyErr_Occurred() ? nullptr : PyErr_Format(PyExc_TypeError, "replay takes one recording");
+  for (const auto& kernel : *kernels) kernel();
+  Py_RETURN_NONE;
+}
+
 void free_weight(PyObject* capsule) {
   delete static_cast<Weight*>(PyCapsule_GetPointer(capsule, kWeight));
 }
@@ -79,8 +121,7 @@ PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Matrix out = in.matrix();
   auto* residual = in.address<const void>();
   if (!in.complete()) return nullptr;
-  hagane::run_linear(*weight, x, rows, out, residual);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_linear(*weight, x, rows, out, residual); });
 }
 
 PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -91,8 +132,7 @@ PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
   int64_t rows = in.integer(), features = in.integer();
   Matrix out = in.matrix();
   if (!in.complete()) return nullptr;
-  hagane::run_rms_norm(x, weight, eps, rows, features, out);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_rms_norm(x, weight, eps, rows, features, out); });
 }
 
 PyObject* silu_and_mul(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -101,8 +141,7 @@ PyObject* silu_and_mul(PyObject*, PyObject* const* values, Py_ssize_t count) {
   int64_t rows = in.integer(), features = in.integer();
   Matrix out = in.matrix();
   if (!in.complete()) return nullptr;
-  hagane::run_silu_and_mul(x, rows, features, out);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_silu_and_mul(x, rows, features, out); });
 }
 
 PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -112,8 +151,7 @@ PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
   int64_t rows = in.integer();
   Matrix out = in.matrix();
   if (!in.complete()) return nullptr;
-  hagane::run_embed(*weight, ids, rows, out);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_embed(*weight, ids, rows, out); });
 }
 
 PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -130,8 +168,21 @@ PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
   r.kv_heads = in.integer();
   r.head_dim = in.integer();
   if (!in.complete()) return nullptr;
-  hagane::run_rotary(r);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_rotary(r); });
+}
+
+PyObject* angles(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Angles a{};
+  a.positions = in.address<const int64_t>();
+  a.frequencies = in.address<const float>();
+  a.magnitude = in.real();
+  a.tokens = in.integer();
+  a.count = in.integer();
+  a.cos = in.address<float>();
+  a.sin = in.address<float>();
+  if (!in.complete()) return nullptr;
+  return perform([=] { hagane::run_angles(a); });
 }
 
 PyObject* store(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -148,8 +199,7 @@ PyObject* store(PyObject*, PyObject* const* values, Py_ssize_t count) {
   s.head_dim = in.integer();
   s.block_size = in.integer();
   if (!in.complete()) return nullptr;
-  hagane::run_store(s);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_store(s); });
 }
 
 PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -172,8 +222,7 @@ PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
   a.window = in.integer();
   a.scale = in.real();
   if (!in.complete()) return nullptr;
-  hagane::run_attention(a);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_attention(a); });
 }
 
 PyObject* draw(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -190,8 +239,7 @@ PyObject* draw(PyObject*, PyObject* const* values, Py_ssize_t count) {
   d.top_k = in.address<const int64_t>();
   d.tokens = in.address<int64_t>();
   if (!in.complete()) return nullptr;
-  hagane::run_draw(d);
-  Py_RETURN_NONE;
+  return perform([=] { hagane::run_draw(d); });
 }
 
 // select(name or None) -> the name of the instruction set from now on, or None if it is not here.
@@ -224,7 +272,9 @@ PyMethodDef methods[] = {
     METHOD("embed", embed),        METHOD("rotary", rotary),
     METHOD("store", store),        METHOD("attention", attention),
     METHOD("draw", draw),          METHOD("select", select),
-    METHOD("start", start),
+    METHOD("start", start),        METHOD("angles", angles),
+    METHOD("record", record),      METHOD("recorded", recorded),
+    METHOD("replay", replay),
     {nullptr, nullptr, 0, nullptr}};
 #undef METHOD
 

@@ -72,6 +72,15 @@ struct Attention {
   float scale;
 };
 
+// Cosines and sines of position times frequency, times the magnitude: each [tokens, count].
+struct Angles {
+  const int64_t* positions;
+  const float* frequencies;  // [count]
+  float magnitude;
+  int64_t tokens, count;
+  float *cos, *sin;
+};
+
 // Normalises (if weights are given) and rotates queries and keys of qkv rows in place, and writes
 // keys and values to their cache slots.
 struct Rotary {

@@ -1,0 +1,71 @@
+"""Decode steps recorded by batch size and replayed: no Python between a step's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from app.engine.batch import Batch
+from app.kernels import PagedLayout, native
+from app.kernels.recording import Workspace
+from app.transformer.attention import Paged
+from app.transformer.model import Transformer
+
+
+class DecodeGraphs:
+    """Steps in which every sequence brings one token, and samples one.
+
+    Inputs lie in arrays of fixed addresses for up to `max_sequences` sequences with block tables of
+    up to `max_blocks` entries; a batch is copied there, then its recording replayed.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        *,
+        max_sequences: int,
+        max_blocks: int,
+        block_size: int,
+    ) -> None:
+        self._model, self._caches, self._block_size = model, caches, block_size
+        self._token_ids = torch.zeros(max_sequences, dtype=torch.int64)
+        self._positions = torch.zeros(max_sequences, dtype=torch.int64)
+        self._slots = torch.zeros(max_sequences, dtype=torch.int64)
+        self._tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32)
+        self._starts = torch.arange(max_sequences + 1, dtype=torch.int32)
+        self._lengths = torch.zeros(max_sequences, dtype=torch.int32)
+        self._workspace = Workspace()
+        self._replays: dict[int, Callable[[], Tensor]] = {}
+
+    def run(self, batch: Batch) -> Tensor | None:
+        """Float32 logits [sequences, vocab], valid until the next step; None for other batches."""
+        rows, layout = batch.token_ids.shape[0], batch.layout
+        if layout.decodes != rows or batch.logit_rows.shape[0] != rows or rows > len(self._slots):
+            return None
+        self._token_ids[:rows] = batch.token_ids
+        self._positions[:rows] = batch.positions
+        self._slots[:rows] = layout.slots
+        self._tables[:rows, : layout.block_tables.shape[1]] = layout.block_tables
+        self._lengths[:rows] = layout.lengths
+        replay = self._replays.get(rows)
+        if replay is not None:
+            return replay()
+        logits, self._replays[rows] = native.record(lambda: self._step(rows), self._workspace)
+        return logits
+
+    def _step(self, rows: int) -> Tensor:
+        layout = PagedLayout(
+            slots=self._slots[:rows],
+            block_tables=self._tables[:rows],
+            starts=self._starts[: rows + 1],
+            lengths=self._lengths[:rows],
+            query_starts=tuple(range(rows + 1)),
+            context_lengths=(0,) * rows,
+            decodes=rows,
+            block_size=self._block_size,
+        )
+        context = Paged(self._positions[:rows], layout, self._caches, native)
+        return self._model.logits(self._model(self._token_ids[:rows], context))

@@ -1,0 +1,45 @@
+"""Memory for steps that are recorded once and replayed: what a graph's memory pool is on a GPU."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+
+import torch
+from torch import Tensor
+
+
+class Workspace:
+    """Buffers that recordings share; two of them never run at the same time.
+
+    A buffer is free again when no tensor in it is left. So tensors that die while a recording is
+    made give their memory to later ones, as they do when a step runs by itself.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, mmap.mmap] = {}
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Like torch.empty, in memory that stays valid as long as the workspace."""
+        # Powers of two, so that recordings of other batch sizes find buffers to share.
+        size = max(mmap.PAGESIZE, 1 << (math.prod(shape) * dtype.itemsize - 1).bit_length())
+        address = self._find(size)
+        if address is None:
+            buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            address = torch.frombuffer(buffer, dtype=torch.int8).data_ptr()
+            self._buffers[address] = buffer
+        return self.at(address, *shape, dtype=dtype)
+
+    def at(self, address: int, *shape: int, dtype: torch.dtype) -> Tensor:
+        """The tensor at the start of the buffer at `address`, as it is now."""
+        buffer = self._buffers[address]
+        return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(shape)
+
+    def _find(self, size: int) -> int | None:
+        for address in self._buffers:
+            # Two references: the dictionary's and this call's. A tensor would hold a third.
+            free = sys.getrefcount(self._buffers[address]) == 2
+            if free and len(self._buffers[address]) == size:
+                return address
+        return None
