@@ -319,6 +319,16 @@ def attend(
     return out
 
 
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    rows, vocab = logits.shape
+    tokens = torch.empty(rows, dtype=torch.int64)
+    finite = torch.empty(rows, dtype=torch.bool)
+    _cpu.greatest(
+        logits.data_ptr(), rows, vocab, logits.stride(0), tokens.data_ptr(), finite.data_ptr()
+    )
+    return tokens, finite
+
+
 def draw(logits: Tensor, cuts: Cuts) -> Tensor:
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64)

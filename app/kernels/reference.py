@@ -11,9 +11,11 @@ from app.kernels.layout import PagedLayout
 
 __all__ = [
     "allocate_cache",
+    "angles",
     "attend",
     "causal_attention",
     "draw",
+    "greatest",
     "rms_norm",
     "rotate",
     "silu_and_mul",
@@ -180,3 +182,11 @@ def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> 
     if window is not None:
         mask &= key > query - window
     return mask
+
+
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of float32 [rows, vocab] each row's most likely token, int64 [rows], of equals the first.
+
+    And bool [rows]: whether the largest logit is a finite number.
+    """
+    return logits.argmax(dim=1), torch.isfinite(logits.amax(dim=1))

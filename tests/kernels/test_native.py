@@ -300,3 +300,30 @@ def test_draws_equal_those_of_a_full_sort(vocab, spread, temperature, top_p, min
     # Weights are float32: a token on the edge of a cut, and a draw between two, may go either way.
     slack = 1e-5 * mass + p[order][-1]
     assert below - slack <= point.item() * mass <= below + p[order][index] + slack
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 16, 17, 1000])
+@pytest.mark.parametrize("last", [None, math.nan, math.inf, -math.inf])
+def test_greatest_is_the_first_of_equals_and_knows_broken_rows(vocab, last):
+    logits = torch.randint(
+        -3, 4, (9, vocab), generator=torch.Generator().manual_seed(vocab)
+    ).float()
+    if last is not None:
+        logits[4, -1] = last
+    logits[7] = -math.inf
+    tokens, finite = native.greatest(logits)
+    expected, expected_finite = reference.greatest(logits)
+    assert torch.equal(finite, expected_finite)
+    assert torch.equal(tokens[finite], expected[finite])
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 200])
+def test_angles(tokens):
+    positions = torch.randint(0, 40_000, (tokens,))
+    frequencies = 10_000 ** -torch.linspace(0, 1, 20)
+    for ours, theirs in zip(
+        native.angles(positions, frequencies, 1.5),
+        reference.angles(positions, frequencies, 1.5),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)

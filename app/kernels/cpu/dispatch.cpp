@@ -145,6 +145,10 @@ void run_draw(const Draw& d) {
   split(d.rows, d.vocab * 8, [&](int64_t row) { active->draw(d, row); });
 }
 
+void run_greatest(const Greatest& g) {
+  split(g.rows, g.vocab * 4, [&](int64_t row) { active->greatest(g, row); });
+}
+
 void run_attention(const Attention& a) {
   struct Task {
     int64_t sequence, kv_head, first, last;

@@ -20,5 +20,6 @@ void run_rotary(const Rotary& rotary);
 void run_store(const Store& store);
 void run_attention(const Attention& attention);
 void run_draw(const Draw& draw);
+void run_greatest(const Greatest& greatest);
 
 }  // namespace hagane

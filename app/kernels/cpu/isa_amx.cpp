@@ -23,7 +23,7 @@ namespace {
 #include "attention_amx.inc"
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend_amx, draw};
+                           embed, rotary, store, attend_amx, draw, greatest};
 
 }  // namespace
 

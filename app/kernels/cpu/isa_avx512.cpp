@@ -21,7 +21,7 @@ namespace {
 #include "linear_vnni.inc"
 
 constexpr Kernels kKernels{"avx512", prepare, linear_vnni, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend, draw};
+                           embed, rotary, store, attend, draw, greatest};
 
 }  // namespace
 

@@ -14,7 +14,7 @@ namespace {
 #include "linear.inc"
 
 constexpr Kernels kKernels{"generic", prepare, linear, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend, draw};
+                           embed, rotary, store, attend, draw, greatest};
 
 }  // namespace
 

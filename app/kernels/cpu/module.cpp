@@ -242,6 +242,19 @@ PyObject* draw(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return perform([=] { hagane::run_draw(d); });
 }
 
+PyObject* greatest(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Greatest g{};
+  g.logits = in.address<const float>();
+  g.rows = in.integer();
+  g.vocab = in.integer();
+  g.stride = in.integer();
+  g.tokens = in.address<int64_t>();
+  g.finite = in.address<bool>();
+  if (!in.complete()) return nullptr;
+  return perform([=] { hagane::run_greatest(g); });
+}
+
 // select(name or None) -> the name of the instruction set from now on, or None if it is not here.
 PyObject* select(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
@@ -274,7 +287,7 @@ PyMethodDef methods[] = {
     METHOD("draw", draw),          METHOD("select", select),
     METHOD("start", start),        METHOD("angles", angles),
     METHOD("record", record),      METHOD("recorded", recorded),
-    METHOD("replay", replay),
+    METHOD("replay", replay),      METHOD("greatest", greatest),
     {nullptr, nullptr, 0, nullptr}};
 #undef METHOD
 

@@ -108,6 +108,15 @@ struct Draw {
   int64_t* tokens;
 };
 
+// The most likely token of every row; `finite` is false where the largest logit is not a number or
+// is infinite.
+struct Greatest {
+  const float* logits;
+  int64_t rows, vocab, stride;
+  int64_t* tokens;
+  bool* finite;
+};
+
 struct Kernels {
   const char* name;
   // Fills row `index` of the prepared activations.
@@ -124,6 +133,7 @@ struct Kernels {
   // Queries [first, last) of one sequence, for one key/value head.
   void (*attend)(const Attention&, int64_t sequence, int64_t kv_head, int64_t first, int64_t last);
   void (*draw)(const Draw&, int64_t row);
+  void (*greatest)(const Greatest&, int64_t row);
 };
 
 const Kernels* generic_kernels();

@@ -1,0 +1,97 @@
+"""Replayed decode steps have the bits of steps that run by themselves."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from app import kernels
+from app.engine.batch import Batch
+from app.engine.graphs import DecodeGraphs
+from app.kernels import PagedLayout
+from app.transformer.attention import Paged
+from app.transformer.config import ModelConfig
+from app.transformer.weights import load_model
+
+pytestmark = pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+BLOCK, BLOCKS, MOST = 16, 40, 6
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    kernels.native.start(1)
+    model, _ = load_model(
+        tiny_model_dir,
+        device="cpu",
+        dtype=torch.float32,
+        quantization=None,
+        operations=kernels.native,
+    )
+    return model.eval()
+
+
+def caches(config: ModelConfig):
+    return [
+        kernels.native.allocate_cache(
+            BLOCKS, BLOCK, config.kv_heads, config.head_dim, torch.float32, torch.device("cpu")
+        )
+        for _ in range(config.layers)
+    ]
+
+
+def decode_batch(rng: random.Random, contexts: list[int], vocab: int) -> Batch:
+    """One token for each sequence; sequence i owns blocks of its own."""
+    rows = len(contexts)
+    width = max(-(-c // BLOCK) for c in contexts)
+    own = BLOCKS // MOST
+    tables = torch.zeros(rows, width, dtype=torch.int32)
+    for i, context in enumerate(contexts):
+        used = -(-context // BLOCK)
+        tables[i, :used] = torch.arange(i * own, i * own + used)
+    positions = torch.tensor(contexts) - 1
+    blocks = tables[torch.arange(rows), positions // BLOCK].long()
+    layout = PagedLayout(
+        slots=blocks * BLOCK + positions % BLOCK,
+        block_tables=tables,
+        starts=torch.arange(rows + 1, dtype=torch.int32),
+        lengths=torch.tensor(contexts, dtype=torch.int32),
+        query_starts=tuple(range(rows + 1)),
+        context_lengths=tuple(contexts),
+        decodes=rows,
+        block_size=BLOCK,
+    )
+    ids = torch.tensor([rng.randrange(vocab) for _ in contexts])
+    return Batch(ids, positions, layout, torch.arange(rows), tuple((i, i + 1) for i in range(rows)))
+
+
+@torch.inference_mode()
+def test_replays_equal_steps_that_run_by_themselves(model):
+    rng = random.Random(1)
+    config = model.config
+    graphed, plain = caches(config), caches(config)
+    graphs = DecodeGraphs(
+        model, graphed, max_sequences=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
+    )
+    contexts = [1] * MOST
+    for _ in range(60):
+        rows = rng.choice([1, 2, 3, MOST])
+        batch = decode_batch(rng, contexts[:rows], config.vocab_size)
+        context = Paged(batch.positions, batch.layout, plain, kernels.native)
+        expected = model.logits(model(batch.token_ids, context))
+        logits = graphs.run(batch)
+        assert logits is not None
+        assert torch.equal(logits, expected)
+        contexts[:rows] = [c + 1 for c in contexts[:rows]]
+
+
+def test_other_batches_are_left_alone(model):
+    graphs = DecodeGraphs(model, [], max_sequences=2, max_blocks=2, block_size=BLOCK)
+    rng = random.Random(2)
+    assert graphs.run(decode_batch(rng, [1, 1, 1], 10)) is None
+    batch = decode_batch(rng, [3, 4], 10)
+    silent = Batch(
+        batch.token_ids, batch.positions, batch.layout, batch.logit_rows[:1], batch.logit_spans[:1]
+    )
+    assert graphs.run(silent) is None

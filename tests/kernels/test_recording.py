@@ -1,0 +1,53 @@
+"""Recorded kernels compute anew on what lies in their inputs, and share their memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.kernels import native
+from app.kernels.recording import Workspace
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    native.start(1)
+
+
+def test_a_replay_reads_its_inputs_again():
+    inputs, weight = torch.randn(3, 64), torch.rand(64)
+
+    def step():
+        hidden = inputs
+        for _ in range(5):
+            hidden = native.rms_norm(hidden, weight, 1e-6)
+        return hidden
+
+    first, replay = native.record(step, Workspace())
+    assert torch.equal(first, step())
+    inputs.copy_(torch.randn(3, 64))
+    assert torch.equal(replay(), step())
+
+
+def test_dead_tensors_give_their_memory_to_later_ones():
+    workspace = Workspace()
+    first = workspace.empty(2, 3000, dtype=torch.float32)
+    address = first.data_ptr()
+    second = workspace.empty(2, 3000, dtype=torch.float32)
+    assert second.data_ptr() != address
+    view = first[1:]
+    del first
+    assert workspace.empty(2, 3000, dtype=torch.float32).data_ptr() != address
+    del view
+    assert workspace.empty(5000, dtype=torch.int32).data_ptr() == address
+
+
+def test_an_error_ends_the_recording():
+    with pytest.raises(RuntimeError, match="on purpose"):
+        native.record(lambda: (_ for _ in ()).throw(RuntimeError("on purpose")), Workspace())
+    weight = torch.ones(16)
+    assert native.rms_norm(torch.ones(1, 16), weight, 0.0).data_ptr() != 0
+    with pytest.raises(RuntimeError, match="nothing is being recorded"):
+        native._cpu.recorded()
