@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     quantize: Literal["none", "int8", "int4"] = Field("none", description="quantize weights")
     group_size: Literal[32, 64, 128] = Field(64, description="inputs per int4 scale")
     context_length: int | None = Field(None, ge=1, description="tokens; default: the model's")
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        "auto",
+        description="auto: the model's own; int8 holds nearly twice the tokens (CPU kernels)",
+    )
     kv_cache_memory: ByteSize | None = Field(
         None, description="memory of the KV cache such as 2GiB; default: up to half of what is free"
     )

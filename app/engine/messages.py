@@ -162,6 +162,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     block_size: int
     context_length: int | None
     kv_cache_memory: int | None
+    kv_cache_dtype: Literal["auto", "int8"]
     max_batch_tokens: int
     max_sequences: int
     max_waiting: int

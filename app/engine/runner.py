@@ -54,10 +54,11 @@ class ModelRunner:
             report.seconds,
         )
         self.block_size = config.block_size
+        self.cache_dtype = self._cache_dtype(config)
         self.blocks = self._count_blocks(config, model_config)
         shape = (self.blocks, self.block_size, model_config.kv_heads, model_config.head_dim)
         self.caches = tuple(
-            self.operations.allocate_cache(*shape, self.dtype, self.device)
+            self.operations.allocate_cache(*shape, self.cache_dtype, self.device)
             for _ in range(model_config.layers)
         )
         self._untouched = _huge_pages(self.caches)
@@ -83,6 +84,16 @@ class ModelRunner:
             page.bitwise_or_(0)
         return page is not None
 
+    def _cache_dtype(self, config: EngineConfig) -> torch.dtype:
+        if config.kv_cache_dtype == "auto":
+            return self.dtype
+        if self.operations is not kernels.native:
+            raise ConfigurationError(
+                "kv_cache_dtype int8 needs the native CPU kernels, in float32 or bfloat16: "
+                "leave it at auto"
+            )
+        return torch.int8
+
     def _start_threads(self, threads: int | None) -> None:
         if self.operations is not kernels.native:
             if threads:
@@ -98,7 +109,9 @@ class ModelRunner:
         )
 
     def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:
-        token_bytes = 2 * model.layers * model.kv_heads * model.head_dim * self.dtype.itemsize
+        scale = 4 if self.cache_dtype == torch.int8 else 0
+        head_bytes = model.head_dim * self.cache_dtype.itemsize + scale
+        token_bytes = 2 * model.layers * model.kv_heads * head_bytes
         block_bytes = token_bytes * self.block_size
         per_context = -(-self.context_length // self.block_size)
         memory = config.kv_cache_memory

@@ -27,7 +27,7 @@ try:
 except ImportError:
     _cpu = None
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _F32, _BF16, _INT8, _INT4 = range(4)
 _LANES = 16
 _HUGE_PAGE = 1 << 21
@@ -276,6 +276,7 @@ def allocate_cache(
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of one layer (drawn in cpu/ops.h); the first dimension counts blocks.
 
+    `dtype` int8 halves what bfloat16 takes: codes, and a float32 scale for every token and head.
     Pages that the system hands out, zeroed, when a block is first written: a cache costs no time at
     the start, and no memory before it is used.
     """
@@ -288,7 +289,9 @@ def allocate_cache(
         return torch.frombuffer(memory, dtype=dtype).view(blocks, width)
 
     padded = -(-head_dim // _LANES) * _LANES
-    return pages(kv_heads * block_size * head_dim), pages(kv_heads * block_size * padded)
+    scale = 4 if dtype == torch.int8 else 0
+    tokens = kv_heads * block_size
+    return pages(tokens * (head_dim + scale)), pages(tokens * (padded + scale))
 
 
 def attend(

@@ -17,6 +17,8 @@ import torch
 from conftest import start_server, stop_server
 from transformers import AutoModelForCausalLM
 
+from app.kernels import native
+
 MESSAGES = [{"role": "user", "content": "Once upon a time 今日は"}]
 
 
@@ -318,3 +320,32 @@ def test_a_broken_model_is_one_line_and_status_2(tiny_model_dir, tmp_path, break
     assert last.startswith("hagane: ")
     assert breakage in last
     assert "Traceback" not in result.stderr
+
+
+def test_an_int8_cache_holds_more_tokens_in_the_same_memory(tiny_model_dir, tmp_path):
+    if not native.available():
+        pytest.skip("kernels not built")
+    tokens = {}
+    for dtype in ("auto", "int8"):
+        flags = ("--kv-cache-memory", "8MiB", "--kv-cache-dtype", dtype)
+        server = start_server(tiny_model_dir, tmp_path / "log", *flags)
+        try:
+            server.wait_ready()
+            body = {"model": tiny_model_dir.name, "prompt": [5] * 40, "max_tokens": 20}
+            response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+            assert response.status_code == 200
+            assert response.json()["usage"]["completion_tokens"] > 0
+            metrics = httpx.get(f"{server.url}/metrics").text
+            tokens[dtype] = float(metrics.split("\nhagane_kv_cache_blocks_total ")[1].split()[0])
+        finally:
+            stop_server(server)
+    # Float32 against one byte and a scale for each head.
+    assert tokens["int8"] > 2 * tokens["auto"]
+
+
+def test_an_int8_cache_without_native_kernels_is_refused(tiny_model_dir):
+    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(tiny_model_dir)]
+    command += ["--port", "0", "--dtype", "float16", "--kv-cache-dtype", "int8"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "kv_cache_dtype" in result.stderr.strip().splitlines()[-1]

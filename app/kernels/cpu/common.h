@@ -13,7 +13,7 @@ namespace hagane {
 
 using bf16 = uint16_t;
 
-enum class DType : int { f32 = 0, bf16 = 1 };
+enum class DType : int { f32 = 0, bf16 = 1, int8 = 2 };
 
 inline float to_float(float value) { return value; }
 

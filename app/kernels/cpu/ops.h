@@ -58,8 +58,9 @@ struct Linear {
 // One call of attention over a paged cache.
 //   keys    [blocks][kv_heads][block_size / 16][head_dim / pair][16][pair]
 //   values  [blocks][kv_heads][block_size / pair][padded head_dim][pair]
-// with pair = 2 for bf16 and 1 for f32: what one 4-byte lane holds. Padded head_dim is a multiple
-// of 16.
+// with pair = 2 for bf16 and int8 and 1 for f32. Padded head_dim is a multiple of 16. In an int8
+// cache the codes of each block are followed by their scales, float [kv_heads][block_size]: one for
+// every token and head, of its key or its value.
 struct Attention {
   Matrix q, out;  // [tokens, heads * head_dim]
   DType cache_dtype;
