@@ -62,6 +62,7 @@ def test_a_signal_lets_streams_finish_and_refuses_new_requests(launch):
     server = launch("--shutdown-grace", "30")
     engine = psutil.Process(server.wait_ready()["engine_pid"])
     stream = Stream(server, 450)
+    engine.suspend()  # so that the stream surely outlasts what follows
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     ready = httpx.get(f"{server.url}/health/ready")
@@ -69,6 +70,7 @@ def test_a_signal_lets_streams_finish_and_refuses_new_requests(launch):
     refused = httpx.post(f"{server.url}/v1/chat/completions", json=LONG | {"stream": False})
     assert refused.status_code == 503
     assert "retry-after" in refused.headers
+    engine.resume()
     stream.join(30)
     assert stream.events[-1] == "[DONE]"
     assert json.loads(stream.events[-2])["choices"][0]["finish_reason"] == "length"
