@@ -127,7 +127,8 @@ class Int4(nn.Module):
         """The weights [out, in], dequantized to `dtype`."""
         codes = unpack_int4(self.weight_int4).to(dtype).sub_(8)
         groups = codes.unflatten(1, (-1, self.group_size))
-        return groups.mul_(self.scale[:, :, None].to(dtype)).flatten(1)
+        weights: Tensor = groups.mul_(self.scale[:, :, None].to(dtype)).flatten(1)
+        return weights
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return _added(F.linear(x, self.matrix(x.dtype), self.bias), residual)

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from app.kernels import Operations, reference
 from app.transformer.attention import AttentionContext
 from app.transformer.config import ModelConfig
-from app.transformer.linear import Quantization, make_embedding, make_linear
+from app.transformer.linear import (
+    DenseEmbedding,
+    Int8Embedding,
+    PackedEmbedding,
+    Quantization,
+    make_embedding,
+    make_linear,
+)
 from app.transformer.rope import RotaryEmbedding
 
 
@@ -185,7 +192,7 @@ class Transformer(nn.Module):
         return scores
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> DenseEmbedding | Int8Embedding | PackedEmbedding:
         """The embedding that scores the vocabulary."""
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
