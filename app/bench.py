@@ -65,6 +65,8 @@ async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:
 
     with Progress(transient=True) as progress:
         bar = progress.add_task("measuring", total=len(plan.prompts) + len(plan.streams))
+        # As in a server that has been up for a moment: the engine prepares its memory while idle.
+        await asyncio.sleep(1)
         await _decode(client, [prompt(plan.context)], 4)
         prefill, decode = {}, {}
         for length in plan.prompts:

@@ -1,11 +1,14 @@
 """Hagane beside its peers on this machine: alternating runs, medians, ratios.
 
-Usage: python benchmarks/compare.py [--peers PYTHON] [--model DIRECTORY] [--rounds N] [--json FILE]
+Usage: python benchmarks/compare.py [--llama PYTHON] [--openvino PYTHON] [--model DIRECTORY]
+                                    [--rounds N] [--json FILE]
 
-The load is a random model in Qwen3-0.6B's shape. transformers is always compared; with `--peers`,
-the interpreter of an environment that has `llama-cpp-python` and `gguf`, llama.cpp is, too:
+The load is a random model in Qwen3-0.6B's shape. transformers is always compared; other peers are,
+too, where the interpreter of an environment that has them is given:
 
-    python -m venv runs/peers && runs/peers/bin/pip install llama-cpp-python gguf
+    python -m venv runs/llama && runs/llama/bin/pip install llama-cpp-python gguf
+    python -m venv runs/openvino && runs/openvino/bin/pip install \\
+        openvino-genai optimum-intel[openvino] nncf torch
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def hagane(model: Path, plan: dict) -> dict:
     ])  # fmt: skip
 
 
-def prepare(model: Path, peers: str | None) -> dict[str, Path]:
+def prepare(model: Path, llama: str | None, openvino: str | None) -> dict[str, Path]:
     """Every file that is compared, made once."""
     if not (model / "config.json").is_file():
         make_model(model)
@@ -62,23 +65,30 @@ def prepare(model: Path, peers: str | None) -> dict[str, Path]:
         if not files[bits].is_dir():
             command = [sys.executable, "-m", "app.cli", "quantize", str(model), str(files[bits])]
             subprocess.run([*command, f"--{bits}"], check=True)
-    for kind in ("Q8_0", "Q4_0") if peers else ():
+    for kind in ("Q8_0", "Q4_0") if llama else ():
         files[kind] = model.with_name(f"{model.name}-{kind}.gguf")
         if not files[kind].is_file():
             script = str(HERE / "peer_llama.py")
             paths = [str(model), str(files[kind])]
-            subprocess.run([peers, script, "--convert", *paths, kind], check=True)
+            subprocess.run([llama, script, "--convert", *paths, kind], check=True)
+    if openvino:
+        files["g64"] = model.with_name(f"{model.name}-openvino-int4")
+        if not files["g64"].is_dir():
+            script = str(HERE / "peer_openvino.py")
+            paths = [str(model), str(files["g64"])]
+            subprocess.run([openvino, script, "--convert", *paths], check=True)
     return files
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", help="Python of an environment with llama-cpp-python and gguf")
+    parser.add_argument("--llama", help="Python of an environment with llama-cpp-python and gguf")
+    parser.add_argument("--openvino", help="Python of an environment with OpenVINO's packages")
     parser.add_argument("--model", type=Path, default=Path("runs/qwen3-0.6b-shape"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for every single figure")
     options = parser.parse_args()
-    files = prepare(options.model, options.peers)
+    files = prepare(options.model, options.llama, options.openvino)
     plan = PLAN | {"threads": len(native.usable_cores()), "rounds": 1}
     plan_file = options.model.with_name("plan.json")
     plan_file.write_text(json.dumps(plan))
@@ -91,9 +101,12 @@ def main() -> None:
             [sys.executable, str(HERE / "peer_transformers.py"), str(options.model), str(plan_file)]
         ),
     }
-    for kind in ("Q8_0", "Q4_0") if options.peers else ():
-        script = [options.peers, str(HERE / "peer_llama.py"), str(files[kind]), str(plan_file)]
+    for kind in ("Q8_0", "Q4_0") if options.llama else ():
+        script = [options.llama, str(HERE / "peer_llama.py"), str(files[kind]), str(plan_file)]
         runners[f"llama.cpp {kind}"] = lambda script=script: run(script)
+    if options.openvino:
+        peer = [str(HERE / "peer_openvino.py"), str(files["g64"]), str(plan_file)]
+        runners["OpenVINO int4 g64"] = lambda: run([options.openvino, *peer])
 
     bandwidth = memory_bandwidth()
     results: dict[str, list[dict]] = {name: [] for name in runners}
@@ -142,7 +155,8 @@ def table(results: dict[str, list[dict]], bandwidth: float, files: dict[str, Pat
 
 
 def weight_bytes(path: Path) -> int:
-    file = path / "model.safetensors" if path.is_dir() else path
+    names = ("model.safetensors", "openvino_model.bin")
+    file = next((path / name for name in names if (path / name).is_file()), path)
     return file.stat().st_size if file.is_file() else 0
 
 

@@ -163,11 +163,10 @@ class ModelRunner:
 
 
 def _huge_pages(caches: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-    """One byte of every two megabytes, each as int8 [1]."""
-    for keys, values in caches:
-        for tensor in (keys, values):
-            flat = tensor.view(-1).view(torch.int8)
-            yield from (flat[at : at + 1] for at in range(0, len(flat), 1 << 21))
+    """One byte of every two megabytes, each as int8 [1]; in the order in which blocks are used."""
+    flat = [tensor.view(-1).view(torch.int8) for pair in caches for tensor in pair]
+    for at in range(0, max(map(len, flat)), 1 << 21):
+        yield from (tensor[at : at + 1] for tensor in flat if at < len(tensor))
 
 
 def resolve_device(name: str) -> torch.device:
