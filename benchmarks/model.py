@@ -5,14 +5,13 @@ Usage: python benchmarks/model.py DIRECTORY   (about 1.2 GB)
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
-
-BUILTIN = Path(__file__).resolve().parents[1] / "models" / "hagane-mini"
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 
 def make_model(directory: Path) -> None:
@@ -24,9 +23,15 @@ def make_model(directory: Path) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    # Any tokenizer does: the load is random token ids.
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(BUILTIN / name, directory / name)
+    make_tokenizer(config.vocab_size).save_pretrained(directory)
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A word for every id: the load is random ids, but every token streamed shall have a text."""
+    words = {f"t{i}": i for i in range(vocab_size)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="t1")), eos_token="t0"
+    )
 
 
 if __name__ == "__main__":
