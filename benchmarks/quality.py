@@ -1,6 +1,6 @@
 """Bits per byte of a text file by quantization, beside llama.cpp with the same weights.
 
-Usage: python benchmarks/quality.py MODEL TEXT [--peers PYTHON] [--windows N]
+Usage: python benchmarks/quality.py MODEL TEXT [--llama PYTHON] [--windows N]
 
 TEXT is plain text or JSON Lines with `text` or `messages`. Windows of 256 tokens are scored through
 the HTTP API (`echo` with `logprobs`), each token but the first; lower is better.
@@ -87,13 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--peers", help="Python of an environment with llama-cpp-python and gguf")
+    parser.add_argument("--llama", help="Python of an environment with llama-cpp-python and gguf")
     parser.add_argument("--windows", type=int, default=100)
     options = parser.parse_args()
     parts, size = windows(options.model, options.text, options.windows)
     scores = {f"Hagane {q}": hagane(options.model, q, parts) for q in ("none", "int8", "int4")}
-    for kind in ("F32", "Q8_0", "Q4_0") if options.peers else ():
-        scores[f"llama.cpp {kind}"] = llama(options.peers, options.model, kind, parts)
+    for kind in ("F32", "Q8_0", "Q4_0") if options.llama else ():
+        scores[f"llama.cpp {kind}"] = llama(options.llama, options.model, kind, parts)
     print(f"{len(parts)} windows of {WINDOW} tokens, {size} bytes of {options.text.name}\n")
     print("| weights | bits per byte | against unquantized |\n|---|---|---|")
     for name, nats in scores.items():
