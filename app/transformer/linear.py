@@ -31,8 +31,8 @@ from torch.nn import functional as F  # noqa: N812
 from app.kernels import Operations, native
 
 GROUP_SIZES = (128, 64, 32)
-# Clipping ratios tried for every int4 group; the one with the least squared error wins.
-_CLIPPING = tuple(1.0 - 0.04 * step for step in range(10))
+# Ratios of the scale tried for every int4 group; the one with the least squared error wins.
+_CLIPPING = tuple(1.04 - 0.04 * step for step in range(10))
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,13 @@ class Int4(nn.Module):
         Scales are those of least squared error.
         """
         groups = weight.float().unflatten(1, (-1, self.group_size))
-        largest = groups.abs().amax(dim=2, keepdim=True).clamp_min(1e-12) / 7
-        best_error = torch.full_like(largest, torch.inf)
-        best_scale = largest
+        # The largest weight gets code -8, by the sign of the scale: the codes reach further down.
+        extreme = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True)) / -8
+        extreme = torch.where(extreme.abs() < 1e-12, 1e-12, extreme)
+        best_error = torch.full_like(extreme, torch.inf)
+        best_scale = extreme
         for ratio in _CLIPPING:
-            scale = largest * ratio
+            scale = extreme * ratio
             codes = (groups / scale).round().clamp(-8, 7)
             error = (codes * scale - groups).square().sum(dim=2, keepdim=True)
             best_scale = torch.where(error < best_error, scale, best_scale)
