@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint bench format clean
+.PHONY: help install serve test lint bench asan format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,13 @@ lint: install  ## ruff (lint and format) and mypy, changing nothing
 
 bench: install  ## measure the built-in model on this machine
 	$(BIN)/hagane bench hagane-mini $(ARGS)
+
+asan: install  ## test the native kernels under GCC's AddressSanitizer, then build them again without
+	CFLAGS=-fsanitize=address LDFLAGS=-fsanitize=address \
+		$(BIN)/python setup.py --quiet build_ext --inplace --force
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python -m pytest tests/kernels tests/engine/test_graphs.py; \
+		status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
 
 format: install  ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
