@@ -12,7 +12,6 @@ import ctypes
 import json
 import logging
 import mmap
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.errors import ModelError
+from app.files import commit, write_text
 from app.kernels import Operations, reference
 from app.transformer.config import CONFIG_FILE, ModelConfig
 from app.transformer.linear import (
@@ -315,15 +315,5 @@ def write_directory(directory: Path, tensors: dict[str, Tensor], config: dict[st
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f".{WEIGHTS_FILE}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
-    _commit(partial, directory / WEIGHTS_FILE)
-    partial = directory / f".{CONFIG_FILE}.partial"
-    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _commit(partial, directory / CONFIG_FILE)
-
-
-def _commit(partial: Path, final: Path) -> None:
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    # The safetensors writer keeps its files to their owner; a model is as readable as its folder.
-    partial.chmod(0o644)
-    partial.replace(final)
+    commit(partial, directory / WEIGHTS_FILE)
+    write_text(directory / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
