@@ -88,8 +88,7 @@ async def load(url: str, clients: int, requests: int, seed: int) -> dict[str, fl
     seen: list[tuple[float, float]] = []
 
     async def client(http: AsyncOpenAI, prompts: list[list[int]]) -> None:
-        for prompt in prompts:
-            seen.append(await stream(http, prompt))
+        seen.extend([await stream(http, prompt) for prompt in prompts])
 
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600) as http:
         prompts = [
