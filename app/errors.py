@@ -51,6 +51,18 @@ class ModelNotFoundError(InvalidRequestError):
     code = "model_not_found"
 
 
+class NotFoundError(InvalidRequestError):
+    """The request names a file, job or alias that does not exist."""
+
+    code = "not_found"
+
+
+class ConflictError(InvalidRequestError):
+    """What is asked for contradicts what is there now; the message names both."""
+
+    code = "conflict"
+
+
 class QueueFullError(HaganeError):
     """The waiting queue is at its bound; try again after `retry_after` seconds."""
 

@@ -13,12 +13,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.errors import (
+    ConflictError,
     DeadlineExceededError,
     EngineCrashedError,
     EngineUnavailableError,
     HaganeError,
     InvalidRequestError,
     ModelNotFoundError,
+    NotFoundError,
     QueueFullError,
 )
 
@@ -56,8 +58,11 @@ def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """(HTTP status, body, headers) of an error of ours."""
     message = str(error)
     if isinstance(error, InvalidRequestError):
-        status = 404 if isinstance(error, ModelNotFoundError) else 400
-        return status, error_body(message, "invalid_request_error", error.param, error.code), {}
+        body = error_body(message, "invalid_request_error", error.param, error.code)
+        if isinstance(error, ConflictError):
+            # The SDK repeats a request after 409 unless it is told not to.
+            return 409, body, {"x-should-retry": "false"}
+        return (404 if isinstance(error, ModelNotFoundError | NotFoundError) else 400), body, {}
     if isinstance(error, AuthenticationError):
         body = error_body(message, "invalid_request_error", None, error.code)
         return 401, body, {"WWW-Authenticate": "Bearer"}

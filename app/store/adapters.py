@@ -1,0 +1,113 @@
+"""The adapters that are kept: made by jobs or loaded from elsewhere, promoted or not."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from app.errors import ConflictError, ModelNotFoundError
+from app.store import tables
+from app.store.database import Database
+
+_adapters, _generations = tables.adapters, tables.alias_generations
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """One adapter for the base model `root`; only a promoted one is served.
+
+    `digest` is its content's (`adapter_digest`), `job` the job that made it.
+    """
+
+    name: str
+    root: str
+    directory: str
+    digest: str
+    promoted: bool = True
+    job: str | None = None
+    created_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def path(self) -> Path:
+        """The adapter's directory."""
+        return Path(self.directory)
+
+
+class Adapters:
+    """All adapters of one data directory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, name: str) -> StoredAdapter | None:
+        """The adapter `name`, promoted or not."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(_adapters).where(_adapters.c.name == name))
+            found = row.mappings().one_or_none()
+        return None if found is None else StoredAdapter(**found)
+
+    def list(self) -> list[StoredAdapter]:
+        """All, oldest first."""
+        query = sa.select(_adapters).order_by(_adapters.c.created_at, _adapters.c.name)
+        with self._database.read() as connection:
+            return [StoredAdapter(**row) for row in connection.execute(query).mappings()]
+
+    def put(self, adapter: StoredAdapter) -> None:
+        """Add it, or put it in the place of the one of the same name."""
+        with self._database.write() as connection:
+            connection.execute(_adapters.delete().where(_adapters.c.name == adapter.name))
+            connection.execute(_adapters.insert().values(**vars(adapter)))
+
+    def promote(self, name: str) -> StoredAdapter:
+        """Let it be served; its job then names it as its result. Raises ModelNotFoundError."""
+        with self._database.write() as connection:
+            row = connection.execute(
+                _adapters.update()
+                .where(_adapters.c.name == name)
+                .values(promoted=True)
+                .returning(_adapters)
+            )
+            found = row.mappings().one_or_none()
+            if found is None:
+                raise _not_found(name)
+            jobs = tables.jobs
+            connection.execute(
+                jobs.update().where(jobs.c.id == found["job"]).values(fine_tuned_model=name)
+            )
+        return StoredAdapter(**found)
+
+    def delete(self, name: str) -> StoredAdapter:
+        """Forget it; its directory is the caller's.
+
+        Raises ModelNotFoundError, or ConflictError while an alias points to it.
+        """
+        latest = sa.select(_generations.c.name, sa.func.max(_generations.c.generation))
+        with self._database.write() as connection:
+            user = connection.execute(
+                sa.select(_generations.c.name).where(
+                    sa.tuple_(_generations.c.name, _generations.c.generation).in_(
+                        latest.group_by(_generations.c.name)
+                    ),
+                    sa.or_(_generations.c.target == name, _generations.c.candidate == name),
+                )
+            ).scalar()
+            if user is not None:
+                raise ConflictError(
+                    f"The alias '{user}' points to '{name}'; point it elsewhere first.",
+                    param="model",
+                    code="model_in_use",
+                )
+            row = connection.execute(
+                _adapters.delete().where(_adapters.c.name == name).returning(_adapters)
+            )
+            found = row.mappings().one_or_none()
+        if found is None:
+            raise _not_found(name)
+        return StoredAdapter(**found)
+
+
+def _not_found(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(f"There is no adapter '{name}' here.", param="model")

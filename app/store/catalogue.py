@@ -1,0 +1,103 @@
+"""From the name in a request to the weights that answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from app.errors import ConflictError
+from app.store import tables
+from app.store.adapters import Adapters, StoredAdapter
+from app.store.aliases import Aliases
+from app.store.database import Database
+
+
+@dataclass(frozen=True)
+class Served:
+    """What answers to a name: the base model `root`, or an adapter on it.
+
+    `id` is the model's own name, also when the request named an alias. `digest` is the adapter's
+    content's, so that equal adapters are equal whatever they are called.
+    """
+
+    id: str
+    root: str
+    adapter_directory: Path | None
+    digest: str | None
+    created: int
+
+
+class Catalogue:
+    """Every name that a server of the base model `base` answers to, but the base model's own."""
+
+    def __init__(self, database: Database, base: str) -> None:
+        self._database = database
+        self._base = base
+        self._adapters = Adapters(database)
+        self._aliases = Aliases(database)
+
+    def resolve(self, name: str) -> Served | None:
+        """An alias (drawing between target and candidate), an adapter, or a job's checkpoint.
+
+        Adapters of other base models, those not promoted, and those whose directory is gone are
+        not served: None.
+        """
+        model = self._aliases.resolve(name) or name
+        if model == self._base:
+            return None if model == name else Served(model, model, None, None, 0)
+        stored = self._adapters.find(model)
+        if stored is not None:
+            return self._served(stored)
+        return self._checkpoint(model)
+
+    def list(self) -> list[Served]:
+        """What `/v1/models` adds to the base model: adapters and aliases, by age."""
+        served = [found for stored in self._adapters.list() if (found := self._served(stored))]
+        aliases = [
+            Served(alias.name, alias.target or self._base, None, None, alias.created_at)
+            for alias in self._aliases.current()
+        ]
+        return served + aliases
+
+    def register(self, name: str, directory: Path, digest: str, *, replace: bool = False) -> Served:
+        """Serve the adapter in `directory` under `name` from now on, also after a restart.
+
+        Raises ConflictError if the name is taken, unless an adapter has it and `replace` is true.
+        """
+        taken = name == self._base or self._aliases.resolve(name) is not None
+        if taken or (self._adapters.find(name) is not None and not replace):
+            raise ConflictError(
+                f"The name '{name}' is taken; choose another, or unload it first.",
+                param="lora_name",
+                code="name_taken",
+            )
+        stored = StoredAdapter(name, self._base, str(directory), digest)
+        self._adapters.put(stored)
+        return _as_served(stored)
+
+    def remove(self, name: str) -> None:
+        """Serve the adapter no more. Raises ModelNotFoundError, or ConflictError for an alias."""
+        self._adapters.delete(name)
+
+    def _served(self, stored: StoredAdapter) -> Served | None:
+        usable = stored.promoted and stored.root == self._base and stored.path.is_dir()
+        return _as_served(stored) if usable else None
+
+    def _checkpoint(self, name: str) -> Served | None:
+        checkpoints, jobs = tables.checkpoints, tables.jobs
+        query = (
+            sa.select(checkpoints, jobs.c.model)
+            .join(jobs, jobs.c.id == checkpoints.c.job)
+            .where(checkpoints.c.name == name, jobs.c.model == self._base)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None or not Path(row["directory"]).is_dir():
+            return None
+        return Served(name, self._base, Path(row["directory"]), row["digest"], row["created_at"])
+
+
+def _as_served(stored: StoredAdapter) -> Served:
+    return Served(stored.name, stored.root, stored.path, stored.digest, stored.created_at)

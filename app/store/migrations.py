@@ -1,0 +1,92 @@
+"""The schema's history: step N brings a database from version N to N + 1. Steps never change."""
+
+from __future__ import annotations
+
+_FIRST = (
+    """
+    CREATE TABLE files (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        filename TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE jobs (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL,
+        finished_at INTEGER,
+        status TEXT NOT NULL,
+        model TEXT NOT NULL,
+        suffix TEXT,
+        training_file TEXT NOT NULL,
+        validation_file TEXT,
+        request JSON NOT NULL,
+        spec JSON NOT NULL,
+        fine_tuned_model TEXT,
+        trained_tokens INTEGER,
+        error JSON,
+        plan JSON,
+        progress JSON,
+        result JSON,
+        heartbeat_at FLOAT,
+        deaths INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    "CREATE INDEX jobs_status ON jobs (status, sequence)",
+    """
+    CREATE TABLE events (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        job TEXT NOT NULL REFERENCES jobs (id),
+        created_at INTEGER NOT NULL,
+        level TEXT NOT NULL,
+        type TEXT NOT NULL,
+        message TEXT NOT NULL,
+        data JSON NOT NULL
+    )
+    """,
+    "CREATE INDEX events_job ON events (job, sequence)",
+    """
+    CREATE TABLE checkpoints (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        job TEXT NOT NULL REFERENCES jobs (id),
+        created_at INTEGER NOT NULL,
+        name TEXT NOT NULL UNIQUE,
+        step INTEGER NOT NULL,
+        directory TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        metrics JSON NOT NULL
+    )
+    """,
+    "CREATE INDEX checkpoints_job ON checkpoints (job, sequence)",
+    """
+    CREATE TABLE adapters (
+        name TEXT NOT NULL PRIMARY KEY,
+        root TEXT NOT NULL,
+        directory TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        promoted BOOLEAN NOT NULL,
+        job TEXT REFERENCES jobs (id)
+    )
+    """,
+    """
+    CREATE TABLE alias_generations (
+        name TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        target TEXT,
+        candidate TEXT,
+        percentage FLOAT NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (name, generation)
+    )
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)

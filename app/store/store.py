@@ -1,0 +1,62 @@
+"""Everything durable, opened together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import ConfigurationError
+from app.store.adapters import Adapters
+from app.store.aliases import Aliases
+from app.store.database import Database
+from app.store.files import Files
+from app.store.jobs import Jobs
+
+DATABASE_FILE = "hagane.sqlite3"
+
+
+@dataclass(frozen=True)
+class Store:
+    """One data directory: `hagane.sqlite3`, `files/` and, a folder for each job, `jobs/`."""
+
+    directory: Path
+    database: Database
+    files: Files
+    jobs: Jobs
+    aliases: Aliases
+    adapters: Adapters
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """Make or open it. Raises ConfigurationError when it cannot be written to."""
+        directory = directory.absolute()
+        try:
+            for folder in ("files", "jobs"):
+                (directory / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"data_dir {directory} cannot be used: {error.strerror}"
+            ) from None
+        store = cls._of(directory, Database(directory / DATABASE_FILE))
+        store.files.sweep()
+        return store
+
+    @classmethod
+    def empty(cls) -> Store:
+        """One without anything in it, in memory: for a server that never keeps anything."""
+        return cls._of(Path(), Database(None))
+
+    @classmethod
+    def _of(cls, directory: Path, database: Database) -> Store:
+        return cls(
+            directory,
+            database,
+            Files(database, directory / "files"),
+            Jobs(database),
+            Aliases(database),
+            Adapters(database),
+        )
+
+    def job_directory(self, job_id: str) -> Path:
+        """The folder that the job's training writes to."""
+        return self.directory / "jobs" / job_id

@@ -1,0 +1,96 @@
+"""The tables as queries name them; `migrations` makes them, a test holds both together.
+
+`sequence` is the order of arrival: what lists are sorted and paged by.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+
+def _sequence() -> sa.Column[int]:
+    return sa.Column("sequence", sa.Integer, primary_key=True)
+
+
+files = sa.Table(
+    "files",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("finished_at", sa.Integer),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("suffix", sa.Text),
+    sa.Column("training_file", sa.Text, nullable=False),
+    sa.Column("validation_file", sa.Text),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("fine_tuned_model", sa.Text),
+    sa.Column("trained_tokens", sa.Integer),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("plan", sa.JSON(none_as_null=True)),
+    sa.Column("progress", sa.JSON(none_as_null=True)),
+    sa.Column("result", sa.JSON(none_as_null=True)),
+    sa.Column("heartbeat_at", sa.Float),
+    sa.Column("deaths", sa.Integer, nullable=False),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("directory", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+)
+adapters = sa.Table(
+    "adapters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("root", sa.Text, nullable=False),
+    sa.Column("directory", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("promoted", sa.Boolean, nullable=False),
+    sa.Column("job", sa.Text),
+)
+alias_generations = sa.Table(
+    "alias_generations",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("generation", sa.Integer, primary_key=True),
+    sa.Column("target", sa.Text),
+    sa.Column("candidate", sa.Text),
+    sa.Column("percentage", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+)

@@ -1,0 +1,96 @@
+"""Which name is answered by which weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import ConflictError, ModelNotFoundError
+from app.store.adapters import StoredAdapter
+from app.store.aliases import AliasGeneration
+from app.store.catalogue import Catalogue
+from app.store.jobs import Checkpoint, Job, new_job_id
+
+
+@pytest.fixture
+def catalogue(store):
+    return Catalogue(store.database, "base")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    made = tmp_path / "adapter"
+    made.mkdir()
+    return made
+
+
+def test_a_registered_adapter_is_served_until_removed(catalogue, directory):
+    served = catalogue.register("mine", directory, "d1")
+    assert catalogue.resolve("mine") == served
+    assert (served.root, served.adapter_directory, served.digest) == ("base", directory, "d1")
+    assert catalogue.list() == [served]
+    catalogue.remove("mine")
+    assert catalogue.resolve("mine") is None
+    with pytest.raises(ModelNotFoundError):
+        catalogue.remove("mine")
+
+
+def test_a_taken_name_is_refused_unless_an_adapter_is_replaced(catalogue, store, directory):
+    catalogue.register("mine", directory, "d1")
+    store.aliases.set(AliasGeneration("alias", "mine"))
+    for name in ("base", "alias", "mine"):
+        with pytest.raises(ConflictError):
+            catalogue.register(name, directory, "d2")
+    assert catalogue.register("mine", directory, "d2", replace=True).digest == "d2"
+    assert catalogue.resolve("mine").digest == "d2"
+
+
+def test_aliases_lead_to_adapters_and_to_the_base_model(catalogue, store, directory):
+    catalogue.register("mine", directory, "d1")
+    store.aliases.set(AliasGeneration("support", "mine"))
+    assert catalogue.resolve("support").id == "mine"
+    store.aliases.set(AliasGeneration("support", "base"))
+    served = catalogue.resolve("support")
+    assert (served.id, served.adapter_directory) == ("base", None)
+    store.aliases.set(AliasGeneration("support", "mine", candidate="base", percentage=100))
+    assert catalogue.resolve("support").id == "base"
+    assert [served.id for served in catalogue.list()] == ["mine", "support"]
+
+
+def test_an_adapter_in_use_by_an_alias_stays(catalogue, store, directory):
+    catalogue.register("mine", directory, "d1")
+    store.aliases.set(AliasGeneration("support", "base", candidate="mine", percentage=1))
+    with pytest.raises(ConflictError, match="support"):
+        catalogue.remove("mine")
+    store.aliases.set(AliasGeneration("support", "base"))
+    catalogue.remove("mine")
+
+
+def test_what_must_not_be_served_is_not(catalogue, store, directory):
+    store.adapters.put(StoredAdapter("kept", "base", str(directory), "d", promoted=False))
+    store.adapters.put(StoredAdapter("other", "another-base", str(directory), "d"))
+    store.adapters.put(StoredAdapter("gone", "base", str(directory / "gone"), "d"))
+    assert [catalogue.resolve(n) for n in ("kept", "other", "gone", "base")] == [None] * 4
+    assert catalogue.list() == []
+    store.adapters.promote("kept")
+    assert catalogue.resolve("kept").id == "kept"
+
+
+def test_checkpoints_are_served_by_name(catalogue, store, directory):
+    job = Job(new_job_id(), 1, "running", "base", "file", {}, {})
+    store.jobs.add(job)
+    name = job.checkpoint_name(7)
+    store.jobs.add_checkpoint(job.id, Checkpoint(name, 7, str(directory), "d7", {}))
+    served = catalogue.resolve(name)
+    assert (served.id, served.digest, served.adapter_directory) == (name, "d7", directory)
+    assert catalogue.list() == []
+    assert Catalogue(store.database, "another").resolve(name) is None
+
+
+def test_promotion_names_the_model_as_the_job_s_result(store, directory):
+    job = Job(new_job_id(), 1, "succeeded", "base", "file", {}, {})
+    store.jobs.add(job)
+    adapter = StoredAdapter(job.model_name, "base", str(directory), "d", False, job.id)
+    store.adapters.put(adapter)
+    store.adapters.promote(job.model_name)
+    assert store.jobs.get(job.id).fine_tuned_model == job.model_name
+    assert store.adapters.find(job.model_name).promoted

@@ -1,0 +1,74 @@
+"""Files on disk and in the list."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from app.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.store.jobs import Job, new_job_id
+from app.store.paging import Paging
+
+
+def put(store, content: bytes = b"one\n", name: str = "a.jsonl"):
+    with store.files.upload() as upload:
+        for start in range(0, len(content), 3):
+            upload.write(content[start : start + 3])
+        return upload.finish(name, "fine-tune")
+
+
+def test_a_finished_upload_is_listed_and_whole(store):
+    stored = put(store, b"some content")
+    assert stored.bytes == 12
+    assert stored.sha256 == hashlib.sha256(b"some content").hexdigest()
+    assert store.files.get(stored.id) == stored
+    assert store.files.path(stored.id).read_bytes() == b"some content"
+
+
+def test_an_abandoned_upload_leaves_nothing(store):
+    with pytest.raises(RuntimeError), store.files.upload() as upload:
+        upload.write(b"half of it")
+        raise RuntimeError("the client went away")
+    assert list((store.directory / "files").iterdir()) == []
+    assert store.files.list(Paging()).items == []
+
+
+def test_pages_cover_the_list_in_either_order(store):
+    ids = [put(store).id for _ in range(5)]
+    for newest_first in (True, False):
+        seen, after, more = [], None, True
+        while more:
+            page = store.files.list(Paging(after, 2, newest_first))
+            seen += [stored.id for stored in page.items]
+            after, more = seen[-1], page.has_more
+        assert seen == (ids[::-1] if newest_first else ids)
+    with pytest.raises(InvalidRequestError) as caught:
+        store.files.list(Paging("file-unknown"))
+    assert caught.value.param == "after"
+    assert store.files.list(Paging(), purpose="batch").items == []
+
+
+def test_a_file_in_use_is_not_deleted(store):
+    stored = put(store)
+    job = Job(new_job_id(), 1, "queued", "tiny", stored.id, {}, {})
+    store.jobs.add(job)
+    with pytest.raises(ConflictError, match=job.id):
+        store.files.delete(stored.id)
+    store.jobs.transition(job.id, ("queued",), "cancelled")
+    store.files.delete(stored.id)
+    assert not store.files.path(stored.id).exists()
+    with pytest.raises(NotFoundError):
+        store.files.get(stored.id)
+
+
+def test_sweeping_removes_old_remains_alone(store):
+    stored = put(store)
+    folder = store.directory / "files"
+    for name in ("file-old.partial", "file-new.partial"):
+        (folder / name).write_bytes(b"x")
+    for path in (folder / "file-old.partial", folder / stored.id):
+        os.utime(path, (1, 1))
+    store.files.sweep()
+    assert {path.name for path in folder.iterdir()} == {stored.id, "file-new.partial"}

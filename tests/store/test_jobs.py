@@ -1,0 +1,81 @@
+"""The queue of jobs."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import NotFoundError
+from app.store.jobs import Checkpoint, Event, Job, new_job_id
+from app.store.paging import Paging
+
+
+def add(store, status="queued") -> Job:
+    job = Job(new_job_id(), 1, status, "tiny", "file-a", {"n": 1}, {"s": 2}, suffix="mine")
+    store.jobs.add(job, Event("Created"))
+    return job
+
+
+def test_a_job_is_read_as_it_was_written(store):
+    job = add(store)
+    assert store.jobs.get(job.id) == job
+    with pytest.raises(NotFoundError):
+        store.jobs.get("ftjob-unknown")
+
+
+def test_names_follow_openai(store):
+    job = add(store)
+    assert job.model_name == f"ft:tiny:mine:{job.id[-8:]}"
+    assert job.checkpoint_name(88) == f"{job.model_name}:ckpt-step-88"
+
+
+def test_of_two_transitions_from_one_status_the_second_fails(store):
+    job = add(store)
+    assert store.jobs.transition(job.id, ("queued",), "running", Event("Started"))
+    assert not store.jobs.transition(job.id, ("queued",), "cancelled", Event("Cancelled"))
+    assert store.jobs.status(job.id) == "running"
+    messages = [event.message for event in store.jobs.events(job.id, Paging()).items]
+    assert messages == ["Started", "Created"]
+
+
+def test_finishing_sets_the_moment_and_the_values(store):
+    job = add(store, "running")
+    store.jobs.transition(job.id, ("running",), "succeeded", trained_tokens=5, fine_tuned_model="m")
+    done = store.jobs.get(job.id)
+    assert done.finished
+    assert done.finished_at is not None
+    assert (done.trained_tokens, done.fine_tuned_model) == (5, "m")
+
+
+def test_the_oldest_job_is_first_and_running_ones_before_it(store):
+    assert store.jobs.first("running", "queued") is None
+    older, newer = add(store), add(store)
+    assert store.jobs.first("running", "queued").id == older.id
+    store.jobs.transition(newer.id, ("queued",), "running")
+    assert store.jobs.first("running", "queued").id == newer.id
+
+
+def test_deaths_are_counted_since_the_last_checkpoint(store):
+    job = add(store, "running")
+    assert [store.jobs.count_death(job.id, Event("died", "warn")) for _ in range(2)] == [1, 2]
+    store.jobs.add_checkpoint(job.id, Checkpoint(job.checkpoint_name(2), 2, "d", "x", {}))
+    assert store.jobs.count_death(job.id, Event("died", "warn")) == 1
+
+
+def test_a_checkpoint_of_the_same_step_replaces_the_one_before(store):
+    job = add(store, "running")
+    for digest in ("x", "y"):
+        store.jobs.add_checkpoint(job.id, Checkpoint(job.checkpoint_name(2), 2, "d", digest, {}))
+    page = store.jobs.checkpoints(job.id, Paging())
+    assert [checkpoint.digest for checkpoint in page.items] == ["y"]
+
+
+def test_events_are_paged_per_job(store):
+    job, other = add(store), add(store)
+    store.jobs.record(job.id, [Event(f"step {n}") for n in range(3)], progress={"step": 3})
+    assert store.jobs.get(job.id).progress == {"step": 3}
+    page = store.jobs.events(job.id, Paging(limit=2, newest_first=False))
+    assert [event.message for event in page.items] == ["Created", "step 0"]
+    page = store.jobs.events(job.id, Paging(page.items[-1].id, 2, newest_first=False))
+    assert [event.message for event in page.items] == ["step 1", "step 2"]
+    assert not page.has_more
+    assert len(store.jobs.events(other.id, Paging()).items) == 1
