@@ -53,10 +53,7 @@ async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:
     started = time.monotonic()
     client = EngineClient(config)
     await client.start()
-    while client.state != "ready":
-        if client.state == "failed" and client.failure is not None:
-            raise HaganeError(client.failure.message)
-        await asyncio.sleep(0.01)
+    info = await client.ready()
     ready = time.monotonic() - started
     rng = random.Random(0)  # noqa: S311 - reproducible prompts
 
@@ -80,7 +77,7 @@ async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:
                 rates.append(await _decode(client, prompts, plan.new_tokens))
             decode[streams] = statistics.median(rates)
             progress.advance(bar)
-    peak = _peak_memory(client.info.pid) if client.info is not None else 0
+    peak = _peak_memory(info.pid)
     await client.stop(grace=5.0)
     return Result(ready, peak, prefill, decode)
 

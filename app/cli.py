@@ -149,11 +149,54 @@ def bench(arguments: list[str]) -> int:
     return 0
 
 
+def evaluate(arguments: list[str]) -> int:
+    """Measure how well a model predicts text and answers multiple-choice questions."""
+    import asyncio
+    import json
+    from dataclasses import asdict
+
+    from app.evaluation.run import Evaluation, run
+    from app.main import engine_config
+    from app.transformer.store import resolve_model
+
+    parser = argparse.ArgumentParser("hagane eval", description=evaluate.__doc__)
+    parser.add_argument("model", help="model directory, store name or hub id")
+    parser.add_argument("--text", type=Path, nargs="+", default=[], help="text or JSON Lines files")
+    parser.add_argument("--questions", type=Path, nargs="+", default=[], help="JSON Lines files")
+    parser.add_argument("--limit", type=int, help="documents or questions of a file at most")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    if not options.text and not options.questions:
+        parser.error("give a file with --text or --questions")
+    configure_logging("warning", "auto")
+    directory = resolve_model(options.model)
+    settings = Settings(
+        _cli_parse_args=False,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        threads=options.threads,
+    )
+    plan = Evaluation(tuple(options.text), tuple(options.questions), options.limit)
+    results = asyncio.run(run(engine_config(settings, str(directory)), plan))
+    if options.json:
+        print(json.dumps({str(path): asdict(result) for path, result in results.items()}))
+        return 0
+    for path, result in results.items():
+        print(f"{path}: {result}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "chat": chat,
     "quantize": quantize,
     "pretrain": pretrain,
+    "eval": evaluate,
     "bench": bench,
 }
 

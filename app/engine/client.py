@@ -46,6 +46,7 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 # An engine that lived this long was healthy: its death starts a new series of back-offs.
 _HEALTHY_SECONDS = 60.0
 _DRAIN_POLL_SECONDS = 0.05
+_READY_POLL_SECONDS = 0.01
 
 
 class EngineClient:
@@ -67,6 +68,14 @@ class EngineClient:
         """Start the engine process in the background; watch `state` for the outcome."""
         self.state = "starting"
         self._supervision = asyncio.create_task(self._supervise(), name="engine-supervision")
+
+    async def ready(self) -> EngineReady:
+        """Wait until the engine takes requests. Raises HaganeError if it cannot start."""
+        while self.info is None:
+            if self.failure is not None:
+                raise HaganeError(self.failure.message)
+            await asyncio.sleep(_READY_POLL_SECONDS)
+        return self.info
 
     async def drain(self, grace: float) -> None:
         """Take no more requests and wait for the running ones.
