@@ -191,6 +191,26 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def doctor(arguments: list[str]) -> int:
+    """Say what is found here, what a server would use, and what is missing."""
+    import json
+
+    from app.doctor import as_json, as_text, examine, failed
+
+    parser = argparse.ArgumentParser(
+        "hagane doctor",
+        description=f"{doctor.__doc__} Takes every setting of `hagane serve` too.",
+        epilog="The exit status is 1 when something keeps the server from running.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options, rest = parser.parse_known_args(arguments)
+    refuse_unknown_variables()
+    configure_logging("error", "auto")
+    findings = examine(Settings(_cli_parse_args=rest, _cli_prog_name="hagane doctor"))
+    print(json.dumps(as_json(findings)) if options.json else as_text(findings))
+    return 1 if failed(findings) else 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "chat": chat,
@@ -198,6 +218,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pretrain": pretrain,
     "eval": evaluate,
     "bench": bench,
+    "doctor": doctor,
 }
 
 

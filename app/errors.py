@@ -73,6 +73,16 @@ class QueueFullError(HaganeError):
         self.retry_after = retry_after
 
 
+class RateLimitError(HaganeError):
+    """The key has used up its allowance; try again after `retry_after` seconds."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class EngineUnavailableError(HaganeError):
     """The engine is starting, restarting or draining; try again after `retry_after` seconds."""
 

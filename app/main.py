@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import chat, completions, errors, health, metrics, models, tokenize, web
+from app.api.limits import Accounts
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.serving import ServedModel, Serving
 from app.api.sse import ClientDisconnectedError
@@ -35,7 +36,8 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     model = ServedModel.load(directory, settings.served_model_name)
     client = EngineClient(engine_config(settings, str(directory)))
     recorded = metrics.Metrics(client)
-    serving = Serving(settings, model, client, recorded)
+    accounts = Accounts(settings, recorded.registry)
+    serving = Serving(settings, model, client, recorded, accounts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

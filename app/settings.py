@@ -67,6 +67,15 @@ class Settings(BaseSettings):
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma-separated keys; empty: no key is asked for"
     )
+    rate_limit_requests: int | None = Field(
+        None, ge=1, description="requests a minute per API key before 429; default: no limit"
+    )
+    rate_limit_tokens: int | None = Field(
+        None, ge=1, description="tokens a minute per API key before 429; default: no limit"
+    )
+    max_concurrent_requests: int | None = Field(
+        None, ge=1, description="requests at a time per API key before 429; default: no limit"
+    )
     admin_key: SecretStr = Field(SecretStr(""), description="key of the admin routes")
     data_dir: Path = Field(Path("data"), description="directory of durable state")
     request_timeout: float | None = Field(None, gt=0, description="seconds a request may take")

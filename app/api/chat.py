@@ -6,14 +6,15 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from sse_starlette import EventSourceResponse
 
 from app.api.generation import Generation, Piece, build_generation
+from app.api.limits import Account
 from app.api.schemas import ChatBody
-from app.api.serving import Serving, authenticate, get_serving
+from app.api.serving import Serving, authenticate, get_serving, meter
 from app.api.sse import stream, unless_disconnected
 from app.engine.messages import TokenLogprobs
 from app.errors import InvalidRequestError
@@ -23,13 +24,15 @@ router = APIRouter(dependencies=[Depends(authenticate)])
 
 
 @router.post("/v1/chat/completions", response_model=None)
-async def chat(body: ChatBody, request: Request) -> EventSourceResponse | dict[str, Any]:
+async def chat(
+    body: ChatBody, request: Request, account: Annotated[Account, Depends(meter)]
+) -> EventSourceResponse | dict[str, Any]:
     """One answer to a conversation, streamed or whole."""
     serving = get_serving(request)
     serving.require_model(body.model)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
-    generation = _generation(serving, body)
+    generation = _generation(serving, account, body)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
@@ -73,7 +76,7 @@ def _template_arguments(body: ChatBody) -> dict[str, Any]:
     return extra
 
 
-def _generation(serving: Serving, body: ChatBody) -> Generation:
+def _generation(serving: Serving, account: Account, body: ChatBody) -> Generation:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequestError(
             "Give 'max_completion_tokens' or the older 'max_tokens', not both.",
@@ -84,7 +87,7 @@ def _generation(serving: Serving, body: ChatBody) -> Generation:
     prompt = render_chat(serving, body)
     room = serving.check_prompt(prompt, body.max_completion_tokens or body.max_tokens, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return build_generation(serving, body, prompt, max_tokens=room, logprobs=logprobs)
+    return build_generation(serving, account, body, prompt, max_tokens=room, logprobs=logprobs)
 
 
 async def _chunks(

@@ -7,14 +7,15 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from sse_starlette import EventSourceResponse
 
 from app.api.generation import Generation, Piece, Usage, build_generation
+from app.api.limits import Account
 from app.api.schemas import CompletionBody
-from app.api.serving import Serving, authenticate, get_serving
+from app.api.serving import Serving, authenticate, get_serving, meter
 from app.api.sse import stream, unless_disconnected
 from app.engine.messages import TokenLogprobs
 from app.errors import InvalidRequestError
@@ -26,7 +27,9 @@ _MOST_PROMPTS = 256
 
 
 @router.post("/v1/completions", response_model=None)
-async def complete(body: CompletionBody, request: Request) -> EventSourceResponse | dict[str, Any]:
+async def complete(
+    body: CompletionBody, request: Request, account: Annotated[Account, Depends(meter)]
+) -> EventSourceResponse | dict[str, Any]:
     """Continue one text or several, streamed or whole."""
     serving = get_serving(request)
     serving.require_model(body.model)
@@ -36,7 +39,9 @@ async def complete(body: CompletionBody, request: Request) -> EventSourceRespons
         )
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
-    generations = [_generation(serving, body, prompt) for prompt in _prompts(serving, body)]
+    generations = [
+        _generation(serving, account, body, prompt) for prompt in _prompts(serving, body)
+    ]
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -74,7 +79,9 @@ def _prompts(serving: Serving, body: CompletionBody) -> list[list[int]]:
     return prompts
 
 
-def _generation(serving: Serving, body: CompletionBody, prompt: list[int]) -> Generation:
+def _generation(
+    serving: Serving, account: Account, body: CompletionBody, prompt: list[int]
+) -> Generation:
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequestError(
             "'max_tokens' 0 generates nothing; it is for 'echo': true.", param="max_tokens"
@@ -83,6 +90,7 @@ def _generation(serving: Serving, body: CompletionBody, prompt: list[int]) -> Ge
     wanted = room if body.max_tokens is None else max(body.max_tokens, 1)
     return build_generation(
         serving,
+        account,
         body,
         prompt,
         max_tokens=wanted,

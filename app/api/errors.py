@@ -22,6 +22,7 @@ from app.errors import (
     ModelNotFoundError,
     NotFoundError,
     QueueFullError,
+    RateLimitError,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, AuthenticationError):
         body = error_body(message, "invalid_request_error", None, error.code)
         return 401, body, {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | RateLimitError):
         body = error_body(message, "rate_limit_exceeded", None, "rate_limit_exceeded")
         return 429, body, {"Retry-After": str(math.ceil(error.retry_after))}
     body = error_body(message, "server_error", None, error.code)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from app.api.limits import Account
 from app.api.schemas import SamplingBody
 from app.api.serving import Serving
 from app.engine.detokenizer import Detokenizer
@@ -56,6 +57,7 @@ class Generation:
     """One prompt on its way through the engine."""
 
     serving: Serving
+    account: Account
     request: GenerateRequest
     stop: tuple[str, ...]
     skip_special_tokens: bool
@@ -67,6 +69,7 @@ class Generation:
         metrics = self.serving.metrics
         self.usage.prompt_tokens += len(self.request.prompt)
         metrics.prompt_tokens.inc(len(self.request.prompt))
+        self.account.charge("prompt", len(self.request.prompt))
         texts = {index: self._detokenizer() for index in range(self.request.n)}
         last: dict[int, float] = {}
         async with aclosing(self.serving.client.generate(self.request)) as deltas:
@@ -85,6 +88,7 @@ class Generation:
                 last[delta.index] = now
                 self.usage.completion_tokens += len(delta.tokens)
                 metrics.generated_tokens.inc(len(delta.tokens))
+                self.account.charge("generated", len(delta.tokens))
                 visible = delta.tokens[:-1] if delta.stopped_on_token else delta.tokens
                 piece = text.push(visible)
                 reason = delta.finish_reason
@@ -119,6 +123,7 @@ class Generation:
 
 def build_generation(
     serving: Serving,
+    account: Account,
     body: SamplingBody,
     prompt: Sequence[int],
     *,
@@ -144,7 +149,7 @@ def build_generation(
         deadline=None if timeout is None else time.monotonic() + timeout,
         cache_salt=body.cache_salt,
     )
-    return Generation(serving, request, _stop_strings(body), body.skip_special_tokens)
+    return Generation(serving, account, request, _stop_strings(body), body.skip_special_tokens)
 
 
 def _sampling(

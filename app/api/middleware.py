@@ -38,6 +38,7 @@ class RequestContext:
                 message["headers"] = [
                     *message.get("headers", []),
                     (b"x-request-id", identity.encode()),
+                    *_extra_headers(scope),
                 ]
             await send(message)
 
@@ -46,6 +47,12 @@ class RequestContext:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.http_requests.labels(scope["method"], route, str(status)).inc()
+
+
+def _extra_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """What a dependency left in `request.state.headers` for the answer, whatever comes of it."""
+    headers: dict[str, str] = scope.get("state", {}).get("headers", {})
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
 class BodyLimit:

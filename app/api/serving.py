@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from app.api.errors import AuthenticationError
+from app.api.limits import ANONYMOUS, Account, Accounts, key_label
 from app.api.metrics import Metrics
 from app.engine.client import EngineClient
-from app.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from app.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    RateLimitError,
+)
 from app.settings import Settings
 from app.transformer.chat_template import ChatTemplate
 from app.transformer.config import ModelConfig
@@ -55,6 +63,7 @@ class Serving:
     model: ServedModel
     client: EngineClient
     metrics: Metrics
+    accounts: Accounts
 
     @property
     def context_length(self) -> int:
@@ -101,14 +110,14 @@ def get_serving(request: Request) -> Serving:
     return serving
 
 
-def authenticate(request: Request) -> None:
-    """Dependency of the /v1 routes: a known key, where keys are configured.
+async def authenticate(request: Request) -> str:
+    """Dependency of the /v1 routes: the label of a known key, where keys are configured.
 
     Raises AuthenticationError. Every key is compared, in constant time each.
     """
     keys = get_serving(request).settings.keys
     if not keys:
-        return
+        return ANONYMOUS
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
     if scheme.lower() != "bearer" or not any(matches):
@@ -116,3 +125,21 @@ def authenticate(request: Request) -> None:
             "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this "
             "server."
         )
+    return key_label(given)
+
+
+async def meter(
+    request: Request, label: Annotated[str, Depends(authenticate)]
+) -> AsyncIterator[Account]:
+    """Dependency of the routes that generate: the key's account, while the request lasts.
+
+    Raises RateLimitError.
+    """
+    account = get_serving(request).accounts[label]
+    try:
+        with account.request():
+            request.state.headers = account.headers()
+            yield account
+    except RateLimitError:
+        request.state.headers = account.headers()
+        raise

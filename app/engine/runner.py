@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from app.engine.batch import Batch
 from app.engine.graphs import DecodeGraphs
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
+from app.machine import available_memory
 from app.transformer.attention import Paged
 from app.transformer.config import ModelConfig
 from app.transformer.linear import Quantization
@@ -137,7 +137,7 @@ class ModelRunner:
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             return int(free * _CUDA_MEMORY_FRACTION)
-        return int(psutil.virtual_memory().available * _CPU_MEMORY_FRACTION)
+        return int(available_memory() * _CPU_MEMORY_FRACTION)
 
     @torch.inference_mode()
     def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:

@@ -41,6 +41,12 @@ def available() -> bool:
     return _cpu is not None
 
 
+def instruction_set() -> str:
+    """The best one that this machine runs: amx, avx512, avx2 or generic."""
+    chosen: str = _cpu.select(None)
+    return chosen
+
+
 def start(threads: int | None = None, instruction_set: str | None = None) -> str:
     """Pin one thread to each of the cores that this process may use, or to `threads` of them.
 

@@ -21,6 +21,14 @@ def resolve_model(name: str, models_dir: Path = BUILTIN_MODELS) -> Path:
 
     Raises ModelError saying where was looked, or why the download failed.
     """
+    return local_model(name, models_dir) or _download(name)
+
+
+def local_model(name: str, models_dir: Path = BUILTIN_MODELS) -> Path | None:
+    """The directory of a model on this machine; None for a hub id.
+
+    Raises ModelError saying where was looked.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -28,7 +36,7 @@ def resolve_model(name: str, models_dir: Path = BUILTIN_MODELS) -> Path:
     if path.name == name and name not in (".", "..") and (models_dir / name).is_dir():
         return (models_dir / name).resolve()
     if _HUB_ID.fullmatch(name):
-        return _download(name)
+        return None
     known = (
         sorted(p.name for p in models_dir.glob("*") if p.is_dir()) if models_dir.is_dir() else []
     )

@@ -1,0 +1,44 @@
+"""The machine as this process may use it: under a container's limits, not the host's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def memory_limit() -> int:
+    """Bytes of memory: the machine's, or what the control group allows of it."""
+    total = int(psutil.virtual_memory().total)
+    limit = _read_bytes("memory.max")
+    return total if limit is None else min(total, limit)
+
+
+def available_memory() -> int:
+    """Bytes that can still be taken, without swapping and without the container being killed."""
+    available = int(psutil.virtual_memory().available)
+    limit, used = _read_bytes("memory.max"), _read_bytes("memory.current")
+    if limit is None or used is None:
+        return available
+    # Cached file pages count as used and are given back when asked for.
+    return max(min(available, limit - used + _reclaimable()), 0)
+
+
+def _reclaimable() -> int:
+    try:
+        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    entries = dict(line.split(" ", 1) for line in lines)
+    return int(entries.get("inactive_file", 0))
+
+
+def _read_bytes(name: str) -> int | None:
+    """The number in a file of the control group; None for "max" and where there is none."""
+    try:
+        text = (_CGROUP / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,38 @@
+"""Limits of a control group, read from files like the kernel's own."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from app import machine
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+
+    def write(**files: str) -> None:
+        for name, text in files.items():
+            (tmp_path / f"memory.{name}").write_text(text)
+
+    return write
+
+
+def test_without_a_limit_the_machine_is_all_there_is(cgroup):
+    assert machine.memory_limit() == psutil.virtual_memory().total
+    cgroup(max="max\n", current="4096\n")
+    assert machine.memory_limit() == psutil.virtual_memory().total
+    assert machine.available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_a_container_has_what_its_group_leaves(cgroup):
+    cgroup(max=f"{GIB}\n", current=f"{GIB // 2}\n")
+    assert machine.memory_limit() == GIB
+    assert machine.available_memory() == GIB // 2
+    cgroup(stat=f"anon 17\ninactive_file {GIB // 4}\nactive_file 5\n")
+    assert machine.available_memory() == GIB // 2 + GIB // 4
+    cgroup(current=f"{2 * GIB}\n")
+    assert machine.available_memory() == 0
