@@ -103,3 +103,20 @@ class DeadlineExceededError(HaganeError):
     """The request's deadline passed before it finished."""
 
     code = "deadline_exceeded"
+
+
+class TrainingError(HaganeError):
+    """A run that cannot go on; its last checkpoint stays. `code` says why in one word.
+
+    One of `invalid_file`, `invalid_model`, `non_finite_loss`, `out_of_memory`, `disk_full`.
+    """
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TrainingInterrupted(HaganeError):  # noqa: N818 - asked for, not an error
+    """The listener asked the run to stop; its checkpoint is written."""
+
+    code = "interrupted"

@@ -1,6 +1,7 @@
 """Attention contexts: what "attend" means for a batch, handed to the model from outside.
 
-Serving hands in `Paged`, training hands in `PackedCausal`; the model is the same.
+Serving hands in `Paged`, pretraining `PackedCausal`, fine-tuning `PackedSequences`; the model is
+the same.
 """
 
 from __future__ import annotations
@@ -51,3 +52,17 @@ class PackedCausal:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return kernels.reference.causal_attention(q, k, v, rows=self.rows, window=window)
+
+
+class PackedSequences:
+    """Training: sequences of these lengths one after the other, causal, none sees another."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = list(lengths)
+        self.positions = torch.cat([torch.arange(n, device=device) for n in self.lengths])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
+        return torch.cat(
+            [kernels.reference.causal_attention(*part, rows=1, window=window) for part in parts]
+        )

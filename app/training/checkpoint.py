@@ -1,0 +1,76 @@
+"""The state of a run on disk, whole or not there: what resuming bit for bit needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from app.errors import TrainingError
+from app.files import commit, write_text
+from app.training.examples import Example
+from app.training.spec import FineTuneSpec
+from app.training.trainee import Trainee
+
+_STATE, _SPEC = "checkpoint.pt", "spec.json"
+
+
+@dataclass
+class Progress:
+    """How far a run is. The position in the data and all randomness follow from seed and step."""
+
+    step: int = 0
+    trained_tokens: int = 0
+    base_valid_loss: float | None = None
+    valid_loss: float = 0.0
+
+    def advance(self, examples: list[Example]) -> None:
+        """One more step, which learnt from `examples`."""
+        self.step += 1
+        self.trained_tokens += sum(map(len, examples))
+
+
+class StateFile:
+    """The last checkpoint of the run in `directory`, one whose spec is `spec`."""
+
+    def __init__(self, directory: Path, spec: FineTuneSpec) -> None:
+        """Raises TrainingError if the directory holds a run that was asked for differently."""
+        self._path = directory / _STATE
+        directory.mkdir(parents=True, exist_ok=True)
+        asked = json.loads(spec.model_dump_json())
+        stored = directory / _SPEC
+        if not stored.is_file():
+            write_text(stored, json.dumps(asked, indent=2) + "\n")
+            return
+        before = json.loads(stored.read_text(encoding="utf-8"))
+        if changed := [key for key in asked if asked[key] != before.get(key)]:
+            raise TrainingError(
+                f"{directory.parent} holds a run with another {changed[0]} "
+                f"({before.get(changed[0])!r}): name a new directory, or delete this one",
+                code="invalid_model",
+            )
+
+    def save(self, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """A crash at any moment leaves this checkpoint or the one before."""
+        state = {
+            "parameters": [parameter.detach() for parameter in trainee.parameters()],
+            "optimizer": optimizer.state_dict(),
+            "progress": asdict(progress),
+        }
+        partial = self._path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+        commit(partial, self._path)
+
+    def load(self, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Progress:
+        """Put the last checkpoint in place; without one, the run is at its beginning."""
+        if not self._path.is_file():
+            return Progress()
+        state = torch.load(self._path, weights_only=True, map_location=trainee.device)
+        with torch.no_grad():
+            for mine, saved in zip(trainee.parameters(), state["parameters"], strict=True):
+                mine.copy_(saved)
+        optimizer.load_state_dict(state["optimizer"])
+        return Progress(**state["progress"])

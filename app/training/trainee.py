@@ -1,0 +1,133 @@
+"""The model of a run: loaded, frozen below a fresh adapter or trained whole, and written out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from app.errors import TrainingError
+from app.training import estimates
+from app.training.spec import FineTuneSpec
+from app.transformer.adapter import save_adapter
+from app.transformer.adapter_config import AdapterConfig
+from app.transformer.config import ModelConfig
+from app.transformer.linear import Quantization
+from app.transformer.lora import attach, factors
+from app.transformer.model import Transformer
+from app.transformer.quantize import COMPANIONS
+from app.transformer.weights import load_model, save_model
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """A model and what of it is trained; `adapter` is None when that is everything.
+
+    Trained parameters are float32; the frozen base, and all computation, are in `dtype`.
+    """
+
+    model: Transformer
+    adapter: AdapterConfig | None
+    source: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def autocast(self) -> torch.autocast:
+        """Computes in `dtype` from float32 weights; an adapter's layers do so by themselves."""
+        enabled = self.adapter is None and self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
+    def save(self, directory: Path) -> None:
+        """A PEFT directory, or a whole model's."""
+        if self.adapter is not None:
+            save_adapter(directory, self.adapter, factors(self.model, self.adapter))
+            return
+        save_model(self.model, directory, dtype=getattr(torch, self.model.config.dtype))
+        for name in COMPANIONS:
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, directory / name)
+
+
+def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
+    """Raises ModelError for a model that cannot be read and TrainingError for too little memory."""
+    device = torch.device(_device(spec.device))
+    config = ModelConfig.load(spec.model)
+    dtype = _dtype(spec.dtype, config, device)
+    recompute = _must_recompute(config, spec, longest, device)
+    bits = {"none": None, "int8": 8, "int4": 4}[spec.quantize]
+    model, _ = load_model(
+        spec.model,
+        device=str(device),
+        dtype=torch.float32 if spec.full else dtype,
+        quantization=None if bits is None else Quantization(bits),  # type: ignore[arg-type]
+    )
+    adapter = None
+    if not spec.full:
+        adapter = AdapterConfig(
+            rank=spec.rank,
+            alpha=spec.alpha,
+            target_modules=spec.target_modules,
+            rslora=spec.rslora,
+            base_model=spec.model.name,
+        )
+        attach(model, adapter, torch.Generator().manual_seed(spec.seed))
+    if recompute:
+        for layer in model.model.layers:
+            layer.forward = _recomputed(layer.forward)
+    return Trainee(model, adapter, spec.model, device, dtype)
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep a layer's input alone and compute the rest again on the way back (Chen et al., 2016)."""
+
+    def run(*arguments: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*arguments)
+        out: Tensor = checkpoint(forward, *arguments, use_reentrant=False)
+        return out
+
+    return run
+
+
+def _must_recompute(
+    config: ModelConfig, spec: FineTuneSpec, longest: int, device: torch.device
+) -> bool:
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    least = estimates.memory(config, spec, longest, checkpointing=True)
+    if least > free:
+        raise TrainingError(
+            f"the run needs about {least / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: shorten "
+            "sequence_length, lower rank, or quantize the base",
+            code="out_of_memory",
+        )
+    return estimates.memory(config, spec, longest, checkpointing=False) > 0.8 * free
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """As asked; else bfloat16 for a model stored in 16 bits, where that is not slower."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    if config.dtype == "float32":
+        return torch.float32
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,179 @@
+"""LoRA (Hu et al., 2021, arXiv:2106.09685) as a kind of linear layer, for training.
+
+    out = W x + scale * B (A x)
+
+W is any kind of linear layer, frozen: dense, or with 8 or 4 bits (QLoRA, Dettmers et al., 2023,
+arXiv:2305.14314). The model fuses matrices that adapters keep apart; a fused layer has one A and B
+for each of them. A and B are float32, however coarse the rest is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from app.transformer.adapter import linear_shapes
+from app.transformer.adapter_config import AdapterConfig
+from app.transformer.linear import Dense, Int4, Int8
+from app.transformer.model import Transformer
+from app.transformer.weights import FUSED
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows [start, end) of a fused matrix, and what their change is scaled by."""
+
+    start: int
+    end: int
+    scale: float
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer and a low-rank change to each of its parts.
+
+    `a` [rank, in] and `b` [part's rows, rank] are float32, in the order of `parts`. While `enabled`
+    is false the layer is the frozen one.
+    """
+
+    def __init__(self, base: Dense | Int8 | Int4, parts: list[Part], rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.parts = parts
+        self.enabled = True
+        stored = next(iter(base.state_dict().values()))
+        wide = base.weight_int4.shape[1] * 2 if isinstance(base, Int4) else stored.shape[1]
+        device = stored.device
+        self.a = nn.ParameterList(torch.empty(rank, wide, device=device) for _ in parts)
+        self.b = nn.ParameterList(
+            torch.zeros(part.end - part.start, rank, device=device) for part in parts
+        )
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        parts: list[Part] = self.parts if self.enabled else []
+        pairs = zip(self.a, self.b, strict=True) if self.enabled else ()
+        factors = [factor for pair in pairs for factor in pair]
+        out: Tensor = _Adapted.apply(x, residual, self.base, parts, *factors)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Adapted(torch.autograd.Function):
+    """The whole layer at once: fewer passes over its result, and only x is kept for the way back.
+
+    The frozen weights get no gradient and are dequantized anew on the way back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        base: Dense | Int8 | Int4,
+        parts: list[Part],
+        *factors: Tensor,
+    ) -> Tensor:
+        out = torch.mm(x, base.matrix(x.dtype).t())
+        if base.bias is not None:
+            out += base.bias
+        inner = []
+        for part, a, b in zip(parts, factors[::2], factors[1::2], strict=True):
+            inner.append(torch.mm(x, a.to(x.dtype).t()).mul_(part.scale))
+            out[:, part.start : part.end].addmm_(inner[-1], b.to(x.dtype).t())
+        if residual is not None:
+            out += residual
+        ctx.base, ctx.parts, ctx.added = base, parts, residual is not None
+        ctx.save_for_backward(x if parts else x.new_empty(0), *inner, *factors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        count = len(ctx.parts)
+        x, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
+        inner, factors = saved[:count], saved[count:]
+        grad_x = torch.mm(grad, ctx.base.matrix(grad.dtype))
+        grads: list[Tensor] = []
+        for part, h, a, b in zip(ctx.parts, inner, factors[::2], factors[1::2], strict=True):
+            own = grad[:, part.start : part.end]
+            grad_h = torch.mm(own, b.to(grad.dtype)).mul_(part.scale)
+            grads += torch.mm(grad_h.t(), x).float(), torch.mm(own.t(), h).float()
+            grad_x.addmm_(grad_h, a.to(grad.dtype))
+        return grad_x, grad if ctx.added else None, None, None, *grads
+
+
+def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator) -> None:
+    """Freeze the model and put a fresh adapter on the matrices that `config` names.
+
+    A is drawn as PEFT draws it, B is 0: the model computes what it did before.
+    """
+    model.requires_grad_(False)
+    for path, layer in _linears(model):
+        named = _named_parts(path, model)
+        if all(name.rpartition(".")[2] not in config.target_modules for name in named):
+            continue
+        parts, start = [], 0
+        for name, rows in named.items():
+            if name.rpartition(".")[2] in config.target_modules:
+                parts.append(Part(start, start + rows, config.scale_of(name)))
+            start += rows
+        adapted = LoRALinear(layer, parts, config.rank)
+        for a in adapted.a:
+            drawn = torch.empty(a.shape).uniform_(-1, 1, generator=generator)
+            a.data.copy_(drawn / math.sqrt(a.shape[1]))
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.model.get_submodule(parent), leaf, adapted)
+
+
+def factors(model: Transformer, config: AdapterConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, B) of every change by module path, such as `layers.0.self_attn.q_proj`."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, layer in model.model.named_modules():
+        if isinstance(layer, LoRALinear):
+            names = [
+                name
+                for name in _named_parts(path, model)
+                if name.rpartition(".")[2] in config.target_modules
+            ]
+            found |= dict(zip(names, zip(layer.a, layer.b, strict=True), strict=True))
+    return found
+
+
+@torch.no_grad()
+def set_factors(
+    model: Transformer, config: AdapterConfig, values: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Put other values in place of the adapter's, by module path."""
+    for name, pair in factors(model, config).items():
+        for mine, other in zip(pair, values[name], strict=True):
+            mine.copy_(other)
+
+
+@contextmanager
+def disabled(model: Transformer) -> Iterator[None]:
+    """The base model alone."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
+def _linears(model: Transformer) -> list[tuple[str, Dense | Int8 | Int4]]:
+    return [(n, m) for n, m in model.model.named_modules() if isinstance(m, Dense | Int8 | Int4)]
+
+
+def _named_parts(path: str, model: Transformer) -> dict[str, int]:
+    """Rows of the unfused matrices that make up the layer at `path`, by module path."""
+    parent, _, leaf = path.rpartition(".")
+    shapes = linear_shapes(model.config)
+    names = [f"{parent}.{part}" for part in FUSED.get(leaf, (leaf,))]
+    return {name: shapes[name][0] for name in names}

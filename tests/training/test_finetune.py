@@ -1,0 +1,161 @@
+"""Whole fine-tuning runs of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from app.errors import TrainingError, TrainingInterrupted
+from app.training import checkpoint as checkpoint_module
+from app.training.finetune import finetune
+from app.training.listener import CheckpointReport, StepReport
+from app.training.spec import FineTuneSpec
+
+SKY = "The sky is blue."
+
+
+@dataclass
+class Recorder:
+    """Listens, and asks for an end after `stop_after` steps."""
+
+    stop_after: int | None = None
+    steps: list[StepReport] = field(default_factory=list)
+    checkpoints: list[CheckpointReport] = field(default_factory=list)
+
+    def progress(self, report: StepReport) -> None:
+        self.steps.append(report)
+
+    def checkpoint(self, report: CheckpointReport) -> None:
+        self.checkpoints.append(report)
+
+    def interrupted(self) -> bool:
+        return len(self.steps) == self.stop_after
+
+
+def conversation(question: str, answer: str) -> dict:
+    roles = ("user", question), ("assistant", answer)
+    return {"messages": [{"role": role, "content": content} for role, content in roles]}
+
+
+def write_lines(path: Path, records: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in records))
+    return path
+
+
+@pytest.fixture
+def spec(tiny_model_dir: Path, tmp_path: Path) -> FineTuneSpec:
+    records = [conversation(f"What colour, {i}?", SKY * (1 + i % 3)) for i in range(20)]
+    return FineTuneSpec(
+        model=tiny_model_dir,
+        training_file=write_lines(tmp_path / "train.jsonl", records),
+        n_epochs=4,
+        batch_size=4,
+        learning_rate=5e-3,
+        rank=4,
+        checkpoint_every=5,
+        threads=1,
+    )
+
+
+def test_a_run_learns_and_says_how_it_went(spec, tmp_path):
+    listener = Recorder()
+    result = finetune(spec, tmp_path / "run", listener)
+    assert result.valid_loss < 0.5 * result.base_valid_loss
+    assert [report.step for report in listener.steps] == list(range(1, 20))
+    assert [report.step for report in listener.checkpoints] == [5, 10, 15, 19]
+    assert listener.steps[-1].valid_loss == result.valid_loss
+    assert listener.steps[-1].trained_tokens == result.trained_tokens
+    assert result.directory == tmp_path / "run" / "adapter"
+    last = tmp_path / "run" / "checkpoints" / "step-19" / "adapter_model.safetensors"
+    assert last.read_bytes() == (result.directory / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"dtype": "bfloat16", "quantize": "int4"},
+        {"full": True, "learning_rate": 1e-3},
+    ],
+    ids=["lora", "qlora", "full"],
+)
+def test_an_interrupted_run_ends_with_the_same_bits(spec, tmp_path, change):
+    spec = spec.model_copy(update=change)
+    whole = finetune(spec, tmp_path / "whole", Recorder())
+    with pytest.raises(TrainingInterrupted):
+        finetune(spec, tmp_path / "parts", Recorder(stop_after=7))
+    parts = finetune(spec, tmp_path / "parts", Recorder())
+    assert parts.valid_loss == whole.valid_loss
+    assert parts.trained_tokens == whole.trained_tokens
+    name = "model.safetensors" if spec.full else "adapter_model.safetensors"
+    assert (parts.directory / name).read_bytes() == (whole.directory / name).read_bytes()
+
+
+@pytest.mark.parametrize("after_rename", [False, True])
+def test_a_crash_while_a_checkpoint_is_put_in_place(spec, tmp_path, monkeypatch, after_rename):
+    whole = finetune(spec, tmp_path / "whole", Recorder())
+    commit, calls = checkpoint_module.commit, []
+
+    def crash(partial: Path, final: Path) -> None:
+        calls.append(final)
+        if len(calls) < 2 or after_rename:
+            commit(partial, final)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_module, "commit", crash)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(spec, tmp_path / "parts", Recorder())
+    monkeypatch.undo()
+    listener = Recorder()
+    parts = finetune(spec, tmp_path / "parts", listener)
+    assert listener.steps[0].step == (11 if after_rename else 6)
+    assert parts.digest == whole.digest
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(spec, tmp_path, monkeypatch):
+    listener = Recorder()
+
+    class Filling(Recorder):
+        def progress(self, report: StepReport) -> None:
+            if report.step == 10:
+                (tmp_path / "run" / "state" / "checkpoint.partial").symlink_to("/dev/full")
+
+    with pytest.raises(TrainingError, match="disk is full") as caught:
+        finetune(spec, tmp_path / "run", Filling())
+    assert caught.value.code == "disk_full"
+    (tmp_path / "run" / "state" / "checkpoint.partial").unlink()
+    finetune(spec, tmp_path / "run", listener)
+    assert listener.steps[0].step == 6
+
+
+def test_a_loss_that_is_no_number_ends_the_run(spec, tmp_path):
+    ruinous = spec.model_copy(update={"learning_rate": float("nan")})
+    with pytest.raises(TrainingError, match="lower learning_rate") as caught:
+        finetune(ruinous, tmp_path / "run", Recorder())
+    assert caught.value.code == "non_finite_loss"
+
+
+def test_a_deleted_base_is_named(spec, tmp_path):
+    gone = spec.model_copy(update={"model": tmp_path / "gone"})
+    with pytest.raises(TrainingError, match="gone") as caught:
+        finetune(gone, tmp_path / "run", Recorder())
+    assert caught.value.code == "invalid_model"
+
+
+def test_a_bad_file_is_reported_by_line(spec, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": []}\nnonsense\n')
+    with pytest.raises(TrainingError, match="line 1: messages is empty; line 2: is not JSON"):
+        finetune(spec.model_copy(update={"training_file": bad}), tmp_path / "run", Recorder())
+
+
+def test_a_directory_of_another_run_is_not_gone_on_with(spec, tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        finetune(spec, tmp_path / "run", Recorder(stop_after=1))
+    other = spec.model_copy(update={"seed": 1})
+    with pytest.raises(TrainingError, match="another seed"):
+        finetune(other, tmp_path / "run", Recorder())
