@@ -1,4 +1,4 @@
-"""GET / and /web/...: the chat page, read into memory once and served from there alone."""
+"""GET /, /admin and /web/...: the pages, read into memory once and served from there alone."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ class Asset:
 
 
 def load_assets(folder: Path = FOLDER) -> dict[str, Asset]:
-    """Every file of `folder` by name. A request looks its path up here and never on the disk."""
-    return {path.name: Asset.load(path) for path in folder.iterdir() if path.suffix in _TYPES}
+    """Every file under `folder` by its path within: a request never looks on the disk."""
+    files = (path for path in folder.rglob("*") if path.suffix in _TYPES)
+    return {path.relative_to(folder).as_posix(): Asset.load(path) for path in files}
 
 
 router = APIRouter(include_in_schema=False)
@@ -72,12 +73,18 @@ _ASSETS = load_assets()
 @router.api_route("/", methods=["GET", "HEAD"])
 async def index(request: Request) -> Response:
     """The chat page."""
-    return _answer(request, "index.html")
+    return _answer(request, "chat/index.html")
 
 
-@router.api_route("/web/{name}", methods=["GET", "HEAD"])
+@router.api_route("/admin", methods=["GET", "HEAD"])
+async def admin(request: Request) -> Response:
+    """The page of administration. It holds no data: its scripts ask for that with the admin key."""
+    return _answer(request, "admin/index.html")
+
+
+@router.api_route("/web/{name:path}", methods=["GET", "HEAD"])
 async def asset(name: str, request: Request) -> Response:
-    """A script, style or picture of the page. Raises HTTPException 404 for any other name."""
+    """A script, style or picture of the pages. Raises HTTPException 404 for any other name."""
     return _answer(request, name)
 
 

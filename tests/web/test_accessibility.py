@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.web.browser import chromium, send, visit, wait_answer
+from tests.web.browser import send, visit, wait_answer
 
 CONTROLS = {"button", "textbox", "combobox", "link", "spinbutton", "listbox", "checkbox", "dialog",
             "navigation", "complementary", "log", "region"}  # fmt: skip
@@ -79,12 +79,6 @@ FOCUS = """() => {
     size: element.matches(".text a") ? 24 : Math.min(element.offsetWidth, element.offsetHeight),
   };
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 def fill_with_everything(page):
@@ -262,7 +256,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, server, width):
 def test_text_can_be_twice_as_large(browser, server):
     """A window of half the width is what zooming to 200 % leaves."""
     with visit(browser, server.url, viewport={"width": 640, "height": 400}) as page:
-        page.add_style_tag(url="/web/style.css")
+        page.add_style_tag(url="/web/shared/base.css")
         page.evaluate("document.documentElement.style.fontSize = '32px'")
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 640
         assert page.is_visible("#send")

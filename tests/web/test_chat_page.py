@@ -6,11 +6,12 @@ import json
 import re
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from tests.conftest import start_server, stop_server
-from tests.web.browser import chromium, endless_model, send, visit, wait_answer, wait_until
+from tests.web.browser import endless_model, send, visit, wait_answer, wait_until
 
 HISTORY = (
     "JSON.parse(localStorage[Object.keys(localStorage).find(k => k.includes('conversation'))])"
@@ -37,12 +38,6 @@ def endless(model, tmp_path_factory):
     server.wait_ready()
     yield server
     stop_server(server)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -136,7 +131,8 @@ def test_shift_enter_starts_a_line_and_blanks_are_not_sent(page):
 
 
 def test_settings_reach_the_server(page):
-    choose(page, system="Be brief.", temperature=0.5, topP=0.9, maxTokens=2, seed=7)
+    choose(page, system="Be brief.", temperature=0.5, topP=0.9, topK=40, minP=0.05,
+           repetitionPenalty=1.1, maxTokens=2, seed=7)  # fmt: skip
     with page.expect_request("**/v1/chat/completions") as asked:
         send(page, "Hi")
     assert asked.value.post_data_json == {
@@ -147,12 +143,32 @@ def test_settings_reach_the_server(page):
         ],
         "temperature": 0.5,
         "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
         "max_completion_tokens": 2,
         "seed": 7,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     wait_answer(page)
+
+
+def test_adapters_are_grouped_by_what_they_were_tuned_from(page):
+    tuned = "ft:endless:house:<b>polite</b>:a1"
+    listed = [{"id": "endless"}, {"id": tuned, "parent": "endless"}]
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": listed}))
+    page.goto(f"{page.url}#model={quote(tuned)}")
+    page.reload()
+    page.wait_for_selector("#model optgroup", state="attached")
+    assert page.get_attribute("#model optgroup", "label") == "Fine-tuned from endless"
+    assert page.locator("#model option").all_inner_texts() == ["endless", tuned]
+    assert page.input_value("#model") == tuned
+    assert "#" not in page.url
+    with page.expect_request("**/v1/chat/completions") as asked:
+        send(page, "Hi")
+    assert asked.value.post_data_json["model"] == tuned
+    page.wait_for_selector(".error:has-text('model_not_found')")
 
 
 def test_retry_and_edit(page):

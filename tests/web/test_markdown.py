@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from tests.web.browser import chromium, visit
+from tests.web.browser import visit
 
 RENDER = """async (text) => {
-  const { renderMarkdown } = await import("/web/markdown.js");
+  const { renderMarkdown } = await import("/web/chat/markdown.js");
   const box = document.createElement("div");
   document.body.append(box);
   renderMarkdown(box, text);
@@ -20,8 +20,8 @@ RENDER = """async (text) => {
 
 
 @pytest.fixture(scope="module")
-def page(server):
-    with chromium() as browser, visit(browser, server.url) as page:
+def page(browser, server):
+    with visit(browser, server.url) as page:
         yield page
 
 
@@ -60,7 +60,7 @@ def test_understands(render, text, html):
 def test_code_is_text_with_a_copy_button(page, render):
     html = render("```py\nif a < b:\n\tprint('<b>')\n```\nafter")
     assert "<code>if a &lt; b:\n\tprint('&lt;b&gt;')</code>" in html
-    assert '<span>py</span><button type="button" class="copy">Copy</button>' in html
+    assert '<span>py</span><button class="copy" type="button">Copy</button>' in html
     assert html.endswith("<p>after</p>")
     assert "<code>still\n\nopen</code>" in render("```\nstill\n\nopen")
 
@@ -68,7 +68,7 @@ def test_code_is_text_with_a_copy_button(page, render):
 def test_copy_button_copies(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate("""async () => {
-      const { renderMarkdown } = await import("/web/markdown.js");
+      const { renderMarkdown } = await import("/web/chat/markdown.js");
       const box = document.createElement("div");
       box.id = "probe";
       document.getElementById("log").append(box);
@@ -129,7 +129,7 @@ FORBIDDEN = "script, img, svg, iframe, style, form, input, object, embed, link, 
 def test_hostile_text_stays_text(page, text):
     found = page.evaluate(
         """async ([text, forbidden]) => {
-          const { renderMarkdown } = await import("/web/markdown.js");
+          const { renderMarkdown } = await import("/web/chat/markdown.js");
           const box = document.createElement("div");
           document.body.append(box);
           renderMarkdown(box, text);
@@ -167,7 +167,7 @@ def test_hostile_repetition_costs_little(page, render, unit):
 
 def test_a_growing_answer_keeps_finished_blocks(page):
     kept = page.evaluate("""async () => {
-      const { renderMarkdown } = await import("/web/markdown.js");
+      const { renderMarkdown } = await import("/web/chat/markdown.js");
       const box = document.createElement("div");
       renderMarkdown(box, "one\\n\\ntw");
       const [first, second] = box.children;

@@ -9,7 +9,9 @@ import pytest
 
 from app.api.web import FOLDER, load_assets
 
-NAMES = sorted(path.name for path in FOLDER.iterdir())
+NAMES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*"))
+ASSETS = ("/web/chat/app.js", "/web/shared/base.css", "/web/shared/favicon.svg")
+PAGES = {"/": "chat/index.html", "/admin": "admin/index.html"}
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +25,13 @@ def test_every_file_is_served(client):
     for name in NAMES:
         response = client.get(f"/web/{name}")
         assert response.content == (FOLDER / name).read_bytes()
-    assert client.get("/").content == (FOLDER / "index.html").read_bytes()
+    for path, name in PAGES.items():
+        assert client.get(path).content == (FOLDER / name).read_bytes()
 
 
-@pytest.mark.parametrize("path", ["/", "/web/app.js", "/web/style.css", "/web/favicon.svg"])
+@pytest.mark.parametrize(
+    "path", [*PAGES, "/web/chat/app.js", "/web/shared/base.css", "/web/shared/favicon.svg"]
+)
 def test_headers(client, path):
     headers = client.get(path).headers
     policy = dict(
@@ -42,17 +47,19 @@ def test_headers(client, path):
 
 def test_types(client):
     assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
-    assert client.get("/web/app.js").headers["content-type"] == "text/javascript; charset=utf-8"
-    assert client.get("/web/style.css").headers["content-type"] == "text/css; charset=utf-8"
+    assert (
+        client.get("/web/chat/app.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    )
+    assert client.get("/web/shared/base.css").headers["content-type"] == "text/css; charset=utf-8"
 
 
 def test_unchanged_files_are_not_sent_again(client):
-    first = client.get("/web/app.js")
+    first = client.get("/web/chat/app.js")
     tag = first.headers["etag"]
     for given in (tag, f"W/{tag}", f'"other", {tag}', "*"):
-        again = client.get("/web/app.js", headers={"If-None-Match": given})
+        again = client.get("/web/chat/app.js", headers={"If-None-Match": given})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
-    changed = client.get("/web/app.js", headers={"If-None-Match": '"other"'})
+    changed = client.get("/web/chat/app.js", headers={"If-None-Match": '"other"'})
     assert changed.status_code == 200
 
 
@@ -60,7 +67,7 @@ def test_head(client):
     response = client.head("/")
     assert response.status_code == 200
     assert response.content == b""
-    assert int(response.headers["content-length"]) == (FOLDER / "index.html").stat().st_size
+    assert int(response.headers["content-length"]) == (FOLDER / "chat/index.html").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,7 @@ def test_head(client):
         "/web/..%5cmain.py",
         "/web//etc/passwd",
         "/web/%2fetc%2fpasswd",
-        "/web/app.js%00.html",
+        "/web/chat/app.js%00.html",
         "/web/",
         "/web/missing.js",
     ],
@@ -98,7 +105,7 @@ def test_page_needs_nothing_from_elsewhere():
 
 
 def test_html_has_nothing_inline():
-    html = (FOLDER / "index.html").read_text(encoding="utf-8")
+    html = "".join((FOLDER / name).read_text(encoding="utf-8") for name in PAGES.values())
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|<script(?![^>]*\ssrc=)", html)
 
 
@@ -111,17 +118,34 @@ def test_modules_are_small_and_documented(name):
             assert lines[number - 1].strip().endswith("*/"), f"{name}: no comment above {line!r}"
 
 
-def test_both_languages_say_the_same():
-    text = (FOLDER / "i18n.js").read_text(encoding="utf-8")
-    english, japanese = text.split("  ja: {")
-    words = dict(re.findall(r'^    (\w+): "(.*)",$', english, re.M))
-    other = dict(re.findall(r'^    (\w+): "(.*)",$', japanese, re.M))
-    assert words.keys() == other.keys()
-    for key, value in words.items():
-        assert set(re.findall(r"\{\w+\}", value)) == set(re.findall(r"\{\w+\}", other[key]))
-    used = set()
-    for name in NAMES:
-        source = (FOLDER / name).read_text(encoding="utf-8")
-        used |= set(re.findall(r'data-i18n[\w-]*="(\w+)"', source))
-        used |= set(re.findall(r'\b(?:t|button)\("(\w+)"', source))
-    assert used <= words.keys()
+def vocabulary(name):
+    """The English and the Japanese words of a file."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    english, japanese = (
+        dict(re.findall(r'^    (\w+): "(.*)",$', part, re.M)) for part in text.split("  ja: {")
+    )
+    return english, japanese
+
+
+@pytest.mark.parametrize("name", ["shared/i18n.js", "chat/words.js", "admin/words.js"])
+def test_both_languages_say_the_same(name):
+    english, japanese = vocabulary(name)
+    assert english.keys() == japanese.keys()
+    for key, value in english.items():
+        assert set(re.findall(r"\{\w+\}", value)) == set(re.findall(r"\{\w+\}", japanese[key]))
+
+
+@pytest.mark.parametrize("page", ["chat", "admin"])
+def test_every_word_of_a_page_exists_and_is_used(page):
+    common, own = vocabulary("shared/i18n.js")[0], vocabulary(f"{page}/words.js")[0]
+    assert not common.keys() & own.keys()
+    sources = [
+        (FOLDER / name).read_text(encoding="utf-8")
+        for name in NAMES
+        if name.startswith((page, "shared")) and not name.endswith("words.js")
+    ]
+    text = "\n".join(sources)
+    asked = set(re.findall(r'data-i18n[\w-]*="(\w+)"', text))
+    asked |= set(re.findall(r'\b(?:t|button)\("(\w+)"', text))
+    assert asked <= common.keys() | own.keys()
+    assert [word for word in own if not re.search(rf'["\'.]{word}\b', text)] == []

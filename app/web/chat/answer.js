@@ -1,6 +1,7 @@
 /** One answer: asking for it, collecting it, measuring it. No page in here. */
 
-import { ApiError, streamChat } from "./api.js";
+import { ApiError, streamChat } from "../shared/api.js";
+import { preferences } from "../shared/storage.js";
 
 /** @typedef {import("./store.js").Conversation} Conversation */
 /** @typedef {import("./store.js").Message} Message */
@@ -11,10 +12,9 @@ import { ApiError, streamChat } from "./api.js";
  * The body of a chat completion for what was said so far. A preference left empty is left out, so
  * that the model's own default holds.
  * @param {Conversation} conversation
- * @param {import("./store.js").Preferences} preferences
  * @returns {object}
  */
-export function requestBody(conversation, preferences) {
+export function requestBody(conversation) {
   const system = conversation.system ? [{ role: "system", content: conversation.system }] : [];
   const said = conversation.messages.filter(({ content }) => content);
   const body = {
@@ -22,6 +22,9 @@ export function requestBody(conversation, preferences) {
     messages: [...system, ...said.map(({ role, content }) => ({ role, content }))],
     temperature: preferences.temperature,
     top_p: preferences.topP,
+    top_k: preferences.topK,
+    min_p: preferences.minP,
+    repetition_penalty: preferences.repetitionPenalty,
     max_completion_tokens: preferences.maxTokens,
     seed: preferences.seed,
   };

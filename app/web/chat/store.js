@@ -1,6 +1,5 @@
 /**
- * What the browser remembers: conversations and preferences until deleted, the API key until the
- * tab is closed.
+ * The conversations, kept in the browser until deleted.
  *
  * Every conversation has an entry of its own, so two tabs do not overwrite each other's.
  *
@@ -8,66 +7,11 @@
  *   note?: string, error?: object}} Message
  * @typedef {{id: string, title: string, updated: number, system: string,
  *   messages: Message[]}} Conversation
- * @typedef {{model: string, system: string, temperature: ?number, topP: ?number,
- *   maxTokens: ?number, seed: ?number, theme: ?string, language: ?string,
- *   current: ?string}} Preferences
  */
 
+import { read, write } from "../shared/storage.js";
+
 const CONVERSATION = "hagane.conversation.";
-const PREFERENCES = "hagane.preferences";
-const API_KEY = "hagane.key";
-
-/** @type {Preferences} */
-const DEFAULTS = {
-  model: "",
-  system: "",
-  temperature: null,
-  topP: null,
-  maxTokens: null,
-  seed: null,
-  theme: null,
-  language: null,
-  current: null,
-};
-
-/** The parsed entry, or null for one that is absent or was damaged. */
-function read(key) {
-  try {
-    return JSON.parse(localStorage.getItem(key));
-  } catch {
-    return null;
-  }
-}
-
-/** @returns {boolean} false when the browser's storage is full or forbidden */
-function write(key, value) {
-  try {
-    localStorage.setItem(key, JSON.stringify(value));
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-/** @returns {Preferences} what was chosen before, and defaults for the rest */
-export function loadPreferences() {
-  return { ...DEFAULTS, ...read(PREFERENCES) };
-}
-
-/** Keep preferences, if there is room. @param {Preferences} preferences */
-export function savePreferences(preferences) {
-  write(PREFERENCES, preferences);
-}
-
-/** @returns {string} the key given in this tab, or "" */
-export function loadKey() {
-  return sessionStorage.getItem(API_KEY) ?? "";
-}
-
-/** @param {string} key */
-export function saveKey(key) {
-  sessionStorage.setItem(API_KEY, key);
-}
 
 /**
  * A conversation with nothing said yet; it is saved with its first message.

@@ -1,17 +1,20 @@
 /** Composition: the one module that knows the page, the store and the server. */
 
-import { ApiError, listModels } from "./api.js";
-import { requestBody, startAnswer } from "./chat.js";
-import { fit, onEnter, openSettings } from "./dialogs.js";
-import { firstLanguage, speak, t } from "./i18n.js";
+import { ApiError, listModels, pageExists } from "../shared/api.js";
+import { prepareAppearance } from "../shared/appearance.js";
+import { t } from "../shared/i18n.js";
+import { loadKey, prefer, preferences } from "../shared/storage.js";
+import { requestBody, startAnswer } from "./answer.js";
+import { fit, onEnter } from "./composer.js";
+import { offerModels } from "./models.js";
+import { openSettings } from "./settings.js";
 import { prepareDrawer, setDrawer, showConversations } from "./sidebar.js";
 import * as store from "./store.js";
 import { MessageLog } from "./view.js";
+import { WORDS } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 
-const preferences = store.loadPreferences();
-let language = firstLanguage(preferences.language);
 /** Conversations that are open in this tab: the shown one and those still being answered. */
 const open = new Map();
 /** Answers being written, by conversation id. */
@@ -34,11 +37,6 @@ function recall(id) {
   const conversation = found ?? store.newConversation(preferences.system);
   open.set(conversation.id, conversation);
   return conversation;
-}
-
-function prefer(changes) {
-  Object.assign(preferences, changes);
-  store.savePreferences(preferences);
 }
 
 function save(conversation) {
@@ -102,8 +100,8 @@ async function retry() {
 async function answer() {
   const conversation = current;
   conversation.updated = Date.now();
-  const body = requestBody(conversation, preferences);
-  const run = startAnswer(conversation, body, store.loadKey(), (message) => log.update(message));
+  const body = requestBody(conversation);
+  const run = startAnswer(conversation, body, loadKey("key"), (message) => log.update(message));
   runs.set(conversation.id, run);
   prefer({ current: conversation.id });
   save(conversation);
@@ -127,10 +125,8 @@ async function modelIsKnown() {
 
 async function loadModels() {
   try {
-    const models = await listModels(store.loadKey());
-    $("model").replaceChildren(...models.map((id) => new Option(id, id)));
-    if (!models.includes(preferences.model)) prefer({ model: models[0] });
-    $("model").value = preferences.model;
+    const models = await listModels(loadKey("key"));
+    prefer({ model: offerModels($("model"), models, preferences.model) });
     notice("");
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
@@ -140,28 +136,12 @@ async function loadModels() {
 }
 
 function settings(focus) {
-  openSettings(preferences, current.system, (changes) => {
+  openSettings(current.system, (changes) => {
     current.system = changes.system;
     prefer(changes);
     save(current);
     loadModels();
   }, focus);
-}
-
-function setTheme() {
-  const root = document.documentElement;
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  const theme = (root.dataset.theme ?? system) === "dark" ? "light" : "dark";
-  root.dataset.theme = theme;
-  prefer({ theme });
-}
-
-function setLanguage(chosen) {
-  language = chosen;
-  speak(language);
-  $("language").lang = language === "en" ? "ja" : "en";
-  log.clear();
-  show();
 }
 
 function stopCurrent() {
@@ -184,19 +164,28 @@ function listen() {
   $("new-chat").addEventListener("click", () => select(null));
   $("model").addEventListener("change", () => prefer({ model: $("model").value }));
   $("open-settings").addEventListener("click", () => settings());
-  $("theme").addEventListener("click", setTheme);
-  $("language").addEventListener("click", () => {
-    setLanguage(language === "en" ? "ja" : "en");
-    prefer({ language });
-  });
   // What was written so far survives a reload in the middle of an answer.
   addEventListener("pagehide", () => {
     for (const id of runs.keys()) store.saveConversation(open.get(id));
   });
 }
 
+/** A link such as `./#model=NAME` begins a conversation with that model. */
+function followLink() {
+  const model = new URLSearchParams(location.hash.slice(1)).get("model");
+  if (!model) return;
+  history.replaceState(null, "", location.pathname);
+  prefer({ model, current: null });
+  current = recall(null);
+}
+
+followLink();
 prepareDrawer();
 listen();
-setLanguage(language);
-loadModels();
+prepareAppearance(WORDS, () => {
+  log.clear();
+  show();
+  loadModels();
+});
 $("prompt").focus();
+$("to-admin").hidden = !(await pageExists("admin"));

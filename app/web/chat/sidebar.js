@@ -1,7 +1,8 @@
 /** The list of conversations, a drawer on narrow screens. */
 
-import { ask, button, download } from "./dialogs.js";
-import { t } from "./i18n.js";
+import { ask } from "../shared/dialogs.js";
+import { button, download } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
 import * as store from "./store.js";
 
 const $ = (id) => document.getElementById(id);

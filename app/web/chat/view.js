@@ -1,7 +1,8 @@
 /** The log of messages: what a conversation looks like while and after it is written. */
 
-import { button, fit, onEnter } from "./dialogs.js";
-import { t } from "./i18n.js";
+import { button } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
+import { fit, onEnter } from "./composer.js";
 import { copyText, renderMarkdown } from "./markdown.js";
 
 /** @typedef {import("./store.js").Message} Message */

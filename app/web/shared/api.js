@@ -1,4 +1,4 @@
-/** The server's HTTP API: models, and answers as they are written. */
+/** The server's HTTP API: asking, errors, events, models, and answers as they are written. */
 
 /** What the server said was wrong, in OpenAI's error shape; or that it could not be reached. */
 export class ApiError extends Error {
@@ -30,9 +30,13 @@ function lost() {
 
 /**
  * Ask the server, with the key if there is one.
+ * @param {string} path relative to the server's root
+ * @param {string} key "" for none
+ * @param {RequestInit} [options]
+ * @returns {Promise<Response>}
  * @throws {ApiError} for every answer but a good one; `AbortError` when `signal` says so
  */
-async function call(path, key, options = {}) {
+export async function call(path, key, options = {}) {
   const headers = { ...options.headers };
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
@@ -61,14 +65,24 @@ async function refusal(response) {
 }
 
 /**
- * The ids of the models and adapters that can be chatted with.
+ * The models and adapters that can be chatted with.
  * @param {string} key API key, or ""
- * @returns {Promise<string[]>}
+ * @returns {Promise<{id: string, parent?: ?string}[]>} `parent`: what an adapter was tuned from
  * @throws {ApiError}
  */
 export async function listModels(key) {
   const response = await call("v1/models", key);
-  return (await response.json()).data.map((model) => model.id);
+  return (await response.json()).data;
+}
+
+/**
+ * Whether there is a page at `path`: administration may have an address of its own.
+ * @param {string} path
+ * @returns {Promise<boolean>}
+ */
+export async function pageExists(path) {
+  const response = await fetch(path, { method: "HEAD" }).catch(() => null);
+  return response?.ok ?? false;
 }
 
 /**

@@ -5,8 +5,9 @@
  * streams in, only blocks whose source changed are built again: selections and focus survive.
  */
 
+import { button, classed, element, scrolling } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
 import { appendInline } from "./inline.js";
-import { t } from "./i18n.js";
 
 const DEEPEST = 8;
 /* No pattern has two neighbours that match the same text: none takes quadratic time to fail. */
@@ -142,12 +143,6 @@ function build(block, depth) {
 
 const BUILDERS = { code, heading, rule, quote, table, list, paragraph };
 
-function element(tag, ...children) {
-  const made = document.createElement(tag);
-  made.append(...children);
-  return made;
-}
-
 function paragraph({ lines }) {
   const made = element("p");
   appendInline(made, lines.map((line) => line.trim()).join("\n"));
@@ -179,23 +174,10 @@ function code({ lines }) {
   const last = lines.at(-1).trim();
   const closed = lines.length > 1 && last.startsWith(mark) && last === mark[0].repeat(last.length);
   const text = lines.slice(1, closed ? -1 : undefined).join("\n");
-  const content = element("code");
-  content.textContent = text;
-  const pre = element("pre", content);
-  // Scrolls sideways, so the keyboard must be able to reach it.
-  pre.tabIndex = 0;
-  pre.setAttribute("role", "region");
-  pre.setAttribute("aria-label", t("code"));
+  const pre = scrolling(element("pre", element("code", text)), t("code"));
   const name = element("span", info.trim().split(/\s+/)[0].slice(0, 30));
-  const copy = element("button", t("copy"));
-  copy.type = "button";
-  copy.className = "copy";
-  copy.addEventListener("click", () => copyText(text, copy));
-  const head = element("div", name, copy);
-  head.className = "code-head";
-  const made = element("div", head, pre);
-  made.className = "code";
-  return made;
+  const copy = button("copy", () => copyText(text, copy));
+  return classed("div", "code", classed("div", "code-head", name, copy), pre);
 }
 
 /**
@@ -261,16 +243,11 @@ function table({ lines }) {
     return cell.endsWith(":") ? "end" : "start";
   });
   const row = (line, tag) => element("tr", ...sides.map((side, index) => {
-    const cell = element(tag);
-    cell.className = `align-${side}`;
+    const cell = classed(tag, `align-${side}`);
     appendInline(cell, cells(line)[index] ?? "");
     return cell;
   }));
   const body = element("tbody", ...lines.slice(2).map((line) => row(line, "td")));
-  const made = element("div", element("table", element("thead", row(lines[0], "th")), body));
-  made.className = "table";
-  made.tabIndex = 0;
-  made.setAttribute("role", "region");
-  made.setAttribute("aria-label", t("table"));
-  return made;
+  const grid = element("table", element("thead", row(lines[0], "th")), body);
+  return scrolling(classed("div", "table", grid), t("table"));
 }

@@ -1,0 +1,86 @@
+/** Composition: signing in, and which section is open. */
+
+import { prepareAppearance } from "../shared/appearance.js";
+import { t } from "../shared/i18n.js";
+import { loadKey, saveKey } from "../shared/storage.js";
+import { request } from "./client.js";
+import { openFiles } from "./files.js";
+import { openJob } from "./job.js";
+import { openJobs } from "./jobs.js";
+import { openModels } from "./models.js";
+import { attempt, describe, notice, onRefused } from "./notice.js";
+import { openOverview } from "./overview.js";
+import { WORDS } from "./words.js";
+
+const $ = (id) => document.getElementById(id);
+
+/** Each opens its section and returns how to leave it. */
+const SECTIONS = {
+  overview: openOverview,
+  jobs: openJobs,
+  job: openJob,
+  files: openFiles,
+  models: openModels,
+};
+
+let leave = () => {};
+
+/** Open what the address names, such as `#/job/ftjob-1`; signed out, there is only the door. */
+function open() {
+  leave();
+  leave = () => {};
+  const signedIn = loadKey("adminKey") !== "";
+  const [, wanted, argument = ""] = location.hash.split("/");
+  const name = wanted in SECTIONS ? wanted : "overview";
+  for (const section of Object.keys(SECTIONS)) $(section).hidden = !signedIn || section !== name;
+  $("sections").hidden = $("sign-out").hidden = !signedIn;
+  $("sign-in").hidden = signedIn;
+  if (!signedIn) return;
+  markCurrent(name === "job" ? "jobs" : name);
+  leave = SECTIONS[name](decodeURIComponent(argument));
+}
+
+function markCurrent(name) {
+  for (const link of $("sections").children) {
+    if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+function signOut() {
+  saveKey("adminKey", "");
+  notice("");
+  open();
+  $("sign-in").elements.key.focus();
+}
+
+async function signIn(form) {
+  saveKey("adminKey", form.elements.key.value.trim());
+  form.elements.key.value = "";
+  if (!(await attempt(() => request("admin/status")))) return;
+  open();
+  $("content").focus();
+}
+
+function listen() {
+  $("sign-in").addEventListener("submit", (event) => {
+    event.preventDefault();
+    signIn(event.target);
+  });
+  $("sign-out").addEventListener("click", signOut);
+  addEventListener("hashchange", () => {
+    if (location.hash && !location.hash.startsWith("#/")) return;
+    notice("");
+    open();
+    $("content").focus();
+    scrollTo(0, 0);
+  });
+  onRefused((error) => {
+    signOut();
+    notice(describe(error));
+  });
+}
+
+listen();
+prepareAppearance(WORDS, open);
+if (!loadKey("adminKey")) $("sign-in").elements.key.focus();

@@ -1,0 +1,139 @@
+/** One fine-tuning job, as it runs. */
+
+import { ask } from "../shared/dialogs.js";
+import { button, classed, element } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
+import { LineChart } from "./chart.js";
+import { followEvents, listAll, pathOf, request } from "./client.js";
+import { badge, progressBar } from "./jobs.js";
+import { chatLink, moment, number, showFacts, showList } from "./list.js";
+import { announce, attempt, poll } from "./notice.js";
+
+const $ = (id) => document.getElementById(id);
+const JOBS = "v1/fine_tuning/jobs";
+const SECONDS = 2;
+const SHOWN_EVENTS = 300;
+const ACTIONS = {
+  validating_files: ["cancelJob"],
+  queued: ["pause", "cancelJob"],
+  running: ["pause", "cancelJob"],
+  paused: ["resume", "cancelJob"],
+};
+const ROUTES = { pause: "pause", resume: "resume", cancelJob: "cancel" };
+
+/**
+ * @param {string} id
+ * @returns {() => void}
+ */
+export function openJob(id) {
+  const abort = new AbortController();
+  const chart = new LineChart($("chart-loss"), { xName: () => t("steps"), table: true });
+  clear();
+  const stop = poll(SECONDS, async () => {
+    const job = await request(pathOf(JOBS, id));
+    const checkpoints = await listAll(`${pathOf(JOBS, id)}/checkpoints`);
+    show(job, checkpoints);
+    if (job.finished_at) stop();
+  });
+  attempt(() => follow(id, chart, abort.signal));
+  return () => {
+    stop();
+    abort.abort();
+  };
+}
+
+function clear() {
+  for (const part of ["job-title", "job-head", "job-facts", "event-list"]) $(part).replaceChildren();
+}
+
+async function follow(id, chart, signal) {
+  const series = [
+    { name: t("training"), points: [], smooth: true },
+    { name: t("validation"), points: [] },
+  ];
+  chart.show(series);
+  for await (const event of followEvents(id, signal)) {
+    if (signal.aborted) return;
+    if (event.type === "metrics") {
+      const { step, train_loss: train, valid_loss: valid } = event.data;
+      if (Number.isFinite(train)) series[0].points.push([step, train]);
+      if (Number.isFinite(valid)) series[1].points.push([step, valid]);
+      chart.show(series);
+    } else {
+      log(event);
+    }
+  }
+}
+
+function log(event) {
+  const list = $("event-list");
+  const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+  list.append(classed("li", event.level, moment(event.created_at), " ", event.message));
+  while (list.childElementCount > SHOWN_EVENTS) list.firstChild.remove();
+  if (follows) list.scrollTop = list.scrollHeight;
+}
+
+function show(job, checkpoints) {
+  $("job-title").replaceChildren(job.fine_tuned_model ?? job.id, " ", badge(job.status));
+  showList($("job-head"), [headOf(job)], () => job.id, () => head(job));
+  showFacts($("job-facts"), facts(job));
+  showList($("checkpoint-list"), checkpoints, ({ id }) => id, checkpoint);
+}
+
+/** What the head shows and nothing else, so that it is not made anew for every figure. */
+function headOf({ status, progress, error, fine_tuned_model: model }) {
+  return { status, progress, error, model };
+}
+
+function head(job) {
+  const made = element("div");
+  const bar = progressBar(job);
+  if (bar) made.append(bar);
+  if (job.error) made.append(classed("p", "trouble", job.error.message));
+  const buttons = (ACTIONS[job.status] ?? []).map((word) => button(word, () => change(job, word)));
+  const links = job.fine_tuned_model ? [chatLink(job.fine_tuned_model)] : [];
+  made.append(classed("div", "actions", ...buttons, ...links));
+  return made;
+}
+
+async function change(job, word) {
+  if (word === "cancelJob" && (await ask(t("cancelLabel", { id: job.id }))) === null) return;
+  await attempt(async () => {
+    const changed = await request(pathOf(JOBS, job.id, ROUTES[word]), { method: "POST" });
+    announce(t("changed"));
+    showFacts($("job-facts"), facts(changed));
+    showList($("job-head"), [headOf(changed)], () => changed.id, () => head(changed));
+  });
+}
+
+function facts(job) {
+  const used = job.hyperparameters ?? {};
+  const gate = job.result ?? {};
+  return [
+    [t("identifier"), job.id],
+    [t("baseModel"), job.model],
+    [t("method"), job.method?.type],
+    [t("trainingFile"), job.training_file],
+    [t("validationFile"), job.validation_file],
+    [t("epochs"), used.n_epochs],
+    [t("batchSize"), used.batch_size],
+    [t("rateMultiplier"), used.learning_rate_multiplier],
+    [t("beta"), used.beta],
+    [t("seed"), job.seed === undefined ? null : String(job.seed)],
+    [t("created"), moment(job.created_at)],
+    [t("finished"), job.finished_at ? moment(job.finished_at) : null],
+    [t("trainedTokens"), job.trained_tokens],
+    [t("baseLoss"), gate.base_valid_loss],
+    [t("tunedLoss"), gate.valid_loss],
+  ];
+}
+
+function checkpoint(one) {
+  const { step_number: step, metrics, fine_tuned_model_checkpoint: name } = one;
+  const losses = [
+    metrics.train_loss === undefined ? "" : `${t("training")} ${number(metrics.train_loss)}`,
+    metrics.valid_loss === undefined ? "" : `${t("validation")} ${number(metrics.valid_loss)}`,
+  ];
+  const text = [t("stepNumber", { step: number(step) }), ...losses].filter(Boolean).join(" · ");
+  return classed("li", "card row", element("span", text), chatLink(name));
+}

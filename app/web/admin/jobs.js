@@ -1,0 +1,74 @@
+/** The list of fine-tuning jobs. */
+
+import { classed, element } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
+import { request } from "./client.js";
+import { prepareCreation } from "./create.js";
+import { chatLink, duration, moment, number, showList } from "./list.js";
+import { poll } from "./notice.js";
+
+const SECONDS = 3;
+const STATUS = {
+  validating_files: "validating",
+  queued: "queued",
+  running: "runningNow",
+  paused: "paused",
+  succeeded: "succeeded",
+  failed: "failed",
+  cancelled: "cancelled",
+};
+
+/**
+ * @param {string} file id of the training file that a new job begins with, or ""
+ * @returns {() => void}
+ */
+export function openJobs(file) {
+  prepareCreation(file);
+  return poll(SECONDS, async () => {
+    const { data } = await request("v1/fine_tuning/jobs?limit=100");
+    showList(document.getElementById("job-list"), data, ({ id }) => id, row);
+  });
+}
+
+function row(job) {
+  const link = element("a", job.fine_tuned_model ?? job.metadata?.name ?? job.id);
+  link.href = `#/job/${encodeURIComponent(job.id)}`;
+  const about = element("p", `${job.model} · ${job.method?.type ?? "supervised"} · `, moment(job.created_at));
+  about.className = "quiet";
+  const made = classed("li", "card", element("h3", link, " ", badge(job.status)), about);
+  const bar = progressBar(job);
+  if (bar) made.append(bar);
+  if (job.error) made.append(classed("p", "trouble", job.error.message));
+  if (job.fine_tuned_model) made.append(element("p", chatLink(job.fine_tuned_model)));
+  return made;
+}
+
+/**
+ * A job's status as a coloured word.
+ * @param {string} status
+ * @returns {HTMLElement}
+ */
+export function badge(status) {
+  return classed("span", `badge ${status}`, status in STATUS ? t(STATUS[status]) : status);
+}
+
+/**
+ * How far a job is, in steps, with its speed and what is left.
+ * @param {object} job
+ * @returns {?HTMLElement} null before the first step and after the last
+ */
+export function progressBar({ status, progress }) {
+  if (!progress?.steps || !["running", "paused"].includes(status)) return null;
+  const bar = element("progress");
+  bar.max = progress.steps;
+  bar.value = progress.step;
+  const said = [
+    t("step", { step: number(progress.step), steps: number(progress.steps) }),
+    progress.tokens_per_second ? `${number(progress.tokens_per_second, 0)} ${t("tokensPerSecond")}` : "",
+    progress.eta_seconds && status === "running"
+      ? t("remaining", { time: duration(progress.eta_seconds) })
+      : "",
+  ];
+  bar.setAttribute("aria-label", said[0]);
+  return element("div", bar, classed("p", "quiet", said.filter(Boolean).join(" · ")));
+}

@@ -1,0 +1,134 @@
+/** Adapters, and the aliases that point to them. */
+
+import { ask } from "../shared/dialogs.js";
+import { button, classed, element } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
+import { editAlias } from "./alias.js";
+import { pathOf, request } from "./client.js";
+import { chatLink, moment, number, showList } from "./list.js";
+import { announce, attempt, poll } from "./notice.js";
+
+const $ = (id) => document.getElementById(id);
+const SECONDS = 5;
+
+/** @returns {() => void} */
+export function openModels() {
+  $("load-form").onsubmit = (event) => {
+    event.preventDefault();
+    load(event.target);
+  };
+  $("new-alias").onclick = () => editAlias(null, refresh);
+  return poll(SECONDS, refresh);
+}
+
+async function refresh() {
+  const [adapters, aliases] = await Promise.all(["admin/adapters", "admin/aliases"].map(async (path) =>
+    (await request(path)).data));
+  showList($("adapter-list"), adapters, ({ name }) => name, adapterRow);
+  showList($("alias-list"), aliases, ({ name }) => name, aliasRow);
+}
+
+/** Do what a row's button says, then show what came of it. */
+function act(path, options) {
+  return attempt(async () => {
+    await request(path, options);
+    announce(t("changed"));
+    await refresh();
+  });
+}
+
+function named(tools, name) {
+  for (const tool of tools) tool.setAttribute("aria-label", `${tool.textContent}: ${name}`);
+  return classed("div", "actions", ...tools);
+}
+
+function adapterRow(adapter) {
+  const { name, base_model: base, promoted, job, created_at: created } = adapter;
+  const about = element("p", `${base} · `, moment(created));
+  about.className = "quiet";
+  const made = classed("li", "card", element("h3", name, " ", state(promoted)), about);
+  if (job) {
+    const link = element("a", job);
+    link.href = `#/job/${encodeURIComponent(job)}`;
+    about.append(" · ", link);
+  }
+  const tools = promoted ? [] : [button("promote", () => promote(name))];
+  // What a job made is the server's own, and so are its files; what was loaded stays where it is.
+  tools.push(job ? button("remove", () => remove(name)) : button("unload", () => unload(name)));
+  if (promoted) tools.push(chatLink(name));
+  made.append(named(tools, name));
+  return made;
+}
+
+function state(promoted) {
+  return classed("span", promoted ? "badge succeeded" : "badge paused", t(promoted ? "served" : "kept"));
+}
+
+function promote(name) {
+  return act(pathOf("admin/adapters", name, "promote"), { method: "POST" });
+}
+
+async function unload(name) {
+  if ((await ask(t("unloadLabel", { name }))) === null) return;
+  await act("v1/unload_lora_adapter", { json: { lora_name: name } });
+}
+
+async function remove(name) {
+  if ((await ask(t("removeLabel", { name }))) === null) return;
+  await act(pathOf("v1/models", name), { method: "DELETE" });
+}
+
+async function load(form) {
+  const json = {};
+  for (const field of ["lora_name", "lora_path"]) json[field] = form.elements[field].value.trim();
+  if (await act("v1/load_lora_adapter", { json })) form.reset();
+}
+
+function aliasRow(alias) {
+  const { name, target, candidate, percentage, generation } = alias;
+  const trial = candidate
+    ? t("onTrial", { candidate, percentage: number(percentage, 2) })
+    : "";
+  const tools = [
+    button("change", () => editAlias(alias, refresh)),
+    button("rollback", () => rollBack(alias)),
+    button("history", () => history(alias, made)),
+    button("remove", () => removeAlias(name)),
+    chatLink(name),
+  ];
+  const made = classed("li", "card",
+    element("h3", name),
+    element("p", t("pointsTo", { target }), trial ? ` ${trial}` : ""),
+    classed("p", "quiet", t("generation", { number: generation })),
+    named(tools, name));
+  return made;
+}
+
+async function rollBack({ name, generation }) {
+  let before;
+  await attempt(async () => ([, before] = (await request(pathOf("admin/aliases", name))).history));
+  if (!before?.target) return announce(t("noHistory"));
+  if ((await ask(t("rollbackLabel", { name, target: before.target }))) === null) return;
+  await act(pathOf("admin/aliases", name, "rollback"), { json: { expected_generation: generation } });
+}
+
+async function history({ name }, card) {
+  const shown = card.querySelector("ol");
+  if (shown) return shown.remove();
+  await attempt(async () => {
+    const { history: generations } = await request(pathOf("admin/aliases", name));
+    const entries = generations.map((one) => {
+      const trial = one.candidate
+        ? ` ${t("onTrial", { candidate: one.candidate, percentage: number(one.percentage, 2) })}`
+        : "";
+      const said = `${t("generation", { number: one.generation })} · ${one.target ?? t("deleted")}${trial} · `;
+      return element("li", said, moment(one.created_at));
+    });
+    card.append(classed("ol", "generations", ...entries));
+  });
+}
+
+async function removeAlias(name) {
+  if ((await ask(t("removeLabel", { name }))) === null) return;
+  await act(pathOf("admin/aliases", name), { method: "DELETE" });
+}

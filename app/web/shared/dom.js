@@ -1,0 +1,67 @@
+/** Making elements, the only way that anything gets into a page: text stays text. */
+
+import { t } from "./i18n.js";
+
+/**
+ * An element with `children`; a string among them becomes text, never HTML.
+ * @param {string} tag
+ * @param {...(Node | string)} children
+ * @returns {HTMLElement}
+ */
+export function element(tag, ...children) {
+  const made = document.createElement(tag);
+  made.append(...children);
+  return made;
+}
+
+/**
+ * An element with a class.
+ * @param {string} tag
+ * @param {string} className
+ * @param {...(Node | string)} children
+ * @returns {HTMLElement}
+ */
+export function classed(tag, className, ...children) {
+  const made = element(tag, ...children);
+  made.className = className;
+  return made;
+}
+
+/**
+ * A button with a text.
+ * @param {string} word key of the text
+ * @param {(event: MouseEvent) => void} pressed
+ * @returns {HTMLButtonElement}
+ */
+export function button(word, pressed) {
+  const made = classed("button", word, t(word));
+  made.type = "button";
+  made.addEventListener("click", pressed);
+  return made;
+}
+
+/**
+ * Make `children` scroll sideways in a box that the keyboard can reach.
+ * @param {HTMLElement} made the box
+ * @param {string} label what screen readers call it
+ * @returns {HTMLElement}
+ */
+export function scrolling(made, label) {
+  made.tabIndex = 0;
+  made.setAttribute("role", "region");
+  made.setAttribute("aria-label", label);
+  return made;
+}
+
+/**
+ * Hand `text` to the browser as a file to keep.
+ * @param {string} name
+ * @param {string} text
+ */
+export function download(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
