@@ -57,6 +57,12 @@ class NotFoundError(InvalidRequestError):
     code = "not_found"
 
 
+class TooLargeError(InvalidRequestError):
+    """More bytes than a setting allows; the message names it."""
+
+    code = "request_too_large"
+
+
 class ConflictError(InvalidRequestError):
     """What is asked for contradicts what is there now; the message names both."""
 

@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import ModuleType
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import chat, completions, errors, health, metrics, models, tokenize, web
+from app.api import (
+    admin,
+    aliases,
+    chat,
+    completions,
+    errors,
+    files,
+    health,
+    metrics,
+    models,
+    tokenize,
+    web,
+)
 from app.api.limits import Accounts
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.serving import ServedModel, Serving
 from app.api.sse import ClientDisconnectedError
 from app.engine.client import EngineClient
 from app.engine.messages import EngineConfig
+from app.errors import ConfigurationError
+from app.server import AdminListener
 from app.settings import Settings
+from app.store.catalogue import Catalogue
+from app.store.store import DATABASE_FILE, Store
 from app.transformer.store import BUILTIN_MODELS, resolve_model
 
 logger = logging.getLogger(__name__)
+
+_PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
+# Behind the admin key, and on a listener of their own where `admin_port` is set.
+_ADMIN = (admin, aliases, files)
 
 
 def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
@@ -35,22 +56,51 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     directory = resolve_model(settings.model, settings.models_dir or BUILTIN_MODELS)
     model = ServedModel.load(directory, settings.served_model_name)
     client = EngineClient(engine_config(settings, str(directory)))
-    recorded = metrics.Metrics(client)
+    store = open_store(settings)
+    recorded = metrics.Metrics(client, store.jobs)
     accounts = Accounts(settings, recorded.registry)
-    serving = Serving(settings, model, client, recorded, accounts)
+    catalogue = Catalogue(store.database, model.id)
+    serving = Serving(settings, model, client, recorded, accounts, store, catalogue)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await client.start()
         watch = asyncio.create_task(_watch(serving, shut_down))
-        yield
+        async with AsyncExitStack() as stack:
+            if settings.admin_port is not None:
+                listener = AdminListener(_application(serving, (*_PUBLIC, *_ADMIN)), settings)
+                await stack.enter_async_context(listener.running())
+            yield
         watch.cancel()
         await client.stop(grace=settings.shutdown_grace)
 
+    routes = _PUBLIC if settings.admin_port is not None else (*_PUBLIC, *_ADMIN)
+    return _application(serving, routes, lifespan)
+
+
+def open_store(settings: Settings) -> Store:
+    """The data directory, which is made where an admin key allows to fill it.
+
+    Raises ConfigurationError when it cannot be used, or when the admin key may also chat.
+    """
+    key = settings.admin_key.get_secret_value()
+    if key and key in settings.keys:
+        raise ConfigurationError("admin_key is one of api_keys: who may chat must not administer")
+    if not key and not (settings.data_dir / DATABASE_FILE).is_file():
+        return Store.empty()
+    return Store.open(settings.data_dir)
+
+
+def _application(
+    serving: Serving,
+    routes: Sequence[ModuleType],
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    settings = serving.settings
     app = FastAPI(title="Hagane", version=__version__, lifespan=lifespan)
     app.state.serving = serving
-    app.state.metrics = recorded
-    for module in (chat, completions, models, tokenize, health, metrics, web):
+    app.state.metrics = serving.metrics
+    for module in routes:
         app.include_router(module.router)
     errors.install(app)
 
@@ -58,7 +108,7 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     async def nobody_listens(*_: object) -> JSONResponse:
         return JSONResponse(None, 499)
 
-    app.add_middleware(BodyLimit, limit=int(settings.max_body_bytes))
+    app.add_middleware(BodyLimit, limit=int(settings.max_body_bytes), streaming=(files.PATH,))
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -67,7 +117,7 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    app.add_middleware(RequestContext, metrics=recorded)
+    app.add_middleware(RequestContext, metrics=serving.metrics)
     return app
 
 

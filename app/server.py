@@ -1,8 +1,10 @@
-"""The HTTP server's end: first no new requests, then no streams, then no server."""
+"""The HTTP servers: how the common one ends, and the one for admins beside it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
 import uvicorn
@@ -52,3 +54,36 @@ class DrainingServer(uvicorn.Server):
             await serving.client.drain(self._grace)
         finally:
             super().handle_exit(sig, frame)
+
+
+class AdminListener(uvicorn.Server):
+    """A second listener in the same process, alive as long as the first one."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.admin_host,
+                port=settings.admin_port or 0,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the first server's."""
+        yield
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen until the context is left. Ends the process if the address cannot be had."""
+        listening = self.config.bind_socket()
+        serving = asyncio.create_task(self.serve([listening]))
+        try:
+            yield
+        finally:
+            self.should_exit = True
+            await serving

@@ -77,7 +77,15 @@ class Settings(BaseSettings):
         None, ge=1, description="requests at a time per API key before 429; default: no limit"
     )
     admin_key: SecretStr = Field(SecretStr(""), description="key of the admin routes")
+    admin_host: str = Field("127.0.0.1", description="address of the admin listener")
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="port of the admin routes; default: on the common one"
+    )
     data_dir: Path = Field(Path("data"), description="directory of durable state")
+    max_file_bytes: ByteSize = Field(ByteSize(512 << 20), description="largest uploaded file")
+    training_threads: int | None = Field(
+        None, ge=1, description="CPU threads of a fine-tuning job; default: half of the cores"
+    )
     request_timeout: float | None = Field(None, gt=0, description="seconds a request may take")
     max_body_bytes: ByteSize = Field(ByteSize(8 << 20), description="largest request body")
     cors_origins: str = Field("", description="comma-separated origins that browsers may call from")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 import tokenizers
 import torch
@@ -124,3 +125,30 @@ def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     running.wait_ready()
     yield running
     stop_server(running)
+
+
+ADMIN_KEY, CHAT_KEY = "admin-key", "chat-key"
+
+
+@pytest.fixture(scope="session")
+def admin_server(
+    tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server that takes files and jobs."""
+    folder = tmp_path_factory.mktemp("admin")
+    running = start_server(
+        tiny_model_dir, folder / "log", "--data-dir", str(folder / "data"),
+        "--max-file-bytes", "3MB", "--max-body-bytes", "1MB",
+        HAGANE_ADMIN_KEY=ADMIN_KEY, HAGANE_API_KEYS=CHAT_KEY,
+    )  # fmt: skip
+    running.wait_ready()
+    yield running
+    stop_server(running)
+
+
+@pytest.fixture(scope="session")
+def admin(admin_server: Server) -> Iterator[openai.OpenAI]:
+    """The stock client with the admin key."""
+    url = f"{admin_server.url}/v1"
+    with openai.OpenAI(base_url=url, api_key=ADMIN_KEY, max_retries=0) as client:
+        yield client

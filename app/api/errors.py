@@ -23,6 +23,7 @@ from app.errors import (
     NotFoundError,
     QueueFullError,
     RateLimitError,
+    TooLargeError,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,12 @@ class AuthenticationError(HaganeError):
     code = "invalid_api_key"
 
 
+class PermissionDeniedError(HaganeError):
+    """A route that is closed, or closed to the holder of this key."""
+
+    code = "permission_denied"
+
+
 def error_body(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
@@ -63,10 +70,14 @@ def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
         if isinstance(error, ConflictError):
             # The SDK repeats a request after 409 unless it is told not to.
             return 409, body, {"x-should-retry": "false"}
+        if isinstance(error, TooLargeError):
+            return 413, body, {}
         return (404 if isinstance(error, ModelNotFoundError | NotFoundError) else 400), body, {}
     if isinstance(error, AuthenticationError):
         body = error_body(message, "invalid_request_error", None, error.code)
         return 401, body, {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, PermissionDeniedError):
+        return 403, error_body(message, "invalid_request_error", None, error.code), {}
     if isinstance(error, QueueFullError | RateLimitError):
         body = error_body(message, "rate_limit_exceeded", None, "rate_limit_exceeded")
         return 429, body, {"Retry-After": str(math.ceil(error.retry_after))}

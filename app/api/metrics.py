@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator
+from types import MappingProxyType
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
@@ -12,9 +15,12 @@ from prometheus_client.registry import Collector
 
 from app import __version__
 from app.engine.client import EngineClient
+from app.store.jobs import Jobs
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
+
+_RATE_SECONDS = 5.0
 
 
 class _EngineCollector(Collector):
@@ -53,12 +59,48 @@ class _EngineCollector(Collector):
         yield build
 
 
+class _JobCollector(Collector):
+    """Reads the last report of the fine-tuning job that runs; without one, its gauges are absent.
+
+    Names end in the unit, as in `StepReport`.
+    """
+
+    _GAUGES = MappingProxyType(
+        {
+            "step": "Steps done",
+            "steps": "Steps in all",
+            "train_loss": "Loss of the last step",
+            "valid_loss": "Last validation loss",
+            "learning_rate": "Learning rate",
+            "tokens_per_second": "Tokens trained on per second",
+            "memory_bytes": "Peak memory of the worker",
+            "eta_seconds": "Time until the end",
+        }
+    )
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+
+    def collect(self) -> Iterator[Metric]:
+        job = self.jobs.first("running")
+        running = GaugeMetricFamily("hagane_fine_tuning_jobs_running", "1 while a job runs")
+        running.add_metric([], job is not None)
+        yield running
+        progress = (job and job.progress) or {}
+        for name, text in self._GAUGES.items():
+            if (value := progress.get(name)) is not None and job is not None:
+                gauge = GaugeMetricFamily(f"hagane_fine_tuning_{name}", text, labels=["job"])
+                gauge.add_metric([job.id], value)
+                yield gauge
+
+
 class Metrics:
     """The registry of one application."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: EngineClient, jobs: Jobs) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(client))
+        self.registry.register(_JobCollector(jobs))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(f"hagane_{name}", text, registry=self.registry, buckets=buckets)
@@ -85,6 +127,17 @@ class Metrics:
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self._samples: deque[tuple[float, float]] = deque()
+
+    def tokens_per_second(self) -> float:
+        """Tokens generated, by the calls of this in the last seconds, or since the last one."""
+        now = time.monotonic()
+        total = next(iter(self.generated_tokens.collect())).samples[0].value
+        while len(self._samples) > 1 and self._samples[1][0] < now - _RATE_SECONDS:
+            self._samples.popleft()
+        since, before = self._samples[0] if self._samples else (now, total)
+        self._samples.append((now, total))
+        return (total - before) / (now - since) if now > since else 0.0
 
 
 router = APIRouter()

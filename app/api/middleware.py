@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,14 +57,19 @@ def _extra_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
 
 
 class BodyLimit:
-    """Refuses bodies over a number of bytes with 413, also those of undeclared length."""
+    """Refuses bodies over a number of bytes with 413, also those of undeclared length.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    Routes on the paths `streaming` read their body piece by piece and have a bound of their own.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, streaming: Collection[str] = ()) -> None:
         self.app = app
         self.limit = limit
+        self.streaming = streaming
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        unbounded = scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if unbounded or scope["path"] in self.streaming:
             await self.app(scope, receive, send)
             return
         chunks: list[bytes] = []

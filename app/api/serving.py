@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.errors import AuthenticationError
+from app.api.errors import AuthenticationError, PermissionDeniedError
 from app.api.limits import ANONYMOUS, Account, Accounts, key_label
 from app.api.metrics import Metrics
 from app.engine.client import EngineClient
@@ -22,6 +22,8 @@ from app.errors import (
     RateLimitError,
 )
 from app.settings import Settings
+from app.store.catalogue import Catalogue
+from app.store.store import Store
 from app.transformer.chat_template import ChatTemplate
 from app.transformer.config import ModelConfig
 from app.transformer.generation_config import GenerationDefaults
@@ -64,6 +66,8 @@ class Serving:
     client: EngineClient
     metrics: Metrics
     accounts: Accounts
+    store: Store
+    catalogue: Catalogue
 
     @property
     def context_length(self) -> int:
@@ -115,17 +119,12 @@ async def authenticate(request: Request) -> str:
 
     Raises AuthenticationError. Every key is compared, in constant time each.
     """
-    keys = get_serving(request).settings.keys
-    if not keys:
+    settings = get_serving(request).settings
+    if not settings.keys:
         return ANONYMOUS
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
-        raise AuthenticationError(
-            "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this "
-            "server."
-        )
-    return key_label(given)
+    if not _holds(request, *settings.keys, settings.admin_key.get_secret_value()):
+        raise _wrong_key()
+    return key_label(_given(request))
 
 
 async def meter(
@@ -143,3 +142,39 @@ async def meter(
     except RateLimitError:
         request.state.headers = account.headers()
         raise
+
+
+async def authenticate_admin(request: Request) -> None:
+    """Dependency of the routes that change the server: the admin key and no other.
+
+    Raises PermissionDeniedError while no admin key is configured, and for keys that may only chat.
+    """
+    settings = get_serving(request).settings
+    key = settings.admin_key.get_secret_value()
+    if not key:
+        raise PermissionDeniedError(
+            "The admin routes are closed: start the server with HAGANE_ADMIN_KEY to open them."
+        )
+    if _holds(request, key):
+        return
+    if _holds(request, *settings.keys):
+        raise PermissionDeniedError("This key may chat; this route needs the admin key.")
+    raise _wrong_key()
+
+
+def _holds(request: Request, *keys: str) -> bool:
+    given = _given(request).encode()
+    matches = [hmac.compare_digest(given, key.encode()) for key in keys if key]
+    return any(matches)
+
+
+def _given(request: Request) -> str:
+    """The bearer's key, or nothing."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return given if scheme.lower() == "bearer" else ""
+
+
+def _wrong_key() -> AuthenticationError:
+    return AuthenticationError(
+        "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this server."
+    )

@@ -1,0 +1,54 @@
+"""What an operator asks: how the server is doing, and to remove a model. Admin only."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from app import __version__
+from app.api.serving import authenticate_admin, get_serving
+
+router = APIRouter(dependencies=[Depends(authenticate_admin)])
+
+
+@router.get("/admin/status")
+def status(request: Request) -> dict[str, Any]:
+    """The engine, the load on it, and the fine-tuning job that runs."""
+    serving = get_serving(request)
+    client, stats = serving.client, serving.client.stats
+    job = serving.store.jobs.first("running")
+    return {
+        "version": __version__,
+        "model": serving.model.id,
+        "engine": {
+            "state": client.state,
+            "restarts": client.restarts,
+            "pid": client.info.pid if client.info else None,
+            "context_length": serving.context_length,
+        },
+        "requests": {"running": stats.running, "waiting": stats.waiting},
+        "kv_cache": {
+            "blocks_used": stats.blocks_used,
+            "blocks_cached": stats.blocks_cached,
+            "blocks_total": stats.blocks_total,
+            "usage_ratio": stats.blocks_used / max(stats.blocks_total, 1),
+        },
+        "tokens_per_second": serving.metrics.tokens_per_second(),
+        "job": None if job is None else {"id": job.id, "progress": job.progress},
+    }
+
+
+@router.delete("/v1/models/{model_id:path}")
+def delete_model(model_id: str, request: Request) -> dict[str, Any]:
+    """Remove an adapter, and its files where the server made them.
+
+    Requests that run go on with the weights that the engine holds. Raises ModelNotFoundError, or
+    ConflictError while an alias points to it.
+    """
+    store = get_serving(request).store
+    removed = store.adapters.delete(model_id)
+    if removed.path.is_relative_to(store.directory / "jobs"):
+        shutil.rmtree(removed.path, ignore_errors=True)
+    return {"id": model_id, "object": "model", "deleted": True}
