@@ -152,12 +152,13 @@ class Account:
 
 
 class Accounts:
-    """The accounts of all configured keys; those who need no key share one."""
+    """The accounts of all configured keys, the admin's among them, and one for who needs none."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         usage = Usage(registry)
-        labels = [key_label(key) for key in settings.keys] or [ANONYMOUS]
-        self._accounts = {label: Account(label, usage, settings) for label in labels}
+        admin = settings.admin_key.get_secret_value()
+        labels = [key_label(key) for key in (*settings.keys, admin) if key]
+        self._accounts = {label: Account(label, usage, settings) for label in (*labels, ANONYMOUS)}
 
     def __getitem__(self, label: str) -> Account:
         return self._accounts[label]
