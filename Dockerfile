@@ -1,0 +1,78 @@
+# docker build -t hagane .                                for the CPU
+# docker build -t hagane:cuda --build-arg DEVICE=cu130 .  for NVIDIA GPUs: a CUDA build of torch
+ARG PYTHON=python:3.11-slim-bookworm
+
+FROM ${PYTHON} AS builder
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# Not pinned: the compiler of the base's own release, of which nothing reaches the final stage.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
+# In the place where it will run: a virtual environment holds absolute paths.
+RUN python3 -m venv /opt/hagane
+ENV PATH=/opt/hagane/bin:$PATH \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+
+# What changes least comes first: torch, the other libraries, Hagane itself.
+ARG DEVICE=cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/${DEVICE}
+COPY constraints.txt pyproject.toml ./
+RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" torch
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' \
+    > requirements.txt \
+    && pip install --constraint constraints.txt --requirement requirements.txt
+
+# The kernels choose their instruction set when they start: one build serves every machine.
+COPY README.md setup.py ./
+COPY app app
+RUN pip install --no-deps .
+
+# Headers, static libraries and pip are for building. Bytecode is made here once: the root file
+# system may be read-only later. Paths are those of the final stage.
+WORKDIR /opt/hagane
+RUN python -c 'from app.kernels import native; assert native.available(), "kernels not built"' \
+    && site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+    && rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test "$site"/pip "$site"/pip-* \
+    && find "$site" -name '*.a' -delete \
+    && find . -name __pycache__ -prune -exec rm -rf {} + \
+    && python -m compileall -q -j 0 lib \
+    && install -d -o 10001 -g 10001 /volumes/data /volumes/models
+
+FROM ${PYTHON}
+LABEL org.opencontainers.image.title="Hagane" \
+      org.opencontainers.image.description="One server for a language model's whole life" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+COPY --from=builder /opt/hagane /opt/hagane
+COPY models/hagane-mini /opt/hagane/models/hagane-mini
+# Empty folders that belong to the user below, so that fresh named volumes do too.
+COPY --from=builder /volumes/ /
+
+ENV PATH=/opt/hagane/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HAGANE_HOST=0.0.0.0 \
+    HAGANE_PORT=8000 \
+    HAGANE_MODEL=/opt/hagane/models/hagane-mini \
+    HAGANE_MODELS_DIR=/models \
+    HAGANE_DATA_DIR=/data \
+    HAGANE_SHUTDOWN_GRACE=25 \
+    HF_HOME=/data/hub \
+    HOME=/tmp
+
+USER 10001:10001
+WORKDIR /data
+VOLUME ["/data", "/models"]
+EXPOSE 8000
+# Running streams get HAGANE_SHUTDOWN_GRACE seconds: whoever stops this must wait longer than that.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; \
+server = http.client.HTTPConnection('127.0.0.1', int(os.environ['HAGANE_PORT']), timeout=4); \
+server.request('GET', '/health/ready'); sys.exit(server.getresponse().status != 200)"]
+ENTRYPOINT ["hagane"]
+CMD ["serve"]
