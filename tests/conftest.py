@@ -20,6 +20,11 @@ import pytest
 import tokenizers
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+if not torch.cuda.is_available():
+    # Triton decides when it is imported, as transformers does: its kernels run on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TEMPLATE = (

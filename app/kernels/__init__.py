@@ -7,6 +7,7 @@ the number of rows of the flat ragged batch. What each operation does is said in
 |---|---|
 | `reference` | on any device through torch's operators; differentiable |
 | `native` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
+| `cuda` | on CUDA devices through Hagane's own Triton kernels; serving only |
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Operations(Protocol):
 
 def choose(device: torch.device, dtype: torch.dtype) -> Operations:
     """The fastest backend for serving on `device` in `dtype`."""
-    if device.type != "cpu":
-        return reference
+    if device.type == "cuda":
+        return _choose_cuda()
     if dtype not in (torch.float32, torch.bfloat16):
         logger.warning("no native kernels for %s: torch's operators are slower", dtype)
         return reference
@@ -89,3 +90,12 @@ def choose(device: torch.device, dtype: torch.dtype) -> Operations:
         )
         return reference
     return native
+
+
+def _choose_cuda() -> Operations:
+    try:
+        from app.kernels import cuda
+    except ImportError as error:
+        logger.warning("no Triton kernels (%s): torch's operators are several times slower", error)
+        return reference
+    return cuda

@@ -1,0 +1,98 @@
+"""The Triton attention against float64; on the CPU through Triton's interpreter."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.kernels import PagedLayout, reference
+
+cuda = pytest.importorskip("app.kernels.cuda")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# NumPy, which the interpreter computes with, has no bfloat16.
+HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+BLOCKS = 48
+
+
+def layout_of(lengths: list[int], contexts: list[int], block_size: int) -> PagedLayout:
+    """Sequences whose blocks are scattered over the cache."""
+    order = torch.randperm(BLOCKS).tolist()
+    tables, slots, starts = [], [], [0]
+    for length, context in zip(lengths, contexts, strict=True):
+        table = [order.pop() for _ in range(-(-context // block_size))]
+        positions = range(context - length, context)
+        slots += [table[p // block_size] * block_size + p % block_size for p in positions]
+        tables.append(table)
+        starts.append(starts[-1] + length)
+    width = max(map(len, tables))
+    padded = [table + [0] * (width - len(table)) for table in tables]
+    return PagedLayout(
+        slots=torch.tensor(slots, device=DEVICE),
+        block_tables=torch.tensor(padded, dtype=torch.int32, device=DEVICE),
+        starts=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
+        lengths=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
+        query_starts=tuple(starts),
+        context_lengths=tuple(contexts),
+        decodes=len(list(itertools.takewhile(lambda length: length == 1, lengths))),
+        block_size=block_size,
+    )
+
+
+@settings(max_examples=7, deadline=None)
+@given(
+    sequences=st.lists(
+        st.tuples(st.sampled_from([1, 1, 2, 5, 40]), st.integers(0, 100)), min_size=1, max_size=3
+    ),
+    block_size=st.sampled_from([16, 32]),
+    shape=st.sampled_from([(4, 4, 16), (6, 2, 64), (8, 1, 128), (2, 2, 8), (3, 1, 40)]),
+    window=st.sampled_from([None, None, 1, 20, 64]),
+    dtype=st.sampled_from([torch.float32, HALF]),
+    seed=st.integers(0, 1000),
+)
+def test_attention(sequences, block_size, shape, window, dtype, seed):
+    torch.manual_seed(seed)
+    heads, kv_heads, head_dim = shape
+    sequences = sorted(sequences, key=lambda s: s[0] > 1)
+    lengths = [new for new, _ in sequences]
+    layout = layout_of(lengths, [past + new for new, past in sequences], block_size)
+    shape = (BLOCKS, block_size, kv_heads, head_dim, dtype, torch.device(DEVICE))
+    ours = tuple(torch.randn_like(part) for part in cuda.allocate_cache(*shape))
+    exact = tuple(part.double() for part in ours)
+    tokens = sum(lengths)
+    # Rows as they come out of the fused projection: apart from each other.
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, head_dim, device=DEVICE).to(dtype)
+    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+    result = cuda.attend(q, k, v, ours, layout, window=window)
+    expected = reference.attend(q.double(), k.double(), v.double(), exact, layout, window=window)
+    tolerance = 2e-5 if dtype == torch.float32 else 0.01
+    torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
+    for part, whole in zip(ours, exact, strict=True):
+        assert torch.equal(part.double(), whole)
+
+
+def test_rows_that_pad_a_batch_write_nothing():
+    layout = layout_of([1, 1], [20, 33], 16)
+    padded = PagedLayout(
+        slots=torch.nn.functional.pad(layout.slots, (0, 2)),
+        block_tables=torch.nn.functional.pad(layout.block_tables, (0, 0, 0, 2)),
+        starts=torch.arange(5, dtype=torch.int32, device=DEVICE),
+        lengths=torch.nn.functional.pad(layout.lengths, (0, 2)),
+        query_starts=(0, 1, 2, 3, 4),
+        context_lengths=(20, 33, 0, 0),
+        decodes=4,
+        block_size=16,
+    )
+    cache = cuda.allocate_cache(BLOCKS, 16, 2, 32, torch.float32, torch.device(DEVICE))
+    again = tuple(part.clone() for part in cache)
+    q = torch.randn(4, 4, 32, device=DEVICE)
+    k, v = torch.randn(2, 4, 2, 32, device=DEVICE)
+    result = cuda.attend(q, k, v, cache, padded, window=None)
+    alone = cuda.attend(q[:2], k[:2], v[:2], again, layout, window=None)
+    torch.testing.assert_close(result[:2], alone)
+    assert (result[2:] == 0).all()
+    for part, other in zip(cache, again, strict=True):
+        assert torch.equal(part, other)
