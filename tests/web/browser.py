@@ -24,20 +24,24 @@ PATIENCE = 15_000
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """The system's Chromium, driven by Playwright."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    missing = "Playwright is not installed: pip install playwright"
+    api = pytest.importorskip("playwright.sync_api", reason=missing)
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        pytest.skip("no Chromium found")
+        pytest.skip("no Chromium found: apt-get install chromium fonts-noto-cjk")
     with api.sync_playwright() as playwright:
-        # Containers run as root and have little shared memory.
-        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        # Containers run as root and have little shared memory; nothing shall call out.
+        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync", "--disable-quic"]  # fmt: skip
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         yield browser
         browser.close()
 
 
 @contextmanager
-def visit(browser: Browser, url: str, **options: object) -> Iterator[Page]:
+def visit(
+    browser: Browser, url: str, ready: str = "#send:not(:empty)", **options: object
+) -> Iterator[Page]:
     """A page in a profile of its own. Errors in its scripts or its policy fail the test."""
     context = browser.new_context(**{"locale": "en-US", **options})
     page = context.new_page()
@@ -46,7 +50,7 @@ def visit(browser: Browser, url: str, **options: object) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if violates(said.text) else None)
     page.goto(url)
-    page.wait_for_selector("#send:not(:empty)")
+    page.wait_for_selector(ready)
     yield page
     context.close()
     assert errors == []

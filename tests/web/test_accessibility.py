@@ -6,10 +6,9 @@ from itertools import pairwise
 
 import pytest
 
+from tests.web.audit import REFERENCES, nodes, tab_around, unnamed, weak
 from tests.web.browser import send, visit, wait_answer
 
-CONTROLS = {"button", "textbox", "combobox", "link", "spinbutton", "listbox", "checkbox", "dialog",
-            "navigation", "complementary", "log", "region"}  # fmt: skip
 SAMPLE = """# Title
 
 Text with `code`, **bold** and a [link](https://example.org).
@@ -28,57 +27,6 @@ print("a line that is far too wide for a telephone, and goes on, and on, and on,
 
 https://example.org/a/very/long/address/that/nobody/would/ever/want/to/read/to/its/very/end/at/all
 """
-# Each text's colour on what is really behind it; borders of controls on what is around them.
-CONTRAST = r"""() => {
-  const parse = (text) => text.match(/[\d.]+/g).map(Number);
-  const light = (part) => {
-    const value = part / 255;
-    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  };
-  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
-  const ratio = (one, two) => {
-    const [dark, bright] = [luminance(one), luminance(two)].sort((a, b) => a - b);
-    return (bright + 0.05) / (dark + 0.05);
-  };
-  const ground = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const color = parse(getComputedStyle(at).backgroundColor);
-      if (color.length === 3 || color[3] === 1) return color;
-    }
-    return [255, 255, 255];
-  };
-  const shown = (element) => element.checkVisibility({ visibilityProperty: true });
-  const weak = [];
-  const check = (element, color, behind, least, what) => {
-    const found = ratio(parse(color), behind);
-    if (found < least) weak.push([what, element.outerHTML.slice(0, 80), found]);
-  };
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  let texts = 0;
-  while (walk.nextNode()) {
-    const element = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || !shown(element)) continue;
-    texts += 1;
-    check(element, getComputedStyle(element).color, ground(element), 4.5, "text");
-  }
-  for (const field of document.querySelectorAll("input, textarea, select")) {
-    if (!shown(field)) continue;
-    check(field, getComputedStyle(field).borderTopColor, ground(field.parentElement), 3, "border");
-    const hint = getComputedStyle(field, "::placeholder").color;
-    check(field, hint, ground(field), 4.5, "placeholder");
-  }
-  return { weak, texts };
-}"""
-FOCUS = """() => {
-  const element = document.activeElement;
-  const style = getComputedStyle(element);
-  return {
-    name: element.id || element.className || element.tagName,
-    outlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
-    // Links within running text may be as low as the text (WCAG 2.5.8).
-    size: element.matches(".text a") ? 24 : Math.min(element.offsetWidth, element.offsetHeight),
-  };
-}"""
 
 
 def fill_with_everything(page):
@@ -111,26 +59,13 @@ def page(request, browser, server):
         yield page
 
 
-def nodes(page):
-    """The accessibility tree as the browser hands it to screen readers: (role, name)."""
-    devtools = page.context.new_cdp_session(page)
-    tree = devtools.send("Accessibility.getFullAXTree")["nodes"]
-    devtools.detach()
-    return [
-        (node["role"]["value"], node.get("name", {}).get("value", ""))
-        for node in tree
-        if not node["ignored"]
-    ]
-
-
 @pytest.mark.parametrize("dialog", [None, "#open-settings", "#conversations .rename"])
 def test_every_control_has_a_name(page, dialog):
     if dialog:
         page.click(dialog)
-    found = [(role, name) for role, name in nodes(page) if role in CONTROLS]
+    found = unnamed(page)
     page.keyboard.press("Escape")
-    assert len(found) >= 3
-    assert [role for role, name in found if not name.strip()] == []
+    assert found == []
 
 
 def test_names_say_which_and_what(page):
@@ -149,10 +84,9 @@ def test_names_say_which_and_what(page):
 def test_contrast_is_at_least_aa(page, dialog):
     if dialog:
         page.click(dialog)
-    found = page.evaluate(CONTRAST)
+    found = weak(page)
     page.keyboard.press("Escape")
-    assert found["texts"] > 20
-    assert found["weak"] == []
+    assert found == []
 
 
 def test_headings_are_in_order(page):
@@ -167,17 +101,7 @@ def test_headings_are_in_order(page):
 
 
 def test_references_and_ids_hold(page):
-    broken = page.evaluate("""() => {
-      const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
-      const broken = ids.filter((id, index) => ids.indexOf(id) !== index);
-      for (const name of ["for", "aria-controls", "aria-describedby", "aria-labelledby"]) {
-        for (const element of document.querySelectorAll(`[${name}]`)) {
-          if (!document.getElementById(element.getAttribute(name))) broken.push(name);
-        }
-      }
-      return broken;
-    }""")
-    assert broken == []
+    assert page.evaluate(REFERENCES) == []
     assert page.get_attribute("#log", "aria-live") == "polite"
     assert page.get_attribute("#log", "aria-busy") == "false"
 
@@ -185,15 +109,7 @@ def test_references_and_ids_hold(page):
 def test_tab_reaches_everything_visibly(page):
     page.reload()
     page.wait_for_selector(".error")
-    page.focus("#send")
-    reached = []
-    # From the page's last control around to it again; in between, the focus leaves the page.
-    while not reached or reached[-1]["name"] != "send":
-        page.keyboard.press("Tab")
-        focus = page.evaluate(FOCUS)
-        if focus["name"] != "BODY":
-            reached.append(focus)
-        assert len(reached) < 60
+    reached = tab_around(page, "send")
     names = [focus["name"] for focus in reached]
     assert names[0] == "skip"
     for name in ("new-chat", "choose", "rename", "model", "theme", "open-settings", "log",

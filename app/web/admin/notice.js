@@ -67,7 +67,7 @@ export async function attempt(action, about = "") {
 }
 
 /**
- * Run `action` now and again while the page can be seen.
+ * Run `action` now and again while the page can be seen, and at once when it is seen again.
  * @param {number} seconds from the end of one turn to the next
  * @param {() => Promise<any>} action
  * @returns {() => void} stops it
@@ -76,12 +76,17 @@ export function poll(seconds, action) {
   let timer = 0;
   let stopped = false;
   const turn = async () => {
-    if (!document.hidden) await attempt(() => stopped || action(), "poll");
+    clearTimeout(timer);
+    if (document.hidden) return;
+    await attempt(() => stopped || action(), "poll");
+    clearTimeout(timer);
     if (!stopped) timer = setTimeout(turn, seconds * 1000);
   };
+  document.addEventListener("visibilitychange", turn);
   turn();
   return () => {
     stopped = true;
     clearTimeout(timer);
+    document.removeEventListener("visibilitychange", turn);
   };
 }

@@ -1,0 +1,81 @@
+"""The page of administration in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.web.browser import visit
+from tests.web.fake import pretend
+from tests.web.test_admin_accessibility import SECTIONS, go, open_everything, sign_in
+
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>"\'&amp;'
+
+
+@pytest.fixture
+def page(browser, server):
+    with visit(browser, f"{server.url}/admin", "#sign-in:not([hidden])") as page:
+        yield page
+
+
+def test_hostile_names_run_nothing(page):
+    pretend(page, HOSTILE)
+    sign_in(page)
+    seen = ""
+    for section in SECTIONS:
+        go(page, section)
+        open_everything(page)
+        seen += page.inner_text("main")
+    page.wait_for_timeout(50)
+    assert seen.count(HOSTILE) > 8
+    assert page.locator("main :is(img, script, iframe)").count() == 0
+    assert page.evaluate("'hacked' in window") is False
+    link = page.get_attribute("#adapter-list a[href^='./#model']", "href")
+    assert "<" not in link
+    assert '"' not in link
+    page.click("#alias-list .change")
+    page.wait_for_selector("#alias[open]")
+    assert page.input_value("#alias [name=name]") == HOSTILE
+    assert page.evaluate("'hacked' in window") is False
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_language_and_theme_are_shared_with_the_chat_page(page, server, theme):
+    pretend(page, "polite")
+    page.click("#language")
+    assert page.inner_text("#sign-in button") == "サインイン"
+    if theme == "dark":
+        page.click("#theme")
+    sign_in(page)
+    assert "実行中" in page.inner_text("#figures")
+    page.goto(server.url)
+    page.wait_for_selector("#send:has-text('送信')")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(255, 255, 255)" if theme == "light" else "rgb(21, 24, 27)")
+
+
+def test_the_key_stays_in_the_tab_and_out_of_addresses(page):
+    pretend(page, "polite")
+    asked = []
+    page.on("request", lambda request: asked.append(request))
+    sign_in(page)
+    go(page, "job/ftjob-1")
+    assert all("secret" not in request.url for request in asked)
+    data = [request for request in asked if request.resource_type == "fetch"]
+    assert len(data) >= 3
+    assert {request.headers["authorization"] for request in data} == {"Bearer secret"}
+    assert "secret" not in page.evaluate("JSON.stringify(localStorage)")
+    page.reload()
+    page.wait_for_selector("#chart-loss .line")
+    page.click("#sign-out")
+    assert page.is_visible("#sign-in")
+    assert page.evaluate("JSON.stringify(sessionStorage)") == "{}"
+
+
+def test_a_lost_server_is_told_and_found_again(page):
+    pretend(page, "polite")
+    sign_in(page)
+    page.route("**/admin/status", lambda route: route.abort())
+    page.wait_for_selector("#notice:has-text('could not be reached')")
+    page.unroute("**/admin/status")
+    pretend(page, "polite")
+    page.wait_for_selector("#notice", state="hidden")
