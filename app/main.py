@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import (
     admin,
+    admin_page,
     aliases,
     chat,
     completions,
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
 # Behind the admin key, and on a listener of their own where `admin_port` is set.
-_ADMIN = (admin, aliases, files)
+_ADMIN = (admin, admin_page, aliases, files)
 
 
 def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:

@@ -1,4 +1,4 @@
-"""GET /, /admin and /web/...: the pages, read into memory once and served from there alone."""
+"""GET / and /web/...: the pages' files, read into memory once and served from there alone."""
 
 from __future__ import annotations
 
@@ -73,22 +73,17 @@ _ASSETS = load_assets()
 @router.api_route("/", methods=["GET", "HEAD"])
 async def index(request: Request) -> Response:
     """The chat page."""
-    return _answer(request, "chat/index.html")
-
-
-@router.api_route("/admin", methods=["GET", "HEAD"])
-async def admin(request: Request) -> Response:
-    """The page of administration. It holds no data: its scripts ask for that with the admin key."""
-    return _answer(request, "admin/index.html")
+    return answer(request, "chat/index.html")
 
 
 @router.api_route("/web/{name:path}", methods=["GET", "HEAD"])
 async def asset(name: str, request: Request) -> Response:
     """A script, style or picture of the pages. Raises HTTPException 404 for any other name."""
-    return _answer(request, name)
+    return answer(request, name)
 
 
-def _answer(request: Request, name: str) -> Response:
+def answer(request: Request, name: str) -> Response:
+    """The file `name`, or that the browser's copy is still right. Raises HTTPException 404."""
     found = _ASSETS.get(name)
     if found is None:
         raise HTTPException(404, f"There is no file {name!r} among the pages of this server.")

@@ -68,7 +68,7 @@ async function follow(id, chart, signal) {
 function log(event) {
   const list = $("event-list");
   const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  list.append(classed("li", event.level, moment(event.created_at), " ", event.message));
+  list.append(classed("p", event.level, moment(event.created_at), " ", event.message));
   while (list.childElementCount > SHOWN_EVENTS) list.firstChild.remove();
   if (follows) list.scrollTop = list.scrollHeight;
 }
