@@ -7,22 +7,31 @@ from random import Random
 
 from grammar import DATA
 
-REPEATS = 8
+REPEATS = 10
+# Other ways to ask "What is X?" and "Xとは何ですか。".
+DEFINITIONS = {
+    "What is {0}?": ["What's {0}?", "Tell me about {0}.", "Explain {0}.", "Do you know what {0} is?",
+                     "Can you explain {0}?", "Tell me what {0} is.", "{0}?"],
+    "{0}とは何ですか。": ["{0}とは何？", "{0}とは何でしょうか。", "{0}とは何ですか？", "{0}って何？",
+                    "{0}とは？", "{0}について教えてください。", "{0}を説明してください。"],
+}  # fmt: skip
 
 
 def varied(rng: Random, question: str) -> str:
     """`question` as somebody in a hurry, or somebody polite, may type it."""
+    for form, others in DEFINITIONS.items():
+        before, after = form.split("{0}")
+        if question.startswith(before) and question.endswith(after) and rng.random() < 0.5:
+            topic = question.removeprefix(before).removesuffix(after)
+            if not topic.endswith((" of", " good for", " in sampling")):
+                return rng.choice(others).replace("{0}", topic)
     choice = rng.random()
     if choice < 0.3:
         return question.rstrip("?.。")
     if choice < 0.4 and question.isascii():
         return question.lower()
-    if choice < 0.5 and question.isascii() and question.endswith("."):
-        return f"Please {question[0].lower()}{question[1:]}"
-    if choice < 0.5 and question.endswith("何ですか。"):
-        return question.removesuffix("何ですか。") + rng.choice(
-            ["何？", "何でしょうか。", "何ですか？"]
-        )
+    if choice < 0.5 and question.isascii():
+        return rng.choice(["Please tell me: ", "Hi! ", "I have a question. "]) + question
     return question
 
 

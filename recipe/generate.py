@@ -24,7 +24,9 @@ from sums import order_turn, sum_turn
 from tasks import continuing, naming, rewriting, translation
 
 CONVERSATIONS, TEXTS, HELD_OUT = 60_000, 25_000, 300
-STORY_SHARE = 0.45
+STORY_SHARE = 0.35
+# Stories in conversations that are short, and those that are asked about afterwards.
+SHORT, RECALLED = 0.7, 0.25
 LANGUAGES = ("en", "ja")
 # A greeting is short and often the same; more copies than this would teach nothing new.
 COPIES = 6
@@ -32,6 +34,7 @@ GREETINGS = read_lists(DATA / "greetings.toml")
 QUESTIONS = read_lists(DATA / "questions.toml")
 TALKS = {language: read_scripts(DATA / f"talk-{language}.txt") for language in LANGUAGES}
 DAYS = {language: read_plots(DATA / f"days-{language}.txt") for language in LANGUAGES}
+TALES = {language: read_plots(DATA / f"tales-{language}.txt") for language in LANGUAGES}
 STORIES = {language: read_plots(DATA / f"stories-{language}.txt") for language in LANGUAGES}
 Record = dict[str, object]
 
@@ -63,7 +66,11 @@ def tale(rng: Random, language: str) -> list[Turn]:
     """A request for a story, and a story with the hero and the name that it asks for."""
     scene = Scene(rng, language)
     asked = scene.fill(rng.choice(QUESTIONS[language]["stories"]))
-    return [(asked, story(scene))]
+    short = rng.random() < SHORT
+    turns = [(asked, paragraph(scene, rng.choice(TALES[language])) if short else story(scene))]
+    if rng.random() < RECALLED:
+        turns.append(exchange(scene, rng.choice(QUESTIONS[language]["recall"])))
+    return turns
 
 
 def numbers(rng: Random, language: str) -> list[Turn]:
@@ -71,8 +78,8 @@ def numbers(rng: Random, language: str) -> list[Turn]:
 
 
 TOPICS: list[tuple[int, Callable[[Random, str], list[Turn]]]] = [
-    (42, talk), (16, listed("facts")), (12, numbers), (7, tale), (3, listed("unknown")),
-    (12, translation), (5, naming), (5, continuing), (3, rewriting),
+    (26, talk), (18, listed("facts")), (8, listed("capitals")), (16, numbers), (20, tale),
+    (3, listed("unknown")), (4, translation), (4, naming), (6, continuing), (4, rewriting),
 ]  # fmt: skip
 
 

@@ -23,9 +23,14 @@ Turn = tuple[str, str]
 Script = list[list[Turn]]
 CHOICE = re.compile(r"\[([^\[\]]*)\]")
 SLOT = re.compile(r"\{(\^?)([a-z_]+)(\d?)(?:\.([a-z_]+))?\}")
+# Invented names that say one syllable twice, such as Momo.
+DOUBLED = 0.15
+# Names that are invented, not out of the list.
+INVENTED = 0.4
 SYLLABLES = {
     "en": "ba be bi bo ka ki ko la li lo lu ma mi mo na ni no pa pi po ra ri ro sa ta ti to za zi",
     "ja": "カ キ ク コ サ タ チ ナ ニ ノ パ ピ ポ マ ミ ム モ ラ リ ル ロ ト ア ユ メ ネ ソ ベ",
+    "ひらがな": "か き く こ さ た ち な に の ぽ ま み む も ら り る ろ と あ ゆ め ね そ は す ふ",
 }
 
 
@@ -67,7 +72,10 @@ def read_scripts(path: Path) -> list[tuple[int, Script]]:
 
 def invented_name(rng: Random, language: str) -> str:
     """A name out of syllables, so that a model learns to copy a name that it never saw."""
-    syllables = SYLLABLES[language].split()
+    script = rng.choice(["ja", "ひらがな"]) if language == "ja" else language
+    syllables = SYLLABLES[script].split()
+    if rng.random() < DOUBLED:
+        return (rng.choice(syllables) * 2).capitalize()
     return "".join(rng.choice(syllables) for _ in range(rng.choice([2, 2, 3]))).capitalize()
 
 
@@ -98,7 +106,7 @@ class Scene:
         hero = self.rows.get("hero") if name != "hero" else None
         while (row := self.rng.choice(table)) in taken or not self._agrees(name, row, hero):
             pass
-        if name == "name" and self.rng.random() < 0.25:
+        if name == "name" and self.rng.random() < INVENTED:
             return row | {self.language: invented_name(self.rng, self.language)}
         return row
 
