@@ -33,8 +33,8 @@ async def evaluate_text(
 ) -> TextResult:
     """Score every token of every document, the first one after the begin- or end-of-text token.
 
-    A document longer than the model's context is cut into windows without overlap; each begins
-    with the last token of the one before, as lm-evaluation-harness' `loglikelihood_rolling` does.
+    A document longer than the model's context is scored in windows, as `loglikelihood_rolling`
+    of lm-evaluation-harness does.
     Raises InvalidRequestError for no text.
     """
     texts = [text for text in documents if text]
@@ -64,10 +64,12 @@ def document_start(tokenizer: Tokenizer) -> int:
 
 
 def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[Target]:
-    """`ids` in windows of at most `longest` tokens together with the token before them."""
-    step = longest - 1
-    before = prefix
-    for start in range(0, len(ids), step):
-        part = tuple(ids[start : start + step])
-        yield Target((before,), part)
-        before = part[-1]
+    """`ids` cut into targets of which each has at most `longest` tokens, context included.
+
+    The context is what fits of the tokens before: one token, more for the last window.
+    """
+    whole = (prefix, *ids)
+    for start in range(1, len(whole), longest - 1):
+        part = whole[start : start + longest - 1]
+        first = max(0, start + len(part) - longest)
+        yield Target(whole[first:start], part)

@@ -91,9 +91,9 @@ def test_bits_per_byte_and_perplexity(results, files, independent):
         text = json.loads(line)["text"]
         ids = independent.tokenizer.encode(text)
         whole = [end, *ids]
-        for start in range(0, len(ids), longest - 1):
-            part = whole[start : start + longest]
-            nats -= independent.logprob(part[:1], part[1:])[0]
+        nats -= independent.logprob(whole[:1], whole[1:longest])[0]
+        if rest := whole[longest:]:
+            nats -= independent.logprob(whole[-longest : -len(rest)], rest)[0]
         tokens, size = tokens + len(ids), size + len(text.encode())
     assert tokens > 1100
     found = results["text"]
@@ -154,10 +154,10 @@ def test_a_bad_question_names_its_line(tmp_path, line, reason):
     assert reason in str(caught.value)
 
 
-def test_windows_cover_a_document_once():
+def test_windows_cover_a_document_once_with_all_the_context_that_fits():
     cut = list(windows(range(10, 20), prefix=0, longest=5))
     assert [t for target in cut for t in target.tokens] == list(range(10, 20))
-    assert [target.context for target in cut] == [(0,), (13,), (17,)]
+    assert [target.context for target in cut] == [(0,), (13,), (15, 16, 17)]
     assert max(len(target.tokens) for target in cut) == 4
 
 
