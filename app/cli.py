@@ -84,11 +84,13 @@ def pretrain(arguments: list[str]) -> int:
     """Train a small model from a TOML file; goes on where an interrupted run stopped."""
     from app.training.config import PretrainConfig
     from app.training.pretrain import pretrain as run
+    from app.training.terminal import Terminal
 
     parser = argparse.ArgumentParser("hagane pretrain", description=pretrain.__doc__)
     parser.add_argument("config", type=Path, help="TOML file of the run")
     config = PretrainConfig.load(parser.parse_args(arguments).config)
-    scores = run(config)
+    with Terminal() as terminal:
+        scores = run(config, terminal)
     held_out = ", ".join(f"{name} {bits:.3f}" for name, bits in scores.items())
     print(f"{config.output}: bits per byte of held-out text: {held_out}")
     return 0

@@ -128,6 +128,14 @@ def harness(python: str, model: Path, url: str, directory: Path) -> dict[str, di
     return json.loads(path.read_text())["results"]
 
 
+def hagane(model: Path, files: dict[str, Path]) -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-m", "app.cli", "eval", str(model), "--json"]
+    command += ["--text", str(files["text"])]
+    command += ["--questions", str(files["questions"]), str(files["words"])]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {Path(path).stem: result for path, result in json.loads(done.stdout).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("harness")
@@ -138,24 +146,22 @@ def main() -> None:
     model = resolve_model(options.model)
     with tempfile.TemporaryDirectory() as folder:
         files = write_data(Path(folder), options.count)
-        command = [sys.executable, "-m", "app.cli", "eval", str(model), "--json", "--text",
-                   str(files["text"]), "--questions", str(files["questions"]), str(files["words"])]  # fmt: skip
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        ours = {Path(path).stem: result for path, result in json.loads(done.stdout).items()}
+        ours = hagane(model, files)
         server, url = start_server(model)
         try:
             theirs = harness(options.harness, model, url, Path(folder))
         finally:
             server.terminate()
             server.wait()
+    own, other = ours["questions"], theirs["questions"]
     rows = [
-        ("accuracy", ours["questions"]["accuracy"], theirs["questions"]["acc,none"]),
-        ("accuracy by length", ours["questions"]["accuracy_norm"], theirs["questions"]["acc_norm,none"]),
+        ("accuracy", own["accuracy"], other["acc,none"]),
+        ("accuracy by length", own["accuracy_norm"], other["acc_norm,none"]),
         ("last word", ours["words"]["accuracy"], theirs["words"]["acc,none"]),
         ("bits per byte", ours["text"]["bits_per_byte"], theirs["text"]["bits_per_byte,none"]),
-    ]  # fmt: skip
-    for name, own, other in rows:
-        print(f"{name:20} hagane {own:.6f}   lm-evaluation-harness {other:.6f}")
+    ]
+    for name, mine, harness_says in rows:
+        print(f"{name:20} hagane {mine:.6f}   lm-evaluation-harness {harness_says:.6f}")
     if options.json:
         options.json.write_text(json.dumps({"hagane": ours, "harness": theirs}, indent=1))
 

@@ -135,6 +135,8 @@ class _Choice:
         if self.body.max_tokens != 0:
             self.text += piece.text
             self.entries += piece.logprobs
+            # It is no text, but clients that score prompts count on an entry for what follows.
+            self.entries += [] if piece.end is None else [piece.end]
         self.reason = piece.finish_reason
 
     def as_json(self, prompt: tuple[TokenLogprobs | None, ...] | None) -> dict[str, Any]:

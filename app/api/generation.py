@@ -25,7 +25,10 @@ _MOST_STOP_STRINGS = 16
 
 @dataclass(frozen=True)
 class Piece:
-    """New text of one choice; `tokens` are the ids behind it (a held-back end comes later)."""
+    """New text of one choice; `tokens` are the ids behind it (a held-back end comes later).
+
+    `end` is the token that ended the text without being part of it.
+    """
 
     index: int
     text: str
@@ -33,6 +36,7 @@ class Piece:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
+    end: TokenLogprobs | None = None
 
 
 @dataclass
@@ -107,6 +111,7 @@ class Generation:
                     logprobs=(delta.logprobs or ())[: len(visible)],
                     prompt_logprobs=delta.prompt_logprobs,
                     finish_reason=reason,
+                    end=delta.logprobs[-1] if delta.stopped_on_token and delta.logprobs else None,
                 )
                 if not texts:
                     break

@@ -1,4 +1,4 @@
-"""Text files to documents, to a tokenizer, to memory-mapped runs of token ids."""
+"""Text files to documents, and documents to a tokenizer."""
 
 from __future__ import annotations
 
@@ -28,35 +28,43 @@ _PIECE = 8192
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Documents to train on, in order, and by corpus those held out; no text is in both."""
+class Split:
+    """A corpus' documents: those to train on, in random order, and those held out."""
 
+    label: str
     training: list[str]
-    held_out: dict[str, list[str]]
+    held_out: list[str]
 
 
-def mixture(corpora: list[Corpus], held_out: float, seed: int) -> Mixture:
-    """Set aside `held_out` of every corpus' distinct documents, repeat the rest by their epochs.
+def split(corpora: list[Corpus], held_out: float, seed: int) -> list[Split]:
+    """Set aside the fraction `held_out` of every corpus' distinct documents; no text is in both.
 
     Which documents are held out depends on their text alone, so a repeated document, or one that
     occurs in two corpora, is never on both sides. Raises ConfigurationError for a corpus that
     cannot be read or has fewer than two distinct documents.
     """
-    texts = {_label(corpus): list(documents(corpus)) for corpus in corpora}
-    reserved = {label: _reserve(label, read, held_out) for label, read in texts.items()}
-    unseen = {text for held in reserved.values() for text in held}
+    texts = [list(documents(corpus)) for corpus in corpora]
+    labels = _labels(corpora)
+    reserved = [_reserve(*pair, held_out) for pair in zip(labels, texts, strict=True)]
+    unseen = {text for held in reserved for text in held}
     shuffle = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    chosen: list[str] = []
-    for corpus in corpora:
-        kept = [text for text in texts[_label(corpus)] if text not in unseen]
-        whole, part = divmod(corpus.epochs, 1)
-        chosen += kept * int(whole) + shuffle.sample(kept, round(part * len(kept)))
-    shuffle.shuffle(chosen)
-    return Mixture(chosen, reserved)
+    found = []
+    for label, read, held in zip(labels, texts, reserved, strict=True):
+        kept = [text for text in read if text not in unseen]
+        if not kept:
+            raise ConfigurationError(f"corpus {label} has no document left to train on")
+        shuffle.shuffle(kept)
+        found.append(Split(label, kept, held))
+    return found
 
 
-def _label(corpus: Corpus) -> str:
-    return corpus.path.stem if corpus.path.suffix else corpus.path.name
+def _labels(corpora: list[Corpus]) -> list[str]:
+    """The files' names, numbered where two corpora have the same."""
+    names = [corpus.path.stem if corpus.path.suffix else corpus.path.name for corpus in corpora]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}"
+        for i, name in enumerate(names)
+    ]
 
 
 def _reserve(label: str, texts: list[str], fraction: float) -> list[str]:
@@ -153,52 +161,3 @@ def token_bytes(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
         # The byte-level alphabet writes every byte as one character.
         sizes[index] = 0 if token in special else len(token)
     return sizes
-
-
-def write_tokens(texts: list[str], tokenizer: tokenizers.Tokenizer, path: Path) -> None:
-    """Token ids of all documents, each ended by end-of-text, as raw little-endian uint16."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        for start in range(0, len(texts), 1000):
-            for encoding in tokenizer.encode_batch(texts[start : start + 1000]):
-                np.array([*encoding.ids, end], dtype="<u2").tofile(file)
-    partial.replace(path)
-
-
-class PackedRows:
-    """Rows of `length` + 1 consecutive tokens of a token file.
-
-    A batch is a function of its step and the seed alone, so resuming needs no state but the step.
-    """
-
-    def __init__(self, path: Path, length: int, seed: int) -> None:
-        self._tokens = np.memmap(path, dtype="<u2", mode="r")
-        self._length = length
-        self._rows = (len(self._tokens) - 1) // length
-        self._seed = seed
-        if not self._rows:
-            raise ConfigurationError(
-                f"{path} has {len(self._tokens)} tokens, less than one row of {length}: add text, "
-                "raise held_out or lower sequence_length"
-            )
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def batch(self, step: int, size: int) -> np.ndarray:
-        """int64 [size, length + 1] of training step `step`; every epoch is shuffled afresh."""
-        picked = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, offset = divmod(position, self._rows)
-            order = np.random.default_rng((self._seed, epoch)).permutation(self._rows)
-            picked.append(self._row(int(order[offset])))
-        return np.stack(picked)
-
-    def first(self, count: int) -> np.ndarray:
-        """int64 [up to count, length + 1], in the file's order."""
-        return np.stack([self._row(row) for row in range(min(count, self._rows))])
-
-    def _row(self, row: int) -> np.ndarray:
-        start = row * self._length
-        return np.asarray(self._tokens[start : start + self._length + 1], dtype=np.int64)

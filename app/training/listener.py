@@ -62,3 +62,31 @@ class Listener(Protocol):
     def interrupted(self) -> bool:
         """Asked after every step; true ends the run after it has written a checkpoint."""
         ...
+
+
+@dataclass(frozen=True)
+class PretrainReport:
+    """A moment of a pretraining run. The loss is the last step's, in nats per token.
+
+    `bits_per_byte` of held-out text, by corpus, and `samples` come with every checkpoint.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+    trained_tokens: int
+    eta_seconds: float
+    bits_per_byte: dict[str, float] | None
+    samples: tuple[str, ...]
+
+
+class PretrainListener(Protocol):
+    """Called by a pretraining run; only the first of parallel processes reports."""
+
+    def progress(self, report: PretrainReport) -> None: ...
+
+    def interrupted(self) -> bool:
+        """Asked after every step; true ends the run after it has written a checkpoint."""
+        ...

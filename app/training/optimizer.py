@@ -44,7 +44,7 @@ def _adamw(
         {"params": decayed, "weight_decay": decay, "peak": rate},
         {"params": plain, "weight_decay": 0.0, "peak": rate},
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], fraction: float) -> None:

@@ -107,3 +107,17 @@ def test_seeded_text_never_depends_on_the_batch_or_the_cache(served):
             together = list(pool.map(text, range(12)))
             assert [answer for answer, _ in together] == alone
     assert any(cached > 0 for _, cached in together)
+
+
+def test_the_token_that_ends_a_text_has_a_score_but_no_text(served):
+    """Clients that score prompts (lm-evaluation-harness) take off one entry for what follows."""
+    server, name = served
+    body = {"prompt": [5, 6, 7], "echo": True, "logprobs": 1, "max_tokens": 1}
+    ended = ask(server, model=name, logit_bias={"2": 100}, **body)["choices"][0]
+    assert ended["finish_reason"] == "stop"
+    went_on = ask(server, model=name, logit_bias={"2": -100}, **body)["choices"][0]
+    assert len(ended["logprobs"]["token_logprobs"]) == 4
+    assert ended["logprobs"]["tokens"][3] == "<|im_end|>"
+    assert went_on["text"].startswith(ended["text"])
+    for key in ("tokens", "token_logprobs"):
+        assert ended["logprobs"][key][:3] == went_on["logprobs"][key][:3]

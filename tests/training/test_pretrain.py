@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.errors import ConfigurationError
-from app.training import pretrain as module
-from app.training.config import Corpus, PretrainConfig
-from app.training.corpus import PackedRows, documents, mixture, token_bytes, train_tokenizer
+from app.errors import ConfigurationError, TrainingInterrupted
+from app.training.config import Corpus, PretrainConfig, Shape
+from app.training.corpus import documents, split, token_bytes, train_tokenizer
+from app.training.group import Group
+from app.training.listener import PretrainReport
 from app.training.optimizer import schedule
 from app.training.pretrain import pretrain
+from app.training.shards import MixedRows, PackedRows
 from app.transformer.attention import PackedCausal
 from app.transformer.weights import load_model
+
+
+class Told:
+    """Keeps what a run reports, and ends it after `last` steps."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.reports: list[PretrainReport] = []
+        self.asked, self.last = 0, last
+
+    def progress(self, report: PretrainReport) -> None:
+        self.reports.append(report)
+
+    def interrupted(self) -> bool:
+        self.asked += 1
+        return self.asked == self.last
+
 
 SENTENCES = ["The cat sat on the mat. ", "今日は天気が良いので、散歩に行きました。"]
 
@@ -25,6 +49,15 @@ SHAPE = (
     "[model]\nhidden_size = 8\nlayers = 1\nheads = 1\nkv_heads = 1\n"
     "intermediate_size = 8\ncontext_length = 64\n"
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny matrices are not worth a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -48,7 +81,8 @@ def config(tmp_path: Path) -> PretrainConfig:
 
 
 def test_a_run_learns_and_its_model_loads_in_transformers(config):
-    scores = pretrain(config)
+    told = Told()
+    scores = pretrain(config, told)
     assert set(scores) == {"corpus"}
     # Random weights need log2(320) bits for a token of about two bytes.
     assert 0 < scores["corpus"] < 1.5
@@ -63,46 +97,107 @@ def test_a_run_learns_and_its_model_loads_in_transformers(config):
     assert tokenizer.decode(tokenizer.encode(text)) == text
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert chat == "<|im_start|>user\nHi<|im_end|>\n"
+    assert [report.step for report in told.reports] == [20, 40, 60]
+    assert told.reports[-1].bits_per_byte == scores
+    assert told.reports[-1].samples[0].startswith("The cat sat")
+    assert told.reports[-1].loss < told.reports[0].loss
+    assert (config.output / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_interrupted_run_ends_with_the_same_weights(config, monkeypatch, optimizer):
-    config = config.model_copy(update={"optimizer": optimizer, "micro_rows": 2})
-    pretrain(config)
-    whole = (config.output / "model.safetensors").read_bytes()
+def test_an_interrupted_run_ends_with_the_same_weights(config, optimizer):
+    parts = {"optimizer": optimizer, "micro_rows": 2, "steps": 24, "checkpoint_every": 8}
+    config = config.model_copy(update=parts | {"log_every": 4})
+    pretrain(config, Told())
     again = config.model_copy(update={"output": config.output.parent / "again"})
-    rate = module.schedule
+    with pytest.raises(TrainingInterrupted):
+        pretrain(again, Told(last=13))
+    told = Told()
+    pretrain(again, told)
+    assert told.reports[0].step == 16
+    assert files(again) == files(config)
 
-    def crash(step: int, of: PretrainConfig) -> float:
-        if step == 33:
-            raise KeyboardInterrupt
-        return rate(step, of)
 
-    monkeypatch.setattr(module, "schedule", crash)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(again)
-    monkeypatch.undo()
-    pretrain(again)
-    assert (again.output / "model.safetensors").read_bytes() == whole
+def files(config: PretrainConfig) -> tuple[bytes, list[float]]:
+    """The weights, and the loss curve without the times and the step of the interruption."""
+    lines = (config.output / "loss.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    losses = [entry["loss"] for entry in entries if entry["step"] % config.log_every == 0]
+    return (config.output / "model.safetensors").read_bytes(), losses
+
+
+def write(config: PretrainConfig, path: Path) -> Path:
+    """The run as a TOML file."""
+    values = json.loads(config.model_dump_json(exclude_none=True))
+    tables = {key: value for key, value in values.items() if key in ("corpora", "model")}
+    lines = [f"{key} = {json.dumps(v)}" for key, v in values.items() if key not in tables]
+    lines += ["[model]", *(f"{key} = {json.dumps(v)}" for key, v in tables["model"].items())]
+    for corpus in tables["corpora"]:
+        lines += ["[[corpora]]", *(f"{key} = {json.dumps(v)}" for key, v in corpus.items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_killed_run_ends_with_the_same_weights(config, tmp_path):
+    config = config.model_copy(update={"checkpoint_every": 4, "steps": 24, "log_every": 4})
+    pretrain(config, Told())
+    again = config.model_copy(update={"output": tmp_path / "again"})
+    command = [sys.executable, "-m", "app.cli", "pretrain", str(write(again, tmp_path / "c.toml"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        while not (again.output / "state" / "checkpoint.pt").is_file():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    pretrain(again, Told())
+    assert files(again) == files(config)
+
+
+def test_two_processes_learn_what_one_learns(config, tmp_path):
+    config = config.model_copy(update={"steps": 12, "checkpoint_every": 6, "log_every": 1})
+    alone = pretrain(config, Told())
+    shared = config.model_copy(update={"output": tmp_path / "shared"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node", "2", "-m", "app.cli", "pretrain"]  # fmt: skip
+    subprocess.run(
+        [*command, str(write(shared, tmp_path / "c.toml"))],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    (_, losses), (_, others) = files(config), files(shared)
+    assert len(losses) == 12
+    assert others == pytest.approx(losses, abs=1e-4)
+    last = json.loads((shared.output / "loss.jsonl").read_text().splitlines()[-1])
+    assert last["bits_per_byte"] == pytest.approx(alone, abs=2e-3)
+
+
+def test_rows_that_processes_cannot_share_are_refused():
+    with pytest.raises(ConfigurationError, match="multiple of the 3 processes"):
+        Group(rank=0, size=3).share(4)
+    assert [Group(rank, 2).share(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
 
 
 def test_a_second_stage_starts_where_the_first_ended(config):
-    first = pretrain(config)
+    first = pretrain(config, Told())
     second = config.model_copy(
         update={"model": None, "start_from": config.output, "output": config.output / "second",
                 "learning_rate": 1e-4, "steps": 5, "warmup_steps": 0}
     )  # fmt: skip
-    assert pretrain(second)["corpus"] < first["corpus"] + 0.05
+    assert pretrain(second, Told())["corpus"] < first["corpus"] + 0.05
     tokenizers = [Path(c.output / "tokenizer.json").read_text() for c in (config, second)]
     assert tokenizers[0] == tokenizers[1]
     with pytest.raises(ConfigurationError, match="context length of 64"):
-        pretrain(second.model_copy(update={"sequence_length": 65, "output": config.output / "3"}))
+        pretrain(
+            second.model_copy(update={"sequence_length": 65, "output": config.output / "3"}), Told()
+        )
 
 
 def test_micro_batches_change_nothing_but_memory(config):
-    whole = pretrain(config)
+    config = config.model_copy(update={"steps": 16, "checkpoint_every": 16})
+    whole = pretrain(config, Told())
     parts = {"micro_rows": 1, "output": config.output.parent / "parts"}
-    assert pretrain(config.model_copy(update=parts))["corpus"] == pytest.approx(
+    assert pretrain(config.model_copy(update=parts), Told())["corpus"] == pytest.approx(
         whole["corpus"], abs=2e-3
     )
 
@@ -110,15 +205,17 @@ def test_micro_batches_change_nothing_but_memory(config):
 def test_no_text_is_both_trained_on_and_held_out(tmp_path):
     texts = [f"document {i % 50}" for i in range(200)]
     for name in ("a", "b"):
+        (tmp_path / name).mkdir()
         lines = "\n".join(json.dumps({"text": text}) for text in texts)
-        (tmp_path / f"{name}.jsonl").write_text(lines)
-    corpora = [Corpus(path=tmp_path / "a.jsonl", epochs=2.5), Corpus(path=tmp_path / "b.jsonl")]
-    made = mixture(corpora, 0.1, seed=0)
-    assert set(made.held_out) == {"a", "b"}
-    assert len(made.held_out["a"]) == 5
-    assert not set(made.training) & set(made.held_out["a"])
-    assert len(made.training) == 180 * 2 + 90 + 180
-    assert made == mixture(corpora, 0.1, seed=0)
+        (tmp_path / name / "same.jsonl").write_text(lines)
+    corpora = [Corpus(path=tmp_path / name / "same.jsonl") for name in ("a", "b")]
+    parts = split(corpora, 0.1, seed=0)
+    assert [part.label for part in parts] == ["same-1", "same-2"]
+    for part in parts:
+        assert len(part.held_out) == 5
+        assert len(part.training) == 180
+        assert not set(part.training) & set(parts[0].held_out)
+    assert parts == split(corpora, 0.1, seed=0)
 
 
 def test_corpora_are_files_directories_or_globs(tmp_path):
@@ -144,15 +241,68 @@ def test_bytes_of_tokens_add_up_to_the_text():
     assert token_bytes(tokenizer)[tokenizer.token_to_id("<|im_end|>")] == 0
 
 
-def test_every_row_is_seen_once_per_epoch(config, tmp_path):
-    import numpy as np
+@pytest.fixture
+def shard(tmp_path: Path):
+    def make(count: int, first: int) -> PackedRows:
+        path = tmp_path / f"{first}.bin"
+        np.arange(first, first + count * 10 + 1, dtype="<u2").tofile(path)
+        return PackedRows(path, length=10, seed=3)
 
-    path = tmp_path / "tokens.bin"
-    np.arange(1001, dtype="<u2").tofile(path)
-    rows = PackedRows(path, length=10, seed=3)
+    return make
+
+
+def test_every_row_is_seen_once_per_epoch(shard):
+    rows = shard(100, 0)
     first = np.concatenate([rows.batch(step, 10)[:, 0] for step in range(10)])
     assert sorted(first.tolist()) == list(range(0, 1000, 10))
     assert rows.first(4)[:, 0].tolist() == [0, 10, 20, 30]
+
+
+def test_corpora_are_mixed_by_their_shares(shard):
+    shards = [shard(100, 0), shard(30, 20_000), shard(7, 40_000)]
+    mixed = MixedRows(shards, [2.0, 5.0, 0.001], seed=1)
+    first = np.concatenate([mixed.batch(step, 32)[:, 0] for step in range(700)])
+    counts = [int(((first >= low) & (first < low + 20_000)).sum()) for low in (0, 20_000, 40_000)]
+    assert counts[0] == pytest.approx(22_400 * 2 / 7, abs=64)
+    assert counts[2] in (2, 3, 4)
+    # Each shard is walked through in order of its own epochs, whoever comes between.
+    assert first[first < 20_000][:100].tolist() == shards[0].batch(0, 100)[:, 0].tolist()
+    again = MixedRows(shards, [2.0, 5.0, 0.001], seed=1)
+    assert again.batch(333, 32)[:, 0].tolist() == first[333 * 32 : 334 * 32].tolist()
+
+
+def test_a_corpus_is_weighted_by_epochs_or_by_weight(config, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(f"line {i} of another corpus" for i in range(3000)))
+    corpora = (config.corpora[0].model_copy(update={"epochs": 1.0, "weight": 3.0}),
+               Corpus(path=other, weight=1.0))  # fmt: skip
+    config = config.model_copy(update={"corpora": list(corpora), "steps": 5, "warmup_steps": 1})
+    told = Told()
+    pretrain(config, told)
+    assert set(told.reports[-1].bits_per_byte) == {"corpus", "other"}
+
+
+@pytest.mark.parametrize(("size", "vocab"), [(10**7, 8192), (10**8, 32_000), (5 * 10**5, 512)])
+def test_a_shape_of_so_many_parameters(size, vocab):
+    shape = Shape.of_size(size, vocab, 256)
+    assert shape.parameters(vocab) == pytest.approx(size, rel=0.15)
+    assert 48 <= shape.hidden_size / shape.layers <= 80
+    assert shape.hidden_size == 64 * shape.heads
+    assert shape.context_length == 256
+
+
+def test_the_built_in_model_is_a_shape_of_ten_million():
+    assert Shape.of_size(10**7, 8192, 1024).model_dump() == {
+        "hidden_size": 320, "layers": 6, "heads": 5, "kv_heads": 5, "intermediate_size": 864,
+        "context_length": 1024,
+    }  # fmt: skip
+
+
+def test_a_size_may_be_written_short(config):
+    values = config.model_dump(exclude={"model"}) | {"parameters": "1.5M"}
+    assert PretrainConfig.model_validate(values).parameters == 1_500_000
+    with pytest.raises(ConfigurationError, match="too few"):
+        Shape.of_size(20_000, 65_536, 64)
 
 
 def test_learning_rate_warms_up_and_decays(config):
@@ -175,6 +325,12 @@ def test_learning_rate_warms_up_and_decays(config):
         (VALID + "batch_rows = 3\nmicro_rows = 2\n" + SHAPE, "multiple of micro_rows"),
         (VALID, "either a"),
         (VALID + 'start_from = "y"\n' + SHAPE, "either a"),
+        (VALID + "context_length = 64\n" + SHAPE, "goes with parameters"),
+        (
+            'output = "x"\nsteps = 3\nparameters = "1M"\n'
+            'corpora = [{path = "x", weight = 1}, {path = "y"}]',
+            "every corpus a weight",
+        ),
         (VALID + "sequence_length = 64\ndecay_steps = 10\n" + SHAPE, "exceed steps"),
     ],
 )
