@@ -131,15 +131,12 @@ class PackedWeight:
 def pack_dense(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
     """Float32 or bfloat16 [out, in]."""
     kind = _F32 if weight.dtype == torch.float32 else _BF16
-    return _pack(kind, weight, weight.shape[1], None, None, bias, 0)
+    return _pack(kind, weight, weight.shape[1], None, bias, 0)
 
 
 def pack_int8(codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> PackedWeight:
     """int8 [out, in] with one scale per output [out]."""
-    # A product with ones: torch's own sum takes ten times as long.
-    ones = torch.ones(codes.shape[1], _LANES, dtype=torch.int8)
-    sums = _pad(torch._int_mm(codes, ones)[:, 0], 0)
-    return _pack(_INT8, codes, codes.shape[1], _pad(scale.float(), 0), sums, bias, 0)
+    return _pack(_INT8, codes, codes.shape[1], _pad(scale.float(), 0), bias, 0)
 
 
 def pack_int4(
@@ -147,7 +144,7 @@ def pack_int4(
 ) -> PackedWeight:
     """uint8 [out, in / 2], stored as `Int4` says, with bfloat16 scales [out, in / group]."""
     blocks = _pad(scale.bfloat16(), 0).unflatten(0, (-1, _LANES)).transpose(1, 2).contiguous()
-    return _pack(_INT4, codes, 2 * codes.shape[1], blocks, None, bias, group_size)
+    return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size)
 
 
 def _pack(
@@ -155,7 +152,6 @@ def _pack(
     rows: Tensor,
     in_features: int,
     scale: Tensor | None,
-    sums: Tensor | None,
     bias: Tensor | None,
     group: int,
 ) -> PackedWeight:
@@ -166,8 +162,8 @@ def _pack(
     lines = units.unflatten(0, (-1, _LANES)).transpose(1, 2)
     codes = _huge_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
     wide_bias = None if bias is None else _pad(bias.float(), 0)
-    tensors = tuple(t for t in (codes, scale, sums, wide_bias) if t is not None)
-    pointers = [0 if t is None else t.data_ptr() for t in (codes, scale, sums, wide_bias)]
+    tensors = tuple(t for t in (codes, scale, wide_bias) if t is not None)
+    pointers = [0 if t is None else t.data_ptr() for t in (codes, scale, wide_bias)]
     out_features = rows.shape[0]
     handle = _cpu.weight(kind, out_features, in_features, units.shape[1], group, *pointers)
     return PackedWeight(out_features, in_features, tensors, handle)

@@ -23,6 +23,8 @@ constexpr int64_t kTasksPerThread = 8;
 // Rows (queries times heads) of one attention task: enough to reuse every key and value from the
 // first-level cache, few enough to spread a prefill over many threads.
 constexpr int64_t kAttentionRows = 128;
+// Rows of inputs whose distance is a power of two would share a few lines of the cache.
+constexpr int64_t kBytesBetweenRows = 64;
 
 #if defined(__x86_64__)
 bool has_amx() {
@@ -45,6 +47,8 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
 }
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
@@ -71,6 +75,7 @@ const Kernels* find_kernels(const char* name) {
   std::vector<const Kernels*> usable;
 #if defined(__x86_64__)
   if (has_avx512() && has_amx()) usable.push_back(amx_kernels());
+  if (has_avx512_bf16()) usable.push_back(avx512_bf16_kernels());
   if (has_avx512()) usable.push_back(avx512_kernels());
   if (has_avx2()) usable.push_back(avx2_kernels());
 #endif
@@ -84,18 +89,19 @@ void use_kernels(const Kernels* kernels) { active = kernels; }
 
 void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
                 const void* residual) {
-  static thread_local Scratch row_scratch, scale_scratch, sum_scratch;
-  const int64_t stride = weight.units * inputs_per_unit(weight.format);
+  static thread_local Scratch row_scratch, scale_scratch, offset_scratch;
   const int64_t item = weight.format == Format::f32 ? 4 : weight.format == Format::bf16 ? 2 : 1;
+  const int64_t stride = weight.units * inputs_per_unit(weight.format) + kBytesBetweenRows / item;
   const int64_t padded = round_up(rows, 16);
   std::byte* prepared = row_scratch.get<std::byte>(padded * stride * item);
   float* scale = scale_scratch.get<float>(padded);
-  int32_t* sums = sum_scratch.get<int32_t>(weight.format == Format::int4 ? padded * weight.groups() : 1);
+  const int64_t groups = weight.format == Format::int4 ? weight.groups() : 1;
+  int32_t* offsets = offset_scratch.get<int32_t>(padded * groups);
   std::memset(prepared + rows * stride * item, 0, (padded - rows) * stride * item);
   split(rows, weight.in * 4, [&](int64_t row) {
-    active->prepare(weight, x, row, prepared, stride, scale, sums);
+    active->prepare(weight, x, row, prepared, stride, scale, offsets);
   });
-  Linear call{weight, {prepared, rows, stride, scale, sums}, out, residual};
+  Linear call{weight, {prepared, rows, stride, scale, offsets}, out, residual};
   // A pass over the weights costs their bytes; further rows cost arithmetic on top.
   Pool& pool = Pool::instance();
   int64_t block_bytes = weight.units * 64 * std::max<int64_t>(1, rows / 4);

@@ -2,12 +2,16 @@
 #include "ops.h"
 
 #include <cmath>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 // After the headers: what they define stays runnable everywhere.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,avx2,fma,bmi,bmi2")
+
+// GCC's own macro is not set by the pragma.
+#define HAGANE_BF16
 
 namespace hagane {
 namespace {
@@ -18,6 +22,7 @@ namespace {
 #include "elementwise.inc"
 #include "sampling.inc"
 #include "linear.inc"
+#include "tiles.inc"
 #include "linear_vnni.inc"
 #include "linear_amx.inc"
 #include "attention_amx.inc"

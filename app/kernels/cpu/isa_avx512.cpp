@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include <cmath>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -18,6 +19,7 @@ namespace {
 #include "elementwise.inc"
 #include "sampling.inc"
 #include "linear.inc"
+#include "tiles.inc"
 #include "linear_vnni.inc"
 
 constexpr Kernels kKernels{"avx512", prepare, linear_vnni, rms_norm, silu_and_mul,

@@ -106,10 +106,9 @@ PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count) {
   int64_t out = in.integer(), inputs = in.integer(), units = in.integer(), group = in.integer();
   auto* codes = in.address<const uint32_t>();
   auto* scale = in.address<const void>();
-  auto* sums = in.address<const int32_t>();
   auto* bias = in.address<const float>();
   if (!in.complete()) return nullptr;
-  auto* weight = new Weight{format, out, inputs, units, group, codes, scale, sums, bias};
+  auto* weight = new Weight{format, out, inputs, units, group, codes, scale, bias};
   return PyCapsule_New(weight, kWeight, free_weight);
 }
 

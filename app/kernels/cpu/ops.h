@@ -22,7 +22,6 @@ struct Weight {
   int64_t out, in, units, group;
   const uint32_t* codes;
   const void* scale;
-  const int32_t* sums;  // int8: the sum of each output's codes, int32 [out]
   const float* bias;    // float [out], or null
 
   int64_t blocks() const { return ceil_div(out, 16); }
@@ -44,8 +43,13 @@ struct Matrix {
 struct Prepared {
   const void* rows;
   int64_t count, stride;
-  const float* scale;         // [count]
-  const int32_t* group_sums;  // int4: [count][groups], for the 8 that is added to every code
+  const float* scale;  // [count]
+  // Where sums begin whose codes were made unsigned, to take off again what that adds: -128 times
+  // the row's inputs for int8 [count], -8 times the group's for int4 [count][groups].
+  const int32_t* offsets;
+
+  template <class T>
+  const T* row(int64_t index) const { return static_cast<const T*>(rows) + index * stride; }
 };
 
 struct Linear {
@@ -122,7 +126,7 @@ struct Kernels {
   const char* name;
   // Fills row `index` of the prepared activations.
   void (*prepare)(const Weight&, const Matrix& x, int64_t row, void* rows, int64_t stride,
-                  float* scale, int32_t* group_sums);
+                  float* scale, int32_t* offsets);
   // The outputs of blocks [first, last) for all rows.
   void (*linear)(const Linear&, int64_t first, int64_t last);
   void (*rms_norm)(const Matrix& x, const void* weight, float eps, int64_t features, const Matrix& out,
@@ -140,6 +144,7 @@ struct Kernels {
 const Kernels* generic_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
 const Kernels* amx_kernels();
 
 }  // namespace hagane

@@ -1,0 +1,42 @@
+// Every kernel for AVX-512 with VNNI and BF16.
+#include "ops.h"
+
+#include <cmath>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+// After the headers: what they define stays runnable everywhere.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,bmi,bmi2")
+
+// GCC's own macro is not set by the pragma.
+#define HAGANE_BF16
+
+namespace hagane {
+namespace {
+
+#include "lanes.inc"
+
+#include "attention.inc"
+#include "elementwise.inc"
+#include "sampling.inc"
+#include "linear.inc"
+#include "tiles.inc"
+#include "linear_vnni.inc"
+
+constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, rms_norm, silu_and_mul,
+                           embed, rotary, store, attend, draw, greatest};
+
+}  // namespace
+
+const Kernels* avx512_bf16_kernels() { return &kKernels; }
+
+}  // namespace hagane
+
+#else
+
+namespace hagane {
+const Kernels* avx512_bf16_kernels() { return nullptr; }
+}  // namespace hagane
+#endif
