@@ -151,6 +151,7 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         context_length=settings.context_length,
         kv_cache_dtype=settings.kv_cache_dtype,
         kv_cache_memory=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
+        gpu_memory_fraction=settings.gpu_memory_fraction,
         max_batch_tokens=max(settings.max_batch_tokens, settings.max_sequences),
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     kv_cache_memory: ByteSize | None = Field(
         None, description="memory of the KV cache such as 2GiB; default: up to half of what is free"
     )
+    gpu_memory_fraction: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="part of a GPU's memory to use where kv_cache_memory is not set",
+    )
     block_size: int = Field(
         16, ge=16, le=256, multiple_of=16, description="tokens per KV-cache block"
     )

@@ -150,8 +150,8 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the engine process is told first: the settings it needs, and no others.
 
-    `kv_cache_memory` is in bytes, None lets the engine decide from free memory. `max_batch_tokens`
-    is the token budget of one step.
+    `kv_cache_memory` is in bytes, None lets the engine decide from free memory, on a GPU within
+    `gpu_memory_fraction` of all of it. `max_batch_tokens` is the token budget of one step.
     """
 
     model: str
@@ -163,6 +163,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_length: int | None
     kv_cache_memory: int | None
     kv_cache_dtype: Literal["auto", "int8"]
+    gpu_memory_fraction: float = 0.9
     max_batch_tokens: int
     max_sequences: int
     max_waiting: int

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from app import kernels
 from app.engine.batch import Batch
+from app.engine.cuda_graphs import CudaGraphs
 from app.engine.graphs import DecodeGraphs
+from app.engine.memory import cuda_cache_memory
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
 from app.machine import available_memory
@@ -25,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 # The part of free memory that the KV cache may take when no figure is given.
 _CPU_MEMORY_FRACTION = 0.5
-_CUDA_MEMORY_FRACTION = 0.85
 
 
 class ModelRunner:
@@ -61,17 +62,27 @@ class ModelRunner:
             self.operations.allocate_cache(*shape, self.cache_dtype, self.device)
             for _ in range(model_config.layers)
         )
-        self._untouched = _huge_pages(self.caches)
+        # A device's memory is all there from the start.
+        self._untouched = _huge_pages(self.caches if self.device.type == "cpu" else ())
         self._start_threads(config.threads)
-        self._graphs: DecodeGraphs | None = None
-        if self.operations is kernels.native:
-            self._graphs = DecodeGraphs(
-                self.model,
-                self.caches,
-                max_sequences=config.max_sequences,
-                max_blocks=-(-self.context_length // self.block_size),
-                block_size=self.block_size,
-            )
+        self._graphs = self._make_graphs(config)
+
+    @torch.inference_mode()
+    def _make_graphs(self, config: EngineConfig) -> DecodeGraphs | CudaGraphs | None:
+        """Decode steps without Python in between, for the kernels that can be recorded."""
+        if self.operations is kernels.reference:
+            return None
+        kind = DecodeGraphs if self.operations is kernels.native else CudaGraphs
+        graphs = kind(
+            self.model,
+            self.caches,
+            max_sequences=config.max_sequences,
+            max_blocks=-(-self.context_length // self.block_size),
+            block_size=self.block_size,
+        )
+        if isinstance(graphs, CudaGraphs):
+            graphs.prepare()
+        return graphs
 
     def touch(self) -> bool:
         """Have the system back two more megabytes of KV cache; False once it all is.
@@ -116,7 +127,9 @@ class ModelRunner:
         per_context = -(-self.context_length // self.block_size)
         memory = config.kv_cache_memory
         if memory is None:
-            memory = min(self._free_memory(), config.max_sequences * per_context * block_bytes)
+            memory = min(
+                self._free_memory(config), config.max_sequences * per_context * block_bytes
+            )
         blocks = memory // block_bytes
         if blocks < per_context:
             raise ConfigurationError(
@@ -133,10 +146,10 @@ class ModelRunner:
         )
         return blocks
 
-    def _free_memory(self) -> int:
+    def _free_memory(self, config: EngineConfig) -> int:
         if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            return int(free * _CUDA_MEMORY_FRACTION)
+            tokens = min(config.max_batch_tokens, self.context_length)
+            return cuda_cache_memory(self.model, config, tokens, self.device, self.dtype)
         return int(available_memory() * _CPU_MEMORY_FRACTION)
 
     @torch.inference_mode()
@@ -165,7 +178,7 @@ class ModelRunner:
 def _huge_pages(caches: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
     """One byte of every two megabytes, each as int8 [1]; in the order in which blocks are used."""
     flat = [tensor.view(-1).view(torch.int8) for pair in caches for tensor in pair]
-    for at in range(0, max(map(len, flat)), 1 << 21):
+    for at in range(0, max(map(len, flat), default=0), 1 << 21):
         yield from (tensor[at : at + 1] for tensor in flat if at < len(tensor))
 
 

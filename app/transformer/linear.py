@@ -21,6 +21,7 @@ coarse weights cost most.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from app.kernels import Operations, native
+from app.kernels import Operations, native, reference
 
 GROUP_SIZES = (128, 64, 32)
 # Ratios of the scale tried for every int4 group; the one with the least squared error wins.
@@ -281,6 +282,62 @@ class PackedEmbedding(nn.Module):
         return native.linear(hidden, self.weight, torch.float32)
 
 
+class CudaLinear(nn.Module):
+    """Any kind of linear layer, for serving with the Triton kernels.
+
+    `multiply` takes x, the stored tensors, the bias and the residual.
+    """
+
+    def __init__(
+        self, multiply: Callable[..., Tensor], tensors: tuple[Tensor, ...], bias: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.multiply, self.tensors, self.bias = multiply, tensors, bias
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.multiply(x, *self.tensors, self.bias, residual)
+
+
+class CudaEmbedding(nn.Module):
+    """Any kind of embedding; as a head it computes with the Triton kernels."""
+
+    def __init__(
+        self,
+        layer: DenseEmbedding | Int8Embedding,
+        multiply: Callable[..., Tensor],
+        tensors: tuple[Tensor, ...],
+    ) -> None:
+        super().__init__()
+        self.layer, self.multiply, self.tensors = layer, multiply, tensors
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.layer(ids)
+        return rows
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.multiply(hidden, *self.tensors, dtype=torch.float32)
+
+
+def _for_cuda(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    # Here, as importing Triton takes a while.
+    from app.kernels.cuda import linear
+
+    match module:
+        case Dense():
+            return CudaLinear(linear.dense, (module.weight.data,), module.bias)
+        case Int8():
+            return CudaLinear(linear.int8, (module.weight_int8, module.scale), module.bias)
+        case Int4():
+            return CudaLinear(linear.int4, (module.weight_int4, module.scale), module.bias)
+        case DenseEmbedding():
+            return CudaEmbedding(module, linear.dense, (module.weight.data,))
+        case Int8Embedding():
+            module.dtype = dtype
+            stored = module.weight_int8, module.scale
+            return CudaEmbedding(module, linear.int8, stored)
+    return module
+
+
 def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -> nn.Module:
     """`module`, or what replaces it when `operations` serve in `dtype`."""
     if operations is native:
@@ -297,6 +354,8 @@ def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -
             case Int8Embedding():
                 return PackedEmbedding(native.pack_int8(module.weight_int8, module.scale), dtype)
         return module
+    if operations is not reference:
+        return _for_cuda(module, dtype)
     if isinstance(module, Int4) and module.weight_int4.device.type == "cpu":
         return TorchInt4(module, dtype)
     if isinstance(module, Int8Embedding):

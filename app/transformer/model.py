@@ -16,6 +16,7 @@ from app.kernels import Operations, reference
 from app.transformer.attention import AttentionContext
 from app.transformer.config import ModelConfig
 from app.transformer.linear import (
+    CudaEmbedding,
     DenseEmbedding,
     Int8Embedding,
     PackedEmbedding,
@@ -192,7 +193,7 @@ class Transformer(nn.Module):
         return scores
 
     @property
-    def head(self) -> DenseEmbedding | Int8Embedding | PackedEmbedding:
+    def head(self) -> DenseEmbedding | Int8Embedding | PackedEmbedding | CudaEmbedding:
         """The embedding that scores the vocabulary."""
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 

@@ -45,6 +45,8 @@ INDEX_FILE = "model.safetensors.index.json"
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # Elements quantized at a time: what loading needs beside the result stays a few megabytes.
 _BLOCK_ELEMENTS = 1 << 16
+# On a GPU a block must be worth a few dozen launches; it takes ten times its size meanwhile.
+_DEVICE_BLOCK_ELEMENTS = 1 << 24
 # Buffers that old exporters wrote and every reader recomputes.
 _RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 _Holder = Dense | Int8 | Int4 | DenseEmbedding | Int8Embedding | RMSNorm
@@ -160,7 +162,7 @@ def load_model(
         tensors = (
             _read_stored(checkpoint, name, module)
             if stored
-            else _read_float(checkpoint, name, module, config, dtype)
+            else _read_float(checkpoint, name, module, config, dtype, device)
         )
         parameters += _count(module)
         for key, tensor in tensors.items():
@@ -197,7 +199,12 @@ def _read_stored(checkpoint: Checkpoint, name: str, module: _Holder) -> dict[str
 
 
 def _read_float(
-    checkpoint: Checkpoint, name: str, module: _Holder, config: ModelConfig, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    name: str,
+    module: _Holder,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: str,
 ) -> dict[str, Tensor]:
     """Read a module's parts from a checkpoint, fuse them, and quantize if the module wants it."""
     parts = _parts(name, module, config)
@@ -210,7 +217,7 @@ def _read_float(
 
     weights = read("weight", columns)
     if isinstance(module, Int4 | Int8 | Int8Embedding):
-        tensors = _quantize(module, weights, dtype)
+        tensors = _quantize(module, weights, dtype, device)
     else:
         tensors = {"weight": _fuse(weights, dtype)}
     if getattr(module, "bias", None) is not None:
@@ -230,19 +237,19 @@ def _fuse(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _quantize(
-    module: Int4 | Int8 | Int8Embedding, parts: list[Tensor], dtype: torch.dtype
+    module: Int4 | Int8 | Int8Embedding, parts: list[Tensor], dtype: torch.dtype, device: str
 ) -> dict[str, Tensor]:
-    blocks = [
-        rows for part in parts for rows in part.split(max(1, _BLOCK_ELEMENTS // part.shape[1]))
-    ]
+    """Where the result will be: a GPU quantizes faster than weights can be sent to it."""
+    elements = _BLOCK_ELEMENTS if device == "cpu" else _DEVICE_BLOCK_ELEMENTS
+    blocks = [rows for part in parts for rows in part.split(max(1, elements // part.shape[1]))]
     total = sum(map(len, blocks))
     tensors: dict[str, Tensor] = {}
     start = 0
     for block in blocks:
-        for key, piece in module.quantize(block.to(dtype)).items():
+        for key, piece in module.quantize(block.to(device, dtype)).items():
             whole = tensors.get(key)
             if whole is None:
-                whole = tensors[key] = torch.empty(total, *piece.shape[1:], dtype=piece.dtype)
+                whole = tensors[key] = piece.new_empty(total, *piece.shape[1:])
             whole[start : start + len(piece)] = piece
         start += len(block)
         _release(block)

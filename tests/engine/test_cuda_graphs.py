@@ -1,0 +1,135 @@
+"""Padded decode steps of a whole model through the Triton kernels, against the reference.
+
+Without a device steps are run instead of captured, through Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app import kernels
+from app.engine.batch import Batch
+from app.engine.cuda_graphs import CudaGraphs, batch_sizes
+from app.engine.memory import run_full_step
+from app.kernels import PagedLayout, reference
+from app.transformer.attention import Paged
+from app.transformer.linear import Quantization, for_serving
+from app.transformer.model import Transformer
+from app.transformer.weights import load_model
+
+pytest.importorskip("triton")
+from app.kernels import cuda
+from app.kernels.cuda import tiles
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BLOCK = 16
+
+
+def batch_of(tokens: list[list[int]], pasts: list[int], tables: list[list[int]]) -> Batch:
+    """Each sequence brings its `tokens` after `pasts` earlier ones; its last row is sampled."""
+    positions = [
+        list(range(past, past + len(new))) for past, new in zip(pasts, tokens, strict=True)
+    ]
+    slots = [
+        table[p // BLOCK] * BLOCK + p % BLOCK
+        for table, row in zip(tables, positions, strict=True)
+        for p in row
+    ]
+    starts = [sum(map(len, tokens[:i])) for i in range(len(tokens) + 1)]
+    contexts = [past + len(new) for past, new in zip(pasts, tokens, strict=True)]
+    with DEVICE:
+        layout = PagedLayout(
+            slots=torch.tensor(slots),
+            block_tables=torch.tensor(tables, dtype=torch.int32),
+            starts=torch.tensor(starts, dtype=torch.int32),
+            lengths=torch.tensor(contexts, dtype=torch.int32),
+            query_starts=tuple(starts),
+            context_lengths=tuple(contexts),
+            decodes=sum(len(new) == 1 for new in tokens),
+            block_size=BLOCK,
+        )
+        flat = torch.tensor([token for new in tokens for token in new])
+        places = torch.tensor([p for row in positions for p in row])
+        ends = torch.tensor(starts[1:]) - 1
+    return Batch(flat, places, layout, ends, tuple((i, i + 1) for i in range(len(tokens))))
+
+
+def served(stored: Transformer, quantization: Quantization | None) -> Transformer:
+    """The same weights behind the Triton kernels."""
+    with DEVICE:
+        model = Transformer(stored.config, quantization, cuda)
+    model.load_state_dict(stored.state_dict())
+    for name, module in list(model.named_modules()):
+        replacement = for_serving(module, cuda, torch.float32)
+        if replacement is not module:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, replacement)
+    return model.eval()
+
+
+def caches_of(model: Transformer, operations: kernels.Operations):
+    shape = (8, BLOCK, model.config.kv_heads, model.config.head_dim)
+    return tuple(
+        operations.allocate_cache(*shape, torch.float32, DEVICE) for _ in range(model.config.layers)
+    )
+
+
+@pytest.mark.parametrize(
+    "quantization", [None, Quantization(8), Quantization(4, 32)], ids=["dense", "int8", "int4"]
+)
+@torch.inference_mode()
+def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, quantization):
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(tiles, "MULTIPROCESSORS", 2)
+    stored, _ = load_model(
+        tiny_model_dir, device=str(DEVICE), dtype=torch.float32, quantization=quantization
+    )
+    model = served(stored, quantization)
+    ours, theirs = caches_of(model, cuda), caches_of(stored, reference)
+    graphs = CudaGraphs(
+        model,
+        ours,
+        max_sequences=4,
+        max_blocks=3,
+        block_size=BLOCK,
+        capture=None if DEVICE.type == "cuda" else lambda step: step,
+    )
+
+    def expected(batch: Batch) -> torch.Tensor:
+        context = Paged(batch.positions, batch.layout, theirs, reference)
+        return stored.logits(stored(batch.token_ids, context)[batch.logit_rows])
+
+    tables = [[5, 2], [1, 0], [3, 6]]
+    first = batch_of([[7], [9, 30, 31], list(range(40, 57))], [0, 0, 0], tables)
+    assert graphs.run(first) is None
+    context = Paged(first.positions, first.layout, ours, cuda)
+    close(model.logits(model(first.token_ids, context)[first.logit_rows]), expected(first))
+    # Three rows in the graph of four, then two in the graph of two.
+    second = batch_of([[11], [12], [13]], [1, 3, 17], tables)
+    close(graphs.run(second), expected(second))
+    third = batch_of([[21], [22]], [4, 18], tables[1:])
+    close(graphs.run(third), expected(third))
+
+
+def close(ours: torch.Tensor | None, theirs: torch.Tensor) -> None:
+    assert ours is not None
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_full_step_runs_without_a_cache_of_its_own(tiny_model_dir, monkeypatch):
+    monkeypatch.setattr(tiles, "MULTIPROCESSORS", 2)
+    stored, _ = load_model(
+        tiny_model_dir, device=str(DEVICE), dtype=torch.float32, quantization=None
+    )
+    run_full_step(served(stored, None), 20, 2, BLOCK, DEVICE, torch.float32)
+
+
+def test_batch_sizes_rise_to_the_most():
+    assert batch_sizes(1) == (1,)
+    assert batch_sizes(20) == (1, 2, 4, 8, 16, 20)
+    sizes = batch_sizes(256)
+    assert sizes[-1] == 256
+    assert list(sizes) == sorted(set(sizes))
+    assert len(sizes) < 20
