@@ -43,21 +43,21 @@ class Sampler:
     def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> SampledTokens:
         """Draw from float32 logits [rows, vocab]; row i continues `sequences[i]`."""
         tokens, finite = self._operations.greatest(logits)
-        failed = tuple(i for i, whole in enumerate(finite.tolist()) if not whole)
         adjusted = _adjust(logits, sequences)
         if adjusted is not logits:
             tokens, _ = self._operations.greatest(adjusted)
-        drawn = [
-            i
-            for i, sequence in enumerate(sequences)
-            if sequence.sampling.temperature > 0 and i not in failed
-        ]
+        drawn = [i for i, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
         if drawn:
             params = [sequences[i].sampling for i in drawn]
-            uniforms = [self._uniform(sequences[i]) for i in drawn]
-            chosen = self._operations.draw(adjusted[drawn], _cuts(params, uniforms))
-            tokens[torch.tensor(drawn, device=tokens.device)] = chosen
-        ids: list[int] = tokens.tolist()
+            cuts = _cuts(params, [self._uniform(sequences[i]) for i in drawn])
+            if len(drawn) == len(sequences):
+                tokens = self._operations.draw(adjusted, cuts)
+            else:
+                rows = torch.tensor(drawn).to(tokens.device, non_blocking=True)
+                tokens[rows] = self._operations.draw(adjusted[rows], cuts)
+        # One transfer: nothing else in a step waits for the device.
+        ids, whole = torch.stack((tokens, finite.long())).tolist()
+        failed = tuple(i for i, number in enumerate(whole) if not number)
         return SampledTokens(ids, _report(logits, sequences, ids), failed)
 
     def _uniform(self, sequence: Sequence) -> float:

@@ -12,6 +12,7 @@ from app import kernels
 from app.engine.messages import GenerateRequest, SamplingParams
 from app.engine.sampler import Sampler, prompt_logprobs, uniform
 from app.engine.sequence import Sequence
+from app.kernels import native, reference
 
 VOCAB = 50
 
@@ -119,11 +120,16 @@ def test_penalties_bias_and_minimum():
     assert pick(min_tokens=2, eos_token_ids=(2,)) == 2
 
 
-def test_a_broken_row_fails_alone():
+@pytest.mark.parametrize("operations", [reference, native])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_row_fails_alone(operations, cut, bad):
+    if operations is native and not native.available():
+        pytest.skip("kernels not built")
     rows = logits(6, rows=3)
-    rows[1, 4] = float("nan")
-    made = [sequence(temperature=t) for t in (0, 1, 0)]
-    result = Sampler().sample(rows, made)
+    rows[1, 4] = bad
+    made = [sequence(temperature=t, **cut) for t in (0, 1, 0)]
+    result = Sampler(operations).sample(rows, made)
     assert result.failed == (1,)
     assert result.tokens[0] == rows[0].argmax().item()
 
