@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class CudaGraphs:
         The others then find room in the memory that it took.
         """
         for size in reversed(self._sizes):
-            self._replays[size] = self._capture(lambda size=size: self._step(size))  # type: ignore[misc]
+            self._replays[size] = self._capture(partial(self._step, size))
 
     def run(self, batch: Batch) -> Tensor | None:
         """Float32 logits [sequences, vocab], valid until the next step; None for other batches."""
@@ -69,7 +70,7 @@ class CudaGraphs:
         self._lengths[:rows] = layout.lengths
         self._lengths[rows:size] = 0
         if size not in self._replays:
-            self._replays[size] = self._capture(lambda: self._step(size))
+            self._replays[size] = self._capture(partial(self._step, size))
         self._replays[size]()
         return self._logits[:rows]
 

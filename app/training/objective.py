@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from app.training.examples import Example
 from app.training.masking import Sequence
 from app.transformer.attention import PackedSequences
-from app.transformer.linear import PackedEmbedding
+from app.transformer.linear import DenseEmbedding, Int8Embedding
 from app.transformer.lora import disabled
 from app.transformer.model import Transformer
 
@@ -84,7 +84,7 @@ def score(model: Transformer, sequences: list[Sequence]) -> Scores:
 def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 [n] log-probabilities of int64 targets [n], and bool [n]: the likeliest tokens."""
     head = model.head
-    if isinstance(head, PackedEmbedding):
+    if not isinstance(head, DenseEmbedding | Int8Embedding):
         raise TypeError("a model packed for serving cannot be trained")
     trains_head = any(p.requires_grad for p in head.parameters()) and torch.is_grad_enabled()
     if not trains_head:
