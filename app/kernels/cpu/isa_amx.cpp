@@ -25,10 +25,11 @@ namespace {
 #include "tiles.inc"
 #include "linear_vnni.inc"
 #include "linear_amx.inc"
+#include "attention_spans.inc"
 #include "attention_amx.inc"
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend_amx, draw, greatest};
+                           embed, rotary, store, attend_spans<TileMultiplier>, draw, greatest};
 
 }  // namespace
 

@@ -24,9 +24,11 @@ namespace {
 #include "linear.inc"
 #include "tiles.inc"
 #include "linear_vnni.inc"
+#include "attention_spans.inc"
+#include "attention_bf16.inc"
 
 constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend, draw, greatest};
+                           embed, rotary, store, attend_spans<VectorMultiplier>, draw, greatest};
 
 }  // namespace
 
