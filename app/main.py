@@ -21,6 +21,7 @@ from app.api import (
     completions,
     errors,
     files,
+    fine_tuning,
     health,
     metrics,
     models,
@@ -38,13 +39,14 @@ from app.server import AdminListener
 from app.settings import Settings
 from app.store.catalogue import Catalogue
 from app.store.store import DATABASE_FILE, Store
+from app.training.supervisor import Supervisor
 from app.transformer.store import BUILTIN_MODELS, resolve_model
 
 logger = logging.getLogger(__name__)
 
 _PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
 # Behind the admin key, and on a listener of their own where `admin_port` is set.
-_ADMIN = (admin, admin_page, aliases, files)
+_ADMIN = (admin, admin_page, aliases, files, fine_tuning)
 
 
 def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
@@ -63,9 +65,13 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     catalogue = Catalogue(store.database, model.id)
     serving = Serving(settings, model, client, recorded, accounts, store, catalogue)
 
+    supervisor = Supervisor(store)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await client.start()
+        if store.durable:
+            supervisor.start()
         watch = asyncio.create_task(_watch(serving, shut_down))
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
@@ -73,6 +79,7 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
                 await stack.enter_async_context(listener.running())
             yield
         watch.cancel()
+        await supervisor.stop(grace=settings.shutdown_grace)
         await client.stop(grace=settings.shutdown_grace)
 
     routes = _PUBLIC if settings.admin_port is not None else (*_PUBLIC, *_ADMIN)

@@ -58,8 +58,7 @@ class Adapters:
     def put(self, adapter: StoredAdapter) -> None:
         """Add it, or put it in the place of the one of the same name."""
         with self._database.write() as connection:
-            connection.execute(_adapters.delete().where(_adapters.c.name == adapter.name))
-            connection.execute(_adapters.insert().values(**vars(adapter)))
+            put_adapter(connection, adapter)
 
     def promote(self, name: str) -> StoredAdapter:
         """Let it be served; its job then names it as its result. Raises ModelNotFoundError."""
@@ -107,6 +106,12 @@ class Adapters:
         if found is None:
             raise _not_found(name)
         return StoredAdapter(**found)
+
+
+def put_adapter(connection: sa.Connection, adapter: StoredAdapter) -> None:
+    """As `Adapters.put`, within a transaction."""
+    connection.execute(_adapters.delete().where(_adapters.c.name == adapter.name))
+    connection.execute(_adapters.insert().values(**vars(adapter)))
 
 
 def _not_found(name: str) -> ModelNotFoundError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from app.errors import NotFoundError
 from app.store import tables
+from app.store.adapters import StoredAdapter, put_adapter
 from app.store.database import Database
 from app.store.paging import Page, Paging, select_page, without_sequence
 
@@ -124,10 +125,12 @@ class Jobs:
             )
         return Job(**without_sequence(found))
 
-    def list(self, paging: Paging) -> Page[Job]:
-        """Raises InvalidRequestError for an unknown `after`."""
+    def list(self, paging: Paging, metadata: Mapping[str, str] | None = None) -> Page[Job]:
+        """Those that carry `metadata`. Raises InvalidRequestError for an unknown `after`."""
+        carried = _jobs.c.request["metadata"]
+        conditions = [carried[key].as_string() == v for key, v in (metadata or {}).items()]
         with self._database.read() as connection:
-            return select_page(connection, _jobs, paging, lambda row: Job(**row))
+            return select_page(connection, _jobs, paging, lambda row: Job(**row), *conditions)
 
     def first(self, *statuses: Status) -> Job | None:
         """The oldest job in one of `statuses`, which are asked for in order."""
@@ -174,6 +177,20 @@ class Jobs:
                 connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(**values))
             _insert_events(connection, job_id, events)
 
+    def succeed(
+        self, job_id: str, adapter: StoredAdapter | None, events: Sequence[Event], **values: Any
+    ) -> bool:
+        """From running to succeeded, with the adapter entered; False if it runs no more."""
+        values |= {"status": "succeeded", "finished_at": int(time.time())}
+        running = (_jobs.c.id == job_id, _jobs.c.status == "running")
+        with self._database.write() as connection:
+            if not connection.execute(_jobs.update().where(*running).values(**values)).rowcount:
+                return False
+            if adapter is not None:
+                put_adapter(connection, adapter)
+            _insert_events(connection, job_id, events)
+        return True
+
     def count_death(self, job_id: str, event: Event) -> int:
         """One more worker died without a word; returns how many since the last checkpoint."""
         with self._database.write() as connection:
@@ -192,9 +209,11 @@ class Jobs:
             return select_page(connection, _events, paging, _event, _events.c.job == job_id)
 
     def add_checkpoint(self, job_id: str, checkpoint: Checkpoint, *events: Event) -> None:
-        """Enter a checkpoint, or replace the one of the same step."""
+        """Enter a checkpoint; one that is entered already, by a worker that died then, stays."""
         with self._database.write() as connection:
-            connection.execute(_checkpoints.delete().where(_checkpoints.c.name == checkpoint.name))
+            known = sa.select(_checkpoints.c.id).where(_checkpoints.c.name == checkpoint.name)
+            if connection.execute(known).scalar() is not None:
+                return
             connection.execute(_checkpoints.insert().values(job=job_id, **vars(checkpoint)))
             connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(deaths=0))
             _insert_events(connection, job_id, events)

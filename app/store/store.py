@@ -17,9 +17,13 @@ DATABASE_FILE = "hagane.sqlite3"
 
 @dataclass(frozen=True)
 class Store:
-    """One data directory: `hagane.sqlite3`, `files/` and, a folder for each job, `jobs/`."""
+    """One data directory: `hagane.sqlite3`, `files/` and, a folder for each job, `jobs/`.
+
+    `durable` is False for one in memory, which has no directory.
+    """
 
     directory: Path
+    durable: bool
     database: Database
     files: Files
     jobs: Jobs
@@ -37,19 +41,20 @@ class Store:
             raise ConfigurationError(
                 f"data_dir {directory} cannot be used: {error.strerror}"
             ) from None
-        store = cls._of(directory, Database(directory / DATABASE_FILE))
+        store = cls._of(directory, Database(directory / DATABASE_FILE), durable=True)
         store.files.sweep()
         return store
 
     @classmethod
     def empty(cls) -> Store:
         """One without anything in it, in memory: for a server that never keeps anything."""
-        return cls._of(Path(), Database(None))
+        return cls._of(Path(), Database(None), durable=False)
 
     @classmethod
-    def _of(cls, directory: Path, database: Database) -> Store:
+    def _of(cls, directory: Path, database: Database, durable: bool) -> Store:
         return cls(
             directory,
+            durable,
             database,
             Files(database, directory / "files"),
             Jobs(database),

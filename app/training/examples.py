@@ -13,7 +13,7 @@ from app.errors import TrainingError
 from app.training import estimates
 from app.training.masking import Renderer, Sequence
 from app.training.records import RecordError, parse
-from app.training.spec import FineTuneSpec, Method, resolve
+from app.training.spec import FineTuneSpec, Method, Plan, resolve
 from app.transformer.config import ModelConfig
 
 # Of all problems, so many are listed.
@@ -46,8 +46,8 @@ class Example:
 class FileReport:
     """What a training file holds. `problems` are (line, reason), the first 100 of them.
 
-    Line 0 stands for the file as a whole. Tokens are counted once, not per epoch; the last three
-    are estimates, of the whole run.
+    Line 0 stands for the file as a whole. Tokens are counted once, not per epoch; steps, seconds
+    and bytes are estimates, of the whole run. `plan` is the run's, None for a file with problems.
     """
 
     problems: list[tuple[int, str]] = field(default_factory=list)
@@ -60,6 +60,7 @@ class FileReport:
     steps: int = 0
     seconds: float = 0.0
     memory_bytes: int = 0
+    plan: Plan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -106,7 +107,7 @@ def report(spec: FineTuneSpec) -> FileReport:
     if not found.total_problems:
         kept = examples if spec.validation_file else split(examples, spec.seed).training
         plan = resolve(spec, len(kept), config.hidden_size)
-        found.steps = plan.steps
+        found.plan, found.steps = plan, plan.steps
         found.seconds = estimates.seconds(config, plan, sum(map(len, kept)))
         longest = max(map(len, examples))
         found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)

@@ -55,10 +55,10 @@ def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
             if valid is not None:
                 progress.valid_loss = valid.loss
                 run.trainee.save(run.checkpoint_directory(progress.step))
+                # Before the state says so: a crash in between tells it twice rather than never.
+                listener.checkpoint(run.checkpoint_report(progress.step, train, valid))
             if saving or stopping:
                 state.save(run.trainee, run.optimizer, progress)
-            if valid is not None:
-                listener.checkpoint(run.checkpoint_report(progress.step, train, valid))
             if stopping:
                 raise TrainingInterrupted(f"stopped after step {progress.step}, as asked")
         return run.finish(progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import NotFoundError
+from app.store.adapters import StoredAdapter
 from app.store.jobs import Checkpoint, Event, Job, new_job_id
 from app.store.paging import Paging
 
@@ -61,12 +62,23 @@ def test_deaths_are_counted_since_the_last_checkpoint(store):
     assert store.jobs.count_death(job.id, Event("died", "warn")) == 1
 
 
-def test_a_checkpoint_of_the_same_step_replaces_the_one_before(store):
+def test_a_checkpoint_that_is_told_again_stays_and_forgives_no_death(store):
     job = add(store, "running")
-    for digest in ("x", "y"):
-        store.jobs.add_checkpoint(job.id, Checkpoint(job.checkpoint_name(2), 2, "d", digest, {}))
-    page = store.jobs.checkpoints(job.id, Paging())
-    assert [checkpoint.digest for checkpoint in page.items] == ["y"]
+    first = Checkpoint(job.checkpoint_name(2), 2, "d", "x", {})
+    store.jobs.add_checkpoint(job.id, first)
+    store.jobs.count_death(job.id, Event("died", "warn"))
+    store.jobs.add_checkpoint(job.id, Checkpoint(job.checkpoint_name(2), 2, "d", "x", {}))
+    assert store.jobs.checkpoints(job.id, Paging()).items == [first]
+    assert store.jobs.get(job.id).deaths == 1
+
+
+def test_success_enters_the_adapter_unless_the_job_was_cancelled(store):
+    for status, expected in (("running", True), ("cancelled", False)):
+        job = add(store, status)
+        adapter = StoredAdapter(job.model_name, "tiny", "d", "x", True, job.id)
+        assert store.jobs.succeed(job.id, adapter, [Event("done")], trained_tokens=9) is expected
+        assert (store.adapters.find(job.model_name) is not None) is expected
+        assert store.jobs.get(job.id).status == ("succeeded" if expected else "cancelled")
 
 
 def test_events_are_paged_per_job(store):

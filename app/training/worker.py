@@ -1,0 +1,221 @@
+"""One fine-tuning job in a process of its own: between the store and `finetune`.
+
+Started by `app.training.supervisor` as `python -m app.training.worker DATA_DIR JOB_ID`, which holds
+the other end of its standard input: when that closes, the server is gone, and so is the worker. A
+lock in the data directory lets one worker run at a time, whoever started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from app.errors import HaganeError, TrainingInterrupted
+from app.store.adapters import StoredAdapter
+from app.store.jobs import Checkpoint, Event, Job, Status
+from app.store.store import Store
+from app.telemetry import configure_logging
+from app.training.listener import CheckpointReport, Result, StepReport
+from app.training.priority import step_back
+from app.training.results import write_results
+from app.training.spec import FineTuneSpec
+from app.transformer.adapter_config import adapter_digest
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+_FLUSH_SECONDS = 0.5
+_ATTEMPTS = 5
+_RUNNING: tuple[Status, ...] = ("running",)
+
+
+class StoreListener:
+    """Writes what the run reports to the store, several steps in one transaction.
+
+    Steps that an earlier worker has reported already are not told twice.
+    """
+
+    def __init__(self, store: Store, job: Job) -> None:
+        self._jobs = store.jobs
+        self._job = job
+        self._told: int = (job.progress or {}).get("step", 0)
+        self._events: list[Event] = []
+        self._progress: dict[str, Any] = {}
+        self._flushed = 0.0
+        self._stopping = False
+
+    def stop(self, *_: object) -> None:
+        """From the next step on, `interrupted` is true. May be a signal's handler."""
+        self._stopping = True
+
+    def progress(self, report: StepReport) -> None:
+        data = asdict(report)
+        if report.step > self._told:
+            self._told = report.step
+            self._events.append(Event(_told(report), type="metrics", data=data))
+        self._progress = data
+        if report.valid_loss is not None or time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._flush()
+
+    def checkpoint(self, report: CheckpointReport) -> None:
+        name = self._job.checkpoint_name(report.step)
+        served = not FineTuneSpec.model_validate(self._job.spec).full
+        digest = adapter_digest(report.directory) if served else ""
+        metrics = {"step": report.step, **report.metrics}
+        self._jobs.add_checkpoint(
+            self._job.id,
+            Checkpoint(name, report.step, str(report.directory), digest, metrics),
+            Event(f"Checkpoint created at step {report.step}", data={"step": report.step}),
+        )
+
+    def interrupted(self) -> bool:
+        if not self._stopping and self._jobs.status(self._job.id) == "running":
+            return False
+        self._flush()
+        return True
+
+    def _flush(self) -> None:
+        self._jobs.record(self._job.id, self._events, progress=self._progress)
+        self._events, self._flushed = [], time.monotonic()
+
+
+def _told(report: StepReport) -> str:
+    text = f"Step {report.step}/{report.steps}: training loss={report.train_loss:.4f}"
+    return text if report.valid_loss is None else f"{text}, validation loss={report.valid_loss:.4f}"
+
+
+def work(store: Store, job: Job, listener: StoreListener) -> None:
+    """Train, and enter what came of it. Raises TrainingInterrupted when asked to stop."""
+    # Takes seconds, and is not needed to find out that there is nothing to do.
+    from app.training.finetune import finetune
+
+    directory = store.job_directory(job.id)
+    try:
+        result = finetune(FineTuneSpec.model_validate(job.spec), directory, listener)
+        _succeed(store, job, result)
+    except TrainingInterrupted:
+        raise
+    except Exception as error:
+        logger.exception("job %s failed", job.id)
+        _fail(store, job, error)
+
+
+def _succeed(store: Store, job: Job, result: Result) -> None:
+    promoted = result.digest is not None and _passes(job, result)
+    adapter = None
+    if result.digest is not None:
+        adapter = StoredAdapter(
+            job.model_name, job.model, str(result.directory), result.digest, promoted, job.id
+        )
+    outcome = {
+        "directory": str(result.directory),
+        "digest": result.digest,
+        "promoted": promoted,
+        "base_valid_loss": result.base_valid_loss,
+        "valid_loss": result.valid_loss,
+        "files": [write_results(store, job).id],
+    }
+    judged = (
+        f"validation loss {result.valid_loss:.4f}, the base model's {result.base_valid_loss:.4f}"
+    )
+    if promoted:
+        event = Event(f"New fine-tuned model created: {job.model_name} ({judged})", data=outcome)
+    else:
+        event = Event(_kept(job, result, judged), "warn", data=outcome)
+    store.jobs.succeed(
+        job.id,
+        adapter,
+        (event, Event("The job has successfully completed")),
+        fine_tuned_model=job.model_name if promoted else None,
+        trained_tokens=result.trained_tokens,
+        result=outcome,
+    )
+
+
+def _passes(job: Job, result: Result) -> bool:
+    """Whether the job's gate lets the result go live; a loss that is no number never passes."""
+    policy = job.request["extra"]["promote"]
+    if policy == "if_better":
+        return result.valid_loss < result.base_valid_loss
+    return bool(policy == "always")
+
+
+def _kept(job: Job, result: Result, judged: str) -> str:
+    if result.digest is None:
+        return f"Model written to {result.directory} ({judged}); serve it with --model"
+    return f"{job.model_name} is kept but not promoted ({judged})"
+
+
+def _fail(store: Store, job: Job, error: Exception) -> None:
+    """Record why; half-written files go first, for the disk may be full of them."""
+    for partial in store.job_directory(job.id).rglob("*.partial"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    code = error.code if isinstance(error, HaganeError) else "training_error"
+    message = str(error) if isinstance(error, HaganeError) else f"{type(error).__name__}: {error}"
+    param = "training_file" if code == "invalid_file" else None
+    reason = {"code": code, "message": message, "param": param}
+    event = Event(f"The job failed: {message}", "error", data=reason)
+    for attempt in range(_ATTEMPTS):
+        try:
+            store.jobs.transition(job.id, _RUNNING, "failed", event, error=reason)
+            return
+        except Exception:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(1)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Until no other worker of this directory is left. The kernel undoes the lock of the dead."""
+    with (directory / "worker.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with_the_server() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _beat(store: Store, job: Job) -> None:
+    while True:
+        with contextlib.suppress(Exception):
+            store.jobs.record(job.id, heartbeat_at=time.time())
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def main(directory: Path, job_id: str) -> None:
+    step_back()
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    configure_logging()
+    with _alone(directory):
+        store = Store.open(directory)
+        started = Event("Fine-tuning job started")
+        job = store.jobs.get(job_id)
+        if job.status == "running":
+            started = Event("Fine-tuning goes on from the last checkpoint")
+        waiting: tuple[Status, ...] = ("queued", "running")
+        if not store.jobs.transition(job_id, waiting, "running", started, heartbeat_at=time.time()):
+            return
+        listener = StoreListener(store, job)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, listener.stop)
+        threading.Thread(target=_beat, args=(store, job), daemon=True).start()
+        with contextlib.suppress(TrainingInterrupted):
+            work(store, job, listener)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
