@@ -258,6 +258,7 @@ def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTun
     hyperparameters = (method.supervised or method.dpo or Supervised()).hyperparameters.model_dump()
     extra = body.extra.model_dump(exclude_none=True, exclude={"promote"})
     settings = serving.settings
+    served = {"quantize": "none" if body.extra.full else settings.quantize}
     try:
         return FineTuneSpec(
             model=serving.model.directory,
@@ -265,10 +266,11 @@ def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTun
             validation_file=body.validation_file and files.path(body.validation_file),
             method=method.type,
             seed=seed,
+            dtype="auto" if settings.dtype == "float16" else settings.dtype,
             device=settings.device,
             threads=settings.training_threads or max(1, (os.cpu_count() or 1) // 2),
             **hyperparameters,
-            **extra,
+            **(served | extra),
         )
     except ValidationError as error:
         place = ("body", "method", method.type, "hyperparameters")

@@ -43,6 +43,7 @@ class Method(Body):
 class Extra(Body):
     """What OpenAI's contract lacks; fields left out keep the defaults of `FineTuneSpec`.
 
+    `quantize` follows the server's own, so that an adapter is trained on what it will be served on.
     `promote` is the gate: whether the result goes live always, if its validation loss is below the
     base model's, or when an admin says so.
     """

@@ -90,7 +90,12 @@ class Catalogue:
         query = (
             sa.select(checkpoints, jobs.c.model)
             .join(jobs, jobs.c.id == checkpoints.c.job)
-            .where(checkpoints.c.name == name, jobs.c.model == self._base)
+            # Without a digest it is a whole model: served by a server of its own alone.
+            .where(
+                checkpoints.c.name == name,
+                checkpoints.c.digest != "",
+                jobs.c.model == self._base,
+            )
         )
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()

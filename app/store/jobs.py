@@ -86,7 +86,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An adapter written on the way; `digest` is its content's (`adapter_digest`)."""
+    """An adapter written on the way; `digest` is its content's (`adapter_digest`).
+
+    It is empty for the whole model that full fine-tuning writes.
+    """
 
     name: str
     step: int

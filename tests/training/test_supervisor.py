@@ -1,0 +1,94 @@
+"""The supervisor with real processes: what happens when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import psutil
+import pytest
+
+from app.store.jobs import Job, new_job_id
+from app.store.paging import Paging
+from app.store.store import Store
+from app.training.spec import FineTuneSpec
+from app.training.supervisor import Supervisor
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store.open(tmp_path / "data")
+    yield opened
+    opened.database.close()
+
+
+def add(store, model, file, status: str) -> Job:
+    spec = FineTuneSpec(model=model, training_file=file).model_dump(mode="json")
+    job = Job(new_job_id(), 1, status, "tiny", "file", {"extra": {"promote": "always"}}, spec)
+    store.jobs.add(job)
+    return job
+
+
+def workers() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "app.training.worker" in child.cmdline()
+    ]
+
+
+async def test_a_worker_that_keeps_dying_fails_the_job_and_says_why(
+    store, tiny_model_dir, tmp_path
+):
+    job = add(store, tiny_model_dir, tmp_path / "none", "queued")
+    supervisor = Supervisor(store)
+    supervisor.start()
+    killed = set()
+    try:
+        while not store.jobs.get(job.id).finished:
+            for worker in workers():
+                if worker.pid not in killed:
+                    killed.add(worker.pid)
+                    worker.kill()
+            await asyncio.sleep(0.01)
+    finally:
+        await supervisor.stop(grace=1)
+    failed = store.jobs.get(job.id)
+    assert len(killed) == 3
+    assert failed.error["code"] == "worker_died"
+    assert "signal 9 (SIGKILL)" in failed.error["message"]
+    assert "memory" in failed.error["message"]
+    warnings = [e for e in store.jobs.events(job.id, Paging()).items if e.level == "warn"]
+    assert len(warnings) == 3
+
+
+async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("".join(json.dumps({"text": f"Once upon {n}"}) + "\n" for n in range(8)))
+    bad.write_text("".join(f"no json {n}\n" for n in range(120)))
+    fine, broken = (add(store, tiny_model_dir, path, "validating_files") for path in (good, bad))
+    gone = add(store, tmp_path / "gone", good, "validating_files")
+    supervisor = Supervisor(store)
+    try:
+        while await supervisor._validate_next():
+            pass
+    finally:
+        await supervisor.stop(grace=1)
+    assert store.jobs.get(fine.id).status == "queued"
+    assert store.jobs.get(fine.id).plan["steps"] > 0
+    error = store.jobs.get(broken.id).error
+    assert error["code"] == "invalid_training_file"
+    assert error["message"].startswith("120 problems in the file, the first 100 of them:\nline 1:")
+    assert len(error["message"].splitlines()) == 101
+    assert store.jobs.get(gone.id).error["code"] == "invalid_model"
+
+
+async def test_stopping_leaves_the_job_in_the_queue_and_no_process(store, tiny_model_dir, tmp_path):
+    job = add(store, tiny_model_dir, tmp_path / "none", "queued")
+    supervisor = Supervisor(store)
+    supervisor.start()
+    while not workers():
+        await asyncio.sleep(0.01)
+    await supervisor.stop(grace=0.1)
+    assert not workers()
+    assert store.jobs.get(job.id).status in ("queued", "running")

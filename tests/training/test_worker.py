@@ -1,0 +1,175 @@
+"""What a worker makes of a run's end. The run itself is played; tests of the API run real ones."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from app.errors import TrainingError, TrainingInterrupted
+from app.store.catalogue import Catalogue
+from app.store.jobs import Job, new_job_id
+from app.store.paging import Paging
+from app.store.store import Store
+from app.training import finetune as real
+from app.training.listener import CheckpointReport, Result, StepReport
+from app.training.worker import StoreListener, work
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store.open(tmp_path / "data")
+    yield opened
+    opened.database.close()
+
+
+@pytest.fixture
+def play(store, monkeypatch, tmp_path):
+    """Works off a running job whose run is the function given."""
+
+    def start(run, promote: str = "if_better", **spec) -> Job:
+        whole = {"model": str(tmp_path), "training_file": "f", **spec}
+        request = {"extra": {"promote": promote}}
+        job = Job(new_job_id(), 1, "running", "tiny", "file", request, whole)
+        store.jobs.add(job)
+        monkeypatch.setattr(real, "finetune", run)
+        work(store, job, StoreListener(store, job))
+        return store.jobs.get(job.id)
+
+    return start
+
+
+def ends_with(base: float, new: float, digest: str | None = "d"):
+    def run(spec, directory, listener) -> Result:
+        (directory / "adapter").mkdir(parents=True)
+        return Result(directory / "adapter", digest, 100, base, new)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("promote", "base", "new", "live"),
+    [
+        ("if_better", 2.0, 1.9, True),
+        ("if_better", 2.0, 2.0, False),
+        ("if_better", 2.0, float("nan"), False),
+        ("always", 2.0, 3.0, True),
+        ("manual", 2.0, 1.0, False),
+    ],
+)
+def test_the_gate(store, play, promote, base, new, live):
+    job = play(ends_with(base, new), promote)
+    assert (job.status, job.trained_tokens) == ("succeeded", 100)
+    assert job.result["promoted"] is live
+    assert job.fine_tuned_model == (job.model_name if live else None)
+    catalogue = Catalogue(store.database, "tiny")
+    assert (catalogue.resolve(job.model_name) is not None) is live
+    store.adapters.promote(job.model_name)
+    assert catalogue.resolve(job.model_name).digest == "d"
+    assert store.jobs.get(job.id).fine_tuned_model == job.model_name
+
+
+def test_a_model_trained_whole_is_told_of_and_not_served(store, play):
+    job = play(ends_with(2.0, 1.0, digest=None), "always", full=True)
+    assert (job.status, job.fine_tuned_model) == ("succeeded", None)
+    assert store.adapters.list() == []
+    messages = [event.message for event in store.jobs.events(job.id, Paging()).items]
+    assert any("serve it with --model" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TrainingError("loss is no number", code="non_finite_loss"), "non_finite_loss"),
+        (TrainingError("the disk is full", code="disk_full"), "disk_full"),
+        (OSError(errno.EIO, "broken disk"), "training_error"),
+        (ValueError("unforeseen"), "training_error"),
+    ],
+)
+def test_failures_give_their_reason_and_free_what_is_half_written(store, play, error, code):
+    def run(spec, directory, listener) -> Result:
+        (directory / "state").mkdir(parents=True)
+        for name in ("checkpoint.pt", "checkpoint.partial", ".adapter.safetensors.partial"):
+            (directory / "state" / name).write_bytes(b"x")
+        raise error
+
+    job = play(run)
+    assert job.status == "failed"
+    assert job.error["code"] == code
+    assert str(error) in job.error["message"]
+    left = [path.name for path in (store.job_directory(job.id) / "state").iterdir()]
+    assert left == ["checkpoint.pt"]
+
+
+def test_a_deleted_base_model_fails_the_job(store, tmp_path):
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"text": "one"}\n{"text": "two"}\n')
+    spec = {"model": str(tmp_path / "gone"), "training_file": str(examples)}
+    job = Job(new_job_id(), 1, "running", "tiny", "file", {"extra": {}}, spec)
+    store.jobs.add(job)
+    work(store, job, StoreListener(store, job))
+    failed = store.jobs.get(job.id)
+    assert failed.error["code"] == "invalid_model"
+    assert "gone" in failed.error["message"]
+
+
+def step(number: int, valid: float | None = None) -> StepReport:
+    return StepReport(number, 9, 1.5, 0.5, valid, valid, 1e-3, 10.0, 1000, 50, 3.0)
+
+
+def test_steps_are_told_once_however_often_they_run(store, play, tmp_path):
+    def run(spec, directory, listener) -> Result:
+        for number in (1, 2, 3):
+            listener.progress(step(number, 1.25 if number == 2 else None))
+        raise TrainingInterrupted("the worker died here")
+
+    with pytest.raises(TrainingInterrupted):
+        play(run)
+    job = store.jobs.list(Paging()).items[0]
+    assert job.progress["step"] == 2  # step 3 was not written yet
+    listener = StoreListener(store, job)
+    for number in (2, 3, 4):
+        listener.progress(step(number))
+    listener.stop()
+    assert listener.interrupted()
+    events = store.jobs.events(job.id, Paging(newest_first=False)).items
+    assert [event.data["step"] for event in events] == [1, 2, 3, 4]
+    assert "validation loss=1.2500" in events[1].message
+
+
+def test_a_checkpoint_is_entered_with_its_content_s_digest(store, play, tmp_path):
+    directory = tmp_path / "step-2"
+    directory.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (directory / name).write_bytes(b"x")
+
+    def run(spec, folder, listener) -> Result:
+        listener.progress(step(2, 1.0))
+        listener.checkpoint(CheckpointReport(2, directory, {"valid_loss": 1.0}))
+        raise TrainingInterrupted
+
+    with pytest.raises(TrainingInterrupted):
+        play(run)
+    job = store.jobs.list(Paging()).items[0]
+    (checkpoint,) = store.jobs.checkpoints(job.id, Paging()).items
+    assert (checkpoint.name, checkpoint.step) == (job.checkpoint_name(2), 2)
+    served = Catalogue(store.database, "tiny").resolve(checkpoint.name)
+    assert served.digest == checkpoint.digest != ""
+    assert checkpoint.metrics == {"step": 2, "valid_loss": 1.0}
+
+
+def test_a_job_that_left_the_running_state_interrupts_its_run(store, play):
+    seen = []
+
+    def run(spec, directory, listener) -> Result:
+        seen.append(listener.interrupted())
+        listener.progress(step(1))
+        job = store.jobs.first("running")
+        store.jobs.transition(job.id, ("running",), "cancelled")
+        seen.append(listener.interrupted())
+        return ends_with(2.0, 1.0)(spec, directory, listener)
+
+    job = play(run)
+    assert seen == [False, True]
+    assert job.status == "cancelled"
+    assert store.adapters.list() == []
