@@ -37,10 +37,10 @@ RUN pip install --no-deps .
 WORKDIR /opt/hagane
 RUN python -c 'from app.kernels import native; assert native.available(), "kernels not built"' \
     && site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-    && rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test "$site"/pip "$site"/pip-* \
+    && rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test "$site"/pip "$site"/pip-* bin/pip* \
     && find "$site" -name '*.a' -delete \
     && find . -name __pycache__ -prune -exec rm -rf {} + \
-    && python -m compileall -q -j 0 lib \
+    && python -m compileall -q -j 0 -x torch/testing lib \
     && install -d -o 10001 -g 10001 /volumes/data /volumes/models
 
 FROM ${PYTHON}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from app import __version__
 from app.errors import HaganeError
 from app.settings import Settings, refuse_unknown_variables
-from app.telemetry import configure_logging
+from app.telemetry import configure_logging, configure_tracing
 
 
 def serve(arguments: list[str]) -> int:
@@ -20,6 +20,7 @@ def serve(arguments: list[str]) -> int:
     refuse_unknown_variables()
     settings = Settings(_cli_parse_args=arguments, _cli_prog_name="hagane serve")
     configure_logging(settings.log_level, settings.log_format)
+    configure_tracing()
     from app.main import create_app
     from app.server import DrainingServer
 

@@ -29,7 +29,7 @@ from app.api import (
     web,
 )
 from app.api.limits import Accounts
-from app.api.middleware import BodyLimit, RequestContext
+from app.api.middleware import BodyLimit, RequestContext, asked_by_machines
 from app.api.serving import ServedModel, Serving
 from app.api.sse import ClientDisconnectedError
 from app.engine.client import EngineClient
@@ -105,7 +105,18 @@ def _application(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
     settings = serving.settings
-    app = FastAPI(title="Hagane", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="Hagane",
+        version=__version__,
+        lifespan=lifespan,
+        # One span per request; `app.api.timeline` puts the phases of generation below it.
+        telemetry={
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": asked_by_machines,
+        },
+    )
     app.state.serving = serving
     app.state.metrics = serving.metrics
     for module in routes:
@@ -164,4 +175,6 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         max_waiting=settings.max_waiting,
         prefix_caching=settings.prefix_caching,
         threads=settings.threads,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
     )

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from app.api.limits import Account
 from app.api.schemas import SamplingBody
 from app.api.serving import Serving
+from app.api.timeline import Timeline
 from app.engine.detokenizer import Detokenizer
 from app.engine.messages import (
     FinishReason,
     GenerateRequest,
     SamplingParams,
+    TokenDelta,
     TokenLogprobs,
 )
 from app.errors import InvalidRequestError
+from app.telemetry import request_id
 
 _MOST_STOP_STRINGS = 16
 
@@ -66,33 +69,33 @@ class Generation:
     stop: tuple[str, ...]
     skip_special_tokens: bool
     usage: Usage = field(default_factory=Usage)
-    started: float = field(default_factory=time.monotonic)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Text of all choices as it comes; closing the generator cancels the request."""
-        metrics = self.serving.metrics
-        self.usage.prompt_tokens += len(self.request.prompt)
-        metrics.prompt_tokens.inc(len(self.request.prompt))
-        self.account.charge("prompt", len(self.request.prompt))
+        timeline = Timeline(self.serving.metrics)
+        self._count_prompt()
+        try:
+            async with aclosing(self._pieces(timeline)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            timeline.finish()
+        finally:
+            timeline.trace(
+                prompt_tokens=len(self.request.prompt),
+                cached_tokens=self.usage.cached_tokens,
+                generated_tokens=self.usage.completion_tokens,
+            )
+
+    async def _pieces(self, timeline: Timeline) -> AsyncGenerator[Piece, None]:
         texts = {index: self._detokenizer() for index in range(self.request.n)}
-        last: dict[int, float] = {}
         async with aclosing(self.serving.client.generate(self.request)) as deltas:
             async for delta in deltas:
                 text = texts.get(delta.index)
                 if text is None:
                     # Tokens computed before the cancellation of this choice arrived.
                     continue
-                now = time.monotonic()
-                if not last:
-                    metrics.time_to_first_token.observe(now - self.started)
-                    metrics.queue_time.observe(delta.queue_seconds)
-                    self.usage.cached_tokens += delta.cached_tokens
-                elif delta.index in last:
-                    metrics.inter_token_latency.observe(now - last[delta.index])
-                last[delta.index] = now
-                self.usage.completion_tokens += len(delta.tokens)
-                metrics.generated_tokens.inc(len(delta.tokens))
-                self.account.charge("generated", len(delta.tokens))
+                timeline.token(delta)
+                self._count(delta)
                 visible = delta.tokens[:-1] if delta.stopped_on_token else delta.tokens
                 piece = text.push(visible)
                 reason = delta.finish_reason
@@ -115,7 +118,20 @@ class Generation:
                 )
                 if not texts:
                     break
-        metrics.end_to_end_latency.observe(time.monotonic() - self.started)
+
+    def _count_prompt(self) -> None:
+        tokens = len(self.request.prompt)
+        self.usage.prompt_tokens += tokens
+        self.serving.metrics.prompt_tokens.inc(tokens)
+        self.account.charge("prompt", tokens)
+
+    def _count(self, delta: TokenDelta) -> None:
+        tokens = len(delta.tokens)
+        # Only the first continuation says so: the others share its prefill.
+        self.usage.cached_tokens = max(self.usage.cached_tokens, delta.cached_tokens)
+        self.usage.completion_tokens += tokens
+        self.serving.metrics.generated_tokens.inc(tokens)
+        self.account.charge("generated", tokens)
 
     def _detokenizer(self) -> Detokenizer:
         return Detokenizer(
@@ -146,7 +162,8 @@ def build_generation(
         )
     timeout = body.timeout or settings.request_timeout
     request = GenerateRequest(
-        request_id=uuid.uuid4().hex,
+        # Logs of the engine name the HTTP request; the rest tells its prompts apart.
+        request_id=f"{request_id.get()}/{uuid.uuid4().hex[:12]}",
         prompt=tuple(prompt),
         sampling=_sampling(serving, body, max_tokens, logprobs, prompt_logprobs),
         n=n,

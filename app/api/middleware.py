@@ -1,23 +1,28 @@
-"""What happens to every request: its id, its body's bound, its count in the metrics."""
+"""What happens to every request: its id, its line in the log, its body's bound."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import time
 import uuid
 from collections.abc import Collection
 
+from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_body
 from app.api.metrics import Metrics
 from app.telemetry import request_id
 
+logger = logging.getLogger(__name__)
+
 _VALID_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class RequestContext:
-    """Takes X-Request-Id from the client or makes one; puts it in logs and in the response."""
+    """Takes X-Request-Id from the client or makes one; puts it in logs, traces and the answer."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -30,6 +35,8 @@ class RequestContext:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         identity = given if _VALID_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         request_id.set(identity)
+        trace.get_current_span().set_attribute("hagane.request_id", identity)
+        started = time.monotonic()
         status = 500
 
         async def send_with_id(message: Message) -> None:
@@ -48,6 +55,22 @@ class RequestContext:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.http_requests.labels(scope["method"], route, str(status)).inc()
+            if not asked_by_machines(scope):
+                _log(scope, status, time.monotonic() - started)
+
+
+def asked_by_machines(scope: Scope) -> bool:
+    """Whether a request comes every few seconds: such are neither logged nor traced."""
+    path: str = scope["path"]
+    return path.startswith(("/health/", "/metrics"))
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    # The path as it was sent: decoded, it may hold line breaks.
+    path = scope.get("raw_path", b"").decode("latin-1")
+    text = f"{scope['method']} {path} {status} in {seconds:.3f} s"
+    fields = {"method": scope["method"], "path": path, "status": status, "seconds": seconds}
+    logger.info(text, extra={"fields": fields})
 
 
 def _extra_headers(scope: Scope) -> list[tuple[bytes, bytes]]:

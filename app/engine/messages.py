@@ -169,6 +169,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_waiting: int
     prefix_caching: bool
     threads: int | None
+    log_level: str = "info"
+    log_format: str = "auto"
 
 
 ToEngine = EngineConfig | GenerateRequest | CancelRequest | Shutdown

@@ -40,7 +40,8 @@ from app.engine.scheduler import Sampled, Schedule, Scheduler
 from app.errors import HaganeError, QueueFullError
 from app.telemetry import configure_logging
 
-logger = logging.getLogger(__name__)
+# By its name in the package: as a program, this module is called __main__.
+logger = logging.getLogger("app.engine.process")
 
 
 class Engine:
@@ -95,10 +96,13 @@ class Engine:
     def _add(self, request: GenerateRequest) -> None:
         try:
             self.scheduler.add(request, time.monotonic())
+            logger.debug(
+                "queued: %d tokens", len(request.prompt), extra={"request_id": request.request_id}
+            )
         except HaganeError as error:
             full = isinstance(error, QueueFullError)
             code: FailureCode = "queue_full" if full else "engine_error"
-            self._failures.append(RequestFailed(request.request_id, code, str(error)))
+            self._refuse(request.request_id, code, str(error))
 
     def _step(self) -> tuple[TokenDelta, ...]:
         schedule = self.scheduler.schedule(time.monotonic())
@@ -133,6 +137,10 @@ class Engine:
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
         self.scheduler.cancel(request_id)
         self._prompt_logprobs.pop(request_id, None)
+        self._refuse(request_id, code, message)
+
+    def _refuse(self, request_id: str, code: FailureCode, message: str) -> None:
+        logger.warning("%s: %s", code, message, extra={"request_id": request_id})
         self._failures.append(RequestFailed(request_id, code, message))
 
     def _collect_prompt_logprobs(self, schedule: Schedule, batch: Batch, logits: Tensor) -> None:
@@ -159,6 +167,13 @@ class Engine:
         first = sequence.generated == 1
         prompt = self._prompt_logprobs.pop(sequence.request_id, None) if first else None
         logprobs = sampled.logprobs[row]
+        if result.finish_reason is not None:
+            logger.debug(
+                "finished (%s): %d tokens",
+                result.finish_reason,
+                sequence.generated,
+                extra={"request_id": sequence.request_id},
+            )
         return TokenDelta(
             request_id=sequence.request_id,
             index=sequence.index,
@@ -189,7 +204,7 @@ def main(descriptor: int) -> None:
     channel = EngineChannel(socket.socket(fileno=descriptor))
     try:
         config = _receive_config(channel)
-        configure_logging()
+        configure_logging(config.log_level, config.log_format)
         try:
             engine = Engine(config, channel)
         except HaganeError as error:
