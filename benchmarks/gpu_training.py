@@ -1,0 +1,65 @@
+"""LoRA fine-tuning on a model of random weights, in a process of its own.
+
+Usage: python benchmarks/gpu_training.py DIRECTORY PLAN.json   (prints one JSON object)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.training.batches import micro_batches
+from app.training.examples import Example
+from app.training.masking import Sequence
+from app.training.objective import supervised_loss
+from app.training.spec import FineTuneSpec
+from app.training.trainee import load_trainee
+
+
+def measure(directory: Path, plan: dict) -> dict:
+    """Trained tokens per second, and the peak of memory on the device in bytes."""
+    spec = FineTuneSpec(
+        model=directory,
+        training_file=directory / "unread.jsonl",
+        device=plan["device"],
+        dtype="bfloat16",
+        quantize=plan["quantize"],
+        rank=16,
+    )
+    length = plan["length"]
+    trainee = load_trainee(spec, length)
+    optimizer = torch.optim.AdamW(trainee.parameters(), lr=1e-4, weight_decay=0.0)
+    rng = np.random.default_rng(0)
+    cuda = plan["device"].startswith("cuda")
+
+    def example() -> Example:
+        tokens = rng.integers(10, plan["vocab_size"], length, dtype=np.int32)
+        return Example((Sequence(tokens, np.ones(length, dtype=bool)),), b"")
+
+    def step() -> None:
+        for part in micro_batches([example() for _ in range(plan["batch"])]):
+            with trainee.autocast():
+                loss = supervised_loss(trainee.model, part, 0.0)
+            loss.total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if cuda:
+            torch.cuda.synchronize()
+
+    step()
+    begin = time.monotonic()
+    for _ in range(plan["steps"]):
+        step()
+    seconds = time.monotonic() - begin
+    tokens = plan["steps"] * plan["batch"] * length
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    return {"tokens_per_second": tokens / seconds, "peak_memory": peak}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))))

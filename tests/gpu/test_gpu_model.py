@@ -1,0 +1,160 @@
+"""Whole models on a CUDA device against transformers, which runs on the same device."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from app.engine.batch import Batch
+from app.engine.messages import EngineConfig
+from app.engine.runner import ModelRunner
+from app.kernels import PagedLayout
+from app.transformer.store import BUILTIN_MODELS
+
+BLOCK = 16
+BUILTIN = BUILTIN_MODELS / "hagane-mini"
+
+
+def runner_of(directory, dtype: str, quantize: str = "none", **changes) -> ModelRunner:
+    config = {
+        "model": str(directory), "device": "cuda", "dtype": dtype, "quantize": quantize,
+        "group_size": 32, "block_size": BLOCK, "context_length": None,
+        "kv_cache_memory": 64 << 20, "kv_cache_dtype": "auto", "max_batch_tokens": 512,
+        "max_sequences": 8, "max_waiting": 8, "prefix_caching": False, "threads": None,
+    } | changes  # fmt: skip
+    return ModelRunner(EngineConfig(**config))
+
+
+def batch_of(tokens: list[list[int]], pasts: list[int], width: int) -> Batch:
+    """Sequence i owns blocks i * width to (i + 1) * width; all rows' logits are asked for."""
+    starts = [sum(map(len, tokens[:i])) for i in range(len(tokens) + 1)]
+    contexts = [past + len(new) for past, new in zip(pasts, tokens, strict=True)]
+    positions = [p for past, end in zip(pasts, contexts, strict=True) for p in range(past, end)]
+    owners = [i for i, new in enumerate(tokens) for _ in new]
+    slots = [i * width * BLOCK + p for i, p in zip(owners, positions, strict=True)]
+    with torch.device("cuda"):
+        layout = PagedLayout(
+            slots=torch.tensor(slots),
+            block_tables=torch.arange(len(tokens) * width, dtype=torch.int32).view(-1, width),
+            starts=torch.tensor(starts, dtype=torch.int32),
+            lengths=torch.tensor(contexts, dtype=torch.int32),
+            query_starts=tuple(starts),
+            context_lengths=tuple(contexts),
+            decodes=sum(len(new) == 1 for new in tokens),
+            block_size=BLOCK,
+        )
+        flat = torch.tensor([token for new in tokens for token in new])
+        rows = torch.arange(len(flat))
+        spans = tuple((starts[i], starts[i + 1]) for i in range(len(tokens)))
+        return Batch(flat, torch.tensor(positions), layout, rows, spans)
+
+
+@pytest.fixture(scope="module")
+def qwen3_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("qwen3")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=500, hidden_size=256, intermediate_size=512, num_hidden_layers=4,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=64, max_position_embeddings=1024,
+        initializer_range=0.2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("model", ["tiny_model_dir", "qwen3_dir"])
+def test_float32_logits_equal_transformers(model, request):
+    directory = request.getfixturevalue(model)
+    runner = runner_of(directory, "float32")
+    rng = random.Random(0)
+    rows = [[rng.randrange(3, 300) for _ in range(n)] for n in (5, 200, 33)]
+    width = -(-210 // BLOCK)
+    peer = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).cuda().eval()
+    with torch.inference_mode():
+        expected = [peer(torch.tensor([row], device="cuda")).logits[0] for row in rows]
+    # All but the last two tokens as a prefill, then one step at a time through the graphs.
+    heads, pasts = [row[:-2] for row in rows], [len(row) - 2 for row in rows]
+    got = [runner.execute(batch_of(heads, [0, 0, 0], width), ()).clone()]
+    for step in range(2):
+        batch = batch_of(
+            [[row[past + step]] for row, past in zip(rows, pasts, strict=True)],
+            [past + step for past in pasts],
+            width,
+        )
+        got.append(runner.execute(batch, ()).clone())
+    whole = torch.cat([row[:-2] for row in expected])
+    torch.testing.assert_close(got[0], whole, atol=2e-3, rtol=1e-3)
+    for step in range(2):
+        last = torch.stack([row[step - 2] for row in expected])
+        torch.testing.assert_close(got[1 + step], last, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_graphs_give_what_steps_give_by_themselves(qwen3_dir, dtype, quantize):
+    captured, plain = (runner_of(qwen3_dir, dtype, quantize) for _ in range(2))
+    plain._graphs = None
+    rng = random.Random(1)
+    rows = [[rng.randrange(3, 300) for _ in range(n)] for n in (3, 40, 17, 8, 9)]
+    first = batch_of(rows, [0] * 5, 4)
+    torch.testing.assert_close(captured.execute(first, ()), plain.execute(first, ()))
+    for count in (5, 3, 1):
+        step = batch_of([[7 + count]] * count, [len(row) for row in rows[:count]], 4)
+        ours, theirs = captured.execute(step, ()), plain.execute(step, ())
+        # Other batch sizes, other tiles: sums in another order.
+        tolerance = 1e-3 if dtype == "float32" else 0.15
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantized_logits_are_near_those_of_the_stored_weights(qwen3_dir, quantize):
+    runner = runner_of(qwen3_dir, "bfloat16", quantize)
+    torch_only = runner_of(qwen3_dir, "float32", quantize, device="cpu")
+    rows = [[random.Random(2).randrange(3, 300) for _ in range(90)]]
+    ours = runner.execute(batch_of(rows, [0], 8), ()).float().cpu()
+    batch = batch_of(rows, [0], 8)
+    layout = PagedLayout(
+        **{
+            name: value.cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in vars(batch.layout).items()
+        }
+    )
+    on_cpu = Batch(
+        batch.token_ids.cpu(), batch.positions.cpu(), layout, batch.logit_rows.cpu(),
+        batch.logit_spans,
+    )  # fmt: skip
+    theirs = torch_only.execute(on_cpu, ()).float()
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=1)
+    assert cosine.min() > 0.98
+
+
+@pytest.mark.skipif(not BUILTIN.is_dir(), reason="the built-in model is not there")
+def test_greedy_bfloat16_text_equals_transformers():
+    config = json.loads((BUILTIN / "config.json").read_text())
+    runner = runner_of(BUILTIN, "bfloat16")
+    peer = AutoModelForCausalLM.from_pretrained(BUILTIN, dtype=torch.bfloat16).cuda().eval()
+    prompt = [random.Random(3).randrange(10, config["vocab_size"]) for _ in range(20)]
+    with torch.inference_mode():
+        expected = peer.generate(
+            torch.tensor([prompt], device="cuda"), max_new_tokens=100, min_new_tokens=100,
+            do_sample=False,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        tokens = list(prompt)
+        logits = runner.execute(batch_of([prompt], [0], 8), ())[-1]
+        for step in range(100):
+            # What ends a text is not chosen, as `min_new_tokens` has it.
+            for end in runner.model.config.eos_token_ids:
+                logits[end] = -torch.inf
+            token = int(logits.argmax())
+            best, second = logits.topk(2).values.tolist()
+            if token != expected[step]:
+                # Only where bfloat16 cannot tell two tokens apart.
+                assert best - second < 0.02 * abs(best), f"step {step}"
+                token = expected[step]
+            tokens.append(token)
+            logits = runner.execute(batch_of([[token]], [len(tokens) - 1], 8), ())[0]
+    assert tokens[len(prompt) :] == expected
