@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from app.engine.scheduler import Chunk
 from app.kernels import PagedLayout
+from app.kernels.low_rank import AdapterRows
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Batch:
     `token_ids` and `positions` are int64 [tokens]. `logit_rows` int64 selects the rows whose
     logits are needed: the last row of every chunk that samples, and all rows of chunks whose
     prompt log-probabilities were asked for; `logit_spans[i]` is the (start, end) of the
-    schedule's chunk i within those rows.
+    schedule's chunk i within those rows. `adapters` is None when no row has one.
     """
 
     token_ids: Tensor
@@ -28,10 +30,16 @@ class Batch:
     layout: PagedLayout
     logit_rows: Tensor
     logit_spans: tuple[tuple[int, int], ...]
+    adapters: AdapterRows | None = None
 
 
-def build_batch(chunks: Rows[Chunk], block_size: int, device: torch.device) -> Batch:
-    """Flatten `chunks`; every block they touch is already in the sequences' block tables."""
+def build_batch(
+    chunks: Rows[Chunk], block_size: int, device: torch.device, adapters: Mapping[str, int]
+) -> Batch:
+    """Flatten `chunks`; every block they touch is already in the sequences' block tables.
+
+    `adapters` knows the slot of every sequence's adapter by its digest.
+    """
     # One-token chunks first: attention takes them all at once.
     order = sorted(range(len(chunks)), key=lambda i: chunks[i].length > 1)
     ordered = [chunks[i] for i in order]
@@ -68,7 +76,23 @@ def build_batch(chunks: Rows[Chunk], block_size: int, device: torch.device) -> B
         decodes=sum(length == 1 for length in lengths),
         block_size=block_size,
     )
-    return Batch(put(tokens), put(positions), layout, put(rows), spans)
+    adapter_rows = _adapter_rows(ordered, adapters, put)
+    return Batch(put(tokens), put(positions), layout, put(rows), spans, adapter_rows)
+
+
+def _adapter_rows(
+    ordered: Rows[Chunk], slots: Mapping[str, int], put: Callable[[np.ndarray], Tensor]
+) -> AdapterRows | None:
+    if not any(chunk.sequence.adapter for chunk in ordered):
+        return None
+    per_chunk = [
+        slots[chunk.sequence.adapter] if chunk.sequence.adapter else -1 for chunk in ordered
+    ]
+    per_row = np.repeat(np.array(per_chunk, dtype=np.int32), [c.length for c in ordered])
+    groups = tuple(
+        (slot, put(np.flatnonzero(per_row == slot))) for slot in sorted(set(per_chunk) - {-1})
+    )
+    return AdapterRows(put(per_row), groups)
 
 
 def _logit_rows(

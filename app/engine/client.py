@@ -204,7 +204,7 @@ class EngineClient:
             self.info = message
             if self.state != "draining":
                 self.state = "ready"
-        else:
+        elif isinstance(message, EngineFailed):
             self.failure = message
             self.state = "failed"
 

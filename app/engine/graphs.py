@@ -9,6 +9,7 @@ from torch import Tensor
 
 from app.engine.batch import Batch
 from app.kernels import PagedLayout, native
+from app.kernels.low_rank import AdapterRows
 from app.kernels.recording import Workspace
 from app.transformer.attention import Paged
 from app.transformer.model import Transformer
@@ -37,8 +38,10 @@ class DecodeGraphs:
         self._tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32)
         self._starts = torch.arange(max_sequences + 1, dtype=torch.int32)
         self._lengths = torch.zeros(max_sequences, dtype=torch.int32)
+        self._adapters = torch.full((max_sequences,), -1, dtype=torch.int32)
         self._workspace = Workspace()
-        self._replays: dict[int, Callable[[], Tensor]] = {}
+        # By rows, and whether any has an adapter: steps without pay nothing for those with.
+        self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}
 
     def run(self, batch: Batch) -> Tensor | None:
         """Float32 logits [sequences, vocab], valid until the next step; None for other batches."""
@@ -50,13 +53,18 @@ class DecodeGraphs:
         self._slots[:rows] = layout.slots
         self._tables[:rows, : layout.block_tables.shape[1]] = layout.block_tables
         self._lengths[:rows] = layout.lengths
-        replay = self._replays.get(rows)
+        adapted = batch.adapters is not None
+        if batch.adapters is not None:
+            self._adapters[:rows] = batch.adapters.slots
+        replay = self._replays.get((rows, adapted))
         if replay is not None:
             return replay()
-        logits, self._replays[rows] = native.record(lambda: self._step(rows), self._workspace)
+        logits, self._replays[rows, adapted] = native.record(
+            lambda: self._step(rows, adapted), self._workspace
+        )
         return logits
 
-    def _step(self, rows: int) -> Tensor:
+    def _step(self, rows: int, adapted: bool) -> Tensor:
         layout = PagedLayout(
             slots=self._slots[:rows],
             block_tables=self._tables[:rows],
@@ -67,5 +75,6 @@ class DecodeGraphs:
             decodes=rows,
             block_size=self._block_size,
         )
-        context = Paged(self._positions[:rows], layout, self._caches, native)
+        adapters = AdapterRows(self._adapters[:rows]) if adapted else None
+        context = Paged(self._positions[:rows], layout, self._caches, native, adapters)
         return self._model.logits(self._model(self._token_ids[:rows], context))

@@ -30,7 +30,8 @@ class KVCache:
     """Blocks counted by reference, shared by content, evicted least recently used first.
 
     A full block is known by a chain of hashes: blake2b over its parent's digest and its own token
-    ids, the salt at the root. 256 bits, so equal digests mean equal salts and equal prefixes.
+    ids, the salt and the adapter's content at the root. 256 bits, so equal digests mean equal
+    salts, adapters and prefixes.
 
     Args:
         blocks: how many blocks there are.
@@ -215,7 +216,7 @@ class KVCache:
         while len(digests) <= position:
             start = len(digests) * self.block_size
             tokens = array("q", sequence.tokens[start : start + self.block_size])
-            parent = digests[-1] if digests else _hash(b"salt", sequence.cache_salt.encode())
+            parent = digests[-1] if digests else _root(sequence)
             digests.append(_hash(b"block", parent + tokens.tobytes()))
         return digests[position]
 
@@ -236,6 +237,12 @@ class KVCache:
         if self._references[block] == 0:
             del self._cached[block]
         self._references[block] += 1
+
+
+def _root(sequence: Sequence) -> bytes:
+    """Where chains begin: what the keys and values depend on beside the tokens, and the salt."""
+    salt = _hash(b"salt", sequence.cache_salt.encode())
+    return _hash(b"adapter", salt + sequence.adapter.encode())
 
 
 def _hash(kind: bytes, content: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length"]
-FailureCode = Literal["deadline_exceeded", "queue_full", "engine_error"]
+FailureCode = Literal["deadline_exceeded", "queue_full", "adapter_error", "engine_error"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +42,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
 
 
+class AdapterRef(msgspec.Struct, frozen=True):
+    """A LoRA adapter: where it lies, and the digest of its content, by which it is known."""
+
+    name: str
+    directory: str
+    digest: str
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One prompt and what to do with it.
 
     `n` continuations share one prefill and are told apart by `TokenDelta.index`. Smaller
     `priority` runs first. `deadline` is a `time.monotonic()` moment. Requests share prefix-cache
-    blocks only with requests of equal `cache_salt`.
+    blocks only with requests of equal `cache_salt` and equal adapter.
     """
 
     request_id: str
@@ -57,6 +65,19 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     priority: int = 0
     deadline: float | None = None
     cache_salt: str = ""
+    adapter: AdapterRef | None = None
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Free an adapter's memory as soon as no request uses it. Unknown ones are ignored."""
+
+    digest: str
+
+
+class CheckAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Read an adapter, answer with `AdapterChecked`, and load it if there is room."""
+
+    adapter: AdapterRef
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag=True):
@@ -108,6 +129,16 @@ class RequestFailed(msgspec.Struct, frozen=True):
     message: str
 
 
+class AdapterStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Adapters in memory and their bytes; `requests` wait for theirs. Then counters."""
+
+    loaded: int = 0
+    nbytes: int = 0
+    requests: int = 0
+    loads: int = 0
+    evictions: int = 0
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges as of now, and counters since the engine process started."""
 
@@ -120,6 +151,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_tokens_hit: int = 0
     preemptions: int = 0
     steps: int = 0
+    adapters: AdapterStats = AdapterStats()
 
 
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -128,6 +160,13 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     deltas: tuple[TokenDelta, ...] = ()
     failures: tuple[RequestFailed, ...] = ()
     stats: EngineStats = EngineStats()
+
+
+class AdapterChecked(msgspec.Struct, frozen=True, tag=True):
+    """The adapter fits the model; or why it does not."""
+
+    digest: str
+    error: str | None = None
 
 
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -151,7 +190,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the engine process is told first: the settings it needs, and no others.
 
     `kv_cache_memory` is in bytes, None lets the engine decide from free memory, on a GPU within
-    `gpu_memory_fraction` of all of it. `max_batch_tokens` is the token budget of one step.
+    `gpu_memory_fraction` of all of it. `max_batch_tokens` is the token budget of one step,
+    `adapter_memory` the most bytes of packed adapters.
     """
 
     model: str
@@ -169,9 +209,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_waiting: int
     prefix_caching: bool
     threads: int | None
+    adapter_memory: int = 1 << 30
     log_level: str = "info"
     log_format: str = "auto"
 
 
-ToEngine = EngineConfig | GenerateRequest | CancelRequest | Shutdown
-FromEngine = EngineReady | EngineFailed | StepOutput
+ToEngine = EngineConfig | GenerateRequest | CancelRequest | CheckAdapter | UnloadAdapter | Shutdown
+FromEngine = EngineReady | EngineFailed | StepOutput | AdapterChecked

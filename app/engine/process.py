@@ -14,13 +14,17 @@ import sys
 import time
 from collections.abc import Sequence
 
+import msgspec
 from torch import Tensor
 
+from app.engine.adapters import Adapters, HeldRequests
 from app.engine.batch import Batch, build_batch
 from app.engine.channel import EngineChannel
 from app.engine.kv_cache import KVCache
 from app.engine.messages import (
+    AdapterChecked,
     CancelRequest,
+    CheckAdapter,
     EngineConfig,
     EngineFailed,
     EngineReady,
@@ -33,6 +37,7 @@ from app.engine.messages import (
     ToEngine,
     TokenDelta,
     TokenLogprobs,
+    UnloadAdapter,
 )
 from app.engine.runner import ModelRunner
 from app.engine.sampler import SampledTokens, Sampler, prompt_logprobs
@@ -42,6 +47,9 @@ from app.telemetry import configure_logging
 
 # By its name in the package: as a program, this module is called __main__.
 logger = logging.getLogger("app.engine.process")
+
+# How soon an idle engine notices that an adapter was read.
+_LOADING_POLL_SECONDS = 0.002
 
 
 class Engine:
@@ -59,6 +67,9 @@ class Engine:
             context_length=self.runner.context_length,
         )
         self.sampler = Sampler(self.runner.operations)
+        self.adapters = Adapters(self.runner.banks, config.adapter_memory)
+        self.held = HeldRequests()
+        self._checks: set[str] = set()
         self.running = True
         self._failures: list[RequestFailed] = []
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
@@ -78,24 +89,62 @@ class Engine:
         while self.running:
             # Nothing to do at all: sleep until a message comes, having said so.
             idle = not self.scheduler.has_work and not self.runner.touch()
-            for message in self.channel.receive(timeout=None if idle else 0.0):
+            pause = _LOADING_POLL_SECONDS if self.adapters.busy else None
+            for message in self.channel.receive(timeout=pause if idle else 0.0):
                 self._handle(message)
+            self._follow_adapters()
             self._emit(self._step() if self.scheduler.has_work else ())
 
     def _handle(self, message: ToEngine) -> None:
         match message:
             case GenerateRequest():
-                self._add(message)
+                self._receive(message)
+            case CheckAdapter():
+                if self.adapters.want(message.adapter):
+                    self.channel.send(AdapterChecked(message.adapter.digest))
+                else:
+                    self._checks.add(message.adapter.digest)
+            case UnloadAdapter():
+                self.adapters.unload(message.digest)
             case CancelRequest():
                 self.scheduler.cancel(message.request_id, message.index)
                 if message.index is None:
+                    self.held.cancel(message.request_id)
                     self._prompt_logprobs.pop(message.request_id, None)
             case Shutdown():
                 self.running = False
 
-    def _add(self, request: GenerateRequest) -> None:
+    def _receive(self, request: GenerateRequest) -> None:
+        now = time.monotonic()
+        if request.adapter is None or self.adapters.want(request.adapter):
+            self._add(request, now)
+        elif len(self.held) >= self.scheduler.max_waiting:
+            reason = f"{len(self.held)} requests wait for their adapters already; try again later."
+            self._failures.append(RequestFailed(request.request_id, "queue_full", reason))
+        else:
+            self.held.add(request, now)
+
+    def _follow_adapters(self) -> None:
+        """Requests whose adapter has come go on to the scheduler, all others wait or fail."""
+        if not self.adapters.busy:
+            return
+        for request_id in self.held.expire(time.monotonic()):
+            self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
+        for event in self.adapters.poll(self.scheduler.adapters):
+            if event.digest in self._checks:
+                self._checks.discard(event.digest)
+                self.channel.send(AdapterChecked(event.digest, event.error))
+            if not event.loaded and event.error is None:
+                continue
+            for request, arrived in self.held.release(event.digest):
+                if event.error is None:
+                    self._add(request, arrived)
+                else:
+                    self._fail(request.request_id, "adapter_error", event.error)
+
+    def _add(self, request: GenerateRequest, arrived: float) -> None:
         try:
-            self.scheduler.add(request, time.monotonic())
+            self.scheduler.add(request, arrived)
             logger.debug(
                 "queued: %d tokens", len(request.prompt), extra={"request_id": request.request_id}
             )
@@ -110,8 +159,9 @@ class Engine:
             self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
         if not schedule.chunks:
             return ()
-        batch = build_batch(schedule.chunks, self.runner.block_size, self.runner.device)
-        logits = self.runner.execute(batch, schedule.copies)
+        runner = self.runner
+        batch = build_batch(schedule.chunks, runner.block_size, runner.device, self.adapters.slots)
+        logits = runner.execute(batch, schedule.copies)
         self._collect_prompt_logprobs(schedule, batch, logits)
         if not schedule.samplers:
             self.scheduler.update(schedule, [])
@@ -188,7 +238,9 @@ class Engine:
 
     def _emit(self, deltas: Sequence[TokenDelta]) -> None:
         """One message per step, and one more when only the gauges changed."""
-        stats = self.scheduler.stats()
+        stats = msgspec.structs.replace(
+            self.scheduler.stats(), adapters=self.adapters.stats(len(self.held))
+        )
         if deltas or self._failures or stats != self._announced:
             self.channel.send(
                 StepOutput(deltas=tuple(deltas), failures=tuple(self._failures), stats=stats)

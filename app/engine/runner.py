@@ -18,6 +18,7 @@ from app.engine.memory import cuda_cache_memory
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
 from app.machine import available_memory
+from app.transformer.adapted import AdapterBanks
 from app.transformer.attention import Paged
 from app.transformer.config import ModelConfig
 from app.transformer.linear import Quantization
@@ -47,6 +48,7 @@ class ModelRunner:
             operations=self.operations,
         )
         self.model.eval()
+        self.banks = AdapterBanks(self.model, self.dtype, self.device)
         logger.info(
             "weights: %.1f M parameters, %.2f bits each, %.1f MB, loaded in %.2f s",
             report.parameters / 1e6,
@@ -162,7 +164,7 @@ class ModelRunner:
         logits = None if self._graphs is None else self._graphs.run(batch)
         if logits is not None:
             return logits
-        context = Paged(batch.positions, batch.layout, self.caches, self.operations)
+        context = Paged(batch.positions, batch.layout, self.caches, self.operations, batch.adapters)
         hidden = self.model(batch.token_ids, context)
         return self.model.logits(hidden[batch.logit_rows])
 

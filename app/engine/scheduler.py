@@ -124,14 +124,17 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
         self._tickets = count()
-        self._last_wait = 0.0
-        self._preemptions = 0
-        self._steps = 0
+        self._last_wait, self._preemptions, self._steps = 0.0, 0, 0
 
     @property
     def has_work(self) -> bool:
         """Whether any request is live; if so, a schedule always runs or expires something."""
         return bool(self._requests)
+
+    @property
+    def adapters(self) -> set[str]:
+        """Digests of the adapters in use."""
+        return {s.adapter for s in chain(self._running, self._waiting) if s.adapter}
 
     def add(self, request: GenerateRequest, now: float) -> None:
         """Queue a request. `now` is a `time.monotonic()` moment, here and below.
@@ -317,8 +320,7 @@ class Scheduler:
         width = sequence.width + sum(running.width for running in self._running)
         if width > self.max_sequences:
             return None
-        spare = width if self._running else 0
-        if not self.kv.admit(sequence, spare):
+        if not self.kv.admit(sequence, spare=width if self._running else 0):
             return None
         del self._waiting[0]
         insort(self._running, sequence, key=_by_order)

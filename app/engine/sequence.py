@@ -28,6 +28,7 @@ class Sequence:
         arrived: `time.monotonic()` moment the request was added, seconds.
         deadline: `time.monotonic()` moment after which the request is dropped, or None.
         cache_salt: sequences of different salts never share blocks by content.
+        adapter: digest of its adapter, "" for the base; they never share blocks either.
         pending: indices of the siblings to fork off after the prefill.
         computed: number of leading tokens whose keys and values are in the cache.
         blocks: block table; `blocks[p // block_size]` holds position `p`.
@@ -47,6 +48,7 @@ class Sequence:
     arrived: float
     deadline: float | None = None
     cache_salt: str = ""
+    adapter: str = ""
     pending: list[int] = field(default_factory=list)
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Sequence:
             arrived=now,
             deadline=request.deadline,
             cache_salt=request.cache_salt,
+            adapter=request.adapter.digest if request.adapter else "",
             pending=list(range(1, request.n)),
         )
 

@@ -29,7 +29,7 @@ except ImportError:
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _F32, _BF16, _INT8, _INT4 = range(4)
-_LANES = 16
+LANES = 16  # outputs that a line of a packed matrix holds
 _HUGE_PAGE = 1 << 21
 
 # Where results go while a recording is made; else torch's allocator has room for them.
@@ -143,7 +143,7 @@ def pack_int4(
     codes: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None
 ) -> PackedWeight:
     """uint8 [out, in / 2], stored as `Int4` says, with bfloat16 scales [out, in / group]."""
-    blocks = _pad(scale.bfloat16(), 0).unflatten(0, (-1, _LANES)).transpose(1, 2).contiguous()
+    blocks = _pad(scale.bfloat16(), 0).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
     return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size)
 
 
@@ -157,9 +157,9 @@ def _pack(
 ) -> PackedWeight:
     # Units are four bytes; but for float32, whose kernel has no tiles, a line of 16 units is whole.
     width = 4 // rows.element_size()
-    padded = _pad(_pad(rows, 1, width * (1 if kind in (_F32, _INT4) else _LANES)), 0)
+    padded = _pad(_pad(rows, 1, width * (1 if kind in (_F32, _INT4) else LANES)), 0)
     units = padded.view(torch.int32)
-    lines = units.unflatten(0, (-1, _LANES)).transpose(1, 2)
+    lines = units.unflatten(0, (-1, LANES)).transpose(1, 2)
     codes = _huge_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
     wide_bias = None if bias is None else _pad(bias.float(), 0)
     tensors = tuple(t for t in (codes, scale, wide_bias) if t is not None)
@@ -179,7 +179,12 @@ def _huge_pages(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _pad(tensor: Tensor, dim: int, multiple: int = _LANES) -> Tensor:
+def padded(count: int, multiple: int = LANES) -> int:
+    """`count`, or the next multiple after it."""
+    return count + -count % multiple
+
+
+def _pad(tensor: Tensor, dim: int, multiple: int = LANES) -> Tensor:
     missing = -tensor.shape[dim] % multiple
     if not missing:
         return tensor.contiguous()
@@ -188,15 +193,47 @@ def _pad(tensor: Tensor, dim: int, multiple: int = _LANES) -> Tensor:
     return torch.cat((tensor, tensor.new_zeros(shape)), dim)
 
 
+@dataclass(frozen=True, eq=False)
+class PackedChange:
+    """What an adapter adds to a matrix, in the kernels' layout (drawn in cpu/ops.h)."""
+
+    a: PackedWeight
+    tensors: tuple[Tensor, ...]
+    handle: Any
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.tensors[0].nbytes
+
+
+def pack_change(a: PackedWeight, b: Tensor, first_line: Tensor, first_unit: Tensor) -> PackedChange:
+    """b int32 [lines, 16]; int32 [blocks + 1] and [blocks]."""
+    tensors = (b.contiguous(), first_line, first_unit)
+    return PackedChange(a, tensors, _cpu.low_rank(a.handle, *(t.data_ptr() for t in tensors)))
+
+
+def make_bank() -> Any:
+    """One matrix's changes by slot."""
+    return _cpu.bank()
+
+
+def place(bank: Any, slot: int, change: PackedChange | None) -> None:
+    """The caller keeps `change` alive as long as it is there."""
+    _cpu.place(bank, slot, None if change is None else change.handle)
+
+
 def linear(
     x: Tensor,
     weight: PackedWeight,
     dtype: torch.dtype | None = None,
     residual: Tensor | None = None,
+    changes: tuple[Any, Tensor] | None = None,
 ) -> Tensor:
     """x [tokens, in] -> [tokens, out] in `dtype`, or else in x's, plus `residual` like the result.
 
-    Raises ValueError for a residual that is not contiguous or not like the result.
+    `changes` are a bank, its changes in x's dtype, and int32 [tokens] that says which slot's each
+    row gets, -1 for none. Raises ValueError for a residual that is not contiguous or not like the
+    result.
     """
     out = _empty(x.shape[0], weight.out_features, dtype=dtype or x.dtype)
     if residual is not None and (
@@ -208,6 +245,8 @@ def linear(
         x.data_ptr(), _DTYPES[x.dtype], x.stride(0), x.shape[0],
         out.data_ptr(), _DTYPES[out.dtype], weight.out_features,
         0 if residual is None else residual.data_ptr(),
+        None if changes is None else changes[0],
+        0 if changes is None else changes[1].data_ptr(),
     )  # fmt: skip
     return out
 
@@ -290,7 +329,7 @@ def allocate_cache(
             memory.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(memory, dtype=dtype).view(blocks, width)
 
-    padded = -(-head_dim // _LANES) * _LANES
+    padded = -(-head_dim // LANES) * LANES
     scale = 4 if dtype == torch.int8 else 0
     tokens = kv_heads * block_size
     return pages(tokens * (head_dim + scale)), pages(tokens * (padded + scale))

@@ -1,7 +1,7 @@
-"""Attention contexts: what "attend" means for a batch, handed to the model from outside.
+"""Attention contexts: what "attend" means for a batch, and whose adapter changes which row.
 
-Serving hands in `Paged`, pretraining `PackedCausal`, fine-tuning `PackedSequences`; the model is
-the same.
+They are handed to the model from outside: serving hands in `Paged`, pretraining `PackedCausal`,
+fine-tuning `PackedSequences`; the model is the same.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app import kernels
+from app.kernels.low_rank import AdapterRows
 
 
 class AttentionContext(Protocol):
-    """The batch as attention sees it. `positions` is int64 [tokens]."""
+    """The batch as the layers see it. `positions` is int64 [tokens]."""
 
     @property
     def positions(self) -> Tensor: ...
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`layer` of x [tokens, in], with the change that each row's adapter makes to it."""
+        ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> flat like q."""
@@ -31,19 +36,34 @@ class AttentionContext(Protocol):
 class Paged:
     """Serving: keys and values go to the paged cache, queries read it through block tables.
 
-    `caches[layer]` is (keys, values), laid out as `operations` allocated them.
+    `caches[layer]` is (keys, values), laid out as `operations` allocated them. `adapters` is None
+    when no row of the batch has one.
     """
 
     positions: Tensor
     layout: kernels.PagedLayout
     caches: Sequence[tuple[Tensor, Tensor]]
     operations: kernels.Operations
+    adapters: AdapterRows | None = None
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        changes = () if self.adapters is None else (self.adapters,)
+        out: Tensor = layer(x, residual, *changes)
+        return out
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return self.operations.attend(q, k, v, self.caches[layer], self.layout, window=window)
 
 
-class PackedCausal:
+class _Training:
+    """The layers as they are: an adapter in training is part of them."""
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out: Tensor = layer(x, residual)
+        return out
+
+
+class PackedCausal(_Training):
     """Training: `rows` rows of `length` tokens, flattened; causal within a row, no cache."""
 
     def __init__(self, rows: int, length: int, device: torch.device | str = "cpu") -> None:
@@ -54,7 +74,7 @@ class PackedCausal:
         return kernels.reference.causal_attention(q, k, v, rows=self.rows, window=window)
 
 
-class PackedSequences:
+class PackedSequences(_Training):
     """Training: sequences of these lengths one after the other, causal, none sees another."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:

@@ -1,10 +1,10 @@
 """The Transformer: one decoder for serving, fine-tuning and pretraining.
 
 embedding -> layers x (x += attention(norm(x)); x += mlp(norm(x))) -> norm -> head, on a flat
-ragged batch [tokens, hidden]. Which tokens see which is the attention context's business, how
-weights are stored is the linear layers', and who computes is the operations'. Module names follow
-Hugging Face checkpoints, except that query, key and value, and gate and up, are one fused matrix
-each: fewer, larger products.
+ragged batch [tokens, hidden]. Which tokens see which, and whose adapter changes which row, is the
+context's business, how weights are stored is the linear layers', and who computes is the
+operations'. Module names follow Hugging Face checkpoints, except that query, key and value, and
+gate and up, are one fused matrix each: fewer, larger products.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight)
         q, k, v = self.operations.rotate(
-            self.qkv_proj(x),
+            context.linear(self.qkv_proj, x),
             cos,
             sin,
             heads=self.heads,
@@ -90,8 +90,8 @@ class Attention(nn.Module):
             norms=norms,
             eps=self.eps,
         )
-        out: Tensor = self.o_proj(context.attend(self.layer, q, k, v, self.window), residual)
-        return out
+        attended = context.attend(self.layer, q, k, v, self.window)
+        return context.linear(self.o_proj, attended, residual)
 
 
 class MLP(nn.Module):
@@ -115,9 +115,9 @@ class MLP(nn.Module):
             quantization=quantization,
         )
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.operations.silu_and_mul(self.gate_up_proj(x)), residual)
-        return out
+    def forward(self, x: Tensor, context: AttentionContext, residual: Tensor) -> Tensor:
+        inner = self.operations.silu_and_mul(context.linear(self.gate_up_proj, x))
+        return context.linear(self.down_proj, inner, residual)
 
 
 class DecoderLayer(nn.Module):
@@ -138,7 +138,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
         x = self.self_attn(self.input_layernorm(x), cos, sin, context, residual=x)
-        out: Tensor = self.mlp(self.post_attention_layernorm(x), residual=x)
+        out: Tensor = self.mlp(self.post_attention_layernorm(x), context, residual=x)
         return out
 
 

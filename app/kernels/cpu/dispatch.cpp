@@ -1,7 +1,7 @@
 #include "dispatch.h"
 
+#include <algorithm>
 #include <cmath>
-
 #include <vector>
 
 #include "pool.h"
@@ -25,6 +25,8 @@ constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kAttentionRows = 128;
 // Rows of inputs whose distance is a power of two would share a few lines of the cache.
 constexpr int64_t kBytesBetweenRows = 64;
+// Rows of one task of a low-rank change: they reuse its factor from the cache.
+constexpr int64_t kShrinkRows = 32;
 
 #if defined(__x86_64__)
 bool has_amx() {
@@ -87,9 +89,45 @@ const Kernels* find_kernels(const char* name) {
 
 void use_kernels(const Kernels* kernels) { active = kernels; }
 
+namespace {
+
+// The products of x with the first factor of each row's change, in tasks of one adapter's rows.
+void run_shrink(const Changes& changes, const Matrix& x, int64_t rows) {
+  struct Task {
+    const LowRank* change;
+    int64_t first, last, block;
+  };
+  static thread_local std::vector<int32_t> order;
+  static thread_local std::vector<Task> tasks;
+  order.clear();
+  tasks.clear();
+  for (int64_t row = 0; row < rows; ++row)
+    if (changes.of(row)) order.push_back(static_cast<int32_t>(row));
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return changes.slots[a] < changes.slots[b]; });
+  const int64_t count = static_cast<int64_t>(order.size());
+  for (int64_t first = 0, last; first < count; first = last) {
+    const LowRank* change = changes.of(order[first]);
+    for (last = first + 1; last < count && last < first + kShrinkRows; ++last)
+      if (changes.slots[order[last]] != changes.slots[order[first]]) break;
+    for (int64_t block = 0; block < change->a.blocks(); ++block)
+      tasks.push_back({change, first, last, block});
+  }
+  // Thread-local vectors would be other ones inside the workers.
+  const Task* const all = tasks.data();
+  const int32_t* const numbers = order.data();
+  Pool::instance().run(static_cast<int64_t>(tasks.size()), [&, all, numbers](int64_t index) {
+    const Task& task = all[index];
+    active->shrink(*task.change, x, numbers + task.first, task.last - task.first, task.block,
+                   changes.hidden, changes.stride);
+  });
+}
+
+}  // namespace
+
 void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
-                const void* residual) {
-  static thread_local Scratch row_scratch, scale_scratch, offset_scratch;
+                const void* residual, const Bank* bank, const int32_t* slots) {
+  static thread_local Scratch row_scratch, scale_scratch, offset_scratch, hidden_scratch;
   const int64_t item = weight.format == Format::f32 ? 4 : weight.format == Format::bf16 ? 2 : 1;
   const int64_t stride = weight.units * inputs_per_unit(weight.format) + kBytesBetweenRows / item;
   const int64_t padded = round_up(rows, 16);
@@ -102,6 +140,15 @@ void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matri
     active->prepare(weight, x, row, prepared, stride, scale, offsets);
   });
   Linear call{weight, {prepared, rows, stride, scale, offsets}, out, residual};
+  Changes changes{};
+  if (bank) {
+    int64_t ranks = 16;
+    for (const LowRank* change : bank->slots)
+      if (change) ranks = std::max(ranks, round_up(change->a.out, 16));
+    changes = {bank, slots, hidden_scratch.get<float>(rows * ranks), ranks};
+    run_shrink(changes, x, rows);
+    call.changes = &changes;
+  }
   // A pass over the weights costs their bytes; further rows cost arithmetic on top.
   Pool& pool = Pool::instance();
   int64_t block_bytes = weight.units * 64 * std::max<int64_t>(1, rows / 4);

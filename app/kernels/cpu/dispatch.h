@@ -9,8 +9,9 @@ namespace hagane {
 const Kernels* find_kernels(const char* name);
 void use_kernels(const Kernels* kernels);
 
+// `slots` [rows] says whose change in `bank` each row has, -1 for none; both null for none at all.
 void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
-                const void* residual);
+                const void* residual, const Bank* bank, const int32_t* slots);
 void run_rms_norm(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
                   const Matrix& out);
 void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);

@@ -17,6 +17,7 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -28,8 +29,9 @@ namespace {
 #include "attention_spans.inc"
 #include "attention_amx.inc"
 
-constexpr Kernels kKernels{"amx", prepare, linear_amx, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend_spans<TileMultiplier>, draw, greatest};
+constexpr Kernels kKernels{"amx", prepare, linear_amx, shrink, rms_norm,
+                           silu_and_mul, embed, rotary, store, attend_spans<TileMultiplier>,
+                           draw, greatest};
 
 }  // namespace
 

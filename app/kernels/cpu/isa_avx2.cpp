@@ -13,14 +13,15 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
 #include "sampling.inc"
 #include "linear.inc"
 
-constexpr Kernels kKernels{"avx2", prepare, linear, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend, draw, greatest};
+constexpr Kernels kKernels{"avx2", prepare, linear, shrink, rms_norm,
+                           silu_and_mul, embed, rotary, store, attend, draw, greatest};
 
 }  // namespace
 

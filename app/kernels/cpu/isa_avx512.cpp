@@ -14,6 +14,7 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -22,8 +23,8 @@ namespace {
 #include "tiles.inc"
 #include "linear_vnni.inc"
 
-constexpr Kernels kKernels{"avx512", prepare, linear_vnni, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend, draw, greatest};
+constexpr Kernels kKernels{"avx512", prepare, linear_vnni, shrink, rms_norm,
+                           silu_and_mul, embed, rotary, store, attend, draw, greatest};
 
 }  // namespace
 

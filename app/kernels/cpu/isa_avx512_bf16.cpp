@@ -17,6 +17,7 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -27,8 +28,9 @@ namespace {
 #include "attention_spans.inc"
 #include "attention_bf16.inc"
 
-constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, rms_norm, silu_and_mul,
-                           embed, rotary, store, attend_spans<VectorMultiplier>, draw, greatest};
+constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, shrink, rms_norm,
+                           silu_and_mul, embed, rotary, store, attend_spans<VectorMultiplier>,
+                           draw, greatest};
 
 }  // namespace
 

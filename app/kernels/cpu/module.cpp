@@ -11,11 +11,15 @@
 
 namespace {
 
+using hagane::Bank;
 using hagane::DType;
+using hagane::LowRank;
 using hagane::Matrix;
 using hagane::Weight;
 
 constexpr const char* kWeight = "hagane.weight";
+constexpr const char* kLowRank = "hagane.low_rank";
+constexpr const char* kBank = "hagane.bank";
 
 // The positional arguments of one call, read one after the other.
 class Arguments {
@@ -32,9 +36,13 @@ class Arguments {
     DType type = dtype();
     return {data, type, integer()};
   }
-  const Weight* weight() {
-    if (index_ == count_) return missing(), nullptr;
-    return static_cast<const Weight*>(PyCapsule_GetPointer(values_[index_++], kWeight));
+  const Weight* weight() { return capsule<const Weight>(kWeight); }
+  // None is null.
+  template <class T>
+  T* capsule(const char* name) {
+    PyObject* value = object();
+    if (!value || value == Py_None) return nullptr;
+    return static_cast<T*>(PyCapsule_GetPointer(value, name));
   }
   PyObject* object() { return index_ < count_ ? values_[index_++] : (missing(), nullptr); }
 
@@ -96,8 +104,9 @@ PyObject* replay(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-void free_weight(PyObject* capsule) {
-  delete static_cast<Weight*>(PyCapsule_GetPointer(capsule, kWeight));
+template <class T>
+void free_capsule(PyObject* capsule) {
+  delete static_cast<T*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
 }
 
 PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -109,7 +118,34 @@ PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count) {
   auto* bias = in.address<const float>();
   if (!in.complete()) return nullptr;
   auto* weight = new Weight{format, out, inputs, units, group, codes, scale, bias};
-  return PyCapsule_New(weight, kWeight, free_weight);
+  return PyCapsule_New(weight, kWeight, free_capsule<Weight>);
+}
+
+PyObject* make_low_rank(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Weight* a = in.weight();
+  auto* b = in.address<const uint32_t>();
+  auto* first_line = in.address<const int32_t>();
+  auto* first_unit = in.address<const int32_t>();
+  if (!in.complete()) return nullptr;
+  auto* change = new LowRank{*a, b, first_line, first_unit};
+  return PyCapsule_New(change, kLowRank, free_capsule<LowRank>);
+}
+
+PyObject* make_bank(PyObject*, PyObject* const*, Py_ssize_t) {
+  return PyCapsule_New(new Bank, kBank, free_capsule<Bank>);
+}
+
+// place(bank, slot, change or None)
+PyObject* place(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  Bank* bank = in.capsule<Bank>(kBank);
+  size_t slot = static_cast<size_t>(in.integer());
+  const LowRank* change = in.capsule<const LowRank>(kLowRank);
+  if (!in.complete()) return nullptr;
+  if (slot >= bank->slots.size()) bank->slots.resize(slot + 1);
+  bank->slots[slot] = change;
+  Py_RETURN_NONE;
 }
 
 PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -119,8 +155,10 @@ PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
   int64_t rows = in.integer();
   Matrix out = in.matrix();
   auto* residual = in.address<const void>();
+  const Bank* bank = in.capsule<const Bank>(kBank);
+  auto* slots = in.address<const int32_t>();
   if (!in.complete()) return nullptr;
-  return perform([=] { hagane::run_linear(*weight, x, rows, out, residual); });
+  return perform([=] { hagane::run_linear(*weight, x, rows, out, residual, bank, slots); });
 }
 
 PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -287,6 +325,8 @@ PyMethodDef methods[] = {
     METHOD("start", start),        METHOD("angles", angles),
     METHOD("record", record),      METHOD("recorded", recorded),
     METHOD("replay", replay),      METHOD("greatest", greatest),
+    METHOD("bank", make_bank),     METHOD("low_rank", make_low_rank),
+    METHOD("place", place),
     {nullptr, nullptr, 0, nullptr}};
 #undef METHOD
 

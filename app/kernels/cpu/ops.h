@@ -1,6 +1,8 @@
 // What the kernels compute on, and the table of functions that every instruction set fills.
 #pragma once
 
+#include <vector>
+
 #include "common.h"
 
 namespace hagane {
@@ -52,11 +54,41 @@ struct Prepared {
   const T* row(int64_t index) const { return static_cast<const T*>(rows) + index * stride; }
 };
 
+// What one adapter (Hu et al., 2021, arXiv:2106.09685) adds to one matrix: b (a x), in float32.
+//   a  [ranks, in], packed like every weight, f32 or bf16
+//   b  [out / 16][units of ranks][16] in a's format. A fused matrix has ranks of its own for each of
+//      its parts, so only the units that are not zero are there: block i of outputs has the lines
+//      first_line[i] to first_line[i + 1], the first of which holds unit first_unit[i].
+struct LowRank {
+  Weight a;
+  const uint32_t* b;
+  const int32_t *first_line, *first_unit;  // [blocks + 1], [blocks]
+};
+
+// The changes of all adapters to one matrix; null, or beyond the end, for those that leave it alone.
+struct Bank {
+  std::vector<const LowRank*> slots;
+};
+
+// Changes to the rows of one call: `slots` says whose, -1 nobody's. `hidden` is a x, [rows][stride].
+struct Changes {
+  const Bank* bank;
+  const int32_t* slots;
+  float* hidden;
+  int64_t stride;
+
+  const LowRank* of(int64_t row) const {
+    const size_t slot = static_cast<size_t>(slots[row]);  // -1 is beyond every end
+    return slot < bank->slots.size() ? bank->slots[slot] : nullptr;
+  }
+};
+
 struct Linear {
   const Weight& weight;
   Prepared x;
   Matrix out;
-  const void* residual;  // like out, or null: added to the result
+  const void* residual;            // like out, or null: added to the result
+  const Changes* changes = nullptr;  // or null: no row has any
 };
 
 // One call of attention over a paged cache.
@@ -129,6 +161,9 @@ struct Kernels {
                   float* scale, int32_t* offsets);
   // The outputs of blocks [first, last) for all rows.
   void (*linear)(const Linear&, int64_t first, int64_t last);
+  // Block `block` of 16 ranks of a x, for `count` rows of x by their numbers.
+  void (*shrink)(const LowRank&, const Matrix& x, const int32_t* rows, int64_t count, int64_t block,
+                 float* hidden, int64_t stride);
   void (*rms_norm)(const Matrix& x, const void* weight, float eps, int64_t features, const Matrix& out,
                    int64_t row);
   void (*silu_and_mul)(const Matrix& gate_up, int64_t features, const Matrix& out, int64_t row);

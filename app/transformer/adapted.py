@@ -1,0 +1,129 @@
+"""The kinds of linear layer that serve adapters: the base's result, changed row by row.
+
+Rows without an adapter get the base's bits. Training has layers of its own for the adapter that it
+makes; here many that are finished share a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.kernels import native
+from app.kernels.low_rank import AdapterRows, Bank, NativeBank, Part, TorchBank
+from app.transformer.adapter import Adapter, linear_shapes
+from app.transformer.config import ModelConfig
+from app.transformer.linear import Packed
+from app.transformer.model import Transformer
+from app.transformer.weights import FUSED
+
+_KINDS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+
+
+class Adapted(nn.Module):
+    """Any kind of linear layer, changed by torch's operators."""
+
+    def __init__(self, base: nn.Module, bank: TorchBank) -> None:
+        super().__init__()
+        self.base, self.bank = base, bank
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, rows: AdapterRows | None = None
+    ) -> Tensor:
+        out: Tensor = self.base(x, residual)
+        return out if rows is None else self.bank.add(out, x, rows)
+
+
+class PackedAdapted(nn.Module):
+    """Any kind of linear layer, changed by the native kernels before they round."""
+
+    def __init__(self, weight: native.PackedWeight, bank: NativeBank) -> None:
+        super().__init__()
+        self.weight, self.bank = weight, bank
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, rows: AdapterRows | None = None
+    ) -> Tensor:
+        changes = None if rows is None else (self.bank.handle, rows.slots)
+        return native.linear(x, self.weight, residual=residual, changes=changes)
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """An adapter's changes by the model's layers, ready to be placed."""
+
+    changes: Mapping[str, Any]
+    digest: str
+
+
+class AdapterBanks:
+    """Makes a serving model's linear layers adaptable, and holds the banks of all of them."""
+
+    def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = model.config
+        self._banks: dict[str, Bank] = {}
+        shapes = linear_shapes(model.config)
+        for path, starts in _parts(model.config).items():
+            parent, _, leaf = f"model.{path}".rpartition(".")
+            owner = model.get_submodule(parent)
+            base = owner.get_submodule(leaf)
+            layer: Adapted | PackedAdapted
+            if isinstance(base, Packed):
+                last = max(starts, key=lambda part: starts[part])
+                bank = NativeBank(starts[last] + shapes[last][0], dtype)
+                layer = PackedAdapted(base.weight, bank)
+            else:
+                layer = Adapted(base, TorchBank(dtype, device))
+            setattr(owner, leaf, layer)
+            self._banks[path] = layer.bank
+
+    def size(self, adapter: Adapter) -> int:
+        """Bytes that the packed adapter takes."""
+        parts = self._group(adapter)
+        return sum(self._banks[path].size(group) for path, group in parts.items())
+
+    def pack(self, adapter: Adapter) -> PackedAdapter:
+        """Allowed in another thread while steps run."""
+        parts = self._group(adapter)
+        changes = {path: self._banks[path].pack(group) for path, group in parts.items()}
+        return PackedAdapter(changes, adapter.digest)
+
+    def place(self, slot: int, adapter: PackedAdapter) -> None:
+        """Between two steps: from the next one on, rows may name `slot`."""
+        for path, change in adapter.changes.items():
+            self._banks[path].place(slot, change)
+
+    def clear(self, slot: int) -> None:
+        """Between two steps, of which none names `slot` any more."""
+        for bank in self._banks.values():
+            bank.place(slot, None)
+
+    def _group(self, adapter: Adapter) -> dict[str, list[Part]]:
+        groups: dict[str, list[Part]] = {}
+        for path, starts in _parts(self.config).items():
+            for module, first in starts.items():
+                change = adapter.changes.get(module)
+                if change is not None:
+                    part = Part(first, change.a, change.b, change.scale)
+                    groups.setdefault(path, []).append(part)
+        return groups
+
+
+def _parts(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """By path of the model's layer: the matrices fused in it, and at which output each begins."""
+    shapes = linear_shapes(config)
+    layers: dict[str, dict[str, int]] = {}
+    for layer in range(config.layers):
+        for kind in _KINDS:
+            path = f"layers.{layer}.{kind}"
+            parent, _, leaf = path.rpartition(".")
+            start, starts = 0, {}
+            for part in FUSED.get(leaf, (leaf,)):
+                starts[f"{parent}.{part}"] = start
+                start += shapes[f"{parent}.{part}"][0]
+            layers[path] = starts
+    return layers

@@ -1,0 +1,166 @@
+"""Low-rank changes row by row, against plain products, for every instruction set of this machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.kernels import native
+from app.kernels.low_rank import AdapterRows, NativeBank, Part, TorchBank
+from app.transformer.adapted import Adapted, PackedAdapted
+from app.transformer.linear import Dense, Int4, Int8, for_serving
+
+SETS = ("generic", "avx2", "avx512", "amx")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=SETS)
+def instruction_set(request):
+    """Two threads, so that what runs beside each other shows."""
+    if not native.available():
+        pytest.skip("kernels not built")
+    try:
+        native.start(min(2, len(native.usable_cores())), request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    native.start(1)
+
+
+def layer_of(kind: str, out: int, inputs: int, dtype: torch.dtype) -> torch.nn.Module:
+    weight = torch.randn(out, inputs)
+    if kind == "dense":
+        layer: Dense | Int8 | Int4 = Dense(inputs, out, bias=False)
+        layer.weight.data = weight.to(dtype)
+        return layer
+    layer = Int8(inputs, out, False) if kind == "int8" else Int4(inputs, out, False, 32)
+    for name, tensor in layer.quantize(weight).items():
+        setattr(layer, name, tensor)
+    return layer
+
+
+def parts_of(outs: list[int], inputs: int, ranks: list[int], dtype: torch.dtype) -> list[Part]:
+    """A change to every part of a fused matrix but those of rank 0."""
+    firsts = [sum(outs[:i]) for i in range(len(outs))]
+    return [
+        Part(first, torch.randn(rank, inputs).to(dtype), torch.randn(out, rank).to(dtype), 0.5)
+        for first, out, rank in zip(firsts, outs, ranks, strict=True)
+        if rank
+    ]
+
+
+def exact_change(x: torch.Tensor, parts: list[Part], out: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """In float64; and the sum of the magnitudes that were added up."""
+    change, magnitude = (torch.zeros(x.shape[0], out, dtype=torch.float64) for _ in range(2))
+    for part in parts:
+        a, b = part.factors(part.a.dtype)
+        columns = slice(part.first, part.first + b.shape[0])
+        change[:, columns] += x.double() @ a.double().T @ b.double().T
+        magnitude[:, columns] += x.double().abs() @ a.double().abs().T @ b.double().abs().T
+    return change, magnitude
+
+
+def rows_of(slots: list[int]) -> AdapterRows:
+    tensor = torch.tensor(slots, dtype=torch.int32)
+    groups = tuple((s, (tensor == s).nonzero()[:, 0]) for s in sorted(set(slots) - {-1}))
+    return AdapterRows(tensor, groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["dense", "int8", "int4"]),
+    slots=st.lists(st.integers(-1, 3), min_size=1, max_size=70),
+    outs=st.lists(st.sampled_from([1, 8, 16, 24, 40, 48]), min_size=1, max_size=3),
+    inputs=st.sampled_from([32, 64, 96]),
+    ranks=st.lists(
+        st.lists(st.sampled_from([0, 1, 2, 3, 8, 16, 17, 40]), min_size=3, max_size=3),
+        min_size=4,
+        max_size=4,
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_every_row_has_its_own_change(
+    instruction_set, kind, slots, outs, inputs, ranks, dtype, seed
+):
+    torch.manual_seed(seed)
+    out = sum(outs)
+    base = for_serving(layer_of(kind, out, inputs, dtype), native, dtype)
+    bank = NativeBank(out, dtype)
+    adapters = [parts_of(outs, inputs, own[: len(outs)], dtype) for own in ranks]
+    for slot, parts in enumerate(adapters):
+        if parts:
+            change = bank.pack(parts)
+            assert change.nbytes == bank.size(parts)
+            bank.place(slot, change)
+    layer = PackedAdapted(base.weight, bank)
+    x, residual = (torch.randn(len(slots), width).to(dtype) for width in (inputs, out))
+    result = layer(x, residual, rows_of(slots))
+    plain = base(x, residual)
+    assert torch.equal(layer(x, residual), plain)
+    for row, slot in enumerate(slots):
+        alone = layer(x[row : row + 1], residual[row : row + 1], rows_of([slot]))
+        assert torch.equal(alone[0], result[row])
+        parts = adapters[slot] if slot >= 0 else []
+        if not parts:
+            assert torch.equal(result[row], plain[row])
+            continue
+        change, magnitude = exact_change(x[row : row + 1], parts, out)
+        expected = plain[row].double() + change[0]
+        rounding = torch.finfo(dtype).eps * (plain[row].double().abs() + expected.abs())
+        assert ((result[row] - expected).abs() <= rounding + 1e-5 * magnitude[0] + 1e-6).all()
+
+
+@pytest.mark.parametrize("inputs", [33, 47])
+def test_an_odd_number_of_inputs(instruction_set, inputs):
+    torch.manual_seed(7)
+    base = for_serving(layer_of("dense", 24, inputs, torch.bfloat16), native, torch.bfloat16)
+    bank = NativeBank(24, torch.bfloat16)
+    parts = parts_of([24], inputs, [5], torch.bfloat16)
+    bank.place(0, bank.pack(parts))
+    x = torch.randn(3, inputs).bfloat16()
+    result = PackedAdapted(base.weight, bank)(x, None, rows_of([0, -1, 0]))
+    change, _ = exact_change(x, parts, 24)
+    expected = base(x).double() + change * torch.tensor([1, 0, 1])[:, None]
+    torch.testing.assert_close(result.double(), expected, rtol=0.01, atol=0.1)
+
+
+def test_an_emptied_slot_can_be_taken_again(instruction_set):
+    torch.manual_seed(8)
+    base = for_serving(layer_of("dense", 32, 32, torch.float32), native, torch.float32)
+    bank = NativeBank(32, torch.float32)
+    layer = PackedAdapted(base.weight, bank)
+    x = torch.randn(4, 32)
+    first, second = (bank.pack(parts_of([32], 32, [rank], torch.float32)) for rank in (4, 32))
+    results = []
+    for change in (first, second, first):
+        bank.place(1, change)
+        results.append(layer(x, None, rows_of([1, 1, -1, 1])))
+        bank.place(1, None)
+        assert torch.equal(layer(x, None, rows_of([1, 1, -1, 1])), base(x))
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_operators(dtype):
+    torch.manual_seed(9)
+    outs, inputs, slots = [40, 8, 8], 32, [1, -1, 0, 1, 2]
+    base = layer_of("dense", sum(outs), inputs, dtype)
+    bank = TorchBank(dtype, CPU)
+    adapters = [parts_of(outs, inputs, ranks, dtype) for ranks in ([4, 0, 2], [1, 8, 3])]
+    for slot, parts in enumerate(adapters):
+        bank.place(slot, bank.pack(parts))
+    x = torch.randn(len(slots), inputs).to(dtype)
+    with torch.no_grad():
+        result, plain = Adapted(base, bank)(x, None, rows_of(slots)), base(x)
+    for row, slot in enumerate(slots):
+        if slot in (-1, 2):
+            assert torch.equal(result[row], plain[row])
+            continue
+        change, magnitude = exact_change(x[row : row + 1], adapters[slot], sum(outs))
+        slack = 4 * torch.finfo(dtype).eps * (magnitude[0] + plain[row].double().abs())
+        assert ((result[row] - plain[row].double() - change[0]).abs() <= slack).all()
+    assert bank.size(adapters[0]) == (4 * 72 + 2 * 40) * dtype.itemsize
