@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import (
+    adapters,
     admin,
     admin_page,
     aliases,
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
 # Behind the admin key, and on a listener of their own where `admin_port` is set.
-_ADMIN = (admin, admin_page, aliases, files, fine_tuning)
+_ADMIN = (adapters, admin, admin_page, aliases, files, fine_tuning)
 
 
 def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
@@ -177,4 +178,5 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         threads=settings.threads,
         log_level=settings.log_level,
         log_format=settings.log_format,
+        adapter_memory=int(settings.adapter_memory),
     )

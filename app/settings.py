@@ -82,6 +82,14 @@ class Settings(BaseSettings):
     max_concurrent_requests: int | None = Field(
         None, ge=1, description="requests at a time per API key before 429; default: no limit"
     )
+    adapter_memory: ByteSize = Field(
+        ByteSize(1 << 30), description="memory of the LoRA adapters that are loaded at a time"
+    )
+    adapter_roots: str = Field(
+        "",
+        description="comma-separated directories, beside data_dir and models_dir, that adapters "
+        "may be loaded from",
+    )
     admin_key: SecretStr = Field(SecretStr(""), description="key of the admin routes")
     admin_host: str = Field("127.0.0.1", description="address of the admin listener")
     admin_port: int | None = Field(
@@ -123,6 +131,12 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[str, ...]:
         """The API keys, one by one."""
         return _split(self.api_keys.get_secret_value())
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The directories that adapters may be loaded from."""
+        given = [Path(root).expanduser() for root in _split(self.adapter_roots)]
+        return (self.data_dir, *([self.models_dir] if self.models_dir else ()), *given)
 
     @property
     def origins(self) -> tuple[str, ...]:

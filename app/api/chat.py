@@ -18,6 +18,7 @@ from app.api.serving import Serving, authenticate, get_serving, meter
 from app.api.sse import stream, unless_disconnected
 from app.engine.messages import TokenLogprobs
 from app.errors import InvalidRequestError
+from app.store.catalogue import Served
 from app.transformer.tokenizer import Tokenizer
 
 router = APIRouter(dependencies=[Depends(authenticate)])
@@ -29,14 +30,14 @@ async def chat(
 ) -> EventSourceResponse | dict[str, Any]:
     """One answer to a conversation, streamed or whole."""
     serving = get_serving(request)
-    serving.require_model(body.model)
+    model = serving.resolve(body.model)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
-    generation = _generation(serving, account, body)
+    generation = _generation(serving, account, body, model)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": body.model,
+        "model": model.id,
     }
     if body.stream:
         chunks = _chunks(generation, body, {**head, "object": "chat.completion.chunk"})
@@ -76,7 +77,7 @@ def _template_arguments(body: ChatBody) -> dict[str, Any]:
     return extra
 
 
-def _generation(serving: Serving, account: Account, body: ChatBody) -> Generation:
+def _generation(serving: Serving, account: Account, body: ChatBody, model: Served) -> Generation:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequestError(
             "Give 'max_completion_tokens' or the older 'max_tokens', not both.",
@@ -87,7 +88,9 @@ def _generation(serving: Serving, account: Account, body: ChatBody) -> Generatio
     prompt = render_chat(serving, body)
     room = serving.check_prompt(prompt, body.max_completion_tokens or body.max_tokens, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return build_generation(serving, account, body, prompt, max_tokens=room, logprobs=logprobs)
+    return build_generation(
+        serving, account, body, prompt, model, max_tokens=room, logprobs=logprobs
+    )
 
 
 async def _chunks(

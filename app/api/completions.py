@@ -19,6 +19,7 @@ from app.api.serving import Serving, authenticate, get_serving, meter
 from app.api.sse import stream, unless_disconnected
 from app.engine.messages import TokenLogprobs
 from app.errors import InvalidRequestError
+from app.store.catalogue import Served
 
 router = APIRouter(dependencies=[Depends(authenticate)])
 
@@ -32,7 +33,7 @@ async def complete(
 ) -> EventSourceResponse | dict[str, Any]:
     """Continue one text or several, streamed or whole."""
     serving = get_serving(request)
-    serving.require_model(body.model)
+    model = serving.resolve(body.model)
     if body.best_of not in (None, body.n or 1):
         raise InvalidRequestError(
             "'best_of' other than 'n' is not supported; leave it out.", param="best_of"
@@ -40,13 +41,13 @@ async def complete(
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
     generations = [
-        _generation(serving, account, body, prompt) for prompt in _prompts(serving, body)
+        _generation(serving, account, body, prompt, model) for prompt in _prompts(serving, body)
     ]
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": body.model,
+        "model": model.id,
     }
     if body.stream:
         chunks = _chunks(generations, body, head)
@@ -80,7 +81,7 @@ def _prompts(serving: Serving, body: CompletionBody) -> list[list[int]]:
 
 
 def _generation(
-    serving: Serving, account: Account, body: CompletionBody, prompt: list[int]
+    serving: Serving, account: Account, body: CompletionBody, prompt: list[int], model: Served
 ) -> Generation:
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequestError(
@@ -93,6 +94,7 @@ def _generation(
         account,
         body,
         prompt,
+        model,
         max_tokens=wanted,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

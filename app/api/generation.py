@@ -14,6 +14,7 @@ from app.api.serving import Serving
 from app.api.timeline import Timeline
 from app.engine.detokenizer import Detokenizer
 from app.engine.messages import (
+    AdapterRef,
     FinishReason,
     GenerateRequest,
     SamplingParams,
@@ -21,7 +22,9 @@ from app.engine.messages import (
     TokenLogprobs,
 )
 from app.errors import InvalidRequestError
+from app.store.catalogue import Served
 from app.telemetry import request_id
+from app.transformer.adapter_config import adapter_digest
 
 _MOST_STOP_STRINGS = 16
 
@@ -123,6 +126,8 @@ class Generation:
         tokens = len(self.request.prompt)
         self.usage.prompt_tokens += tokens
         self.serving.metrics.prompt_tokens.inc(tokens)
+        if self.request.adapter is not None:
+            self.serving.metrics.adapter_requests.labels(self.request.adapter.name).inc()
         self.account.charge("prompt", tokens)
 
     def _count(self, delta: TokenDelta) -> None:
@@ -147,6 +152,7 @@ def build_generation(
     account: Account,
     body: SamplingBody,
     prompt: Sequence[int],
+    model: Served,
     *,
     max_tokens: int,
     logprobs: int | None,
@@ -170,8 +176,16 @@ def build_generation(
         priority=body.priority,
         deadline=None if timeout is None else time.monotonic() + timeout,
         cache_salt=body.cache_salt,
+        adapter=_adapter(model),
     )
     return Generation(serving, account, request, _stop_strings(body), body.skip_special_tokens)
+
+
+def _adapter(model: Served) -> AdapterRef | None:
+    if model.adapter_directory is None:
+        return None
+    digest = model.digest or adapter_digest(model.adapter_directory)
+    return AdapterRef(model.id, str(model.adapter_directory), digest)
 
 
 def _sampling(

@@ -31,6 +31,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self.client.stats
+        adapters = stats.adapters
         gauges = {
             "requests_running": ("Sequences being generated", stats.running),
             "requests_waiting": ("Requests waiting for room", stats.waiting),
@@ -41,12 +42,17 @@ class _EngineCollector(Collector):
                 "Part of the KV cache in use",
                 stats.blocks_used / max(stats.blocks_total, 1),
             ),
+            "adapters_loaded": ("LoRA adapters in memory", adapters.loaded),
+            "adapter_bytes": ("Memory of the LoRA adapters", adapters.nbytes),
+            "adapter_requests_waiting": ("Requests waiting for their adapter", adapters.requests),
             "engine_ready": ("1 when the engine takes requests", self.client.state == "ready"),
         }
         counters = {
             "prefix_cache_queried_tokens": ("Prompt tokens looked up", stats.prefix_tokens_queried),
             "prefix_cache_hit_tokens": ("Prompt tokens found", stats.prefix_tokens_hit),
             "preemptions": ("Sequences preempted", stats.preemptions),
+            "adapter_loads": ("LoRA adapters loaded", adapters.loads),
+            "adapter_evictions": ("LoRA adapters evicted for others", adapters.evictions),
             "engine_steps": ("Forward passes", stats.steps),
             "engine_restarts": ("Times the engine was restarted", self.client.restarts),
         }
@@ -117,6 +123,12 @@ class Metrics:
         self.queue_time = histogram("queue_time_seconds", "From request to its first step")
         self.prompt_tokens = Counter(
             "hagane_prompt_tokens", "Prompt tokens received", registry=self.registry
+        )
+        self.adapter_requests = Counter(
+            "hagane_adapter_requests",
+            "Requests by the adapter that answers",
+            ["adapter"],
+            registry=self.registry,
         )
         self.generated_tokens = Counter(
             "hagane_generated_tokens", "Tokens generated", registry=self.registry

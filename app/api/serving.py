@@ -22,7 +22,7 @@ from app.errors import (
     RateLimitError,
 )
 from app.settings import Settings
-from app.store.catalogue import Catalogue
+from app.store.catalogue import Catalogue, Served
 from app.store.store import Store
 from app.transformer.chat_template import ChatTemplate
 from app.transformer.config import ModelConfig
@@ -73,13 +73,24 @@ class Serving:
     def context_length(self) -> int:
         return self.settings.context_length or self.model.config.max_position_embeddings
 
-    def require_model(self, name: str) -> None:
-        """Raises ModelNotFoundError unless `name` is the served model's id."""
-        if name != self.model.id:
+    @property
+    def base(self) -> Served:
+        """The model itself."""
+        return Served(self.model.id, self.model.id, None, None, self.model.created)
+
+    def resolve(self, name: str) -> Served:
+        """What answers to `name`: the model, an adapter on it, or what an alias leads to.
+
+        Raises ModelNotFoundError.
+        """
+        found = self.base if name == self.model.id else self.catalogue.resolve(name)
+        if found is None:
             raise ModelNotFoundError(
-                f"The model '{name}' does not exist here; this server has '{self.model.id}'.",
+                f"The model '{name}' does not exist here; this server has '{self.model.id}' and "
+                "what GET /v1/models lists beside it.",
                 param="model",
             )
+        return found
 
     def check_prompt(self, prompt: list[int], wanted: int | None, param: str) -> int:
         """Room for new tokens, in tokens: `wanted`, or all that is left when that is None.

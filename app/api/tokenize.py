@@ -18,7 +18,7 @@ router = APIRouter(dependencies=[Depends(authenticate)])
 async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     """Token ids of a text or of a rendered conversation."""
     serving = get_serving(request)
-    serving.require_model(body.model or serving.model.id)
+    serving.resolve(body.model or serving.model.id)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give either 'prompt' or 'messages'.", param="prompt")
     if body.messages is not None:
@@ -39,7 +39,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
 async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
     """The text of token ids, special tokens included."""
     serving = get_serving(request)
-    serving.require_model(body.model or serving.model.id)
+    serving.resolve(body.model or serving.model.id)
     tokenizer = serving.model.tokenizer
     if bad := [i for i in body.tokens if i >= tokenizer.vocab_size]:
         raise InvalidRequestError(

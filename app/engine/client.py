@@ -12,12 +12,16 @@ import logging
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Literal
 
 from app.engine.channel import ClientChannel
 from app.engine.messages import (
+    AdapterChecked,
+    AdapterRef,
     CancelRequest,
+    CheckAdapter,
     EngineConfig,
     EngineFailed,
     EngineReady,
@@ -28,12 +32,14 @@ from app.engine.messages import (
     Shutdown,
     StepOutput,
     TokenDelta,
+    UnloadAdapter,
 )
 from app.errors import (
     DeadlineExceededError,
     EngineCrashedError,
     EngineUnavailableError,
     HaganeError,
+    ModelError,
     QueueFullError,
 )
 
@@ -63,6 +69,8 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._streams: dict[str, asyncio.Queue[TokenDelta | HaganeError]] = {}
+        self._checks: dict[str, asyncio.Future[str | None]] = {}
+        self._adapters_in_use: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Start the engine process in the background; watch `state` for the outcome."""
@@ -113,11 +121,9 @@ class EngineClient:
         Raises EngineUnavailableError, QueueFullError, DeadlineExceededError, or
         EngineCrashedError when the engine dies on the way.
         """
-        if self.state != "ready" or self._channel is None:
-            raise EngineUnavailableError(
-                f"The engine is {self.state}; try again in a moment.", retry_after=1.0
-            )
-        channel = self._channel
+        channel = self._ready_channel()
+        adapter = request.adapter.digest if request.adapter else ""
+        self._adapters_in_use[adapter] += 1
         queue: asyncio.Queue[TokenDelta | HaganeError] = asyncio.Queue()
         self._streams[request.request_id] = queue
         channel.send(request)
@@ -132,8 +138,43 @@ class EngineClient:
                 yield item
         finally:
             del self._streams[request.request_id]
+            self._adapters_in_use[adapter] -= 1
             if unfinished:
                 channel.send(CancelRequest(request.request_id))
+
+    async def check_adapter(self, adapter: AdapterRef) -> None:
+        """Have the engine read it, and load it if there is room.
+
+        Raises ModelError if it does not fit the model, EngineUnavailableError, or
+        EngineCrashedError.
+        """
+        channel = self._ready_channel()
+        answer = self._checks.get(adapter.digest)
+        if answer is None:
+            answer = self._checks[adapter.digest] = asyncio.get_running_loop().create_future()
+            channel.send(CheckAdapter(adapter))
+        # Shielded: others may wait for the same answer when one of them is cancelled.
+        error = await asyncio.shield(answer)
+        if error is not None:
+            raise ModelError(error)
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Wait for the requests that use it, then free its memory."""
+        while self._adapters_in_use[digest]:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        self.release_adapter(digest)
+
+    def release_adapter(self, digest: str) -> None:
+        """Have the engine free its memory as soon as no request uses it."""
+        if self._channel is not None:
+            self._channel.send(UnloadAdapter(digest))
+
+    def _ready_channel(self) -> ClientChannel:
+        if self.state != "ready" or self._channel is None:
+            raise EngineUnavailableError(
+                f"The engine is {self.state}; try again in a moment.", retry_after=1.0
+            )
+        return self._channel
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         """Stop one continuation (or all); no further delta with a finish reason follows for it."""
@@ -204,11 +245,17 @@ class EngineClient:
             self.info = message
             if self.state != "draining":
                 self.state = "ready"
-        elif isinstance(message, EngineFailed):
+        elif isinstance(message, AdapterChecked):
+            if (answer := self._checks.pop(message.digest, None)) is not None:
+                answer.set_result(message.error)
+        else:
             self.failure = message
             self.state = "failed"
 
     def _fail_streams(self, error: HaganeError) -> None:
+        for answer in self._checks.values():
+            answer.set_exception(error)
+        self._checks.clear()
         for queue in self._streams.values():
             queue.put_nowait(error)
 
@@ -218,4 +265,6 @@ def _error(failure: RequestFailed) -> HaganeError:
         return QueueFullError(failure.message, retry_after=1.0)
     if failure.code == "deadline_exceeded":
         return DeadlineExceededError(failure.message)
+    if failure.code == "adapter_error":
+        return ModelError(failure.message)
     return HaganeError(failure.message)

@@ -209,7 +209,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_waiting: int
     prefix_caching: bool
     threads: int | None
-    adapter_memory: int = 1 << 30
+    adapter_memory: int
     log_level: str = "info"
     log_format: str = "auto"
 

@@ -1,4 +1,4 @@
-"""Low-rank changes row by row, against plain products, for every instruction set of this machine."""
+"""Low-rank changes by row against plain products, on every instruction set of this machine."""
 
 from __future__ import annotations
 
