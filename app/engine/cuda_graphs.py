@@ -62,6 +62,8 @@ class CudaGraphs:
         rows, layout = batch.token_ids.shape[0], batch.layout
         if layout.decodes != rows or batch.logit_rows.shape[0] != rows or rows > len(self._slots):
             return None
+        if batch.adapters is not None:  # torch's operators take a step's adapters one by one
+            return None
         size = next(size for size in self._sizes if size >= rows)
         self._token_ids[:rows] = batch.token_ids
         self._positions[:rows] = batch.positions
