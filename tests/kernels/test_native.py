@@ -22,7 +22,7 @@ from app.transformer.linear import (
 )
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
-SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
 DTYPES = (torch.float32, torch.bfloat16)
 
 

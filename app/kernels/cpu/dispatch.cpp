@@ -53,6 +53,8 @@ bool has_avx512() {
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 #endif
 
 // Calls fn(index) for every index, in chunks that are worth handing to a thread.
@@ -79,6 +81,7 @@ const Kernels* find_kernels(const char* name) {
   if (has_avx512() && has_amx()) usable.push_back(amx_kernels());
   if (has_avx512_bf16()) usable.push_back(avx512_bf16_kernels());
   if (has_avx512()) usable.push_back(avx512_kernels());
+  if (has_avx_vnni()) usable.push_back(avx_vnni_kernels());
   if (has_avx2()) usable.push_back(avx2_kernels());
 #endif
   usable.push_back(generic_kernels());

@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include <cmath>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -19,8 +20,10 @@ namespace {
 #include "elementwise.inc"
 #include "sampling.inc"
 #include "linear.inc"
+#include "tiles.inc"
+#include "linear_avx2.inc"
 
-constexpr Kernels kKernels{"avx2", prepare, linear, shrink, rms_norm,
+constexpr Kernels kKernels{"avx2", prepare, linear_avx2, shrink, rms_norm,
                            silu_and_mul, embed, rotary, store, attend, draw, greatest};
 
 }  // namespace

@@ -1,0 +1,42 @@
+// Every kernel for AVX2 with VNNI.
+#include "ops.h"
+
+#include <cmath>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+// After the headers: what they define stays runnable everywhere.
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,avxvnni")
+
+#define HAGANE_AVX_VNNI
+
+namespace hagane {
+namespace {
+
+#include "lanes.inc"
+#include "lora.inc"
+
+#include "attention.inc"
+#include "elementwise.inc"
+#include "sampling.inc"
+#include "linear.inc"
+#include "tiles.inc"
+#include "linear_avx2.inc"
+
+constexpr Kernels kKernels{"avx_vnni", prepare, linear_avx2, shrink, rms_norm,
+                           silu_and_mul, embed, rotary, store, attend, draw, greatest};
+
+}  // namespace
+
+const Kernels* avx_vnni_kernels() { return &kKernels; }
+
+}  // namespace hagane
+
+#else
+
+namespace hagane {
+const Kernels* avx_vnni_kernels() { return nullptr; }
+}  // namespace hagane
+#endif
