@@ -18,6 +18,8 @@ from app.errors import HaganeError
 
 # Token ids from here on are text in every vocabulary that Hagane serves.
 _FIRST_TOKEN = 10
+# What follows a prefix that is already cached, in tokens: more than a cache block.
+_TAIL = 32
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Result:
     """Seconds from the engine's start to ready, its peak memory in bytes, tokens per second.
 
     `decode` counts all streams together, from the moment when the last one had its first token.
-    `prefill` is the prompt's length over the time to the first token of a lone request.
+    `prefill` is the prompt's length over the time to the first token of a lone request, and
+    `prefix_hit` the seconds to the first token of one that differs from an earlier one of that
+    length in its last tokens alone.
     """
 
     ready_seconds: float
     peak_memory: int
     prefill: dict[int, float]
+    prefix_hit: dict[int, float]
     decode: dict[int, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -65,10 +70,15 @@ async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:
         # As in a server that has been up for a moment: the engine prepares its memory while idle.
         await asyncio.sleep(1)
         await _decode(client, [prompt(plan.context)], 4)
-        prefill, decode = {}, {}
+        prefill, prefix_hit, decode = {}, {}, {}
         for length in plan.prompts:
-            rates = [length / await _prefill(client, prompt(length)) for _ in range(plan.rounds)]
-            prefill[length] = statistics.median(rates)
+            fresh, hits = [], []
+            for _ in range(plan.rounds):
+                first = prompt(length)
+                fresh.append(await _prefill(client, first))
+                hits.append(await _prefill(client, first[:-_TAIL] + prompt(min(length, _TAIL))))
+            prefill[length] = length / statistics.median(fresh)
+            prefix_hit[length] = statistics.median(hits)
             progress.advance(bar)
         for streams in plan.streams:
             rates = []
@@ -79,7 +89,7 @@ async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:
             progress.advance(bar)
     peak = _peak_memory(info.pid)
     await client.stop(grace=5.0)
-    return Result(ready, peak, prefill, decode)
+    return Result(ready, peak, prefill, prefix_hit, decode)
 
 
 def _peak_memory(pid: int) -> int:

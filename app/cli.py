@@ -132,7 +132,6 @@ def bench(arguments: list[str]) -> int:
         dtype=options.dtype,
         quantize=options.quantize,
         threads=options.threads,
-        prefix_caching=False,
         context_length=min(
             config.max_position_embeddings,
             max(*plan.prompts, plan.context) + plan.new_tokens + 1,
@@ -146,7 +145,8 @@ def bench(arguments: list[str]) -> int:
         f"ready after {result.ready_seconds:.2f} s, peak memory {result.peak_memory / 1e6:.0f} MB"
     )
     for length, rate in result.prefill.items():
-        print(f"prefill of {length} tokens: {rate:.0f} tokens/s")
+        hit = 1000 * result.prefix_hit[length]
+        print(f"prefill of {length} tokens: {rate:.0f} tokens/s; {hit:.0f} ms on a prefix hit")
     for streams, rate in result.decode.items():
         print(f"decode, {streams} streams: {rate:.1f} tokens/s")
     return 0

@@ -1,7 +1,7 @@
-"""Hagane beside its peers on this machine: alternating runs, medians, ratios.
+"""Hagane beside its peers on this machine: alternating runs, medians, ratios, the machine's limits.
 
 Usage: python benchmarks/compare.py [--llama PYTHON] [--openvino PYTHON] [--model DIRECTORY]
-                                    [--rounds N] [--json FILE]
+                                    [--rounds N] [--only NAME ...] [--json FILE]
 
 The load is a random model in Qwen3-0.6B's shape. transformers is always compared; other peers are,
 too, where the interpreter of an environment that has them is given:
@@ -9,6 +9,9 @@ too, where the interpreter of an environment that has them is given:
     python -m venv runs/llama && runs/llama/bin/pip install llama-cpp-python gguf
     python -m venv runs/openvino && runs/openvino/bin/pip install \\
         openvino-genai optimum-intel[openvino] nncf torch
+
+With --json, figures that the file holds are kept and those of this run added, so that a comparison
+can be made in pieces; `--rounds 0` prints the tables of what it holds.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,18 +31,43 @@ from model import make_model
 from app.kernels import native
 
 HERE = Path(__file__).resolve().parent
-PLAN = {"streams": [1, 4, 16, 32], "prompts": [512, 2048], "context": 128, "new_tokens": 32}
+PLAN = {
+    "streams": [1, 4, 16, 32],
+    "prompts": [512, 2048, 8192],
+    "context": 128,
+    "new_tokens": 32,
+    "tail": 32,  # tokens after a prefix that is cached
+    "rounds": 1,
+}
+LAYER_WEIGHTS = 28 * (1024 * 4096 + 2048 * 1024 + 1024 * 6144 + 3072 * 1024)  # of the shape
+Results = dict[str, list[dict]]
 
 
-def memory_bandwidth() -> float:
-    """Bytes per second at which all threads together read memory, the best of five passes."""
-    data = torch.ones(1 << 28, dtype=torch.float32)
-    best = 0.0
-    for _ in range(5):
-        begin = time.monotonic()
-        data.sum()
-        best = max(best, data.nbytes / (time.monotonic() - begin))
-    return best
+def limits() -> dict[str, float]:
+    """What the machine gives: bytes read per second, and operations per second of torch's products.
+
+    Products are of the shape's largest matrix with 512 rows, in int8 and bf16; each is the best of
+    several.
+    """
+
+    def best(work: float, run: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(20):
+            begin = time.monotonic()
+            run()
+            seconds.append(time.monotonic() - begin)
+        return work / min(seconds)
+
+    data = torch.ones(1 << 26, dtype=torch.float32)
+    rows, weights = torch.ones(512, 1024), torch.ones(6144, 1024)
+    work = 2.0 * rows.numel() * weights.shape[0]
+    narrow, narrow_weights = rows.bfloat16(), weights.bfloat16().T
+    codes, weight_codes = rows.char(), weights.char().T
+    return {
+        "memory": best(data.nbytes, data.sum),
+        "bf16": best(work, lambda: narrow @ narrow_weights),
+        "int8": best(work, lambda: torch._int_mm(codes, weight_codes)),
+    }
 
 
 def run(command: list[str]) -> dict:
@@ -80,78 +109,124 @@ def prepare(model: Path, llama: str | None, openvino: str | None) -> dict[str, P
     return files
 
 
+def make_runners(
+    options: argparse.Namespace, files: dict[str, Path]
+) -> dict[str, Callable[[], dict]]:
+    """What measures each of the compared once, by its name in the table."""
+    plan = PLAN | {"threads": len(native.usable_cores())}
+    plan_file = options.model.with_name("plan.json")
+    plan_file.write_text(json.dumps(plan))
+
+    def peer(python: str, script: str, model: Path) -> Callable[[], dict]:
+        return lambda: run([python, str(HERE / script), str(model), str(plan_file)])
+
+    runners = {
+        f"Hagane {kind}": lambda kind=kind: hagane(files[kind], plan)
+        for kind in ("bf16", "int8", "int4")
+    }
+    runners["transformers bf16"] = peer(sys.executable, "peer_transformers.py", files["bf16"])
+    for kind in ("Q8_0", "Q4_0") if options.llama else ():
+        runners[f"llama.cpp {kind}"] = peer(options.llama, "peer_llama.py", files[kind])
+    if options.openvino:
+        runners["OpenVINO int4 g64"] = peer(options.openvino, "peer_openvino.py", files["g64"])
+    chosen = options.only or list(runners)
+    return {name: measure for name, measure in runners.items() if name in chosen}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--llama", help="Python of an environment with llama-cpp-python and gguf")
     parser.add_argument("--openvino", help="Python of an environment with OpenVINO's packages")
     parser.add_argument("--model", type=Path, default=Path("runs/qwen3-0.6b-shape"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="names of the table's rows to measure")
     parser.add_argument("--json", type=Path, help="file for every single figure")
     options = parser.parse_args()
     files = prepare(options.model, options.llama, options.openvino)
-    plan = PLAN | {"threads": len(native.usable_cores()), "rounds": 1}
-    plan_file = options.model.with_name("plan.json")
-    plan_file.write_text(json.dumps(plan))
-
-    runners = {
-        "Hagane bf16": lambda: hagane(files["bf16"], plan),
-        "Hagane int8": lambda: hagane(files["int8"], plan),
-        "Hagane int4": lambda: hagane(files["int4"], plan),
-        "transformers bf16": lambda: run(
-            [sys.executable, str(HERE / "peer_transformers.py"), str(options.model), str(plan_file)]
-        ),
-    }
-    for kind in ("Q8_0", "Q4_0") if options.llama else ():
-        script = [options.llama, str(HERE / "peer_llama.py"), str(files[kind]), str(plan_file)]
-        runners[f"llama.cpp {kind}"] = lambda script=script: run(script)
-    if options.openvino:
-        peer = [str(HERE / "peer_openvino.py"), str(files["g64"]), str(plan_file)]
-        runners["OpenVINO int4 g64"] = lambda: run([options.openvino, *peer])
-
-    bandwidth = memory_bandwidth()
-    results: dict[str, list[dict]] = {name: [] for name in runners}
+    runners = make_runners(options, files)
+    saved: dict = {"limits": {}, "plan": PLAN, "results": {}}
+    if options.json and options.json.is_file():
+        saved = json.loads(options.json.read_text())
+    if options.rounds:
+        for name, value in limits().items():
+            saved["limits"][name] = max(value, saved["limits"].get(name, 0.0))
     for _ in range(options.rounds):
         for name, measure in runners.items():
-            results[name].append(measure())
-            print(f"{name}: {results[name][-1]}", file=sys.stderr, flush=True)
-    if options.json:
-        saved = {"bandwidth": bandwidth, "plan": plan, "results": results}
-        options.json.write_text(json.dumps(saved, indent=1))
-    print(table(results, bandwidth, files))
+            saved["results"].setdefault(name, []).append(measure())
+            print(f"{name}: {saved['results'][name][-1]}", file=sys.stderr, flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(saved, indent=1))
+    print(tables(saved["results"], saved["limits"], files))
 
 
-def table(results: dict[str, list[dict]], bandwidth: float, files: dict[str, Path]) -> str:
-    def median(name: str, kind: str, key: int | None = None) -> float:
-        values = [r[kind] if key is None else r[kind][str(key)] for r in results[name]]
-        return statistics.median(values)
+def median(rounds: list[dict], kind: str, key: int | None = None) -> float | None:
+    """Of one figure over all rounds; None where it was not measured."""
+    values = [r.get(kind) if key is None else r.get(kind, {}).get(str(key)) for r in rounds]
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
+
+def show(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "-" if value is None else form.format(scale * value)
+
+
+def tables(results: Results, limit: dict[str, float], files: dict[str, Path]) -> str:
+    """Speeds with ratios to the best peer, then what else counts."""
+    return "\n".join([*speeds(results), "", *costs(results, limit, files)])
+
+
+def speeds(results: Results) -> list[str]:
     columns = [("prefill", n) for n in PLAN["prompts"]] + [("decode", n) for n in PLAN["streams"]]
     heads = [f"prefill {n}" for n in PLAN["prompts"]]
     heads += [f"{n} stream{'s' * (n > 1)}" for n in PLAN["streams"]]
     lines = [
-        f"Tokens/s, medians of {len(next(iter(results.values())))} alternating runs, "
-        f"{len(native.usable_cores())} threads; memory reads at {bandwidth / 1e9:.1f} GB/s.",
+        f"Tokens/s, medians of {min(map(len, results.values()))} alternating runs, "
+        f"{len(native.usable_cores())} threads.",
         "",
-        f"| | {' | '.join(heads)} | start to ready | 1 stream, of the memory limit |",
-        "|---" * (len(heads) + 3) + "|",
+        f"| | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
     ]
-    peers = [name for name in results if not name.startswith("Hagane")]
-    for name in results:
-        cells = [f"{median(name, kind, n):.{0 if n > 4 else 1}f}" for kind, n in columns]
-        cells.append(f"{median(name, 'ready_seconds'):.1f} s")
-        size = weight_bytes(files.get(name.split()[-1], Path()))
-        limit = median(name, "decode", 1) * size / bandwidth
-        cells.append(f"{limit:.0%}" if size else "")
+    for name, rounds in results.items():
+        cells = [show(median(rounds, *at), "{:.0f}" if at[1] > 4 else "{:.1f}") for at in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    for name in results:
-        if name.startswith("Hagane"):
+    peers = [rounds for name, rounds in results.items() if not name.startswith("Hagane")]
+    for name, rounds in results.items():
+        if peers and name.startswith("Hagane"):
+            best = [max(median(peer, *at) or 0.0 for peer in peers) for at in columns]
             ratios = [
-                median(name, kind, n) / max(median(peer, kind, n) for peer in peers)
-                for kind, n in columns
+                show(median(rounds, *at), "x{:.2f}", 1 / top if top else 0.0)
+                for at, top in zip(columns, best, strict=True)
             ]
-            cells = " | ".join(f"x{ratio:.2f}" for ratio in ratios)
-            lines.append(f"| {name} : best peer | {cells} | | |")
-    return "\n".join(lines)
+            lines.append(f"| {name} : best peer | {' | '.join(ratios)} |")
+    return lines
+
+
+def costs(results: Results, limit: dict[str, float], files: dict[str, Path]) -> list[str]:
+    """Start, memory, prefix hits, and how near the machine's own limits the speeds come."""
+    hits = [n for n in PLAN["prompts"] if n > PLAN["prompts"][0]]
+    heads = "".join(f" prefix hit of {n} |" for n in hits)
+    figures = ", ".join(
+        f"{name} {value / 1e9:.0f} {'GB/s' if name == 'memory' else 'GOP/s'}"
+        for name, value in limit.items()
+    )
+    lines = [
+        f"The machine's limits: {figures}.",
+        "",
+        f"| | ready | peak memory |{heads} prefill 512, of the product | 1 stream, of the memory |",
+        "|---" * (5 + len(hits)) + "|",
+    ]
+    for name, rounds in results.items():
+        product = limit["bf16" if name.endswith("bf16") else "int8"]
+        size = weight_bytes(files.get(name.split()[-1], Path()))
+        cells = [
+            show(median(rounds, "ready_seconds"), "{:.1f} s"),
+            show(median(rounds, "peak_memory"), "{:.2f} GB", 1e-9),
+            *(show(median(rounds, "prefix_hit", n), "{:.0f} ms", 1000) for n in hits),
+            show(median(rounds, "prefill", 512), "{:.0%}", 2.0 * LAYER_WEIGHTS / product),
+            show(median(rounds, "decode", 1) if size else None, "{:.0%}", size / limit["memory"]),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def weight_bytes(path: Path) -> int:

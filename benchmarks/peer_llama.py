@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import statistics
 import sys
 import time
@@ -139,6 +140,15 @@ class Runner:
                 for i, token in enumerate(part)
             ])  # fmt: skip
 
+    def replace_tail(self, length: int, tail: list[int]) -> float:
+        """Seconds of a prompt that differs from the cached one in its last tokens alone."""
+        begin = time.monotonic()
+        start = length - len(tail)
+        llama.llama_memory_seq_rm(llama.llama_get_memory(self.context), 0, start, -1)
+        last = len(tail) - 1
+        self.decode([(token, start + i, 0, i == last) for i, token in enumerate(tail)])
+        return time.monotonic() - begin
+
 
 def measure(path: Path, plan: dict) -> dict:
     started = time.monotonic()
@@ -151,16 +161,17 @@ def measure(path: Path, plan: dict) -> dict:
         return [rng.randrange(10, 150_000) for _ in range(length)]
 
     runner.prefill(prompt(64))
-    prefill, decode = {}, {}
+    prefill, prefix_hit, decode = {}, {}, {}
     for length in plan["prompts"]:
-        rates = []
+        fresh, hits = [], []
         for _ in range(plan["rounds"]):
             runner.clear()
-            tokens = prompt(length)
             begin = time.monotonic()
-            runner.prefill(tokens)
-            rates.append(length / (time.monotonic() - begin))
-        prefill[length] = statistics.median(rates)
+            runner.prefill(prompt(length))
+            fresh.append(time.monotonic() - begin)
+            hits.append(runner.replace_tail(length, prompt(plan["tail"])))
+        prefill[length] = length / statistics.median(fresh)
+        prefix_hit[length] = statistics.median(hits)
     for streams in plan["streams"]:
         rates = []
         for _ in range(plan["rounds"]):
@@ -175,7 +186,9 @@ def measure(path: Path, plan: dict) -> dict:
                 )
             rates.append(streams * plan["new_tokens"] / (time.monotonic() - begin))
         decode[streams] = statistics.median(rates)
-    return {"ready_seconds": ready, "prefill": prefill, "decode": decode}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures = {"prefill": prefill, "prefix_hit": prefix_hit, "decode": decode}
+    return {"ready_seconds": ready, "peak_memory": peak} | figures
 
 
 def score(path: Path, windows: list[list[int]]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import statistics
 import sys
 import time
@@ -31,9 +32,9 @@ class Runner:
 
         self.genai = genai
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = 8  # GB
+        scheduler.cache_size = 4  # GB
         scheduler.max_num_batched_tokens = 512
-        scheduler.enable_prefix_caching = False
+        scheduler.enable_prefix_caching = True
         self.pipeline = genai.ContinuousBatchingPipeline(
             str(path), scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads}
         )
@@ -70,10 +71,15 @@ def measure(path: Path, plan: dict) -> dict:
         return [rng.randrange(10, 150_000) for _ in range(length)]
 
     runner.run([prompt(64)], 2)
-    prefill, decode = {}, {}
+    prefill, prefix_hit, decode = {}, {}, {}
     for length in plan["prompts"]:
-        rates = [length / runner.run([prompt(length)], 1)[0] for _ in range(plan["rounds"])]
-        prefill[length] = statistics.median(rates)
+        fresh, hits = [], []
+        for _ in range(plan["rounds"]):
+            first = prompt(length)
+            fresh.append(runner.run([first], 1)[0])
+            hits.append(runner.run([first[: -plan["tail"]] + prompt(plan["tail"])], 1)[0])
+        prefill[length] = length / statistics.median(fresh)
+        prefix_hit[length] = statistics.median(hits)
     for streams in plan["streams"]:
         rates = []
         for _ in range(plan["rounds"]):
@@ -81,7 +87,9 @@ def measure(path: Path, plan: dict) -> dict:
             _, seconds = runner.run(prompts, plan["new_tokens"] + 1)
             rates.append(streams * plan["new_tokens"] / seconds)
         decode[streams] = statistics.median(rates)
-    return {"ready_seconds": ready, "prefill": prefill, "decode": decode}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures = {"prefill": prefill, "prefix_hit": prefix_hit, "decode": decode}
+    return {"ready_seconds": ready, "peak_memory": peak} | figures
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Usage: python benchmarks/peer_transformers.py DIRECTORY PLAN.json   (prints one 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import sys
 import time
@@ -44,7 +45,8 @@ def measure(directory: Path, plan: dict) -> dict:
         n: statistics.median(n * steps / run(n, plan["context"], steps)[1] for _ in rounds)
         for n in plan["streams"]
     }
-    return {"ready_seconds": ready, "prefill": prefill, "decode": decode}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"ready_seconds": ready, "peak_memory": peak, "prefill": prefill, "decode": decode}
 
 
 if __name__ == "__main__":

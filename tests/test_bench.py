@@ -15,6 +15,8 @@ def test_bench_prints_every_figure(tiny_model_dir):
     assert set(result["decode"]) == {"1", "3"}
     assert set(result["prefill"]) == {"40"}
     rates = [*result["decode"].values(), *result["prefill"].values()]
+    assert set(result["prefix_hit"]) == {"40"}
+    rates += result["prefix_hit"].values()
     assert all(rate > 0 for rate in rates)
     assert result["ready_seconds"] > 0
     assert result["peak_memory"] > 10_000_000
