@@ -12,7 +12,7 @@ from app.kernels.low_rank import AdapterRows, NativeBank, Part, TorchBank
 from app.transformer.adapted import Adapted, PackedAdapted
 from app.transformer.linear import Dense, Int4, Int8, for_serving
 
-SETS = ("generic", "avx2", "avx512", "amx")
+SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
 CPU = torch.device("cpu")
 
 
