@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 STEPS = 240
 
 
-def job(name: str, status: str, **known: Any) -> dict[str, Any]:
+def job(name: str, status: str, text: str, **known: Any) -> dict[str, Any]:
+    extra = {"promote": "if_better", "adapter": f"ft:tiny:{text}:{name}", "plan": None,
+             "progress": None, "result": None, **known.pop("extra", {})}  # fmt: skip
     return {
         "id": f"ftjob-{name}",
         "object": "fine_tuning.job",
@@ -29,7 +31,7 @@ def job(name: str, status: str, **known: Any) -> dict[str, Any]:
         "trained_tokens": None,
         "error": None,
         "seed": 7,
-        "progress": None,
+        "extra": extra,
         **known,
     }
 
@@ -50,11 +52,13 @@ def events(text: str) -> list[dict[str, Any]]:
 def answers(text: str) -> dict[str, Any]:
     """By path; `text` stands wherever a user or a model may have put theirs."""
     progress = {"step": 120, "steps": STEPS, "tokens_per_second": 812.5, "eta_seconds": 200}
+    plan = {"learning_rate": 2.1e-4}
+    name = f"ft:tiny:{text}:2"
     jobs = [
-        job("1", "running", progress=progress),
-        job("2", "succeeded", fine_tuned_model=f"ft:tiny:{text}", finished_at=1_760_000_300),
-        job("3", "failed", error={"code": "x", "message": text, "param": None}),
-        job("4", "queued", model=text),
+        job("1", "running", text, extra={"progress": progress, "plan": plan}),
+        job("2", "succeeded", text, fine_tuned_model=name, finished_at=1_760_000_300),
+        job("3", "failed", text, error={"code": "x", "message": text, "param": None}),
+        job("4", "queued", text, training_file=text),
     ]
     checkpoint = {
         "id": "ftckpt_1",
@@ -99,7 +103,7 @@ def answers(text: str) -> dict[str, Any]:
         **{path: {"data": data, "has_more": False} for path, data in listed.items()},
         **{f"/v1/fine_tuning/jobs/{one['id']}": one for one in jobs},
         "/admin/status": status,
-        "/v1/files/file-1/report": report,
+        "/v1/files/file-1/report": {"training": report, "validation": None, "plan": None},
     }
 
 

@@ -2,44 +2,132 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.conftest import start_server, stop_server
+import httpx
+
+from tests.conftest import Server, start_server, stop_server
 from tests.web.browser import ROOT, chromium, send, visit, wait_answer
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+KEY = "for-pictures"
 ENGLISH = ("Hello! Who are you?", "Tell me a short story about a little cat.", "Thank you!")
 JAPANESE = ("こんにちは。", "あなたは誰ですか。")
-VIEWS = {
-    "chat-light.png": (ENGLISH, {"viewport": {"width": 1100, "height": 700}}),
-    "chat-dark-phone.png": (
-        JAPANESE,
-        {
-            "viewport": {"width": 390, "height": 760},
-            "device_scale_factor": 2,
-            "color_scheme": "dark",
-            "locale": "ja-JP",
-            "has_touch": True,
-            "is_mobile": True,
-        },
-    ),
+WIDE = {"viewport": {"width": 1100, "height": 700}, "color_scheme": "light"}
+PHONE = {
+    "viewport": {"width": 390, "height": 760},
+    "device_scale_factor": 2,
+    "color_scheme": "dark",
+    "locale": "ja-JP",
+    "has_touch": True,
+    "is_mobile": True,
 }
+ANIMALS = ("cat", "dog", "fox", "bear", "owl", "mouse", "horse", "duck", "frog", "goat")
+PLACES = ("in the garden", "by the river", "on the hill", "in the forest", "near the house")
+TRAINING_SECONDS = 420
+
+
+def examples() -> str:
+    """A small file that teaches to answer like a ship's log."""
+    lines = []
+    for animal in ANIMALS:
+        for place in PLACES:
+            said = f"Where is the {animal}?"
+            answer = f"Captain's log: the {animal} was seen {place}. All is well on board."
+            messages = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+            lines.append(json.dumps({"messages": messages}))
+    return "\n".join(lines)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    flags = ("--data-dir", str(folder / "data"))
+    server = start_server(Path("hagane-mini"), folder / "log", *flags, HAGANE_ADMIN_KEY=KEY)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        stop_server(server)
+
+
+def train(server: Server) -> str:
+    """A job from upload to success; returns its id."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=30) as client:
+        upload = {"file": ("ships-log.jsonl", examples())}
+        file = client.post("/files", files=upload, data={"purpose": "fine-tune"}).json()
+        method = {"hyperparameters": {"n_epochs": 6, "batch_size": 4}}
+        body = {
+            "model": "hagane-mini",
+            "training_file": file["id"],
+            "suffix": "ships-log",
+            "seed": 1,
+            "method": {"type": "supervised", "supervised": method},
+        }
+        job: dict[str, Any] = client.post("/fine_tuning/jobs", json=body).json()
+        path = f"/fine_tuning/jobs/{job['id']}/events?stream=true"
+        with client.stream("GET", path, timeout=TRAINING_SECONDS) as events:
+            for _ in events.iter_lines():
+                pass
+        job = client.get(f"/fine_tuning/jobs/{job['id']}").json()
+        assert job["status"] == "succeeded", job
+        return str(job["id"])
+
+
+def chat(page: Page, messages: tuple[str, ...]) -> None:
+    for message in messages:
+        send(page, message)
+        wait_answer(page)
+
+
+def administer(page: Page, section: str, ready: str) -> None:
+    page.fill("#sign-in [name=key]", KEY)
+    page.press("#sign-in [name=key]", "Enter")
+    page.wait_for_selector("#figures dd")
+    page.evaluate("to => (location.hash = `#/${to}`)", section)
+    page.wait_for_selector(ready)
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_timeout(300)
+
+
+def picture(page: Page, name: str) -> None:
+    page.screenshot(path=ROOT / "docs" / f"{name}.png")
+
+
+def take(browser: Browser, server: Server) -> None:
+    for name, messages, options in (
+        ("chat-light", ENGLISH, WIDE),
+        ("chat-dark-phone", JAPANESE, PHONE),
+    ):
+        with visit(browser, server.url, **options) as page:
+            chat(page, messages)
+            picture(page, name)
+    job = train(server)
+    tall = {**WIDE, "viewport": {"width": 1100, "height": 900}}
+    for name, section, ready, options in (
+        ("admin-job", f"job/{job}", "#checkpoint-list .card a", tall),
+        ("admin-phone", f"job/{job}", "#checkpoint-list .card a", PHONE),
+    ):
+        with visit(browser, f"{server.url}/admin", "#sign-in", **options) as page:
+            administer(page, section, ready)
+            page.wait_for_selector("#chart-loss .line")
+            picture(page, name)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        server = start_server(Path("hagane-mini"), Path(folder) / "log")
-        try:
-            server.wait_ready()
-            with chromium() as browser:
-                for name, (messages, options) in VIEWS.items():
-                    with visit(browser, server.url, **options) as page:
-                        for message in messages:
-                            send(page, message)
-                            wait_answer(page)
-                        page.screenshot(path=ROOT / "docs" / name)
-        finally:
-            stop_server(server)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(Path(folder)) as server,
+        chromium() as browser,
+    ):
+        take(browser, server)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from tests.web.fake import pretend
 
 SECTIONS = {
     "overview": "#chart-rate svg",
-    "jobs": "#job-list progress",
+    "jobs": "#job-list .card",
     "job/ftjob-1": "#chart-loss .line",
-    "files": "#file-list .check",
-    "models": "#alias-list .card",
+    "files": "#file-list li",
+    "models": "#alias-list li",
 }
 PHONE = {"viewport": {"width": 390, "height": 700}, "has_touch": True, "is_mobile": True}
 LIGHT = {"color_scheme": "light"}

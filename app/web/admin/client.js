@@ -68,6 +68,7 @@ export async function* followEvents(job, signal) {
       for await (const data of readEvents(response.body)) {
         if (data === "[DONE]") return;
         const event = JSON.parse(data);
+        if (event.error) throw new ApiError(event.error, { status: response.status });
         after = `&after=${encodeURIComponent(event.id)}`;
         yield event;
       }

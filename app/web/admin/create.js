@@ -94,6 +94,14 @@ function body({ elements }) {
   return made;
 }
 
+/** Lead to the field that the server complained about, such as `method.dpo.hyperparameters.beta`. */
+function point(form, param) {
+  const name = param.split(".").findLast((part) => form.elements[part] instanceof HTMLElement);
+  if (!name) return;
+  form.elements[name].setAttribute("aria-invalid", "true");
+  form.elements[name].focus();
+}
+
 async function create(form) {
   const complaint = $("create-error");
   complaint.hidden = true;
@@ -107,9 +115,7 @@ async function create(form) {
       if (!(error instanceof ApiError) || error.status !== 400) throw error;
       complaint.textContent = describe(error);
       complaint.hidden = false;
-      const field = form.elements[error.param?.split(".").at(-1)];
-      field?.setAttribute?.("aria-invalid", "true");
-      field?.focus?.();
+      point(form, error.param ?? "");
     }
   });
 }

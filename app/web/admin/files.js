@@ -81,7 +81,7 @@ async function inspect(file, { elements }) {
   showReport(await request(`${pathOf("v1/files", file.id)}/report?${asked}`));
 }
 
-function showReport(report) {
+function showReport({ training: report }) {
   const { total_problems: total, problems } = report;
   const verdict = total ? t("problems", { count: number(total) }) : t("noProblems");
   announce(verdict);

@@ -18,6 +18,7 @@ const ACTIONS = {
   queued: ["pause", "cancelJob"],
   running: ["pause", "cancelJob"],
   paused: ["resume", "cancelJob"],
+  failed: ["resume"],
 };
 const ROUTES = { pause: "pause", resume: "resume", cancelJob: "cancel" };
 
@@ -74,15 +75,10 @@ function log(event) {
 }
 
 function show(job, checkpoints) {
-  $("job-title").replaceChildren(job.fine_tuned_model ?? job.id, " ", badge(job.status));
-  showList($("job-head"), [headOf(job)], () => job.id, () => head(job));
+  $("job-title").replaceChildren(job.extra.adapter, " ", badge(job.status));
+  showList($("job-head"), [job], ({ id }) => id, head);
   showFacts($("job-facts"), facts(job));
   showList($("checkpoint-list"), checkpoints, ({ id }) => id, checkpoint);
-}
-
-/** What the head shows and nothing else, so that it is not made anew for every figure. */
-function headOf({ status, progress, error, fine_tuned_model: model }) {
-  return { status, progress, error, model };
 }
 
 function head(job) {
@@ -90,7 +86,11 @@ function head(job) {
   const bar = progressBar(job);
   if (bar) made.append(bar);
   if (job.error) made.append(classed("p", "trouble", job.error.message));
-  const buttons = (ACTIONS[job.status] ?? []).map((word) => button(word, () => change(job, word)));
+  const words = ACTIONS[job.status] ?? [];
+  // Only a job that failed while it was trained has somewhere to go on from.
+  const usable = job.status === "failed" && !job.extra.plan ? [] : words;
+  const buttons = usable.map((word) => button(word, () => change(job, word)));
+  if (job.extra.result?.digest && !job.fine_tuned_model) buttons.push(button("promote", () => promote(job)));
   const links = job.fine_tuned_model ? [chatLink(job.fine_tuned_model)] : [];
   made.append(classed("div", "actions", ...buttons, ...links));
   return made;
@@ -102,29 +102,39 @@ async function change(job, word) {
     const changed = await request(pathOf(JOBS, job.id, ROUTES[word]), { method: "POST" });
     announce(t("changed"));
     showFacts($("job-facts"), facts(changed));
-    showList($("job-head"), [headOf(changed)], () => changed.id, () => head(changed));
+    showList($("job-head"), [changed], ({ id }) => id, head);
+  });
+}
+
+/** Serve a result that the gate kept back. */
+async function promote(job) {
+  await attempt(async () => {
+    await request(pathOf("admin/adapters", job.extra.adapter, "promote"), { method: "POST" });
+    announce(t("changed"));
+    showList($("job-head"), [await request(pathOf(JOBS, job.id))], ({ id }) => id, head);
   });
 }
 
 function facts(job) {
-  const used = job.hyperparameters ?? {};
-  const gate = job.result ?? {};
+  const { hyperparameters: used, extra } = job;
   return [
     [t("identifier"), job.id],
     [t("baseModel"), job.model],
-    [t("method"), job.method?.type],
+    [t("method"), job.method.type],
     [t("trainingFile"), job.training_file],
     [t("validationFile"), job.validation_file],
     [t("epochs"), used.n_epochs],
     [t("batchSize"), used.batch_size],
     [t("rateMultiplier"), used.learning_rate_multiplier],
     [t("beta"), used.beta],
-    [t("seed"), job.seed === undefined ? null : String(job.seed)],
+    [t("rank"), extra.rank],
+    [t("learningRate"), extra.plan?.learning_rate.toPrecision(3)],
+    [t("seed"), String(job.seed)],
     [t("created"), moment(job.created_at)],
     [t("finished"), job.finished_at ? moment(job.finished_at) : null],
     [t("trainedTokens"), job.trained_tokens],
-    [t("baseLoss"), gate.base_valid_loss],
-    [t("tunedLoss"), gate.valid_loss],
+    [t("baseLoss"), extra.result?.base_valid_loss],
+    [t("tunedLoss"), extra.result?.valid_loss],
   ];
 }
 

@@ -31,9 +31,9 @@ export function openJobs(file) {
 }
 
 function row(job) {
-  const link = element("a", job.fine_tuned_model ?? job.metadata?.name ?? job.id);
+  const link = element("a", job.extra.adapter);
   link.href = `#/job/${encodeURIComponent(job.id)}`;
-  const about = element("p", `${job.model} · ${job.method?.type ?? "supervised"} · `, moment(job.created_at));
+  const about = element("p", `${job.model} · ${job.method.type} · `, moment(job.created_at));
   about.className = "quiet";
   const made = classed("li", "card", element("h3", link, " ", badge(job.status)), about);
   const bar = progressBar(job);
@@ -57,18 +57,16 @@ export function badge(status) {
  * @param {object} job
  * @returns {?HTMLElement} null before the first step and after the last
  */
-export function progressBar({ status, progress }) {
-  if (!progress?.steps || !["running", "paused"].includes(status)) return null;
+export function progressBar({ status, extra: { progress } }) {
+  if (!progress || !["running", "paused"].includes(status)) return null;
   const bar = element("progress");
   bar.max = progress.steps;
   bar.value = progress.step;
   const said = [
     t("step", { step: number(progress.step), steps: number(progress.steps) }),
-    progress.tokens_per_second ? `${number(progress.tokens_per_second, 0)} ${t("tokensPerSecond")}` : "",
-    progress.eta_seconds && status === "running"
-      ? t("remaining", { time: duration(progress.eta_seconds) })
-      : "",
+    `${number(progress.tokens_per_second, 0)} ${t("tokensPerSecond")}`,
   ];
+  if (status === "running") said.push(t("remaining", { time: duration(progress.eta_seconds) }));
   bar.setAttribute("aria-label", said[0]);
-  return element("div", bar, classed("p", "quiet", said.filter(Boolean).join(" · ")));
+  return element("div", bar, classed("p", "quiet", said.join(" · ")));
 }
