@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 
@@ -29,9 +30,9 @@ def make_model(directory: Path) -> None:
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A word for every id: the load is random ids, but every token streamed shall have a text."""
     words = {f"t{i}": i for i in range(vocab_size)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="t1")), eos_token="t0"
-    )
+    tokenizer = Tokenizer(WordLevel(words, unk_token="t1"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t0")
 
 
 if __name__ == "__main__":
