@@ -65,7 +65,6 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     accounts = Accounts(settings, recorded.registry)
     catalogue = Catalogue(store.database, model.id)
     serving = Serving(settings, model, client, recorded, accounts, store, catalogue)
-
     supervisor = Supervisor(store)
 
     @asynccontextmanager
@@ -80,8 +79,10 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
                 await stack.enter_async_context(listener.running())
             yield
         watch.cancel()
-        await supervisor.stop(grace=settings.shutdown_grace)
-        await client.stop(grace=settings.shutdown_grace)
+        await asyncio.gather(
+            supervisor.stop(grace=settings.shutdown_grace),
+            client.stop(grace=settings.shutdown_grace),
+        )
 
     routes = _PUBLIC if settings.admin_port is not None else (*_PUBLIC, *_ADMIN)
     return _application(serving, routes, lifespan)

@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
 
 from app import __version__
 from app.api.serving import authenticate_admin, get_serving
@@ -41,14 +42,14 @@ def status(request: Request) -> dict[str, Any]:
 
 
 @router.delete("/v1/models/{model_id:path}")
-def delete_model(model_id: str, request: Request) -> dict[str, Any]:
-    """Remove an adapter, and its files where the server made them.
+async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
+    """Remove an adapter once its last request is done, with its files where a job made them.
 
-    Requests that run go on with the weights that the engine holds. Raises ModelNotFoundError, or
-    ConflictError while an alias points to it.
+    Raises ModelNotFoundError, or ConflictError while an alias points to it.
     """
-    store = get_serving(request).store
-    removed = store.adapters.delete(model_id)
-    if removed.path.is_relative_to(store.directory / "jobs"):
-        shutil.rmtree(removed.path, ignore_errors=True)
+    serving = get_serving(request)
+    removed = await run_in_threadpool(serving.store.adapters.delete, model_id)
+    await serving.client.unload_adapter(removed.digest)
+    if removed.path.is_relative_to(serving.store.directory / "jobs"):
+        await run_in_threadpool(shutil.rmtree, removed.path, ignore_errors=True)
     return {"id": model_id, "object": "model", "deleted": True}

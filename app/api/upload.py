@@ -16,6 +16,8 @@ from app.store.files import Files, StoredFile, Upload
 # Written at a time: few hand-overs to the writing thread, little memory.
 _PIECE_BYTES = 1 << 20
 _MOST_FIELD_BYTES = 1024
+# Of a body, what may surround the file: boundaries, headers, the purpose.
+_MOST_FRAME_BYTES = 64 << 10
 _PURPOSES = ("fine-tune",)
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
@@ -26,6 +28,8 @@ async def receive(request: Request, files: Files, limit: int) -> StoredFile:
     Raises InvalidRequestError for a body that is no such form or a file that is no text, and
     TooLargeError as soon as the file exceeds `limit` bytes.
     """
+    if int(request.headers.get("content-length", 0)) > limit + _MOST_FRAME_BYTES:
+        raise _too_large(limit)
     form = _Form()
     parser = _parser(request, form)
     with files.upload() as upload:
@@ -158,11 +162,7 @@ class _Text:
     def write(self, data: bytes, final: bool = False) -> None:
         """Raises InvalidRequestError or TooLargeError; nothing of `data` is written then."""
         if self._upload.size + len(data) > self._limit:
-            raise TooLargeError(
-                f"The file is larger than {self._limit} bytes (max_file_bytes).",
-                param="file",
-                code="file_too_large",
-            )
+            raise _too_large(self._limit)
         if not self._upload.size and data[:2] in _MARKS:
             raise _unusable(f"is {_MARKS[data[:2]]}; save it as UTF-8")
         if (zero := data.find(0)) >= 0:
@@ -180,6 +180,14 @@ class _Text:
     def finish(self, data: bytes) -> None:
         """Write the last piece."""
         self.write(data, final=True)
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(
+        f"The file is larger than {limit} bytes (max_file_bytes).",
+        param="file",
+        code="file_too_large",
+    )
 
 
 def _unusable(reason: str) -> InvalidRequestError:

@@ -77,10 +77,6 @@ class Catalogue:
         self._adapters.put(stored)
         return _as_served(stored)
 
-    def remove(self, name: str) -> None:
-        """Serve the adapter no more. Raises ModelNotFoundError, or ConflictError for an alias."""
-        self._adapters.delete(name)
-
     def _served(self, stored: StoredAdapter) -> Served | None:
         usable = stored.promoted and stored.root == self._base and stored.path.is_dir()
         return _as_served(stored) if usable else None

@@ -97,6 +97,30 @@ def test_a_job_from_file_to_model(admin, admin_server, training_file):
     assert points[0].metrics.full_valid_loss == points[0].metrics.valid_loss
     assert jobs.list(limit=1, metadata={"team": "a"}).data[0].id == made.id
     assert jobs.list(metadata={"team": "b"}).data == []
+    _chat_with(admin, done.fine_tuned_model, points[-1].fine_tuned_model_checkpoint)
+
+
+def _chat_with(admin, model: str, checkpoint: str) -> None:
+    """Both answer at once, by their own names and by an alias, until the model is deleted."""
+
+    def answer(name: str) -> str:
+        asked = admin.chat.completions.create(
+            model=name, temperature=0, max_tokens=4,
+            messages=[{"role": "user", "content": "Once upon 3"}],
+        )  # fmt: skip
+        return asked.choices[0].message.content
+
+    assert model in [listed.id for listed in admin.models.list()]
+    assert answer(checkpoint) is not None
+    alias = {"name": "cats", "target": model}
+    admin.post("/../admin/aliases", cast_to=httpx.Response, body=alias)
+    assert answer("cats") == answer(model)
+    with pytest.raises(openai.ConflictError, match="cats"):
+        admin.models.delete(model)
+    admin.delete("/../admin/aliases/cats", cast_to=httpx.Response)
+    assert admin.models.delete(model).deleted
+    with pytest.raises(openai.NotFoundError):
+        answer(model)
 
 
 def test_a_bad_file_fails_the_job_with_every_line_named(admin):

@@ -23,15 +23,15 @@ def directory(tmp_path):
     return made
 
 
-def test_a_registered_adapter_is_served_until_removed(catalogue, directory):
+def test_a_registered_adapter_is_served_until_deleted(catalogue, store, directory):
     served = catalogue.register("mine", directory, "d1")
     assert catalogue.resolve("mine") == served
     assert (served.root, served.adapter_directory, served.digest) == ("base", directory, "d1")
     assert catalogue.list() == [served]
-    catalogue.remove("mine")
+    store.adapters.delete("mine")
     assert catalogue.resolve("mine") is None
     with pytest.raises(ModelNotFoundError):
-        catalogue.remove("mine")
+        store.adapters.delete("mine")
 
 
 def test_a_taken_name_is_refused_unless_an_adapter_is_replaced(catalogue, store, directory):
@@ -60,9 +60,9 @@ def test_an_adapter_in_use_by_an_alias_stays(catalogue, store, directory):
     catalogue.register("mine", directory, "d1")
     store.aliases.set(AliasGeneration("support", "base", candidate="mine", percentage=1))
     with pytest.raises(ConflictError, match="support"):
-        catalogue.remove("mine")
+        store.adapters.delete("mine")
     store.aliases.set(AliasGeneration("support", "base"))
-    catalogue.remove("mine")
+    store.adapters.delete("mine")
 
 
 def test_what_must_not_be_served_is_not(catalogue, store, directory):
