@@ -41,6 +41,7 @@ from app.settings import Settings
 from app.store.catalogue import Catalogue
 from app.store.store import DATABASE_FILE, Store
 from app.training.supervisor import Supervisor
+from app.transformer.adapter_config import AdapterConfig, adapter_digest
 from app.transformer.store import BUILTIN_MODELS, resolve_model
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     recorded = metrics.Metrics(client, store.jobs)
     accounts = Accounts(settings, recorded.registry)
     catalogue = Catalogue(store.database, model.id)
+    for name, path in settings.adapters.items():
+        AdapterConfig.load(path)
+        catalogue.register(name, path, adapter_digest(path), replace=True)
     serving = Serving(settings, model, client, recorded, accounts, store, catalogue)
     supervisor = Supervisor(store)
 

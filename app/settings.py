@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     max_concurrent_requests: int | None = Field(
         None, ge=1, description="requests at a time per API key before 429; default: no limit"
     )
+    adapter: list[str] = Field(
+        [], description="NAME=PATH of a LoRA adapter to serve (PEFT's format); may be repeated"
+    )
     adapter_memory: ByteSize = Field(
         ByteSize(1 << 30), description="memory of the LoRA adapters that are loaded at a time"
     )
@@ -131,6 +134,14 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[str, ...]:
         """The API keys, one by one."""
         return _split(self.api_keys.get_secret_value())
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Names and directories of the adapters to serve from the start."""
+        pairs = [pair.partition("=") for pair in self.adapter]
+        if wrong := [name for name, _, path in pairs if not (name and path)]:
+            raise ConfigurationError(f"adapter {wrong[0]!r} is not of the form NAME=PATH")
+        return {name: Path(path).expanduser().resolve() for name, _, path in pairs}
 
     @property
     def roots(self) -> tuple[Path, ...]:
