@@ -261,7 +261,7 @@ def _release(tensor: Tensor) -> None:
 
     Without this, what was read of a mapped file would stay in memory until it is unmapped.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
         return
     # Only whole pages, so that neighbours that are still in use keep theirs.
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
