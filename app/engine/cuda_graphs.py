@@ -10,6 +10,7 @@ from torch import Tensor
 
 from app.engine.batch import Batch
 from app.kernels import PagedLayout
+from app.kernels.low_rank import AdapterRows
 from app.transformer.attention import Paged
 from app.transformer.model import Transformer
 
@@ -44,25 +45,25 @@ class CudaGraphs:
             self._tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32)
             self._starts = torch.arange(max_sequences + 1, dtype=torch.int32)
             self._lengths = torch.zeros(max_sequences, dtype=torch.int32)
+            self._adapters = torch.full((max_sequences,), -1, dtype=torch.int32)
             # One for all graphs: results of each would take half a megabyte a row.
             self._logits = torch.zeros(max_sequences, model.config.vocab_size)
         self._sizes = batch_sizes(max_sequences)
-        self._replays: dict[int, Step] = {}
+        # By rows, and whether any has an adapter: steps without pay nothing for those with.
+        self._replays: dict[tuple[int, bool], Step] = {}
 
     def prepare(self) -> None:
-        """Capture all sizes, so that no request waits for it. The largest first.
+        """Capture all sizes, so that no request waits for it; with adapters when one first comes.
 
-        The others then find room in the memory that it took.
+        The largest first: the others then find room in the memory that it took.
         """
         for size in reversed(self._sizes):
-            self._replays[size] = self._capture(partial(self._step, size))
+            self._replays[size, False] = self._capture(partial(self._step, size, False))
 
     def run(self, batch: Batch) -> Tensor | None:
         """Float32 logits [sequences, vocab], valid until the next step; None for other batches."""
         rows, layout = batch.token_ids.shape[0], batch.layout
         if layout.decodes != rows or batch.logit_rows.shape[0] != rows or rows > len(self._slots):
-            return None
-        if batch.adapters is not None:  # torch's operators take a step's adapters one by one
             return None
         size = next(size for size in self._sizes if size >= rows)
         self._token_ids[:rows] = batch.token_ids
@@ -71,12 +72,16 @@ class CudaGraphs:
         self._tables[:rows, : layout.block_tables.shape[1]] = layout.block_tables
         self._lengths[:rows] = layout.lengths
         self._lengths[rows:size] = 0
-        if size not in self._replays:
-            self._replays[size] = self._capture(partial(self._step, size))
-        self._replays[size]()
+        adapted = batch.adapters is not None
+        if batch.adapters is not None:
+            self._adapters[:rows] = batch.adapters.slots
+            self._adapters[rows:size] = -1
+        if (size, adapted) not in self._replays:
+            self._replays[size, adapted] = self._capture(partial(self._step, size, adapted))
+        self._replays[size, adapted]()
         return self._logits[:rows]
 
-    def _step(self, rows: int) -> None:
+    def _step(self, rows: int, adapted: bool) -> None:
         layout = PagedLayout(
             slots=self._slots[:rows],
             block_tables=self._tables[:rows],
@@ -87,7 +92,9 @@ class CudaGraphs:
             decodes=rows,
             block_size=self._block_size,
         )
-        context = Paged(self._positions[:rows], layout, self._caches, self._model.operations)
+        adapters = AdapterRows(self._adapters[:rows]) if adapted else None
+        operations = self._model.operations
+        context = Paged(self._positions[:rows], layout, self._caches, operations, adapters)
         self._logits[:rows] = self._model.logits(self._model(self._token_ids[:rows], context))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,20 @@ from app.kernels import native
 from app.kernels.low_rank import AdapterRows, Bank, NativeBank, Part, TorchBank
 from app.transformer.adapter import Adapter, linear_shapes
 from app.transformer.config import ModelConfig
-from app.transformer.linear import Packed
+from app.transformer.linear import CudaLinear, Packed
 from app.transformer.model import Transformer
 from app.transformer.weights import FUSED
+
+if TYPE_CHECKING:
+    from app.kernels.cuda.low_rank import CudaBank
 
 _KINDS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
 class Adapted(nn.Module):
-    """Any kind of linear layer, changed by torch's operators."""
+    """Any kind of linear layer, changed by torch's operators or by the Triton kernels."""
 
-    def __init__(self, base: nn.Module, bank: TorchBank) -> None:
+    def __init__(self, base: nn.Module, bank: TorchBank | CudaBank) -> None:
         super().__init__()
         self.base, self.bank = base, bank
 
@@ -71,11 +74,13 @@ class AdapterBanks:
             parent, _, leaf = f"model.{path}".rpartition(".")
             owner = model.get_submodule(parent)
             base = owner.get_submodule(leaf)
+            last = max(starts, key=lambda part: starts[part])
+            out_features = starts[last] + shapes[last][0]
             layer: Adapted | PackedAdapted
             if isinstance(base, Packed):
-                last = max(starts, key=lambda part: starts[part])
-                bank = NativeBank(starts[last] + shapes[last][0], dtype)
-                layer = PackedAdapted(base.weight, bank)
+                layer = PackedAdapted(base.weight, NativeBank(out_features, dtype))
+            elif isinstance(base, CudaLinear):
+                layer = Adapted(base, _cuda_bank(out_features, dtype, device))
             else:
                 layer = Adapted(base, TorchBank(dtype, device))
             setattr(owner, leaf, layer)
@@ -111,6 +116,13 @@ class AdapterBanks:
                     part = Part(first, change.a, change.b, change.scale)
                     groups.setdefault(path, []).append(part)
         return groups
+
+
+def _cuda_bank(out_features: int, dtype: torch.dtype, device: torch.device) -> CudaBank:
+    # Here, as importing Triton takes a while.
+    from app.kernels.cuda.low_rank import CudaBank
+
+    return CudaBank(out_features, dtype, device)
 
 
 def _parts(config: ModelConfig) -> dict[str, dict[str, int]]:

@@ -5,6 +5,9 @@ Without a device steps are run instead of captured, through Triton's interpreter
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,14 +16,18 @@ from app.engine.batch import Batch
 from app.engine.cuda_graphs import CudaGraphs, batch_sizes
 from app.engine.memory import run_full_step
 from app.kernels import PagedLayout, reference
+from app.kernels.low_rank import AdapterRows
+from app.transformer.adapted import AdapterBanks
+from app.transformer.adapter import load_adapter
 from app.transformer.attention import Paged
 from app.transformer.linear import Quantization, for_serving
 from app.transformer.model import Transformer
 from app.transformer.weights import load_model
+from tests.engine.adapters import make_adapter
 
 pytest.importorskip("triton")
 from app.kernels import cuda
-from app.kernels.cuda import tiles
+from app.kernels.cuda import low_rank, tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK = 16
@@ -110,6 +117,45 @@ def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, q
     close(graphs.run(second), expected(second))
     third = batch_of([[21], [22]], [4, 18], tables[1:])
     close(graphs.run(third), expected(third))
+
+
+@torch.inference_mode()
+def test_adapters_change_their_rows_of_a_padded_step(tiny_model_dir, tmp_path, monkeypatch):
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(tiles, "MULTIPROCESSORS", 2)
+        monkeypatch.setattr(low_rank, "MAX_RANKS", 16)
+    stored, _ = load_model(
+        tiny_model_dir, device=str(DEVICE), dtype=torch.float32, quantization=None
+    )
+    model = served(stored, None)
+    caches, peers = caches_of(model, cuda), caches_of(stored, reference)
+    directory = make_adapter(tmp_path / "adapter", tiny_model_dir, 0, rank=4).directory
+    adapter = load_adapter(Path(directory), stored.config)
+    for banks in (AdapterBanks(m, torch.float32, DEVICE) for m in (model, stored)):
+        banks.place(1, banks.pack(adapter))
+    graphs = CudaGraphs(
+        model,
+        caches,
+        max_sequences=4,
+        max_blocks=1,
+        block_size=BLOCK,
+        capture=None if DEVICE.type == "cuda" else lambda step: step,
+    )
+    batch = batch_of([[7], [8], [9]], [0, 0, 0], [[0], [1], [2]])
+    rows = torch.tensor([1, 2], device=DEVICE)
+    owners = torch.tensor([-1, 1, 1], dtype=torch.int32, device=DEVICE)
+    adapted = replace(batch, adapters=AdapterRows(owners, ((1, rows),)))
+
+    def expected(batch: Batch) -> torch.Tensor:
+        context = Paged(batch.positions, batch.layout, peers, reference, batch.adapters)
+        return stored.logits(stored(batch.token_ids, context))
+
+    plain = graphs.run(batch).clone()
+    close(plain, expected(batch))
+    changed = graphs.run(adapted)
+    close(changed, expected(adapted))
+    assert torch.equal(changed[0], plain[0])
+    assert (changed[1:] - plain[1:]).abs().max() > 0.1
 
 
 def close(ours: torch.Tensor | None, theirs: torch.Tensor) -> None:

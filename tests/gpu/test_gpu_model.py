@@ -10,23 +10,22 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from app.engine.batch import Batch
-from app.engine.messages import EngineConfig
 from app.engine.runner import ModelRunner
 from app.kernels import PagedLayout
 from app.transformer.store import BUILTIN_MODELS
+from tests.engine.adapters import RunningEngine, logprobs_of, make_adapter, merged
+from tests.engine.adapters import config as config_of
 
 BLOCK = 16
 BUILTIN = BUILTIN_MODELS / "hagane-mini"
 
 
-def runner_of(directory, dtype: str, quantize: str = "none", **changes) -> ModelRunner:
-    config = {
-        "model": str(directory), "device": "cuda", "dtype": dtype, "quantize": quantize,
-        "group_size": 32, "block_size": BLOCK, "context_length": None,
-        "kv_cache_memory": 64 << 20, "kv_cache_dtype": "auto", "max_batch_tokens": 512,
-        "max_sequences": 8, "max_waiting": 8, "prefix_caching": False, "threads": None,
-    } | changes  # fmt: skip
-    return ModelRunner(EngineConfig(**config))
+def runner_of(directory, dtype: str, quantize: str = "none", device: str = "cuda") -> ModelRunner:
+    changes = {
+        "device": device, "dtype": dtype, "quantize": quantize, "group_size": 32,
+        "kv_cache_memory": 64 << 20, "context_length": None, "max_batch_tokens": 512,
+    }  # fmt: skip
+    return ModelRunner(config_of(directory, **changes))
 
 
 def batch_of(tokens: list[list[int]], pasts: list[int], width: int) -> Batch:
@@ -113,7 +112,7 @@ def test_graphs_give_what_steps_give_by_themselves(qwen3_dir, dtype, quantize):
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_quantized_logits_are_near_those_of_the_stored_weights(qwen3_dir, quantize):
     runner = runner_of(qwen3_dir, "bfloat16", quantize)
-    torch_only = runner_of(qwen3_dir, "float32", quantize, device="cpu")
+    torch_only = runner_of(qwen3_dir, "float32", quantize, "cpu")
     rows = [[random.Random(2).randrange(3, 300) for _ in range(90)]]
     ours = runner.execute(batch_of(rows, [0], 8), ()).float().cpu()
     batch = batch_of(rows, [0], 8)
@@ -158,3 +157,21 @@ def test_greedy_bfloat16_text_equals_transformers():
             tokens.append(token)
             logits = runner.execute(batch_of([[token]], [len(tokens) - 1], 8), ())[0]
     assert tokens[len(prompt) :] == expected
+
+
+def test_each_row_is_its_merged_model_s(tiny_model_dir, tmp_path):
+    """The engine's own loop: graphs, adapters and requests without one in the same steps."""
+    kinds = [(4, ("q_proj", "k_proj", "v_proj", "o_proj")), (8, ("down_proj", "gate_proj"))]
+    adapters = [
+        make_adapter(tmp_path / f"a{seed}", tiny_model_dir, seed, rank=rank, targets=targets)
+        for seed, (rank, targets) in enumerate(kinds)
+    ]
+    wanted = [None, *adapters, *adapters]
+    prompts = [tuple(range(40 + i, 60 + i)) for i in range(len(wanted))]
+    with RunningEngine(config_of(tiny_model_dir, device="cuda")) as engine:
+        for i, adapter in enumerate(wanted):
+            engine.ask(str(i), prompts[i], adapter, tokens=30)
+        answers = engine.wait(*map(str, range(len(wanted))))
+    for adapter, prompt, answer in zip(wanted, prompts, answers, strict=True):
+        expected = logprobs_of(merged(tiny_model_dir, adapter), prompt, answer.tokens)
+        assert answer.logprobs == pytest.approx(expected, abs=5e-3)
