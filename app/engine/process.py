@@ -71,6 +71,8 @@ class Engine:
         self.held = HeldRequests()
         self._checks: set[str] = set()
         self.running = True
+        # What a step found is said while a device runs the next one.
+        self._held_back: tuple[TokenDelta, ...] = ()
         self._failures: list[RequestFailed] = []
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
         self._announced: EngineStats | None = None
@@ -93,7 +95,11 @@ class Engine:
             for message in self.channel.receive(timeout=pause if idle else 0.0):
                 self._handle(message)
             self._follow_adapters()
-            self._emit(self._step() if self.scheduler.has_work else ())
+            deltas = self._step() if self.scheduler.has_work else ()
+            if deltas and self.runner.asynchronous and self.scheduler.has_work:
+                self._held_back = deltas
+            else:
+                self._emit(deltas)
 
     def _handle(self, message: ToEngine) -> None:
         match message:
@@ -162,6 +168,8 @@ class Engine:
         runner = self.runner
         batch = build_batch(schedule.chunks, runner.block_size, runner.device, self.adapters.slots)
         logits = runner.execute(batch, schedule.copies)
+        if self._held_back:
+            self._emit(())
         self._collect_prompt_logprobs(schedule, batch, logits)
         if not schedule.samplers:
             self.scheduler.update(schedule, [])
@@ -241,10 +249,12 @@ class Engine:
         stats = msgspec.structs.replace(
             self.scheduler.stats(), adapters=self.adapters.stats(len(self.held))
         )
+        deltas = (*self._held_back, *deltas)
         if deltas or self._failures or stats != self._announced:
             self.channel.send(
-                StepOutput(deltas=tuple(deltas), failures=tuple(self._failures), stats=stats)
+                StepOutput(deltas=deltas, failures=tuple(self._failures), stats=stats)
             )
+            self._held_back = ()
             self._failures.clear()
             self._announced = stats
 

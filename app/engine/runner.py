@@ -86,6 +86,11 @@ class ModelRunner:
             graphs.prepare()
         return graphs
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `execute` returns before its result is there: a device runs beside Python."""
+        return self.device.type == "cuda"
+
     def touch(self) -> bool:
         """Have the system back two more megabytes of KV cache; False once it all is.
 

@@ -20,7 +20,7 @@ from app.kernels.low_rank import AdapterRows, Part
 
 # Ranks of all parts of a fused layer together, and slots, that the fixed buffers have room for.
 MAX_RANKS = 1536
-MAX_SLOTS = 1024
+MAX_SLOTS = 8192
 _RANKS = tl.constexpr(16)
 
 
