@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -26,6 +27,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from transformers import LlamaConfig, LlamaForCausalLM
+
+if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton"):
+    from tests.interpreter import prepare_language_once
+
+    prepare_language_once()
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
