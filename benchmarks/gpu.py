@@ -174,7 +174,11 @@ class Bench:
 
     def model(self, shape: Shape) -> Path:
         name = f"{shape.architecture}-{shape.layers}-{shape.hidden}"
-        return write_model(shape, self.directory / name, self.load.device)
+        directory = write_model(shape, self.directory / name, self.load.device)
+        if self.load.device == "cuda":
+            # What follows runs in other processes, which shall find the device empty.
+            torch.cuda.empty_cache()
+        return directory
 
     def prompt(self, length: int, shape: Shape) -> tuple[int, ...]:
         return tuple(self._rng.randrange(10, shape.vocab_size) for _ in range(length))
