@@ -82,9 +82,7 @@ def caches_of(model: Transformer, operations: kernels.Operations):
     )
 
 
-@pytest.mark.parametrize(
-    "quantization", [None, Quantization(8), Quantization(4, 32)], ids=["dense", "int8", "int4"]
-)
+@pytest.mark.parametrize("quantization", [None, Quantization(4, 32)], ids=["dense", "int4"])
 @torch.inference_mode()
 def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, quantization):
     if DEVICE.type == "cpu":
@@ -112,11 +110,9 @@ def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, q
     assert graphs.run(first) is None
     context = Paged(first.positions, first.layout, ours, cuda)
     close(model.logits(model(first.token_ids, context)[first.logit_rows]), expected(first))
-    # Three rows in the graph of four, then two in the graph of two.
+    # Three rows in the graph of four.
     second = batch_of([[11], [12], [13]], [1, 3, 17], tables)
     close(graphs.run(second), expected(second))
-    third = batch_of([[21], [22]], [4, 18], tables[1:])
-    close(graphs.run(third), expected(third))
 
 
 @torch.inference_mode()
