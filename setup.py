@@ -19,6 +19,9 @@ setup(
                 "-ffp-contract=fast",
                 "-fno-math-errno",
                 "-Wno-psabi",
+                # GCC's own headers of intrinsics begin vectors with themselves.
+                "-Wno-uninitialized",
+                "-Wno-maybe-uninitialized",
                 "-fvisibility=hidden",
                 "-g0",
             ],
