@@ -26,6 +26,7 @@ from app.api import (
     health,
     metrics,
     models,
+    pretraining,
     tokenize,
     web,
 )
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 _PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
 # Behind the admin key, and on a listener of their own where `admin_port` is set.
-_ADMIN = (adapters, admin, admin_page, aliases, files, fine_tuning)
+_ADMIN = (adapters, admin, admin_page, aliases, files, fine_tuning, pretraining)
 
 
 def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:

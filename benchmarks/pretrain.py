@@ -77,6 +77,7 @@ def main() -> None:
             for name, contender in contenders.items():
                 seconds = contender.run(options.steps)
                 rates[name].append(options.steps * ROWS * LENGTH / seconds)
+                print(f"{name}: {rates[name][-1]:.0f} tokens/s", flush=True)
         for contender in contenders.values():
             contender.end()
     medians = {name: statistics.median(values) for name, values in rates.items()}

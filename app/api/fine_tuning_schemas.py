@@ -85,6 +85,8 @@ class JobBody(Body):
 
 def describe_job(job: Job) -> dict[str, Any]:
     """OpenAI's job object; `extra` has what it lacks: the options, and what the gate saw."""
+    if job.kind == "pretraining":
+        return _describe_pretraining(job)
     method, plan = job.request["method"], job.plan or {}
     hyperparameters = dict(method[method["type"]]["hyperparameters"])
     for name, key in (("n_epochs", "epochs"), ("batch_size", "batch_size"), ("beta", "beta")):
@@ -119,6 +121,24 @@ def describe_job(job: Job) -> dict[str, Any]:
             "progress": job.progress,
             "result": job.result,
         },
+    }
+
+
+def _describe_pretraining(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "object": "pretraining.job",
+        "created_at": job.created_at,
+        "finished_at": job.finished_at,
+        "estimated_finish": _estimated_finish(job),
+        "name": job.model,
+        "status": job.status,
+        "config": job.spec,
+        "trained_tokens": job.trained_tokens,
+        "error": job.error,
+        "metadata": job.request["metadata"],
+        "progress": job.progress,
+        "result": job.result,
     }
 
 

@@ -22,6 +22,7 @@ from app.store.paging import Page, Paging, select_page, without_sequence
 
 _jobs, _events, _checkpoints = tables.jobs, tables.events, tables.checkpoints
 
+Kind = Literal["fine_tuning", "pretraining"]
 Status = Literal[
     "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
 ]
@@ -56,6 +57,12 @@ class Job:
     result: dict[str, Any] | None = None
     heartbeat_at: float | None = None
     deaths: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """What the job trains: an adapter or weights from a base, or a model from text."""
+        kind: Kind = self.request.get("kind", "fine_tuning")
+        return kind
 
     @property
     def finished(self) -> bool:
@@ -128,10 +135,16 @@ class Jobs:
             )
         return Job(**without_sequence(found))
 
-    def list(self, paging: Paging, metadata: Mapping[str, str] | None = None) -> Page[Job]:
-        """Those that carry `metadata`. Raises InvalidRequestError for an unknown `after`."""
-        carried = _jobs.c.request["metadata"]
+    def list(
+        self,
+        paging: Paging,
+        metadata: Mapping[str, str] | None = None,
+        kind: Kind = "fine_tuning",
+    ) -> Page[Job]:
+        """Those of `kind` with `metadata`. Raises InvalidRequestError for an unknown `after`."""
+        carried, stored = _jobs.c.request["metadata"], _jobs.c.request["kind"].as_string()
         conditions = [carried[key].as_string() == v for key, v in (metadata or {}).items()]
+        conditions.append(sa.func.coalesce(stored, "fine_tuning") == kind)
         with self._database.read() as connection:
             return select_page(connection, _jobs, paging, lambda row: Job(**row), *conditions)
 

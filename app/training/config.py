@@ -36,11 +36,13 @@ class Corpus(_Table):
     """Files to learn from, and how much of them.
 
     `path` is a file, a directory or a glob of JSON Lines (records with `text` or `messages`) or
-    plain text. `epochs` is how often the corpus is seen while the whole mixture is seen once;
-    `weight` instead is its share of the tokens beside the other corpora's weights.
+    plain text, told apart by the file's suffix unless `format` says which. `epochs` is how often
+    the corpus is seen while the whole mixture is seen once; `weight` instead is its share of the
+    tokens beside the other corpora's weights.
     """
 
     path: Path
+    format: Literal["auto", "text", "jsonl"] = "auto"
     epochs: Annotated[float, Field(gt=0, le=100)] = 1.0
     weight: Annotated[float, Field(gt=0)] | None = None
 
@@ -131,6 +133,7 @@ class PretrainConfig(_Table):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
     compile: bool = True
     seed: int = 0
     log_every: Annotated[int, Field(ge=1)] = 20

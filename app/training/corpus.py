@@ -83,7 +83,7 @@ def documents(corpus: Corpus) -> Iterator[str]:
     Raises ConfigurationError naming the file and line of a record that is neither.
     """
     for path in _files(corpus.path):
-        if path.suffix == ".jsonl":
+        if corpus.format == "jsonl" or (corpus.format == "auto" and path.suffix == ".jsonl"):
             yield from _records(path)
         else:
             yield from _pieces(path)

@@ -47,6 +47,7 @@ def pretrain(config: PretrainConfig, listener: PretrainListener) -> dict[str, fl
     TrainingInterrupted when the listener asked for an end; the next call goes on bit for bit.
     """
     torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     device = own_device(config.device)
     state_dir = config.output / "state"
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def pretrain(config: PretrainConfig, listener: PretrainListener) -> dict[str, fl
         if group.leads:
             prepare(config, state_dir)
         group.wait()
-        run = _Run.load(config, state_dir, device, group)
+        run = Run.load(config, state_dir, device, group)
         run.learn(listener)
         if group.leads:
             export(run.learner.model, run.data.tokenizer, config.output)
@@ -123,7 +124,7 @@ class Learner:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class Run:
     """A learner, its data, and the files between them and the next start."""
 
     config: PretrainConfig
@@ -136,7 +137,7 @@ class _Run:
     @classmethod
     def load(
         cls, config: PretrainConfig, state_dir: Path, device: torch.device, group: Group
-    ) -> _Run:
+    ) -> Run:
         data = Prepared.load(config, state_dir)
         group.share(config.batch_rows)
         learner = Learner.of(make_model(config, data.tokenizer).to(device), config, group)

@@ -1,4 +1,4 @@
-"""One fine-tuning job in a process of its own: between the store and `finetune`.
+"""One job in a process of its own: between the store and `finetune` or `pretrain`.
 
 Started by `app.training.supervisor` as `python -m app.training.worker DATA_DIR JOB_ID`, which holds
 the other end of its standard input: when that closes, the server is gone, and so is the worker. A
@@ -25,7 +25,8 @@ from app.store.adapters import StoredAdapter
 from app.store.jobs import Checkpoint, Event, Job, Status
 from app.store.store import Store
 from app.telemetry import configure_logging
-from app.training.listener import CheckpointReport, Result, StepReport
+from app.training.config import PretrainConfig
+from app.training.listener import CheckpointReport, PretrainReport, Result, StepReport
 from app.training.priority import step_back
 from app.training.results import write_results
 from app.training.spec import FineTuneSpec
@@ -58,13 +59,16 @@ class StoreListener:
         """From the next step on, `interrupted` is true. May be a signal's handler."""
         self._stopping = True
 
-    def progress(self, report: StepReport) -> None:
+    def progress(self, report: StepReport | PretrainReport) -> None:
         data = asdict(report)
         if report.step > self._told:
             self._told = report.step
             self._events.append(Event(_told(report), type="metrics", data=data))
         self._progress = data
-        if report.valid_loss is not None or time.monotonic() > self._flushed + _FLUSH_SECONDS:
+        if isinstance(report, PretrainReport) and report.bits_per_byte is not None:
+            # Its checkpoint has been written: it is no longer the worker that keeps on dying.
+            self._flush(deaths=0)
+        elif _validated(report) or time.monotonic() > self._flushed + _FLUSH_SECONDS:
             self._flush()
 
     def checkpoint(self, report: CheckpointReport) -> None:
@@ -84,30 +88,60 @@ class StoreListener:
         self._flush()
         return True
 
-    def _flush(self) -> None:
-        self._jobs.record(self._job.id, self._events, progress=self._progress)
+    def _flush(self, **values: int) -> None:
+        self._jobs.record(self._job.id, self._events, progress=self._progress, **values)
         self._events, self._flushed = [], time.monotonic()
 
 
-def _told(report: StepReport) -> str:
+def _validated(report: StepReport | PretrainReport) -> bool:
+    return isinstance(report, StepReport) and report.valid_loss is not None
+
+
+def _told(report: StepReport | PretrainReport) -> str:
+    if isinstance(report, PretrainReport):
+        text = f"Step {report.step}/{report.steps}: training loss={report.loss:.4f}"
+        scores = report.bits_per_byte or {}
+        return ", ".join([text, *(f"{name} {bits:.3f} bits/byte" for name, bits in scores.items())])
     text = f"Step {report.step}/{report.steps}: training loss={report.train_loss:.4f}"
     return text if report.valid_loss is None else f"{text}, validation loss={report.valid_loss:.4f}"
 
 
 def work(store: Store, job: Job, listener: StoreListener) -> None:
     """Train, and enter what came of it. Raises TrainingInterrupted when asked to stop."""
-    # Takes seconds, and is not needed to find out that there is nothing to do.
-    from app.training.finetune import finetune
-
-    directory = store.job_directory(job.id)
     try:
-        result = finetune(FineTuneSpec.model_validate(job.spec), directory, listener)
-        _succeed(store, job, result)
+        if job.kind == "pretraining":
+            _pretrain(store, job, listener)
+        else:
+            _finetune(store, job, listener)
     except TrainingInterrupted:
         raise
     except Exception as error:
         logger.exception("job %s failed", job.id)
         _fail(store, job, error)
+
+
+def _finetune(store: Store, job: Job, listener: StoreListener) -> None:
+    # Takes seconds, and is not needed to find out that there is nothing to do.
+    from app.training.finetune import finetune
+
+    directory = store.job_directory(job.id)
+    _succeed(store, job, finetune(FineTuneSpec.model_validate(job.spec), directory, listener))
+
+
+def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
+    from app.training.pretrain import pretrain
+
+    config = PretrainConfig.model_validate(job.spec)
+    scores = pretrain(config, listener)
+    outcome = {"directory": str(config.output), "bits_per_byte": scores}
+    written = f"Model written to {config.output}; serve it with --model"
+    store.jobs.succeed(
+        job.id,
+        None,
+        (Event(written, data=outcome), Event("The job has successfully completed")),
+        trained_tokens=config.steps * config.batch_rows * config.sequence_length,
+        result=outcome,
+    )
 
 
 def _succeed(store: Store, job: Job, result: Result) -> None:

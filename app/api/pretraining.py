@@ -1,0 +1,102 @@
+"""/admin/pretraining/jobs: models from text, in the queue of the fine-tuning jobs. Admin only."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError
+
+from app.api import fine_tuning
+from app.api.fine_tuning import Limit
+from app.api.fine_tuning_schemas import describe_job
+from app.api.schemas import Body
+from app.api.serving import Serving, authenticate_admin, get_serving
+from app.errors import InvalidRequestError
+from app.store.jobs import Event, Job, new_job_id
+from app.store.paging import Paging
+from app.training.config import PretrainConfig
+
+router = APIRouter(dependencies=[Depends(authenticate_admin)])
+
+_JOBS = "/admin/pretraining/jobs"
+_JOB = _JOBS + "/{job_id}"
+
+
+class PretrainingBody(Body):
+    """`config` has the keys of `hagane pretrain`'s TOML file but `output`.
+
+    A corpus' `path` is a path on the server or the id of an uploaded file.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=64)] = "pretrained"
+    config: dict[str, Any]
+    metadata: dict[str, str] | None = None
+
+
+@router.post(_JOBS)
+def create_job(body: PretrainingBody, request: Request) -> dict[str, Any]:
+    """Queue a job. Raises InvalidRequestError naming the key at fault."""
+    serving = get_serving(request)
+    job_id = new_job_id()
+    config = _config(serving, body.config, job_id)
+    job = Job(
+        id=job_id,
+        created_at=int(time.time()),
+        status="queued",
+        model=body.name,
+        training_file="",
+        request={"kind": "pretraining", "metadata": body.metadata},
+        spec=config.model_dump(mode="json"),
+        plan={"steps": config.steps},
+    )
+    serving.store.jobs.add(job, Event(f"Created pretraining job: {job.id}"))
+    return describe_job(job)
+
+
+@router.get(_JOBS)
+def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+    """The pretraining jobs, newest first."""
+    page = get_serving(request).store.jobs.list(Paging(after, limit), kind="pretraining")
+    data = [describe_job(job) for job in page.items]
+    return {"object": "list", "data": data, "has_more": page.has_more}
+
+
+router.get(_JOB)(fine_tuning.get_job)
+router.post(_JOB + "/cancel")(fine_tuning.cancel_job)
+router.post(_JOB + "/pause")(fine_tuning.pause_job)
+router.post(_JOB + "/resume")(fine_tuning.resume_job)
+router.get(_JOB + "/events", response_model=None)(fine_tuning.list_events)
+
+
+def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainConfig:
+    """What the worker is told. Raises RequestValidationError or InvalidRequestError."""
+    if "output" in values:
+        raise InvalidRequestError(
+            "'config.output' is the job's own directory; leave it out.", param="config.output"
+        )
+    threads = serving.settings.training_threads or max(1, (os.cpu_count() or 1) // 2)
+    own = {"output": serving.store.job_directory(job_id) / "model", "threads": threads}
+    try:
+        config = PretrainConfig.model_validate(own | values)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**e, "loc": ("body", "config", *e["loc"])} for e in error.errors()]
+        ) from None
+    files = serving.store.files
+    corpora = []
+    for number, corpus in enumerate(config.corpora):
+        if str(corpus.path).startswith("file-"):
+            stored = files.get(str(corpus.path))
+            kind = "jsonl" if stored.filename.endswith(".jsonl") else "text"
+            corpus = corpus.model_copy(update={"path": files.path(stored.id), "format": kind})
+        elif not corpus.path.is_absolute():
+            raise InvalidRequestError(
+                f"'{corpus.path}' is neither an absolute path nor the id of an uploaded file.",
+                param=f"config.corpora[{number}].path",
+            )
+        corpora.append(corpus)
+    return config.model_copy(update={"corpora": corpora})

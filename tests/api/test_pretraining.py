@@ -1,0 +1,82 @@
+"""Pretraining jobs against a real server and real workers, one of which is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+from conftest import ADMIN_KEY
+
+from app.transformer.config import ModelConfig
+
+HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
+CONFIG = {
+    "vocab_size": 300, "sequence_length": 32, "batch_rows": 2, "warmup_steps": 2, "compile": False,
+    "held_out": 0.1, "validation_rows": 2, "parameters": 100_000, "checkpoint_every": 10,
+    "log_every": 5,
+}  # fmt: skip
+
+
+def ask(server, method: str, path: str = "", **body) -> httpx.Response:
+    url = f"{server.url}/admin/pretraining/jobs{path}"
+    return httpx.request(method, url, headers=HEADERS, json=body or None, timeout=60)
+
+
+def wait(server, job_id: str, done, seconds: float = 90) -> dict:
+    deadline = time.monotonic() + seconds
+    while not done(job := ask(server, "GET", f"/{job_id}").json()):
+        assert time.monotonic() < deadline, job
+        assert job["status"] in ("queued", "running"), job
+        time.sleep(0.05)
+    return job
+
+
+def worker_of(job_id: str) -> int:
+    for process in psutil.process_iter(["cmdline"]):
+        if job_id in (process.info["cmdline"] or []):
+            return process.pid
+    raise AssertionError("no worker runs")
+
+
+def test_a_job_survives_its_worker_and_writes_a_model(admin_server, admin):
+    lines = [json.dumps({"text": f"{i}: The cat is small. 猫です。"}) for i in range(400)]
+    content = "\n".join(lines).encode()
+    file = admin.files.create(file=("text.jsonl", content), purpose="fine-tune")
+    config = CONFIG | {"steps": 120, "corpora": [{"path": file.id}]}
+    made = ask(admin_server, "POST", name="small", config=config).json()
+    assert (made["object"], made["status"], made["name"]) == ("pretraining.job", "queued", "small")
+    wait(admin_server, made["id"], lambda job: (job["progress"] or {}).get("step", 0) >= 10)
+    os.kill(worker_of(made["id"]), signal.SIGKILL)
+    done = wait(admin_server, made["id"], lambda job: job["status"] == "succeeded")
+    assert done["trained_tokens"] == 120 * 2 * 32
+    directory = Path(done["result"]["directory"])
+    assert ModelConfig.load(directory).vocab_size == 300
+    assert (directory / "loss.png").is_file()
+
+    answer = ask(admin_server, "GET", f"/{made['id']}/events?limit=1000").json()
+    steps = [e["data"]["step"] for e in answer["data"][::-1] if e["type"] == "metrics"]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 120
+    assert any("signal 9" in event["message"] for event in answer["data"])
+    listed = ask(admin_server, "GET").json()["data"]
+    assert [job["id"] for job in listed] == [made["id"]]
+    assert made["id"] not in {job.id for job in admin.fine_tuning.jobs.list()}
+
+
+def test_a_config_that_cannot_work_is_refused_by_its_key(admin_server):
+    for change, param in (
+        ({"steps": 0, "corpora": [{"path": "/text.txt"}]}, "config.steps"),
+        ({"steps": 5, "corpora": [{"path": "text.txt"}]}, "config.corpora[0].path"),
+        ({"steps": 5, "corpora": [{"path": "file-none"}]}, None),
+        ({"steps": 5, "corpora": [{"path": "/text.txt"}], "output": "/x"}, "config.output"),
+    ):
+        answer = ask(admin_server, "POST", config=CONFIG | change)
+        assert answer.status_code in (400, 404), answer.text
+        if param is not None:
+            assert answer.json()["error"]["param"] == param
+    assert httpx.post(f"{admin_server.url}/admin/pretraining/jobs", json={}).status_code == 401
