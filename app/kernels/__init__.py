@@ -7,6 +7,7 @@ the number of rows of the flat ragged batch. What each operation does is said in
 |---|---|
 | `reference` | on any device through torch's operators; differentiable |
 | `native` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
+| `training` | as `native`, differentiable by its inputs alone: for adapters on frozen weights |
 | `cuda` | on CUDA devices through Hagane's own Triton kernels; serving only |
 """
 
@@ -18,11 +19,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from app.kernels import native, reference
+from app.kernels import native, reference, training
 from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
 
-__all__ = ["Cuts", "Operations", "PagedLayout", "choose", "native", "reference"]
+__all__ = [
+    "Cuts",
+    "Differentiable",
+    "Operations",
+    "PagedLayout",
+    "choose",
+    "native",
+    "reference",
+    "training",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +84,18 @@ class Operations(Protocol):
     def greatest(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def draw(self, logits: Tensor, cuts: Cuts) -> Tensor: ...
+
+
+class Differentiable(Operations, Protocol):
+    """A backend that training can use."""
+
+    def causal_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None
+    ) -> Tensor: ...
+
+    def token_scores(
+        self, logits: Tensor, targets: Tensor, *, slopes: bool
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> Operations:

@@ -19,6 +19,7 @@ __all__ = [
     "rms_norm",
     "rotate",
     "silu_and_mul",
+    "token_scores",
 ]
 
 
@@ -190,3 +191,18 @@ def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
     And bool [rows]: whether the largest logit is a finite number.
     """
     return logits.argmax(dim=1), torch.isfinite(logits.amax(dim=1))
+
+
+def token_scores(logits: Tensor, targets: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of int64 targets [rows] under logits [rows, vocab]: float32 [rows].
+
+    And bool [rows]: whether no token is likelier. With `slopes`, logits are overwritten with the
+    derivatives of the log-probabilities by them: 1 at the target, less every token's probability.
+    """
+    wide, wanted = logits.float(), targets[:, None]
+    chosen, total = wide.gather(1, wanted), wide.logsumexp(1, keepdim=True)
+    first = (chosen >= wide.amax(1, keepdim=True))[:, 0]
+    if slopes:
+        spread = wide.sub(total).exp_().neg_()
+        logits.copy_(spread.scatter_add_(1, wanted, torch.ones_like(chosen)))
+    return (chosen - total)[:, 0], first

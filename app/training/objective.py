@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from app.kernels import Differentiable, reference, training
 from app.training.examples import Example
 from app.training.masking import Sequence
 from app.transformer.attention import PackedSequences
@@ -75,10 +76,16 @@ def score(model: Transformer, sequences: list[Sequence]) -> Scores:
     tokens = torch.cat([torch.from_numpy(s.tokens) for s in sequences]).long().to(device)
     learnt = torch.cat([torch.from_numpy(s.learnt) for s in sequences])
     rows = learnt.nonzero()[:, 0].to(device)
-    hidden = model(tokens, PackedSequences([len(s) for s in sequences], device))
+    lengths = [len(s) for s in sequences]
+    hidden = model(tokens, PackedSequences(lengths, device, _operations(model)))
     # A sequence's first token is never learnt: the row before a learnt one is its own sequence's.
     logprobs, correct = _logprobs(model, hidden[rows - 1], tokens[rows])
     return Scores(logprobs, int(correct.sum()), [int(s.learnt.sum()) for s in sequences])
+
+
+def _operations(model: Transformer) -> Differentiable:
+    """Those of the model's that have a way back."""
+    return training if model.operations is training else reference
 
 
 def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +95,8 @@ def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tens
         raise TypeError("a model packed for serving cannot be trained")
     trains_head = any(p.requires_grad for p in head.parameters()) and torch.is_grad_enabled()
     if not trains_head:
-        logprobs, correct = _FrozenHead.apply(hidden, head.matrix(hidden.dtype), targets)  # type: ignore[no-untyped-call]
+        weight = head.matrix(hidden.dtype)
+        logprobs, correct = _FrozenHead.apply(hidden, weight, targets, _operations(model))  # type: ignore[no-untyped-call]
         return logprobs, correct
     parts = [
         checkpoint(_chunk, model, rows, wanted, use_reentrant=False)
@@ -107,30 +115,25 @@ class _FrozenHead(torch.autograd.Function):
     """hidden [n, hidden], weight [vocab, hidden], int64 targets [n] -> log-probabilities, bools."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, operations: Differentiable
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
-        correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        parts, slopes = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
-            wanted = targets[rows, None]
-            logits = torch.mm(hidden[rows], weight.t()).float()
-            chosen, total = logits.gather(1, wanted), logits.logsumexp(1, keepdim=True)
-            logprobs[rows] = (chosen - total)[:, 0]
-            correct[rows] = (chosen >= logits.amax(1, keepdim=True))[:, 0]
+            logits = torch.mm(hidden[rows], weight.t())
+            parts.append(operations.token_scores(logits, targets[rows], slopes=slopes is not None))
             if slopes is not None:
-                # d log p(target) / d logits = [is target] - p
-                spread = logits.sub_(total).exp_().neg_()
-                spread.scatter_add_(1, wanted, torch.ones_like(chosen))
-                slopes[rows] = torch.mm(spread.to(weight.dtype), weight)
+                torch.mm(logits, weight, out=slopes[rows])
+        logprobs, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(correct)
         ctx.slopes = slopes
         return logprobs, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
         if grad is None:
-            return None, None, None
-        return ctx.slopes * grad[:, None].to(ctx.slopes.dtype), None, None
+            return None, None, None, None
+        return ctx.slopes * grad[:, None].to(ctx.slopes.dtype), None, None, None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from app.errors import TrainingError
+from app.kernels import Operations, native, training
 from app.training import estimates
 from app.training.spec import FineTuneSpec
 from app.transformer.adapter import save_adapter
@@ -81,10 +82,19 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
             base_model=spec.model.name,
         )
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
+        if training.usable(device, dtype):
+            native.start(spec.threads)
+            _use(model, training)
     if recompute:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)
     return Trainee(model, adapter, spec.model, device, dtype)
+
+
+def _use(model: Transformer, operations: Operations) -> None:
+    for module in model.modules():
+        if hasattr(module, "operations"):
+            module.operations = operations  # type: ignore[assignment]
 
 
 def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -77,12 +77,18 @@ class PackedCausal(_Training):
 class PackedSequences(_Training):
     """Training: sequences of these lengths one after the other, causal, none sees another."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        operations: kernels.Differentiable = kernels.reference,
+    ) -> None:
         self.lengths = list(lengths)
+        self.operations = operations
         self.positions = torch.cat([torch.arange(n, device=device) for n in self.lengths])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
         return torch.cat(
-            [kernels.reference.causal_attention(*part, rows=1, window=window) for part in parts]
+            [self.operations.causal_attention(*part, rows=1, window=window) for part in parts]
         )

@@ -97,13 +97,16 @@ class _Adapted(torch.autograd.Function):
         count = len(ctx.parts)
         x, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
         inner, factors = saved[:count], saved[count:]
-        grad_x = torch.mm(grad, ctx.base.matrix(grad.dtype))
+        # The first layer's input, an embedding, is frozen too.
+        wanted = ctx.needs_input_grad[0]
+        grad_x = torch.mm(grad, ctx.base.matrix(grad.dtype)) if wanted else None
         grads: list[Tensor] = []
         for part, h, a, b in zip(ctx.parts, inner, factors[::2], factors[1::2], strict=True):
             own = grad[:, part.start : part.end]
             grad_h = torch.mm(own, b.to(grad.dtype)).mul_(part.scale)
             grads += torch.mm(grad_h.t(), x).float(), torch.mm(own.t(), h).float()
-            grad_x.addmm_(grad_h, a.to(grad.dtype))
+            if grad_x is not None:
+                grad_x.addmm_(grad_h, a.to(grad.dtype))
         return grad_x, grad if ctx.added else None, None, None, *grads
 
 

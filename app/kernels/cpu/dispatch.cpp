@@ -205,6 +205,28 @@ void run_greatest(const Greatest& g) {
   split(g.rows, g.vocab * 4, [&](int64_t row) { active->greatest(g, row); });
 }
 
+void run_rms_norm_backward(const Matrix& grad, const Matrix& x, const void* weight, float eps,
+                           int64_t rows, int64_t features, const Matrix& out) {
+  split(rows, features * 8, [&](int64_t row) {
+    active->rms_norm_backward(grad, x, weight, eps, features, out, row);
+  });
+}
+
+void run_silu_and_mul_backward(const Matrix& grad, const Matrix& gate_up, int64_t rows,
+                               int64_t features, const Matrix& out) {
+  split(rows, features * 16,
+        [&](int64_t row) { active->silu_and_mul_backward(grad, gate_up, features, out, row); });
+}
+
+void run_rotary_backward(const Rotary& grad, const Matrix& before) {
+  split(grad.tokens, (grad.heads + grad.kv_heads) * grad.head_dim * 8,
+        [&](int64_t token) { active->rotary_backward(grad, before, token); });
+}
+
+void run_token_scores(const TokenScores& t) {
+  split(t.rows, t.vocab * 16, [&](int64_t row) { active->token_score(t, row); });
+}
+
 void run_attention(const Attention& a) {
   struct Task {
     int64_t sequence, kv_head, first, last;

@@ -23,4 +23,11 @@ void run_attention(const Attention& attention);
 void run_draw(const Draw& draw);
 void run_greatest(const Greatest& greatest);
 
+void run_rms_norm_backward(const Matrix& grad, const Matrix& x, const void* weight, float eps,
+                           int64_t rows, int64_t features, const Matrix& out);
+void run_silu_and_mul_backward(const Matrix& grad, const Matrix& gate_up, int64_t rows,
+                               int64_t features, const Matrix& out);
+void run_rotary_backward(const Rotary& grad, const Matrix& before);
+void run_token_scores(const TokenScores& scores);
+
 }  // namespace hagane

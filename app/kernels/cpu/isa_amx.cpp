@@ -21,6 +21,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "training.inc"
 #include "sampling.inc"
 #include "linear.inc"
 #include "tiles.inc"
@@ -31,7 +32,8 @@ namespace {
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, shrink, rms_norm,
                            silu_and_mul, embed, rotary, store, attend_spans<TileMultiplier>,
-                           draw, greatest};
+                           draw, greatest,
+                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score};
 
 }  // namespace
 

@@ -21,6 +21,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "training.inc"
 #include "sampling.inc"
 #include "linear.inc"
 #include "tiles.inc"
@@ -30,7 +31,8 @@ namespace {
 
 constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, shrink, rms_norm,
                            silu_and_mul, embed, rotary, store, attend_spans<VectorMultiplier>,
-                           draw, greatest};
+                           draw, greatest,
+                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score};
 
 }  // namespace
 

@@ -11,11 +11,13 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "training.inc"
 #include "sampling.inc"
 #include "linear.inc"
 
 constexpr Kernels kKernels{"generic", prepare, linear, shrink, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend, draw, greatest};
+                           silu_and_mul, embed, rotary, store, attend, draw, greatest,
+                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score};
 
 }  // namespace
 

@@ -191,8 +191,7 @@ PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return perform([=] { hagane::run_embed(*weight, ids, rows, out); });
 }
 
-PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments in(values, count);
+hagane::Rotary rotary_arguments(Arguments& in) {
   hagane::Rotary r{};
   r.qkv = in.matrix();
   r.cos = in.address<const float>();
@@ -204,6 +203,12 @@ PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
   r.heads = in.integer();
   r.kv_heads = in.integer();
   r.head_dim = in.integer();
+  return r;
+}
+
+PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Rotary r = rotary_arguments(in);
   if (!in.complete()) return nullptr;
   return perform([=] { hagane::run_rotary(r); });
 }
@@ -292,6 +297,52 @@ PyObject* greatest(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return perform([=] { hagane::run_greatest(g); });
 }
 
+PyObject* rms_norm_backward(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  Matrix grad = in.matrix(), x = in.matrix();
+  auto* weight = in.address<const void>();
+  float eps = in.real();
+  int64_t rows = in.integer(), features = in.integer();
+  Matrix out = in.matrix();
+  if (!in.complete()) return nullptr;
+  hagane::run_rms_norm_backward(grad, x, weight, eps, rows, features, out);
+  Py_RETURN_NONE;
+}
+
+PyObject* silu_and_mul_backward(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  Matrix grad = in.matrix(), gate_up = in.matrix();
+  int64_t rows = in.integer(), features = in.integer();
+  Matrix out = in.matrix();
+  if (!in.complete()) return nullptr;
+  hagane::run_silu_and_mul_backward(grad, gate_up, rows, features, out);
+  Py_RETURN_NONE;
+}
+
+PyObject* rotary_backward(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Rotary r = rotary_arguments(in);
+  Matrix before = in.matrix();
+  if (!in.complete()) return nullptr;
+  hagane::run_rotary_backward(r, before);
+  Py_RETURN_NONE;
+}
+
+PyObject* token_scores(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::TokenScores t{};
+  t.logits = in.matrix();
+  t.targets = in.address<const int64_t>();
+  t.rows = in.integer();
+  t.vocab = in.integer();
+  t.logprobs = in.address<float>();
+  t.first = in.address<bool>();
+  t.slopes = in.integer() != 0;
+  if (!in.complete()) return nullptr;
+  hagane::run_token_scores(t);
+  Py_RETURN_NONE;
+}
+
 // select(name or None) -> the name of the instruction set from now on, or None if it is not here.
 PyObject* select(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
@@ -327,6 +378,10 @@ PyMethodDef methods[] = {
     METHOD("replay", replay),      METHOD("greatest", greatest),
     METHOD("bank", make_bank),     METHOD("low_rank", make_low_rank),
     METHOD("place", place),
+    METHOD("rms_norm_backward", rms_norm_backward),
+    METHOD("silu_and_mul_backward", silu_and_mul_backward),
+    METHOD("rotary_backward", rotary_backward),
+    METHOD("token_scores", token_scores),
     {nullptr, nullptr, 0, nullptr}};
 #undef METHOD
 

@@ -154,6 +154,17 @@ struct Greatest {
   bool* finite;
 };
 
+// The log-probability of each row's target, and whether that is the likeliest token. With `slopes`,
+// logits are overwritten with the derivatives of the log-probability by them.
+struct TokenScores {
+  Matrix logits;           // [rows, vocab]
+  const int64_t* targets;  // [rows]
+  int64_t rows, vocab;
+  float* logprobs;         // [rows]
+  bool* first;             // [rows]
+  bool slopes;
+};
+
 struct Kernels {
   const char* name;
   // Fills row `index` of the prepared activations.
@@ -174,6 +185,14 @@ struct Kernels {
   void (*attend)(const Attention&, int64_t sequence, int64_t kv_head, int64_t first, int64_t last);
   void (*draw)(const Draw&, int64_t row);
   void (*greatest)(const Greatest&, int64_t row);
+  // For training: gradients by the inputs of the operations above.
+  void (*rms_norm_backward)(const Matrix& grad, const Matrix& x, const void* weight, float eps,
+                            int64_t features, const Matrix& out, int64_t row);
+  void (*silu_and_mul_backward)(const Matrix& grad, const Matrix& gate_up, int64_t features,
+                                const Matrix& out, int64_t row);
+  // In place: the gradients of rotated queries and keys become those of `before`, the unrotated.
+  void (*rotary_backward)(const Rotary& grad, const Matrix& before, int64_t token);
+  void (*token_score)(const TokenScores&, int64_t row);
 };
 
 const Kernels* generic_kernels();
