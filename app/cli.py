@@ -97,6 +97,63 @@ def pretrain(arguments: list[str]) -> int:
     return 0
 
 
+def finetune(arguments: list[str]) -> int:
+    """Train an adapter for a model from a file of examples; goes on where it was interrupted."""
+    from app.training.console import Console
+    from app.training.finetune import finetune as run
+    from app.training.spec import FineTuneSpec
+    from app.transformer.store import resolve_model
+
+    parser = argparse.ArgumentParser("hagane finetune", description=finetune.__doc__)
+    parser.add_argument("file", type=Path, help="JSON Lines: messages, prompt/completion or text")
+    parser.add_argument("--model", required=True, help="model directory, store name or hub id")
+    parser.add_argument("--output", type=Path, help="the run's directory; default: FILE's name")
+    parser.add_argument("--validation-file", type=Path, help="default: a twentieth of FILE")
+    parser.add_argument("--method", choices=("supervised", "dpo"))
+    parser.add_argument("--n-epochs", type=int)
+    parser.add_argument("--batch-size", type=int, help="examples a step")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--beta", type=float, help="of dpo")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--alpha", type=float)
+    parser.add_argument("--sequence-length", type=int, help="longer examples are cut")
+    parser.add_argument("--full", action="store_true", default=None, help="train every weight")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), help="the frozen base")
+    parser.add_argument("--checkpoint-every", type=int, help="steps")
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int)
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    file = given.pop("file")
+    output = given.pop("output", Path(f"{file.stem}-adapter"))
+    given["model"] = resolve_model(given["model"])
+    spec = FineTuneSpec(training_file=file.resolve(), **given)
+    output.mkdir(parents=True, exist_ok=True)
+    with Console(output) as console:
+        result = run(spec, output, console)
+    print(
+        f"{result.directory}: validation loss {result.valid_loss:.4f}, "
+        f"the base's {result.base_valid_loss:.4f}"
+    )
+    return 0
+
+
+def merge(arguments: list[str]) -> int:
+    """Write a model and an adapter as one Hugging Face directory."""
+    from app.transformer.merge import merge_directory
+    from app.transformer.store import resolve_model
+
+    parser = argparse.ArgumentParser("hagane merge", description=merge.__doc__)
+    parser.add_argument("base", help="model directory, store name or hub id")
+    parser.add_argument("adapter", type=Path, help="PEFT directory")
+    parser.add_argument("destination", type=Path, help="new directory to write")
+    options = parser.parse_args(arguments)
+    base = resolve_model(options.base)
+    count = merge_directory(base, options.adapter, options.destination)
+    print(f"{options.destination}: {count} matrices changed")
+    return 0
+
+
 def bench(arguments: list[str]) -> int:
     """Measure how fast a model runs on this machine."""
     import asyncio
@@ -219,6 +276,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "chat": chat,
     "quantize": quantize,
     "pretrain": pretrain,
+    "finetune": finetune,
+    "merge": merge,
     "eval": evaluate,
     "bench": bench,
     "doctor": doctor,

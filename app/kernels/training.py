@@ -13,8 +13,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from app.kernels import native, reference
-from app.kernels.native import token_scores
+from app.kernels.native import _DTYPES
 from app.kernels.reference import allocate_cache, angles, attend, draw, greatest
+
+try:
+    from app.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
+except ImportError:
+    _cpu = None
 
 __all__ = [
     "allocate_cache",
@@ -50,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight = ctx.saved_tensors
-        return native.rms_norm_backward(grad.contiguous(), x, weight, ctx.eps), None, None
+        return _rms_norm_backward(grad.contiguous(), x, weight, ctx.eps), None, None
 
 
 class _SiluAndMul(torch.autograd.Function):
@@ -63,7 +68,7 @@ class _SiluAndMul(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return native.silu_and_mul_backward(grad.contiguous(), *ctx.saved_tensors)
+        return _silu_and_mul_backward(grad.contiguous(), *ctx.saved_tensors)
 
 
 class _Rotate(torch.autograd.Function):
@@ -80,7 +85,7 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         grad = torch.cat([part.flatten(1) for part in grads], dim=1)
-        native.rotate_backward(grad, *ctx.saved_tensors, **ctx.options)
+        _rotate_backward(grad, *ctx.saved_tensors, **ctx.options)
         return grad, None, None, None
 
 
@@ -181,3 +186,58 @@ def _weights(queries: Tensor, keys: Tensor, offset: int, window: int | None) -> 
         hidden |= key <= query - window
     scores.unflatten(1, (-1, count - offset)).masked_fill_(hidden, -torch.inf)
     return torch.softmax(scores, -1)
+
+
+def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The gradient by x of `rms_norm`; all contiguous, of one dtype."""
+    out = torch.empty_like(x)
+    features, kind = x.shape[-1], _DTYPES[x.dtype]
+    _cpu.rms_norm_backward(
+        grad.data_ptr(), kind, features, x.data_ptr(), kind, features, weight.data_ptr(), eps,
+        x.numel() // features, features, out.data_ptr(), kind, features,
+    )  # fmt: skip
+    return out
+
+
+def _silu_and_mul_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient by gate_up of `silu_and_mul`; contiguous, of one dtype."""
+    out = torch.empty_like(gate_up)
+    features, kind = grad.shape[1], _DTYPES[grad.dtype]
+    _cpu.silu_and_mul_backward(
+        grad.data_ptr(), kind, features, gate_up.data_ptr(), kind, 2 * features,
+        grad.shape[0], features, out.data_ptr(), kind, 2 * features,
+    )  # fmt: skip
+    return out
+
+
+def _rotate_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> None:
+    """Turns `grad`, of the results of `rotate` side by side, into that of its argument qkv."""
+    tokens, head_dim, kind = qkv.shape[0], 2 * cos.shape[1], _DTYPES[qkv.dtype]
+    q_norm, k_norm = (0, 0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
+    _cpu.rotary_backward(
+        grad.data_ptr(), kind, grad.stride(0), cos.data_ptr(), sin.data_ptr(),
+        q_norm, k_norm, eps, tokens, heads, kv_heads, head_dim,
+        qkv.data_ptr(), kind, qkv.stride(0),
+    )  # fmt: skip
+
+
+def token_scores(logits: Tensor, targets: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor]:
+    rows, vocab = logits.shape
+    logprobs = torch.empty(rows, dtype=torch.float32)
+    first = torch.empty(rows, dtype=torch.bool)
+    _cpu.token_scores(
+        logits.data_ptr(), _DTYPES[logits.dtype], logits.stride(0),
+        targets.data_ptr(), rows, vocab,
+        logprobs.data_ptr(), first.data_ptr(), int(slopes),
+    )  # fmt: skip
+    return logprobs, first

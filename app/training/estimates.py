@@ -6,7 +6,7 @@ from app.training.spec import FineTuneSpec, Plan
 from app.transformer.config import ModelConfig
 
 # Tokens that go through the model together: enough for full speed, few enough for little memory.
-MICRO_TOKENS = 2048
+MICRO_TOKENS = 1024
 # Floating-point operations per second; of one machine of two cores, and only an order of magnitude.
 _RATE = 2e11
 _LOGIT_ROWS = 256

@@ -96,13 +96,8 @@ class _Run:
         """One update. Raises TrainingError for a loss that is no finite number."""
         weight = self._weight(examples)
         score = self._score(examples, lambda loss: (loss / weight).backward())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), _CLIP))
-        if not (math.isfinite(score.loss) and math.isfinite(norm)):
-            raise TrainingError(
-                "the loss is not a finite number any more: lower learning_rate or "
-                "learning_rate_multiplier",
-                code="non_finite_loss",
-            )
+        norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), _CLIP)
+        _require_finite(score.loss, float(norm))
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -110,7 +105,10 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> _Score:
-        return self._score(self.data.validation, lambda loss: None)
+        """Raises TrainingError too: what has become of the weights is not to be saved."""
+        score = self._score(self.data.validation, lambda loss: None)
+        _require_finite(score.loss)
+        return score
 
     def _score(self, examples: list[Example], each: Callable[[Tensor], None]) -> _Score:
         """Mean over all examples, which go through the model a few at a time."""
@@ -156,6 +154,15 @@ class _Run:
             trained_tokens=progress.trained_tokens,
             base_valid_loss=progress.base_valid_loss or 0.0,
             valid_loss=progress.valid_loss,
+        )
+
+
+def _require_finite(*values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise TrainingError(
+            "the loss is not a finite number any more: lower learning_rate or "
+            "learning_rate_multiplier",
+            code="non_finite_loss",
         )
 
 

@@ -84,14 +84,15 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
         if training.usable(device, dtype):
             native.start(spec.threads)
-            _use(model, training)
+            use_operations(model, training)
     if recompute:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)
     return Trainee(model, adapter, spec.model, device, dtype)
 
 
-def _use(model: Transformer, operations: Operations) -> None:
+def use_operations(model: Transformer, operations: Operations) -> None:
+    """Let a loaded model compute with other operations than it was made with."""
     for module in model.modules():
         if hasattr(module, "operations"):
             module.operations = operations  # type: ignore[assignment]

@@ -117,7 +117,7 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
     """
     model.requires_grad_(False)
     for path, layer in _linears(model):
-        named = _named_parts(path, model)
+        named = named_parts(path, model)
         if all(name.rpartition(".")[2] not in config.target_modules for name in named):
             continue
         parts, start = [], 0
@@ -140,7 +140,7 @@ def factors(model: Transformer, config: AdapterConfig) -> dict[str, tuple[Tensor
         if isinstance(layer, LoRALinear):
             names = [
                 name
-                for name in _named_parts(path, model)
+                for name in named_parts(path, model)
                 if name.rpartition(".")[2] in config.target_modules
             ]
             found |= dict(zip(names, zip(layer.a, layer.b, strict=True), strict=True))
@@ -161,20 +161,21 @@ def set_factors(
 def disabled(model: Transformer) -> Iterator[None]:
     """The base model alone."""
     layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
+    before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enabled = True
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
 
 
 def _linears(model: Transformer) -> list[tuple[str, Dense | Int8 | Int4]]:
     return [(n, m) for n, m in model.model.named_modules() if isinstance(m, Dense | Int8 | Int4)]
 
 
-def _named_parts(path: str, model: Transformer) -> dict[str, int]:
+def named_parts(path: str, model: Transformer) -> dict[str, int]:
     """Rows of the unfused matrices that make up the layer at `path`, by module path."""
     parent, _, leaf = path.rpartition(".")
     shapes = linear_shapes(model.config)
