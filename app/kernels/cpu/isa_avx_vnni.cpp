@@ -20,13 +20,15 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "training.inc"
 #include "sampling.inc"
 #include "linear.inc"
 #include "tiles.inc"
 #include "linear_avx2.inc"
 
 constexpr Kernels kKernels{"avx_vnni", prepare, linear_avx2, shrink, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend, draw, greatest};
+                           silu_and_mul, embed, rotary, store, attend, draw, greatest,
+                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score};
 
 }  // namespace
 
