@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint bench asan format clean
+.PHONY: help install serve test docs-check lint bench asan format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ serve: install  ## serve the built-in model on http://127.0.0.1:8000
 
 test: install  ## run the test suite with a coverage report
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+docs-check: install  ## run every command in README and docs that can be run
+	$(BIN)/python -m pytest tests/docs $(ARGS)
 
 lint: install  ## ruff (lint and format) and mypy, changing nothing
 	$(BIN)/ruff check .

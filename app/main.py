@@ -116,6 +116,9 @@ def _application(
         title="Hagane",
         version=__version__,
         lifespan=lifespan,
+        # These pages would load scripts from elsewhere; /openapi.json stays.
+        docs_url=None,
+        redoc_url=None,
         # One span per request; `app.api.timeline` puts the phases of generation below it.
         telemetry={
             "operation_spans": False,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ByteSize, Field, SecretStr
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -47,7 +47,10 @@ class Settings(BaseSettings):
         "auto", description="dtype of computation; auto: the model's own"
     )
     quantize: Literal["none", "int8", "int4"] = Field("none", description="quantize weights")
-    group_size: Literal[32, 64, 128] = Field(64, description="inputs per int4 scale")
+    # Flags and variables are text, which a literal number would not be equal to.
+    group_size: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = Field(
+        64, description="inputs per int4 scale"
+    )
     context_length: int | None = Field(None, ge=1, description="tokens; default: the model's")
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         "auto",
