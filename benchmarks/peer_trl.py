@@ -1,0 +1,77 @@
+"""DPO's loss here and in TRL, on one batch below one adapter.
+
+Usage: python benchmarks/peer_trl.py   (in an environment with trl, peft and Hagane; prints both)
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from app.training.examples import read
+from app.training.objective import dpo_loss
+from app.training.spec import FineTuneSpec
+from app.transformer.adapter import save_adapter
+from app.transformer.adapter_config import TARGETS, AdapterConfig
+from app.transformer.config import ModelConfig
+from app.transformer.lora import attach, factors
+from app.transformer.store import resolve_model
+from app.transformer.weights import load_model
+
+BETA = 0.3
+PAIRS = [
+    {"prompt": "The cat sat on", "chosen": " the mat.", "rejected": " a dog, and slept."},
+    {"prompt": "Once upon a time", "chosen": " there was a king.", "rejected": " no."},
+]
+
+
+def main() -> None:
+    directory = resolve_model("hagane-mini")
+    model, _ = load_model(directory, device="cpu", dtype=torch.float32, quantization=None)
+    config = AdapterConfig(rank=4, alpha=8.0)
+    attach(model, config, torch.Generator().manual_seed(0))
+    for _, b in factors(model, config).values():
+        torch.nn.init.normal_(b, 0.0, 0.05)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+        save_adapter(folder / "adapter", config, factors(model, config))
+        spec = FineTuneSpec(model=directory, training_file=folder / "pairs.jsonl", method="dpo")
+        _, examples = read(spec.training_file, spec, ModelConfig.load(directory))
+        ours = dpo_loss(model, examples, BETA).total.item() / len(examples)
+        theirs = trl_loss(directory, folder)
+    print(f"Hagane {ours:.6f}, TRL {theirs:.6f}, difference {abs(ours - theirs):.1e}")
+
+
+def trl_loss(directory: Path, folder: Path) -> float:
+    base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    arguments = DPOConfig(
+        output_dir=str(folder / "trl"), beta=BETA, per_device_train_batch_size=len(PAIRS),
+        use_cpu=True, bf16=False, report_to=[], gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = DPOTrainer(
+        model=base,
+        args=arguments,
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=AutoTokenizer.from_pretrained(directory),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS)),
+    )
+    # Only now: the reference is what the model was before, as a job's is.
+    set_peft_model_state_dict(
+        trainer.model, load_file(folder / "adapter" / "adapter_model.safetensors")
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        return float(trainer.compute_loss(trainer.model, batch))
+
+
+if __name__ == "__main__":
+    main()
