@@ -127,6 +127,8 @@ def finetune(arguments: list[str]) -> int:
     file = given.pop("file")
     output = given.pop("output", Path(f"{file.stem}-adapter"))
     given["model"] = resolve_model(given["model"])
+    if "validation_file" in given:
+        given["validation_file"] = given["validation_file"].resolve()
     spec = FineTuneSpec(training_file=file.resolve(), **given)
     output.mkdir(parents=True, exist_ok=True)
     with Console(output) as console:

@@ -10,7 +10,7 @@ import torch
 
 from app.errors import TrainingError
 from app.files import commit, write_text
-from app.training.examples import Example
+from app.training.examples import Data, Example
 from app.training.spec import FineTuneSpec
 from app.training.trainee import Trainee
 
@@ -33,13 +33,13 @@ class Progress:
 
 
 class StateFile:
-    """The last checkpoint of the run in `directory`, one whose spec is `spec`."""
+    """The last checkpoint of the run in `directory`: of `spec`, on the examples of `data`."""
 
-    def __init__(self, directory: Path, spec: FineTuneSpec) -> None:
+    def __init__(self, directory: Path, spec: FineTuneSpec, data: Data) -> None:
         """Raises TrainingError if the directory holds a run that was asked for differently."""
         self._path = directory / _STATE
         directory.mkdir(parents=True, exist_ok=True)
-        asked = json.loads(spec.model_dump_json())
+        asked = json.loads(spec.model_dump_json()) | {"examples": data.digest}
         stored = directory / _SPEC
         if not stored.is_file():
             write_text(stored, json.dumps(asked, indent=2) + "\n")
@@ -47,7 +47,7 @@ class StateFile:
         before = json.loads(stored.read_text(encoding="utf-8"))
         if changed := [key for key in asked if asked[key] != before.get(key)]:
             raise TrainingError(
-                f"{directory.parent} holds a run with another {changed[0]} "
+                f"{directory.parent} holds a run with other {changed[0]} "
                 f"({before.get(changed[0])!r}): name a new directory, or delete this one",
                 code="invalid_model",
             )

@@ -78,6 +78,14 @@ class Data:
     training: list[Example]
     validation: list[Example]
 
+    @property
+    def digest(self) -> str:
+        """A hash of all examples in their order, hexadecimal."""
+        digest = blake2b(digest_size=16)
+        for example in (*self.training, *self.validation):
+            digest.update(example.digest)
+        return digest.hexdigest()
+
 
 def context_length(spec_length: int | None, config: ModelConfig) -> int:
     """The length at which examples are cut, in tokens."""

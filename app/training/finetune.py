@@ -39,7 +39,7 @@ def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
     """
     with _explained():
         run = _Run.prepare(spec, directory)
-        state = StateFile(directory / "state", spec)
+        state = StateFile(directory / "state", spec, run.data)
         progress = state.load(run.trainee, run.optimizer)
         if progress.base_valid_loss is None:
             progress.base_valid_loss = run.base_loss()

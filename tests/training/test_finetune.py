@@ -157,5 +157,9 @@ def test_a_directory_of_another_run_is_not_gone_on_with(spec, tmp_path):
     with pytest.raises(TrainingInterrupted):
         finetune(spec, tmp_path / "run", Recorder(stop_after=1))
     other = spec.model_copy(update={"seed": 1})
-    with pytest.raises(TrainingError, match="another seed"):
+    with pytest.raises(TrainingError, match="other seed"):
         finetune(other, tmp_path / "run", Recorder())
+    with spec.training_file.open("a") as file:
+        file.write("\n" + json.dumps(conversation("One more?", SKY)))
+    with pytest.raises(TrainingError, match="other examples"):
+        finetune(spec, tmp_path / "run", Recorder())
