@@ -1,6 +1,7 @@
-# docker build -t hagane .                                for the CPU
-# docker build -t hagane:cuda --build-arg DEVICE=cu130 .  for NVIDIA GPUs: a CUDA build of torch
+# docker build -t hagane:cpu .                           for the CPU
+# docker build -t hagane:cuda --build-arg DEVICE=cuda .  for NVIDIA GPUs
 ARG PYTHON=python:3.11-slim-bookworm
+ARG DEVICE=cpu
 
 FROM ${PYTHON} AS builder
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -18,10 +19,12 @@ ENV PATH=/opt/hagane/bin:$PATH \
 WORKDIR /src
 
 # What changes least comes first: torch, the other libraries, Hagane itself.
-ARG DEVICE=cpu
-ARG TORCH_INDEX=https://download.pytorch.org/whl/${DEVICE}
+ARG DEVICE
+ARG TORCH_INDEX
 COPY constraints.txt pyproject.toml ./
-RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" torch
+RUN build=$(if [ "${DEVICE}" = cuda ]; then echo cu130; else echo cpu; fi) \
+    && index=https://download.pytorch.org/whl/${build} \
+    && pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX:-$index}" torch
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' \
     > requirements.txt \
@@ -43,7 +46,18 @@ RUN python -c 'from app.kernels import native; assert native.available(), "kerne
     && python -m compileall -q -j 0 -x torch/testing lib \
     && install -d -o 10001 -g 10001 /volumes/data /volumes/models
 
-FROM ${PYTHON}
+FROM ${PYTHON} AS runtime-cpu
+
+# Triton compiles the kernels for the GPU that it finds, and C code to launch them.
+FROM ${PYTHON} AS runtime-cuda
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+# A stage of this file, whose base is the one above.
+# hadolint ignore=DL3006
+FROM runtime-${DEVICE}
 LABEL org.opencontainers.image.title="Hagane" \
       org.opencontainers.image.description="One server for a language model's whole life" \
       org.opencontainers.image.licenses="Apache-2.0"
@@ -62,6 +76,7 @@ ENV PATH=/opt/hagane/bin:$PATH \
     HAGANE_DATA_DIR=/data \
     HAGANE_SHUTDOWN_GRACE=25 \
     HF_HOME=/data/hub \
+    TRITON_CACHE_DIR=/data/triton \
     HOME=/tmp
 
 USER 10001:10001

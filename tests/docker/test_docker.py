@@ -43,6 +43,17 @@ def seconds(text: str) -> int:
     return int(text.removesuffix("s"))
 
 
+def test_only_the_image_for_gpus_has_a_compiler():
+    assert final("FROM") == "runtime-${DEVICE}"
+    names = [arguments for name, arguments in DOCKERFILE if name == "FROM"]
+    assert names == [
+        "${PYTHON} AS builder", "${PYTHON} AS runtime-cpu", "${PYTHON} AS runtime-cuda",
+        "runtime-${DEVICE}",
+    ]  # fmt: skip
+    start = DOCKERFILE.index(("FROM", "${PYTHON} AS runtime-cpu"))
+    assert DOCKERFILE[start + 1][0] == "FROM"
+
+
 def test_the_final_stage_runs_nothing_and_is_nobody():
     assert not [name for name, _ in FINAL if name in ("RUN", "ADD", "SHELL")]
     assert final("USER").split(":")[0] not in ("0", "root")
