@@ -104,6 +104,26 @@ def finetune(arguments: list[str]) -> int:
     from app.training.spec import FineTuneSpec
     from app.transformer.store import resolve_model
 
+    parser = _finetune_parser()
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    file = given.pop("file")
+    output = given.pop("output", Path(f"{file.stem}-adapter"))
+    given["model"] = resolve_model(given["model"])
+    if "validation_file" in given:
+        given["validation_file"] = given["validation_file"].resolve()
+    spec = FineTuneSpec(training_file=file.resolve(), **given)
+    output.mkdir(parents=True, exist_ok=True)
+    with Console(output) as console:
+        result = run(spec, output, console)
+    print(
+        f"{result.directory}: validation loss {result.valid_loss:.4f}, "
+        f"the base's {result.base_valid_loss:.4f}"
+    )
+    return 0
+
+
+def _finetune_parser() -> argparse.ArgumentParser:
+    """Options are named as FineTuneSpec's fields; what is not given keeps the field's default."""
     parser = argparse.ArgumentParser("hagane finetune", description=finetune.__doc__)
     parser.add_argument("file", type=Path, help="JSON Lines: messages, prompt/completion or text")
     parser.add_argument("--model", required=True, help="model directory, store name or hub id")
@@ -123,21 +143,7 @@ def finetune(arguments: list[str]) -> int:
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int)
-    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
-    file = given.pop("file")
-    output = given.pop("output", Path(f"{file.stem}-adapter"))
-    given["model"] = resolve_model(given["model"])
-    if "validation_file" in given:
-        given["validation_file"] = given["validation_file"].resolve()
-    spec = FineTuneSpec(training_file=file.resolve(), **given)
-    output.mkdir(parents=True, exist_ok=True)
-    with Console(output) as console:
-        result = run(spec, output, console)
-    print(
-        f"{result.directory}: validation loss {result.valid_loss:.4f}, "
-        f"the base's {result.base_valid_loss:.4f}"
-    )
-    return 0
+    return parser
 
 
 def merge(arguments: list[str]) -> int:
