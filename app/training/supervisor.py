@@ -104,9 +104,11 @@ class Supervisor:
     async def _watch(self, worker: asyncio.subprocess.Process, job: Job) -> int:
         """Wait for the worker's end, which comes at once for cancelled jobs."""
         ended = asyncio.ensure_future(worker.wait())
+        started = time.time()
         while not (await asyncio.wait((ended,), timeout=_POLL_SECONDS))[0]:
             now = self._store.jobs.get(job.id)
-            silent = time.time() - (now.heartbeat_at or time.time())
+            # The last sign of life may be an earlier worker's, from before the server was off.
+            silent = time.time() - max(now.heartbeat_at or started, started)
             if now.status == "cancelled" or silent > _SILENCE_SECONDS:
                 await _kill(worker)
         return ended.result()

@@ -83,6 +83,21 @@ async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):
     assert store.jobs.get(gone.id).error["code"] == "invalid_model"
 
 
+async def test_an_old_sign_of_life_is_not_held_against_a_new_worker(
+    store, tiny_model_dir, tmp_path
+):
+    job = add(store, tiny_model_dir, tmp_path / "none", "running")
+    store.jobs.record(job.id, heartbeat_at=1.0)
+    supervisor = Supervisor(store)
+    supervisor.start()
+    try:
+        while not (job := store.jobs.get(job.id)).finished:
+            await asyncio.sleep(0.05)
+    finally:
+        await supervisor.stop(grace=1)
+    assert (job.deaths, job.error["code"]) == (0, "invalid_file")
+
+
 async def test_stopping_leaves_the_job_in_the_queue_and_no_process(store, tiny_model_dir, tmp_path):
     job = add(store, tiny_model_dir, tmp_path / "none", "queued")
     supervisor = Supervisor(store)
