@@ -60,6 +60,19 @@ def answers(text: str) -> dict[str, Any]:
         job("3", "failed", text, error={"code": "x", "message": text, "param": None}),
         job("4", "queued", text, training_file=text),
     ]
+    pretraining = {
+        "id": "ftjob-5",
+        "object": "pretraining.job",
+        "created_at": 1_760_000_000,
+        "finished_at": 1_760_000_900,
+        "name": text,
+        "status": "succeeded",
+        "config": {"steps": STEPS, "batch_rows": 8, "seed": 3},
+        "trained_tokens": 491_520,
+        "error": None,
+        "progress": progress,
+        "result": {"directory": f"/models/{text}", "bits_per_byte": {text: 1.42}},
+    }
     checkpoint = {
         "id": "ftckpt_1",
         "step_number": 80,
@@ -94,6 +107,8 @@ def answers(text: str) -> dict[str, Any]:
     listed = {
         "/v1/fine_tuning/jobs": jobs,
         "/v1/fine_tuning/jobs/ftjob-1/checkpoints": [checkpoint],
+        "/v1/fine_tuning/jobs/ftjob-5/checkpoints": [],
+        "/admin/pretraining/jobs": [pretraining],
         "/v1/files": [file],
         "/admin/adapters": [adapter, {**adapter, "name": f"{text}-2", "promoted": False}],
         "/admin/aliases": [alias],
@@ -102,6 +117,7 @@ def answers(text: str) -> dict[str, Any]:
     return {
         **{path: {"data": data, "has_more": False} for path, data in listed.items()},
         **{f"/v1/fine_tuning/jobs/{one['id']}": one for one in jobs},
+        "/v1/fine_tuning/jobs/ftjob-5": pretraining,
         "/admin/status": status,
         "/v1/files/file-1/report": {"training": report, "validation": None, "plan": None},
     }
@@ -123,4 +139,4 @@ def pretend(page: Page, text: str) -> None:
             route.fallback()
 
     page.route("**/v1/**", answer)
-    page.route("**/admin/*", answer)
+    page.route("**/admin/**", answer)

@@ -38,6 +38,18 @@ def test_hostile_names_run_nothing(page):
     assert page.evaluate("'hacked' in window") is False
 
 
+def test_pretraining_jobs_are_shown_as_well(page):
+    pretend(page, "stories")
+    sign_in(page)
+    go(page, "jobs")
+    page.click("#pretraining-list a:has-text('stories')")
+    page.wait_for_selector("#job-title:has-text('stories')")
+    facts = page.inner_text("#job-facts")
+    assert "491,520" in facts
+    assert "Held-out bits per byte: stories\n1.42" in facts
+    page.wait_for_selector("#chart-loss .line")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_language_and_theme_are_shared_with_the_chat_page(page, server, theme):
     pretend(page, "polite")

@@ -6,7 +6,8 @@ import { number } from "./list.js";
 
 const HEIGHT = 220;
 const MARGIN = { top: 12, right: 12, bottom: 26, left: 52 };
-const SMOOTHING = 0.9;
+/** A smoothed line follows this part of a series' points: short ones hardly, long ones calmly. */
+const SMOOTHED = 1 / 40;
 /** More points than this are drawn without dots, and smoothed if the series wants that. */
 const FEW = 24;
 const ROWS = 50;
@@ -44,11 +45,12 @@ export function ticks(low, high, count) {
  * @returns {Points}
  */
 export function smoothed(points) {
+  const keep = 1 - 1 / Math.max(1, points.length * SMOOTHED);
   let sum = 0;
   let weight = 0;
   return points.map(([x, y]) => {
-    sum = SMOOTHING * sum + (1 - SMOOTHING) * y;
-    weight = SMOOTHING * weight + (1 - SMOOTHING);
+    sum = keep * sum + (1 - keep) * y;
+    weight = keep * weight + (1 - keep);
     return [x, sum / weight];
   });
 }

@@ -1,11 +1,11 @@
-/** One fine-tuning job, as it runs. */
+/** One job, as it runs. */
 
 import { ask } from "../shared/dialogs.js";
 import { button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { LineChart } from "./chart.js";
 import { followEvents, listAll, pathOf, request } from "./client.js";
-import { badge, progressBar } from "./jobs.js";
+import { badge, inCommon, progressBar } from "./jobs.js";
 import { chatLink, moment, number, showFacts, showList } from "./list.js";
 import { announce, attempt, poll } from "./notice.js";
 
@@ -31,7 +31,7 @@ export function openJob(id) {
   const chart = new LineChart($("chart-loss"), { xName: () => t("steps"), table: true });
   clear();
   const stop = poll(SECONDS, async () => {
-    const job = await request(pathOf(JOBS, id));
+    const job = inCommon(await request(pathOf(JOBS, id)));
     const checkpoints = await listAll(`${pathOf(JOBS, id)}/checkpoints`);
     show(job, checkpoints);
     if (job.finished_at) stop();
@@ -56,14 +56,22 @@ async function follow(id, chart, signal) {
   for await (const event of followEvents(id, signal)) {
     if (signal.aborted) return;
     if (event.type === "metrics") {
-      const { step, train_loss: train, valid_loss: valid } = event.data;
-      if (Number.isFinite(train)) series[0].points.push([step, train]);
-      if (Number.isFinite(valid)) series[1].points.push([step, valid]);
+      take(event.data, series);
       chart.show(series);
     } else {
       log(event);
     }
   }
+}
+
+/** Pretraining is judged by the bits that a byte of held-out text costs, on average of all texts. */
+function take({ step, train_loss: train, loss = train, valid_loss: valid, bits_per_byte: bits }, series) {
+  if (Number.isFinite(loss)) series[0].points.push([step, loss]);
+  if (Number.isFinite(valid)) series[1].points.push([step, valid]);
+  if (!bits) return;
+  const costs = Object.values(bits);
+  series[1].name = t("bitsPerByte");
+  series[1].points.push([step, costs.reduce((sum, one) => sum + one, 0) / costs.length]);
 }
 
 function log(event) {
@@ -99,7 +107,7 @@ function head(job) {
 async function change(job, word) {
   if (word === "cancelJob" && (await ask(t("cancelLabel", { id: job.id }))) === null) return;
   await attempt(async () => {
-    const changed = await request(pathOf(JOBS, job.id, ROUTES[word]), { method: "POST" });
+    const changed = inCommon(await request(pathOf(JOBS, job.id, ROUTES[word]), { method: "POST" }));
     announce(t("changed"));
     showFacts($("job-facts"), facts(changed));
     showList($("job-head"), [changed], ({ id }) => id, head);
@@ -128,13 +136,17 @@ function facts(job) {
     [t("rateMultiplier"), used.learning_rate_multiplier],
     [t("beta"), used.beta],
     [t("rank"), extra.rank],
-    [t("learningRate"), extra.plan?.learning_rate.toPrecision(3)],
+    [t("learningRate"), extra.plan?.learning_rate?.toPrecision(3)],
     [t("seed"), String(job.seed)],
     [t("created"), moment(job.created_at)],
     [t("finished"), job.finished_at ? moment(job.finished_at) : null],
     [t("trainedTokens"), job.trained_tokens],
     [t("baseLoss"), extra.result?.base_valid_loss],
     [t("tunedLoss"), extra.result?.valid_loss],
+    [t("directory"), extra.result?.directory],
+    ...Object.entries(extra.result?.bits_per_byte ?? {}).map(([name, bits]) => [
+      `${t("bitsPerByte")}: ${name}`, bits,
+    ]),
   ];
 }
 

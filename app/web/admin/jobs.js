@@ -1,4 +1,4 @@
-/** The list of fine-tuning jobs. */
+/** The lists of jobs: fine-tuning and pretraining. */
 
 import { classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
@@ -7,6 +7,7 @@ import { prepareCreation } from "./create.js";
 import { chatLink, duration, moment, number, showList } from "./list.js";
 import { poll } from "./notice.js";
 
+const $ = (id) => document.getElementById(id);
 const SECONDS = 3;
 const STATUS = {
   validating_files: "validating",
@@ -25,9 +26,30 @@ const STATUS = {
 export function openJobs(file) {
   prepareCreation(file);
   return poll(SECONDS, async () => {
-    const { data } = await request("v1/fine_tuning/jobs?limit=100");
-    showList(document.getElementById("job-list"), data, ({ id }) => id, row);
+    const [tuning, pretraining] = await Promise.all(
+      ["v1/fine_tuning/jobs", "admin/pretraining/jobs"].map((path) => request(`${path}?limit=100`)),
+    );
+    showList($("job-list"), tuning.data, ({ id }) => id, row);
+    showList($("pretraining-list"), pretraining.data.map(inCommon), ({ id }) => id, row);
   });
+}
+
+/**
+ * A job as one of fine-tuning: one of pretraining has a name, and a configuration of its own.
+ * @param {object} job
+ * @returns {object}
+ */
+export function inCommon(job) {
+  if (job.object !== "pretraining.job") return job;
+  const { name, config, progress, result } = job;
+  return {
+    ...job,
+    model: name,
+    method: { type: t("pretraining") },
+    hyperparameters: { batch_size: config.batch_rows },
+    seed: config.seed,
+    extra: { adapter: name, plan: { steps: config.steps }, progress, result },
+  };
 }
 
 function row(job) {
