@@ -9,7 +9,8 @@ import socket
 import httpx
 import openai
 import pytest
-from conftest import start_server, stop_server
+
+from tests.conftest import start_server, stop_server
 
 LINE = json.dumps({"messages": [{"role": "user", "content": "Hi"},
                                 {"role": "assistant", "content": "今日は"}]}) + "\n"  # fmt: skip

@@ -11,7 +11,8 @@ import httpx
 import openai
 import psutil
 import pytest
-from conftest import ADMIN_KEY, Server, start_server, stop_server
+
+from tests.conftest import ADMIN_KEY, Server, start_server, stop_server
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
 

@@ -8,12 +8,12 @@ import threading
 import httpx
 import openai
 import pytest
-from conftest import start_server, stop_server
 from prometheus_client import CollectorRegistry
 
 from app.api.limits import Account, Bucket, Usage
 from app.errors import RateLimitError
 from app.settings import Settings
+from tests.conftest import start_server, stop_server
 
 
 class Clock:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import psutil
-from conftest import ADMIN_KEY
 
 from app.transformer.config import ModelConfig
+from tests.conftest import ADMIN_KEY
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
 CONFIG = {

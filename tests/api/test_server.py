@@ -14,10 +14,10 @@ import httpx
 import openai
 import pytest
 import torch
-from conftest import start_server, stop_server
 from transformers import AutoModelForCausalLM
 
 from app.kernels import native
+from tests.conftest import start_server, stop_server
 
 MESSAGES = [{"role": "user", "content": "Once upon a time 今日は"}]
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import start_server, stop_server
 
 from app.settings import PREFIX, Settings
 from app.transformer.store import BUILTIN_MODELS
+from tests.conftest import start_server, stop_server
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]
