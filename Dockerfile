@@ -1,5 +1,8 @@
-# docker build -t hagane:cpu .                           for the CPU
-# docker build -t hagane:cuda --build-arg DEVICE=cuda .  for NVIDIA GPUs
+# docker build -t hagane:cpu --build-arg TORCH_INDEX=URL .                           for the CPU
+# docker build -t hagane:cuda --build-arg DEVICE=cuda --build-arg TORCH_INDEX=URL .  for NVIDIA GPUs
+#
+# TORCH_INDEX is the index of torch's builds for the device, which pytorch.org names under "Get
+# started". Where pip's own index holds the build that is wanted it may be left out.
 ARG PYTHON=python:3.11-slim-bookworm
 ARG DEVICE=cpu
 
@@ -22,9 +25,10 @@ WORKDIR /src
 ARG DEVICE
 ARG TORCH_INDEX
 COPY constraints.txt pyproject.toml ./
-RUN build=$(if [ "${DEVICE}" = cuda ]; then echo cu130; else echo cpu; fi) \
-    && index=https://download.pytorch.org/whl/${build} \
-    && pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX:-$index}" torch
+RUN PIP_EXTRA_INDEX_URL=${TORCH_INDEX} pip install --constraint constraints.txt torch \
+    && python -c 'import sys, torch; build = "cuda" if torch.version.cuda else "cpu"; \
+build == sys.argv[1] or sys.exit(f"torch is a {build} build: set TORCH_INDEX to an index of {sys.argv[1]} builds")' \
+    "${DEVICE}"
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' \
     > requirements.txt \
