@@ -76,11 +76,12 @@ def measure(model: Path, plan: dict) -> dict:
     }
 
 
-def ceiling() -> float:
-    """FLOP/s of torch's bfloat16 product at a layer's largest shape, the best of ten."""
+def ceiling(threads: int) -> float:
+    """FLOP/s of torch's bfloat16 product at a layer's largest shape, the best of forty."""
+    torch.set_num_threads(threads)
     x, w = (torch.randn(n, 1024).bfloat16() for n in (2048, 6144))
     best = 0.0
-    for _ in range(10):
+    for _ in range(40):
         begin = time.monotonic()
         torch.mm(x, w.t())
         best = max(best, 2 * 2048 * 6144 * 1024 / (time.monotonic() - begin))
@@ -131,7 +132,7 @@ def main() -> None:
     results: dict[str, list[dict]] = {name: [] for name in commands}
     ceilings = []
     for _ in range(options.rounds):
-        ceilings.append(ceiling())
+        ceilings.append(ceiling(options.threads))
         for name, command in commands.items():
             results[name].append(run(command))
             print(f"{name}: {results[name][-1]}", file=sys.stderr, flush=True)
