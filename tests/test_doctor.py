@@ -6,11 +6,11 @@ import json
 import socket
 
 import pytest
-from test_cli import hagane
 
 from app import doctor
 from app.kernels import native
 from app.settings import Settings
+from tests.test_cli import hagane
 
 
 def examine(**settings) -> dict[str, list[doctor.Finding]]:

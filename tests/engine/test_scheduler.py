@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from scheduling import drain, make, request, shape, step
 
 from app.engine.scheduler import Sampled, Scheduler
 from app.engine.sequence import PRIORITY_SECONDS
 from app.errors import ConfigurationError, ContextLengthError, InvalidRequestError, QueueFullError
+from tests.engine.scheduling import drain, make, request, shape, step
 
 
 class TestBudget:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from scheduling import drain, make, request, shape, step
+
+from tests.engine.scheduling import drain, make, request, shape, step
 
 
 class TestContinuations:
