@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,21 +20,30 @@ _STATE, _SPEC = "checkpoint.pt", "spec.json"
 
 @dataclass
 class Progress:
-    """How far a run is. The position in the data and all randomness follow from seed and step."""
+    """How far a run is. The position in the data and all randomness follow from seed and step.
+
+    `valid_loss` is the least so far, that of the checkpoint after `best_step` steps.
+    """
 
     step: int = 0
     trained_tokens: int = 0
     base_valid_loss: float | None = None
-    valid_loss: float = 0.0
+    valid_loss: float = math.inf
+    best_step: int = 0
 
     def advance(self, examples: list[Example]) -> None:
         """One more step, which learnt from `examples`."""
         self.step += 1
         self.trained_tokens += sum(map(len, examples))
 
+    def score(self, valid_loss: float) -> None:
+        """The validation loss of the checkpoint at this step."""
+        if valid_loss < self.valid_loss:
+            self.valid_loss, self.best_step = valid_loss, self.step
+
 
 class StateFile:
-    """The last checkpoint of the run in `directory`: of `spec`, on the examples of `data`."""
+    """What the run can go on from in `directory`: of `spec`, on the examples of `data`."""
 
     def __init__(self, directory: Path, spec: FineTuneSpec, data: Data) -> None:
         """Raises TrainingError if the directory holds a run that was asked for differently."""

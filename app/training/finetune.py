@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app.errors import ModelError, TrainingError, TrainingInterrupted
+from app.files import commit
 from app.training.batches import batch, micro_batches
 from app.training.checkpoint import Progress, StateFile
 from app.training.examples import Data, Example, load
@@ -27,15 +29,18 @@ from app.transformer.adapter_config import adapter_digest
 from app.transformer.lora import disabled
 
 _CLIP = 1.0
+# What a crash between two checkpoints may cost.
+_SAVE_SECONDS = 60.0
 _OBJECTIVES = {"supervised": supervised_loss, "dpo": dpo_loss}
 
 
 def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
     """Run, or go on with, the training that `spec` describes, in a directory of its own.
 
-    `directory` gets state/ (the last checkpoint, from which a later call goes on bit for bit),
-    checkpoints/step-N/ and at the end adapter/ (model/ when `full`). Raises TrainingError saying
-    why it cannot go on, and TrainingInterrupted when the listener asked for an end.
+    `directory` gets state/ (from which a later call goes on bit for bit), checkpoints/step-N/ and
+    at the end adapter/ (model/ when `full`): the checkpoint of least validation loss. Raises
+    TrainingError saying why it cannot go on, and TrainingInterrupted when the listener asked for an
+    end.
     """
     with _explained():
         run = _Run.prepare(spec, directory)
@@ -43,7 +48,7 @@ def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
         progress = state.load(run.trainee, run.optimizer)
         if progress.base_valid_loss is None:
             progress.base_valid_loss = run.base_loss()
-        meter = _Meter(run.plan, progress)
+        meter, saved = _Meter(run.plan, progress), time.monotonic()
         for step in range(progress.step, run.plan.steps):
             examples = batch(run.data.training, run.plan, spec.seed, step)
             train = run.learn(examples, run.plan.rate(step))
@@ -53,12 +58,13 @@ def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
             listener.progress(meter.report(progress, train, valid))
             stopping = listener.interrupted() and progress.step < run.plan.steps
             if valid is not None:
-                progress.valid_loss = valid.loss
                 run.trainee.save(run.checkpoint_directory(progress.step))
+                progress.score(valid.loss)
                 # Before the state says so: a crash in between tells it twice rather than never.
                 listener.checkpoint(run.checkpoint_report(progress.step, train, valid))
-            if saving or stopping:
+            if saving or stopping or time.monotonic() > saved + _SAVE_SECONDS:
                 state.save(run.trainee, run.optimizer, progress)
+                saved = time.monotonic()
             if stopping:
                 raise TrainingInterrupted(f"stopped after step {progress.step}, as asked")
         return run.finish(progress)
@@ -147,10 +153,15 @@ class _Run:
 
     def finish(self, progress: Progress) -> Result:
         final = self.directory / ("model" if self.spec.full else "adapter")
-        self.trainee.save(final)
+        final.mkdir(exist_ok=True)
+        for file in sorted(self.checkpoint_directory(progress.best_step).iterdir()):
+            partial = final / f".{file.name}.partial"
+            shutil.copyfile(file, partial)
+            commit(partial, final / file.name)
         return Result(
             directory=final,
             digest=None if self.spec.full else adapter_digest(final),
+            step=progress.best_step,
             trained_tokens=progress.trained_tokens,
             base_valid_loss=progress.base_valid_loss or 0.0,
             valid_loss=progress.valid_loss,

@@ -42,11 +42,13 @@ class CheckpointReport:
 class Result:
     """What came of a run, and the two figures to judge it by: the base's loss and the new one's.
 
-    `digest` is the adapter's, or None when every weight was trained.
+    `digest` is the adapter's, or None when every weight was trained. `step` is that of the
+    checkpoint kept, the one of least validation loss.
     """
 
     directory: Path
     digest: str | None
+    step: int
     trained_tokens: int
     base_valid_loss: float
     valid_loss: float

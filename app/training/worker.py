@@ -155,12 +155,14 @@ def _succeed(store: Store, job: Job, result: Result) -> None:
         "directory": str(result.directory),
         "digest": result.digest,
         "promoted": promoted,
+        "step": result.step,
         "base_valid_loss": result.base_valid_loss,
         "valid_loss": result.valid_loss,
         "files": [write_results(store, job).id],
     }
     judged = (
-        f"validation loss {result.valid_loss:.4f}, the base model's {result.base_valid_loss:.4f}"
+        f"the checkpoint at step {result.step}: validation loss {result.valid_loss:.4f}, the base "
+        f"model's {result.base_valid_loss:.4f}"
     )
     if promoted:
         event = Event(f"New fine-tuned model created: {job.model_name} ({judged})", data=outcome)

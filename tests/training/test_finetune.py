@@ -66,11 +66,27 @@ def test_a_run_learns_and_says_how_it_went(spec, tmp_path):
     assert result.valid_loss < 0.5 * result.base_valid_loss
     assert [report.step for report in listener.steps] == list(range(1, 20))
     assert [report.step for report in listener.checkpoints] == [5, 10, 15, 19]
-    assert listener.steps[-1].valid_loss == result.valid_loss
     assert listener.steps[-1].trained_tokens == result.trained_tokens
     assert result.directory == tmp_path / "run" / "adapter"
-    last = tmp_path / "run" / "checkpoints" / "step-19" / "adapter_model.safetensors"
-    assert last.read_bytes() == (result.directory / "adapter_model.safetensors").read_bytes()
+    assert_best_is_kept(result, listener)
+
+
+def test_a_run_that_overfits_ends_with_its_best_checkpoint(spec, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "When?", "completion": "qz qz qz qz"}\n')
+    listener = Recorder()
+    result = finetune(
+        spec.model_copy(update={"validation_file": other}), tmp_path / "run", listener
+    )
+    assert result.step < 19
+    assert_best_is_kept(result, listener)
+
+
+def assert_best_is_kept(result, listener):
+    best = min(listener.checkpoints, key=lambda report: report.metrics["valid_loss"])
+    assert (result.step, result.valid_loss) == (best.step, best.metrics["valid_loss"])
+    for file in result.directory.iterdir():
+        assert file.read_bytes() == (best.directory / file.name).read_bytes()
 
 
 @pytest.mark.parametrize(

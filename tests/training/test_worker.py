@@ -42,7 +42,7 @@ def play(store, monkeypatch, tmp_path):
 def ends_with(base: float, new: float, digest: str | None = "d"):
     def run(spec, directory, listener) -> Result:
         (directory / "adapter").mkdir(parents=True)
-        return Result(directory / "adapter", digest, 100, base, new)
+        return Result(directory / "adapter", digest, 8, 100, base, new)
 
     return run
 
