@@ -244,12 +244,12 @@ def test_kills_of_worker_engine_and_server_do_not_change_a_bit(tiny_model_dir, t
 
     server, client = start()
     try:
-        file = client.files.create(file=("e.jsonl", examples(12)), purpose="fine-tune")
+        file = client.files.create(file=("e.jsonl", examples(20)), purpose="fine-tune")
 
         def create():
             return client.fine_tuning.jobs.create(
                 model="tiny", training_file=file.id, seed=3,
-                method=supervised(n_epochs=40, batch_size=3),
+                method=supervised(n_epochs=50, batch_size=1),
                 extra_body={"extra": {"rank": 4, "promote": "always"}},
             ).id  # fmt: skip
 
