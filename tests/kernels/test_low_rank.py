@@ -113,6 +113,24 @@ def test_every_row_has_its_own_change(
         assert ((result[row] - expected).abs() <= rounding + 1e-5 * magnitude[0] + 1e-6).all()
 
 
+@pytest.mark.parametrize("kind", ["dense", "int4"])
+def test_many_rows_have_the_bits_of_few(instruction_set, kind):
+    """So many that a thread's blocks of outputs are taken in several passes."""
+    torch.manual_seed(6)
+    base = for_serving(layer_of(kind, 800, 32, torch.bfloat16), native, torch.bfloat16)
+    bank = NativeBank(800, torch.bfloat16)
+    for slot in range(2):
+        bank.place(slot, bank.pack(parts_of([500, 300], 32, [16, 3], torch.bfloat16)))
+    layer = PackedAdapted(base.weight, bank)
+    x = torch.randn(1030, 32).bfloat16()
+    slots = [row % 3 - 1 for row in range(len(x))]
+    result = layer(x, None, rows_of(slots))
+    for first in range(0, len(x), 103):
+        few = slice(first, first + 103)
+        assert torch.equal(layer(x[few], None, rows_of(slots[few])), result[few])
+    assert torch.equal(result[::3], base(x)[::3])
+
+
 @pytest.mark.parametrize("inputs", [33, 47])
 def test_an_odd_number_of_inputs(instruction_set, inputs):
     torch.manual_seed(7)

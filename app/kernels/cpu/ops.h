@@ -63,6 +63,8 @@ struct LowRank {
   Weight a;
   const uint32_t* b;
   const int32_t *first_line, *first_unit;  // [blocks + 1], [blocks]
+
+  const uint32_t* lines(int64_t block) const { return b + 16 * int64_t{first_line[block]}; }
 };
 
 // The changes of all adapters to one matrix; null, or beyond the end, for those that leave it alone.
@@ -70,10 +72,20 @@ struct Bank {
   std::vector<const LowRank*> slots;
 };
 
+// Rows of one call that have the same change, by their numbers.
+struct Group {
+  const LowRank* change;
+  const int32_t* rows;
+  int64_t count;
+};
+
 // Changes to the rows of one call: `slots` says whose, -1 nobody's. `hidden` is a x, [rows][stride].
 struct Changes {
   const Bank* bank;
   const int32_t* slots;
+  int64_t rows;
+  const Group* groups;
+  int64_t group_count;
   float* hidden;
   int64_t stride;
 
@@ -89,6 +101,15 @@ struct Linear {
   Matrix out;
   const void* residual;            // like out, or null: added to the result
   const Changes* changes = nullptr;  // or null: no row has any
+  // b (a x) of blocks from `added_first` on, [blocks][rows][16]; of rows without a change anything.
+  const float* added = nullptr;
+  int64_t added_first = 0;
+
+  // What is added to 16 outputs of a row, null for a row that keeps its bits.
+  const float* added_to(int64_t row, int64_t block) const {
+    if (!changes || !changes->of(row)) return nullptr;
+    return added + 16 * ((block - added_first) * changes->rows + row);
+  }
 };
 
 // One call of attention over a paged cache.
@@ -172,9 +193,10 @@ struct Kernels {
                   float* scale, int32_t* offsets);
   // The outputs of blocks [first, last) for all rows.
   void (*linear)(const Linear&, int64_t first, int64_t last);
-  // Block `block` of 16 ranks of a x, for `count` rows of x by their numbers.
-  void (*shrink)(const LowRank&, const Matrix& x, const int32_t* rows, int64_t count, int64_t block,
-                 float* hidden, int64_t stride);
+  // Block `block` of 16 ranks of a x, for one group of rows.
+  void (*shrink)(const Changes&, const Group&, const Matrix& x, int64_t block);
+  // b (a x) of blocks [first, last) for all rows with a change: [blocks][rows][16].
+  void (*expand)(const Changes&, int64_t first, int64_t last, float* added);
   void (*rms_norm)(const Matrix& x, const void* weight, float eps, int64_t features, const Matrix& out,
                    int64_t row);
   void (*silu_and_mul)(const Matrix& gate_up, int64_t features, const Matrix& out, int64_t row);
