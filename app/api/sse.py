@@ -49,7 +49,7 @@ async def stream(
     What goes wrong before the first event is still an HTTP error: the response starts with it, or
     when the keep-alive interval has passed without one.
     """
-    first = asyncio.ensure_future(anext(events))
+    first = asyncio.ensure_future(anext(events, None))
     watch = asyncio.ensure_future(_disconnected(request))
     await asyncio.wait((first, watch), timeout=keep_alive, return_when=asyncio.FIRST_COMPLETED)
     gone = watch.done()
@@ -70,11 +70,12 @@ async def stream(
 
 
 async def _lines(
-    first: asyncio.Future[dict[str, Any]], events: AsyncGenerator[dict[str, Any], None]
+    first: asyncio.Future[dict[str, Any] | None], events: AsyncGenerator[dict[str, Any], None]
 ) -> AsyncIterator[dict[str, str]]:
     async with aclosing(events):
         try:
-            yield _line(await first)
+            if (event := await first) is not None:
+                yield _line(event)
             async for event in events:
                 yield _line(event)
             yield {"data": "[DONE]"}

@@ -64,6 +64,8 @@ def test_a_job_from_file_to_model(admin, admin_server, training_file):
         lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     streamed = [json.loads(line) for line in lines[:-1]]
+    nothing_more = httpx.get(f"{url}&after={streamed[-1]['id']}", headers=HEADERS, timeout=60)
+    assert nothing_more.text.strip() == "data: [DONE]"
 
     done = wait(admin, made.id, "succeeded")
     assert done.fine_tuned_model == f"ft:tiny:cats:{made.id[-8:]}"
