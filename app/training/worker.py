@@ -221,7 +221,9 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _end_with_the_server() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock this thread would hold while the interpreter shuts down.
+    while os.read(0, 1):
+        continue
     os._exit(1)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -173,3 +175,11 @@ def test_a_job_that_left_the_running_state_interrupts_its_run(store, play):
     assert seen == [False, True]
     assert job.status == "cancelled"
     assert store.adapters.list() == []
+
+
+def test_a_worker_with_nothing_to_do_ends_in_peace(store):
+    job = Job(new_job_id(), 1, "cancelled", "tiny", "file", {}, {})
+    store.jobs.add(job)
+    command = [sys.executable, "-m", "app.training.worker", str(store.directory), job.id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        assert (worker.wait(60), worker.stderr.read()) == (0, b"")
