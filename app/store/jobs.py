@@ -6,6 +6,7 @@ would change it at once, one is told that it came too late.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +20,8 @@ from app.store import tables
 from app.store.adapters import StoredAdapter, put_adapter
 from app.store.database import Database
 from app.store.paging import Page, Paging, select_page, without_sequence
+
+logger = logging.getLogger(__name__)
 
 _jobs, _events, _checkpoints = tables.jobs, tables.events, tables.checkpoints
 
@@ -123,6 +126,8 @@ class Jobs:
         with self._database.write() as connection:
             connection.execute(_jobs.insert().values(**vars(job)))
             _insert_events(connection, job.id, events)
+        # Under the id of the request that asked; the worker logs under the job's.
+        logger.info("job %s is entered", job.id)
 
     def get(self, job_id: str) -> Job:
         """Raises NotFoundError."""

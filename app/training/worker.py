@@ -24,7 +24,7 @@ from app.errors import HaganeError, TrainingInterrupted
 from app.store.adapters import StoredAdapter
 from app.store.jobs import Checkpoint, Event, Job, Status
 from app.store.store import Store
-from app.telemetry import configure_logging
+from app.telemetry import configure_logging, request_id
 from app.training.config import PretrainConfig
 from app.training.listener import CheckpointReport, PretrainReport, Result, StepReport
 from app.training.priority import step_back
@@ -238,6 +238,7 @@ def main(directory: Path, job_id: str) -> None:
     step_back()
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     configure_logging()
+    request_id.set(job_id)
     with _alone(directory):
         store = Store.open(directory)
         started = Event("Fine-tuning job started")
