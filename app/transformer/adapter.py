@@ -105,7 +105,8 @@ def _read_factors(path: Path) -> dict[str, dict[str, Tensor]]:
                 match = _KEY.fullmatch(key)
                 if match is None:
                     raise ModelError(f"{path}: tensor {key} is unexpected in a LoRA adapter")
-                factors.setdefault(match[1], {})[match[2]] = file.get_tensor(key)
+                # A copy: whoever cuts the mapped file short would end the process that reads it.
+                factors.setdefault(match[1], {})[match[2]] = file.get_tensor(key).clone()
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is truncated or not a safetensors file: {error}") from None
     if not factors:
