@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from app.files import write_text
+from app.training.bar import Bar
 from app.training.listener import CheckpointReport, StepReport
 from app.training.plot import Panel, draw
 
@@ -18,21 +19,16 @@ _WIDTH, _HEIGHT = 64, 8
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-class Console:
-    """A progress bar while it is entered; `loss.json` and `loss.png` in `directory` at the end."""
+class Console(Bar):
+    """A progress bar with figures; `loss.json` and `loss.png` in `directory` at the end."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._reports: list[StepReport] = []
-        self._progress = Progress(
-            TextColumn("fine-tuning"), BarColumn(), MofNCompleteColumn(),
+        super().__init__(
+            "fine-tuning", TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
         )  # fmt: skip
-        self._bar = self._progress.add_task("", total=None, figures="")
-
-    def __enter__(self) -> Console:
-        self._progress.start()
-        return self
+        self._directory = directory
+        self._reports: list[StepReport] = []
 
     def __exit__(
         self,
@@ -40,7 +36,7 @@ class Console:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        super().__exit__(kind, error, trace)
         if self._reports:
             self._draw()
 
@@ -50,17 +46,13 @@ class Console:
             f"loss {report.train_loss:.3f}  {report.tokens_per_second:.0f} tok/s  "
             f"{report.memory_bytes / 1e9:.1f} GB"
         )
-        self._progress.update(self._bar, total=report.steps, completed=report.step, figures=figures)
+        self.show(report.step, report.steps, figures)
 
     def checkpoint(self, report: CheckpointReport) -> None:
-        self._progress.console.print(
+        self.say(
             f"step {report.step}: validation loss {report.metrics['valid_loss']:.4f}, "
             f"{report.metrics['valid_mean_token_accuracy']:.1%} of tokens right"
         )
-
-    def interrupted(self) -> bool:
-        """Control-C ends the process at once: the last checkpoint is what it goes on from."""
-        return False
 
     def _draw(self) -> None:
         reports = self._reports
@@ -71,7 +63,7 @@ class Console:
         if scored:
             curves["validation"] = [step for step, _ in scored], [loss for _, loss in scored]
         draw(self._directory / "loss.png", [Panel("loss", curves)])
-        self._progress.console.print(sketch(training[1]), markup=False, highlight=False)
+        self.say(sketch(training[1]))
 
 
 def sketch(losses: list[float]) -> str:

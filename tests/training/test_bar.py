@@ -1,0 +1,28 @@
+"""Signals to a run on the terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from app.training.bar import Bar
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_ends(number, capsys):
+    with Bar("training") as bar:
+        assert not bar.interrupted()
+        os.kill(os.getpid(), number)
+        assert bar.interrupted()
+        assert "stopping after this step" in capsys.readouterr().out
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_afterwards_signals_do_what_they_did_before():
+    before = signal.getsignal(signal.SIGTERM)
+    with Bar("training"):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
