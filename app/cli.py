@@ -14,6 +14,13 @@ from app.errors import HaganeError
 from app.settings import Settings, refuse_unknown_variables
 from app.telemetry import configure_logging, configure_tracing
 
+_FORMATS = {
+    "int8": "8 bits, one scale per channel",
+    "int4": "4 bits, one scale per group",
+    "fp8": "8-bit floats (e4m3), one scale per channel: for recent GPUs",
+}
+_WEIGHTS = ("none", *_FORMATS)
+
 
 def serve(arguments: list[str]) -> int:
     """Serve a model over HTTP behind the OpenAI API."""
@@ -56,7 +63,7 @@ def chat(arguments: list[str]) -> int:
 
 def quantize(arguments: list[str]) -> int:
     """Write a quantized copy of a model directory."""
-    from app.transformer.linear import Quantization
+    from app.transformer.config import Quantization
     from app.transformer.quantize import quantize_directory
     from app.transformer.store import resolve_model
 
@@ -64,14 +71,16 @@ def quantize(arguments: list[str]) -> int:
     parser.add_argument("source", help="model directory, store name or hub id")
     parser.add_argument("destination", type=Path, help="new directory to write")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--int8", action="store_true", help="8 bits, one scale per channel")
-    kind.add_argument("--int4", action="store_true", help="4 bits, one scale per group")
+    for name, help_text in _FORMATS.items():
+        kind.add_argument(
+            f"--{name}", action="store_const", const=name, dest="format", help=help_text
+        )
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64)
     options = parser.parse_args(arguments)
     report = quantize_directory(
         resolve_model(options.source),
         options.destination,
-        Quantization(8 if options.int8 else 4, options.group_size),
+        Quantization(options.format, options.group_size),
     )
     print(
         f"{options.destination}: {report.parameters / 1e6:.1f} M parameters, "
@@ -138,7 +147,7 @@ def _finetune_parser() -> argparse.ArgumentParser:
     parser.add_argument("--alpha", type=float)
     parser.add_argument("--sequence-length", type=int, help="longer examples are cut")
     parser.add_argument("--full", action="store_true", default=None, help="train every weight")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), help="the frozen base")
+    parser.add_argument("--quantize", choices=_WEIGHTS, help="the frozen base")
     parser.add_argument("--checkpoint-every", type=int, help="steps")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
@@ -177,7 +186,7 @@ def bench(arguments: list[str]) -> int:
 
     parser = argparse.ArgumentParser("hagane bench", description=bench.__doc__)
     parser.add_argument("model", help="model directory, store name or hub id")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none")
+    parser.add_argument("--quantize", choices=_WEIGHTS, default="none")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
@@ -232,7 +241,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="text or JSON Lines files")
     parser.add_argument("--questions", type=Path, nargs="+", default=[], help="JSON Lines files")
     parser.add_argument("--limit", type=int, help="documents or questions of a file at most")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none")
+    parser.add_argument("--quantize", choices=_WEIGHTS, default="none")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)

@@ -29,9 +29,10 @@ if not torch.cuda.is_available():
 from transformers import LlamaConfig, LlamaForCausalLM
 
 if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton"):
-    from tests.interpreter import prepare_language_once
+    from tests.interpreter import prepare_language_once, round_as_devices_do
 
     prepare_language_once()
+    round_as_devices_do()
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -11,7 +11,7 @@ from app.training.config import PretrainConfig
 from app.training.finetune import finetune
 from app.training.pretrain import pretrain
 from app.training.spec import FineTuneSpec
-from app.transformer.linear import Quantization
+from app.transformer.config import Quantization
 from app.transformer.quantize import quantize_directory
 from tests.conftest import start_server, stop_server
 
@@ -62,7 +62,7 @@ def test_from_text_to_answers(tmp_path):
     torch.set_num_threads(threads)
 
     smaller = tmp_path / "smaller"
-    quantize_directory(result.directory, smaller, Quantization(8))
+    quantize_directory(result.directory, smaller, Quantization("int8"))
     server = start_server(smaller, tmp_path / "log", "--served-model-name", "mine")
     try:
         server.wait_ready()

@@ -55,7 +55,7 @@ class Extra(Body):
     sequence_length: Count | None = None
     full: bool | None = None
     learning_rate: Number | None = None
-    quantize: Literal["none", "int8", "int4"] | None = None
+    quantize: Literal["none", "int8", "int4", "fp8"] | None = None
     promote: Literal["always", "if_better", "manual"] = "if_better"
 
 

@@ -197,7 +197,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model: str
     device: str
     dtype: str
-    quantize: str
+    quantize: Literal["none", "int8", "int4", "fp8"]
     group_size: int
     block_size: int
     context_length: int | None

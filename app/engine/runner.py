@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +19,15 @@ from app.errors import ConfigurationError
 from app.machine import available_memory
 from app.transformer.adapted import AdapterBanks
 from app.transformer.attention import Paged
-from app.transformer.config import ModelConfig
-from app.transformer.linear import Quantization
+from app.transformer.config import ModelConfig, Quantization
 from app.transformer.weights import load_model
 
 logger = logging.getLogger(__name__)
 
 # The part of free memory that the KV cache may take when no figure is given.
 _CPU_MEMORY_FRACTION = 0.5
+# Ada and Hopper: the first whose tensor cores multiply 8-bit floats.
+_FP8_CAPABILITY = (8, 9)
 
 
 class ModelRunner:
@@ -44,7 +44,7 @@ class ModelRunner:
             directory,
             device=str(self.device),
             dtype=self.dtype,
-            quantization=_quantization(config, model_config),
+            quantization=_quantization(config, model_config, self.device),
             operations=self.operations,
         )
         self.model.eval()
@@ -227,17 +227,31 @@ def _context_length(config: EngineConfig, model: ModelConfig) -> int:
     return config.context_length
 
 
-_BITS: dict[str, Literal[4, 8] | None] = {"none": None, "int8": 8, "int4": 4}
+def _quantization(
+    config: EngineConfig, model: ModelConfig, device: torch.device
+) -> Quantization | None:
+    asked, stored = config.quantize, model.quantization
+    if stored is not None and asked not in ("none", stored.format):
+        raise ConfigurationError(
+            f"quantize {asked} does not fit {config.model}: its weights are stored in "
+            f"{stored.format}; leave the setting out"
+        )
+    found = stored or (None if asked == "none" else Quantization(asked, config.group_size))
+    if found is not None and found.format == "fp8":
+        _check_fp8(device)
+    return found
 
 
-def _quantization(config: EngineConfig, model: ModelConfig) -> Quantization | None:
-    bits = _BITS[config.quantize]
-    stored = model.quantization
-    if stored is not None:
-        if bits not in (None, stored.bits):
-            raise ConfigurationError(
-                f"quantize {config.quantize} does not fit {config.model}: its weights are stored "
-                f"with {stored.bits} bits; leave the setting out"
-            )
-        return Quantization(stored.bits, stored.group_size)
-    return None if bits is None else Quantization(bits, config.group_size)
+def _check_fp8(device: torch.device) -> None:
+    if device.type == "cpu":
+        logger.warning(
+            "CPUs do not compute in fp8: its weights take as much memory and time as unquantized "
+            "ones; int8 takes half"
+        )
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FP8_CAPABILITY:
+        raise ConfigurationError(
+            f"quantize fp8 needs a GPU of compute capability 8.9 or later, {device} has "
+            f"{capability[0]}.{capability[1]}: use int8"
+        )

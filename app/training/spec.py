@@ -51,7 +51,7 @@ class FineTuneSpec(BaseModel):
     rslora: bool = False
     sequence_length: Annotated[int, Field(ge=8)] | None = None
     full: bool = False
-    quantize: Literal["none", "int8", "int4"] = "none"
+    quantize: Literal["none", "int8", "int4", "fp8"] = "none"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None

@@ -19,8 +19,7 @@ from app.training import estimates
 from app.training.spec import FineTuneSpec
 from app.transformer.adapter import save_adapter
 from app.transformer.adapter_config import AdapterConfig
-from app.transformer.config import ModelConfig
-from app.transformer.linear import Quantization
+from app.transformer.config import ModelConfig, Quantization
 from app.transformer.lora import attach, factors
 from app.transformer.model import Transformer
 from app.transformer.quantize import COMPANIONS
@@ -65,12 +64,11 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
     config = ModelConfig.load(spec.model)
     dtype = _dtype(spec.dtype, config, device)
     recompute = _must_recompute(config, spec, longest, device)
-    bits = {"none": None, "int8": 8, "int4": 4}[spec.quantize]
     model, _ = load_model(
         spec.model,
         device=str(device),
         dtype=torch.float32 if spec.full else dtype,
-        quantization=None if bits is None else Quantization(bits),  # type: ignore[arg-type]
+        quantization=None if spec.quantize == "none" else Quantization(spec.quantize),
     )
     adapter = None
     if not spec.full:

@@ -17,8 +17,8 @@ from app.kernels import native
 from app.kernels.low_rank import AdapterRows, Bank, NativeBank, Part, TorchBank
 from app.transformer.adapter import Adapter, linear_shapes
 from app.transformer.config import ModelConfig
-from app.transformer.linear import CudaLinear, Packed
 from app.transformer.model import Transformer
+from app.transformer.serving import CudaLinear, Packed
 from app.transformer.weights import FUSED
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class StoredQuantization:
-    """The weights on disk are already quantized: bits 8 or 4, and the int4 group size."""
+class Quantization:
+    """How weights are stored, and for int4 how many inputs share a scale (32, 64 or 128)."""
 
-    bits: Literal[4, 8]
-    group_size: int
+    format: Literal["int8", "int4", "fp8"]
+    group_size: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     dtype: str = "float32"
-    quantization: StoredQuantization | None = None
+    quantization: Quantization | None = None
 
     @classmethod
     def load(cls, directory: Path) -> ModelConfig:
@@ -221,7 +221,7 @@ class _Reader:
             raise self.fail("torch_dtype", f"is {value!r}; supported are {', '.join(DTYPES)}")
         return str(value)
 
-    def quantization(self) -> StoredQuantization | None:
+    def quantization(self) -> Quantization | None:
         stored = self.raw.get("quantization_config")
         if stored is None:
             return None
@@ -232,7 +232,9 @@ class _Reader:
                 f"has method {method!r}; only Hagane's own is read: load the unquantized model "
                 "and pass --quantize",
             )
-        bits, group = stored.get("bits"), stored.get("group_size", 64)
-        if bits not in (4, 8) or group not in (32, 64, 128):
-            raise self.fail("quantization_config", f"has bits {bits!r} and group_size {group!r}")
-        return StoredQuantization(bits=bits, group_size=group)
+        # Directories from before there was fp8 name bits.
+        old = {8: "int8", 4: "int4"}.get(stored.get("bits", 0))
+        name, group = stored.get("format", old), stored.get("group_size", 64)
+        if name not in ("int8", "int4", "fp8") or group not in (32, 64, 128):
+            raise self.fail("quantization_config", f"has format {name!r} and group_size {group!r}")
+        return Quantization(name, group)

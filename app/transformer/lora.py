@@ -2,7 +2,7 @@
 
     out = W x + scale * B (A x)
 
-W is any kind of linear layer, frozen: dense, or with 8 or 4 bits (QLoRA, Dettmers et al., 2023,
+W is any kind of linear layer, frozen: dense or quantized (QLoRA, Dettmers et al., 2023,
 arXiv:2305.14314). The model fuses matrices that adapters keep apart; a fused layer has one A and B
 for each of them. A and B are float32, however coarse the rest is computed.
 """
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from app.transformer.adapter import linear_shapes
 from app.transformer.adapter_config import AdapterConfig
-from app.transformer.linear import Dense, Int4, Int8
+from app.transformer.linear import Linear
 from app.transformer.model import Transformer
 from app.transformer.weights import FUSED
 
@@ -42,15 +42,13 @@ class LoRALinear(nn.Module):
     is false the layer is the frozen one.
     """
 
-    def __init__(self, base: Dense | Int8 | Int4, parts: list[Part], rank: int) -> None:
+    def __init__(self, base: Linear, parts: list[Part], rank: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.parts = parts
         self.enabled = True
-        stored = next(iter(base.state_dict().values()))
-        wide = base.weight_int4.shape[1] * 2 if isinstance(base, Int4) else stored.shape[1]
-        device = stored.device
-        self.a = nn.ParameterList(torch.empty(rank, wide, device=device) for _ in parts)
+        device = next(iter(base.state_dict().values())).device
+        self.a = nn.ParameterList(torch.empty(rank, base.in_features, device=device) for _ in parts)
         self.b = nn.ParameterList(
             torch.zeros(part.end - part.start, rank, device=device) for part in parts
         )
@@ -74,7 +72,7 @@ class _Adapted(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
-        base: Dense | Int8 | Int4,
+        base: Linear,
         parts: list[Part],
         *factors: Tensor,
     ) -> Tensor:
@@ -171,8 +169,8 @@ def disabled(model: Transformer) -> Iterator[None]:
             layer.enabled = enabled
 
 
-def _linears(model: Transformer) -> list[tuple[str, Dense | Int8 | Int4]]:
-    return [(n, m) for n, m in model.model.named_modules() if isinstance(m, Dense | Int8 | Int4)]
+def _linears(model: Transformer) -> list[tuple[str, Linear]]:
+    return [(n, m) for n, m in model.model.named_modules() if isinstance(m, Linear)]
 
 
 def named_parts(path: str, model: Transformer) -> dict[str, int]:

@@ -14,17 +14,10 @@ from torch import Tensor, nn
 
 from app.kernels import Operations, reference
 from app.transformer.attention import AttentionContext
-from app.transformer.config import ModelConfig
-from app.transformer.linear import (
-    CudaEmbedding,
-    DenseEmbedding,
-    Int8Embedding,
-    PackedEmbedding,
-    Quantization,
-    make_embedding,
-    make_linear,
-)
+from app.transformer.config import ModelConfig, Quantization
+from app.transformer.linear import DenseEmbedding, Int8Embedding, make_embedding, make_linear
 from app.transformer.rope import RotaryEmbedding
+from app.transformer.serving import CudaEmbedding, PackedEmbedding
 
 
 class RMSNorm(nn.Module):

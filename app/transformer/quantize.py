@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from app.errors import ConfigurationError
-from app.transformer.config import CONFIG_FILE, ModelConfig
-from app.transformer.linear import Quantization
+from app.transformer.config import CONFIG_FILE, ModelConfig, Quantization
 from app.transformer.weights import LoadReport, load_model, write_directory
 
 # What a model directory holds besides weights and config.json.
@@ -34,7 +33,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     config = ModelConfig.load(source)
     if config.quantization is not None:
         raise ConfigurationError(
-            f"{source} is quantized to {config.quantization.bits} bits already: start from the "
+            f"{source} is quantized to {config.quantization.format} already: start from the "
             "unquantized model"
         )
     if destination.exists() and any(destination.iterdir()):
@@ -44,7 +43,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     raw = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
     raw["quantization_config"] = {
         "quant_method": "hagane",
-        "bits": quantization.bits,
+        "format": quantization.format,
         "group_size": quantization.group_size,
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -26,17 +26,17 @@ from torch import Tensor, nn
 from app.errors import ModelError
 from app.files import commit, write_text
 from app.kernels import Operations, reference
-from app.transformer.config import CONFIG_FILE, ModelConfig
+from app.transformer.config import CONFIG_FILE, ModelConfig, Quantization
 from app.transformer.linear import (
     Dense,
     DenseEmbedding,
     Int4,
-    Int8,
     Int8Embedding,
-    Quantization,
-    for_serving,
+    Linear,
+    Quantized,
 )
 from app.transformer.model import RMSNorm, Transformer
+from app.transformer.serving import for_serving
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ _BLOCK_ELEMENTS = 1 << 16
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 # Buffers that old exporters wrote and every reader recomputes.
 _RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-_Holder = Dense | Int8 | Int4 | DenseEmbedding | Int8Embedding | RMSNorm
+_Holder = Linear | DenseEmbedding | Int8Embedding | RMSNorm
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,10 @@ def load_model(
         )
         parameters += _count(module)
         for key, tensor in tensors.items():
-            # Scales keep their dtype: their precision is the quantized weights' own.
-            keeps = key == "scale" or not tensor.is_floating_point()
-            placed = tensor.to(device=device, dtype=tensor.dtype if keeps else dtype)
-            size += placed.nbytes
+            # Codes and scales keep their dtype: it is the quantized weights' own.
             is_parameter = key in module._parameters
+            placed = tensor.to(device=device, dtype=dtype if is_parameter else tensor.dtype)
+            size += placed.nbytes
             setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
         if operations is not None:
             replacement = for_serving(module, operations, dtype)
@@ -186,10 +185,9 @@ def load_model(
 
 def _count(module: _Holder) -> int:
     total = sum(p.numel() for p in module.parameters(recurse=False))
-    if isinstance(module, Int8 | Int8Embedding):
-        total += module.weight_int8.numel()
-    if isinstance(module, Int4):
-        total += 2 * module.weight_int4.numel()
+    if isinstance(module, Quantized):
+        codes = next(module.buffers(recurse=False))
+        total += codes.numel() * (2 if isinstance(module, Int4) else 1)
     return total
 
 
@@ -209,14 +207,14 @@ def _read_float(
     """Read a module's parts from a checkpoint, fuse them, and quantize if the module wants it."""
     parts = _parts(name, module, config)
     columns = (config.hidden_size,) if isinstance(module, DenseEmbedding | Int8Embedding) else ()
-    if isinstance(module, Dense | Int8 | Int4):
-        columns = (_in_features(module),)
+    if isinstance(module, Linear):
+        columns = (module.in_features,)
 
     def read(kind: str, shape: tuple[int, ...]) -> list[Tensor]:
         return [checkpoint.read(f"{part}.{kind}", (rows, *shape)) for part, rows in parts]
 
     weights = read("weight", columns)
-    if isinstance(module, Int4 | Int8 | Int8Embedding):
+    if isinstance(module, Quantized):
         tensors = _quantize(module, weights, dtype, device)
     else:
         tensors = {"weight": _fuse(weights, dtype)}
@@ -237,7 +235,7 @@ def _fuse(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _quantize(
-    module: Int4 | Int8 | Int8Embedding, parts: list[Tensor], dtype: torch.dtype, device: str
+    module: Quantized, parts: list[Tensor], dtype: torch.dtype, device: str
 ) -> dict[str, Tensor]:
     """Where the result will be: a GPU quantizes faster than weights can be sent to it."""
     elements = _BLOCK_ELEMENTS if device == "cpu" else _DEVICE_BLOCK_ELEMENTS
@@ -277,13 +275,6 @@ def _trim_heap() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def _in_features(module: Dense | Int8 | Int4) -> int:
-    if isinstance(module, Int4):
-        return 2 * module.weight_int4.shape[1]
-    stored = module.weight if isinstance(module, Dense) else module.weight_int8
-    return stored.shape[1]
 
 
 def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ from app.engine.batch import Batch
 from app.engine.graphs import DecodeGraphs
 from app.kernels import PagedLayout
 from app.transformer.attention import Paged
-from app.transformer.linear import Quantization
+from app.transformer.config import Quantization
 from app.transformer.weights import load_model
 
 pytestmark = pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
@@ -80,22 +80,22 @@ def assemble(parts: list[Running]) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits", "cache_dtype"),
+    ("dtype", "quantize", "cache_dtype"),
     [
         (torch.float32, None, torch.float32),
-        (torch.float32, 8, torch.int8),
+        (torch.float32, "int8", torch.int8),
         (torch.bfloat16, None, torch.bfloat16),
         (torch.bfloat16, None, torch.int8),
-        (torch.bfloat16, 8, torch.bfloat16),
-        (torch.bfloat16, 4, torch.bfloat16),
+        (torch.bfloat16, "int8", torch.bfloat16),
+        (torch.bfloat16, "int4", torch.bfloat16),
     ],
 )
 @torch.inference_mode()
-def test_any_composition_has_the_bits_of_one_prefill_alone(directory, dtype, bits, cache_dtype):
+def test_any_composition_has_the_bits_of_one_prefill_alone(directory, dtype, quantize, cache_dtype):
     kernels.native.start(2)
     model, _ = load_model(
         directory, device="cpu", dtype=dtype, operations=kernels.native,
-        quantization=None if bits is None else Quantization(bits),
+        quantization=None if quantize is None else Quantization(quantize),
     )  # fmt: skip
     config = model.eval().config
     shape = (BLOCKS, BLOCK, config.kv_heads, config.head_dim, cache_dtype)
@@ -114,7 +114,7 @@ def test_any_composition_has_the_bits_of_one_prefill_alone(directory, dtype, bit
         context = Paged(batch.positions, batch.layout, caches, kernels.native)
         return model.logits(model(batch.token_ids, context))
 
-    rng = random.Random(f"{dtype} {bits} {cache_dtype}")
+    rng = random.Random(f"{dtype} {quantize} {cache_dtype}")
     free = rng.sample(range(BLOCKS), BLOCKS)
 
     def take() -> list[int]:

@@ -20,8 +20,9 @@ from app.kernels.low_rank import AdapterRows
 from app.transformer.adapted import AdapterBanks
 from app.transformer.adapter import load_adapter
 from app.transformer.attention import Paged
-from app.transformer.linear import Quantization, for_serving
+from app.transformer.config import Quantization
 from app.transformer.model import Transformer
+from app.transformer.serving import for_serving
 from app.transformer.weights import load_model
 from tests.engine.adapters import make_adapter
 
@@ -82,7 +83,7 @@ def caches_of(model: Transformer, operations: kernels.Operations):
     )
 
 
-@pytest.mark.parametrize("quantization", [None, Quantization(4, 32)], ids=["dense", "int4"])
+@pytest.mark.parametrize("quantization", [None, Quantization("int4", 32)], ids=["dense", "int4"])
 @torch.inference_mode()
 def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, quantization):
     if DEVICE.type == "cpu":

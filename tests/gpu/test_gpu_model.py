@@ -93,7 +93,7 @@ def test_float32_logits_equal_transformers(model, request):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4", "fp8"])
 def test_graphs_give_what_steps_give_by_themselves(qwen3_dir, dtype, quantize):
     captured, plain = (runner_of(qwen3_dir, dtype, quantize) for _ in range(2))
     plain._graphs = None
@@ -109,7 +109,7 @@ def test_graphs_give_what_steps_give_by_themselves(qwen3_dir, dtype, quantize):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("quantize", ["int8", "int4", "fp8"])
 def test_quantized_logits_are_near_those_of_the_stored_weights(qwen3_dir, quantize):
     runner = runner_of(qwen3_dir, "bfloat16", quantize)
     torch_only = runner_of(qwen3_dir, "float32", quantize, "cpu")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from app.kernels import native
 from app.kernels.low_rank import AdapterRows, NativeBank, Part, TorchBank
 from app.transformer.adapted import Adapted, PackedAdapted
-from app.transformer.linear import Dense, Int4, Int8, for_serving
+from app.transformer.linear import Dense, Int4, Int8
+from app.transformer.serving import for_serving
 
 SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
 CPU = torch.device("cpu")

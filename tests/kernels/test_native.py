@@ -16,10 +16,10 @@ from app.transformer.linear import (
     Int4,
     Int8,
     Int8Embedding,
-    for_serving,
     quantize_int8,
     unpack_int4,
 )
+from app.transformer.serving import for_serving
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
 SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")

@@ -15,7 +15,7 @@ from app.training.trainee import use_operations
 from app.transformer.adapter import load_adapter, save_adapter
 from app.transformer.adapter_config import TARGETS, AdapterConfig
 from app.transformer.attention import PackedSequences
-from app.transformer.linear import Quantization
+from app.transformer.config import Quantization
 from app.transformer.lora import attach, disabled, factors, set_factors
 from app.transformer.merge import merge_directory
 from app.transformer.weights import load_model
@@ -110,9 +110,9 @@ def test_an_adapter_of_pefts_loads_and_merges_here(tiny_model_dir, tmp_path, rsl
         merge_directory(tiny_model_dir, tmp_path / "adapter", tmp_path / "merged")
 
 
-@pytest.mark.parametrize("bits", [None, 8, 4])
-def test_switched_off_it_is_the_base(tiny_model_dir, bits):
-    quantization = None if bits is None else Quantization(bits)
+@pytest.mark.parametrize("name", ["none", "int8", "int4", "fp8"])
+def test_switched_off_it_is_the_base(tiny_model_dir, name):
+    quantization = None if name == "none" else Quantization(name)
     model = ours(tiny_model_dir, quantization=quantization)
     base, _ = load_model(
         tiny_model_dir, device="cpu", dtype=torch.float32, quantization=quantization

@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app import kernels
 from app.kernels import PagedLayout
 from app.transformer.attention import PackedCausal, Paged
-from app.transformer.config import ModelConfig
-from app.transformer.linear import Quantization
+from app.transformer.config import ModelConfig, Quantization
 from app.transformer.model import Transformer
 from app.transformer.weights import load_model
 
@@ -206,7 +205,7 @@ def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
 
 
 @pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
-@pytest.mark.parametrize("quantization", [None, Quantization(8), Quantization(4, 32)])
+@pytest.mark.parametrize("quantization", [None, Quantization("int8"), Quantization("int4", 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dtype):
     _, directory = checkpoint

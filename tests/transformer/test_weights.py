@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from app import kernels
 from app.errors import ConfigurationError, ModelError
 from app.transformer.attention import PackedCausal
-from app.transformer.config import ModelConfig
-from app.transformer.linear import Int4, Quantization, for_serving, make_linear, unpack_int4
+from app.transformer.config import ModelConfig, Quantization
+from app.transformer.linear import Fp8, Int4, make_linear, unpack_int4
 from app.transformer.model import Transformer
 from app.transformer.quantize import quantize_directory
+from app.transformer.serving import for_serving
 from app.transformer.weights import load_model, save_model
 
 CONFIG = ModelConfig.from_dict(
@@ -64,7 +65,8 @@ def test_transformers_reads_what_is_saved(directory):
 @pytest.mark.parametrize("rows", [1, 3, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "quantization", [Quantization(8), Quantization(4, 32), Quantization(4, 64)]
+    "quantization",
+    [Quantization("int8"), Quantization("int4", 32), Quantization("int4", 64), Quantization("fp8")],
 )
 def test_quantized_products_equal_dequantized_ones(rows, dtype, quantization):
     weight = torch.randn(80, 192).to(dtype)
@@ -84,7 +86,8 @@ def dequantized(layer) -> torch.Tensor:
         codes = unpack_int4(layer.weight_int4).double() - 8
         groups = codes.unflatten(1, (-1, layer.group_size)) * layer.scale.double()[:, :, None]
         return groups.flatten(1)
-    return layer.weight_int8.double() * layer.scale.double()[:, None]
+    codes = layer.weight_fp8 if isinstance(layer, Fp8) else layer.weight_int8
+    return codes.double() * layer.scale.double()[:, None]
 
 
 def test_int4_scales_beat_scales_by_maximum():
@@ -99,19 +102,26 @@ def test_int4_scales_beat_scales_by_maximum():
     assert ours < 0.95 * plain
 
 
-@pytest.mark.parametrize("quantization", [Quantization(8), Quantization(4, 32)])
+@pytest.mark.parametrize(
+    "quantization", [Quantization("int8"), Quantization("int4", 32), Quantization("fp8")]
+)
 def test_quantized_directory_gives_the_logits_of_quantizing_at_load(
     directory, tmp_path, quantization
 ):
     report = quantize_directory(directory, tmp_path / "small", quantization)
     stored = ModelConfig.load(tmp_path / "small").quantization
-    assert (stored.bits, stored.group_size) == (quantization.bits, quantization.group_size)
+    assert stored == quantization
+    if quantization.format != "fp8":
+        raw = json.loads((tmp_path / "small" / "config.json").read_text())
+        bits = int(raw["quantization_config"].pop("format")[-1])
+        raw["quantization_config"]["bits"] = bits
+        assert ModelConfig.from_dict(raw).quantization == quantization
     assert report.bits_per_weight < 11
     again = logits(load(tmp_path / "small", quantization))
     assert torch.equal(again, logits(load(directory, quantization)))
     with pytest.raises(ConfigurationError, match="not empty"):
         quantize_directory(directory, tmp_path / "small", quantization)
-    with pytest.raises(ConfigurationError, match="quantized to"):
+    with pytest.raises(ConfigurationError, match=f"quantized to {quantization.format}"):
         quantize_directory(tmp_path / "small", tmp_path / "smaller", quantization)
 
 
@@ -162,21 +172,21 @@ import sys
 from pathlib import Path
 import psutil, torch
 from app import kernels
-from app.transformer.linear import Quantization
+from app.transformer.config import Quantization
 from app.transformer.weights import load_model
 
-def load(directory, bits):
+def load(directory, name):
     return load_model(
         directory, device="cpu", dtype=torch.bfloat16,
-        quantization=Quantization(bits) if bits else None,
+        quantization=None if name == "none" else Quantization(name),
         operations=kernels.choose(torch.device("cpu"), torch.bfloat16),
     )
 
-bits = int(sys.argv[1])
-load(Path(sys.argv[2]), bits)  # what the libraries set up at their first use is not the model's
+name = sys.argv[1]
+load(Path(sys.argv[2]), name)  # what the libraries set up at their first use is not the model's
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before = psutil.Process().memory_info().rss
-model, report = load(Path(sys.argv[3]), bits)
+model, report = load(Path(sys.argv[3]), name)
 status = Path("/proc/self/status").read_text()
 peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
 print((peak - before) / report.weight_bytes, report.weight_bytes)
@@ -184,8 +194,8 @@ print((peak - before) / report.weight_bytes, report.weight_bytes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("bits", [0, 8, 4])
-def test_loading_needs_little_more_memory_than_the_model(tmp_path, bits):
+@pytest.mark.parametrize("name", ["none", "int8", "int4"])
+def test_loading_needs_little_more_memory_than_the_model(tmp_path, name):
     for layers in (1, 12):
         config = LlamaConfig(
             vocab_size=4096, hidden_size=768, intermediate_size=2048, num_hidden_layers=layers,
@@ -196,7 +206,7 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path, bits):
         sys.executable,
         "-c",
         MEASURE_LOADING,
-        str(bits),
+        name,
         *map(str, sorted(tmp_path.iterdir())),
     ]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,10 +1,10 @@
 """Linear layers by the number of rows: bound by the weights' bytes, or by the tensor cores.
 
-| rows | dense | int8 | int4 |
+| rows | dense | int8, fp8 | int4 |
 |---|---|---|---|
 | 1 | a dot product per output, no tensor cores | the same, widened in registers | the same |
 | 2 to 64 | cuBLAS | tensor cores on widened weights | the same, a sum per group |
-| more | cuBLAS | inputs to 8 bits per row, int8 tensor cores | widened to memory, then cuBLAS |
+| more | cuBLAS | inputs to 8 bits per row, 8-bit tensor cores | widened to memory, then cuBLAS |
 
 Weights are read as `app.transformer.linear` stores them. Sums are float32, or exact in int32.
 """
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import ScalingType
 
 from app.kernels.cuda.tiles import (
     LARGE,
@@ -44,7 +45,7 @@ def _vector(
     ROWS: tl.constexpr, DEPTH: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """One row x [inputs] times ROWS outputs of a dense or int8 weight [outputs, inputs]."""
+    """One row x [inputs] times ROWS outputs of a dense or 8-bit weight [outputs, inputs]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < outputs
     sums = tl.zeros([ROWS, DEPTH], tl.float32)
@@ -53,7 +54,7 @@ def _vector(
         column = k + tl.arange(0, DEPTH)
         inside = column < inputs
         factor = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
-        tile = tl.load(start + column[None, :], mask=real[:, None] & inside[None, :], other=0)
+        tile = tl.load(start + column[None, :], mask=real[:, None] & inside[None, :], other=0.0)
         sums += tile.to(tl.float32) * factor[None, :]
     total = tl.sum(sums, axis=1)
     if SCALED:
@@ -99,10 +100,10 @@ def _vector_int4(
 @triton.jit
 def _small(
     x, weight, scale, bias, residual, out, rows, outputs, inputs, x_row,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SCALED: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """A few rows times COLUMNS outputs of a dense or int8 weight, widened to x's dtype: exact."""
+    """A few rows times COLUMNS outputs of an 8-bit weight, widened to x's dtype: exact."""
     row = tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     real, wanted = row < rows, column < outputs
@@ -114,10 +115,9 @@ def _small(
         left = tl.load(
             x + row[:, None] * x_row + depth[None, :], mask=real[:, None] & inside[None, :], other=0
         )
-        right = tl.load(start + depth[:, None], mask=inside[:, None] & wanted[None, :], other=0)
+        right = tl.load(start + depth[:, None], mask=inside[:, None] & wanted[None, :], other=0.0)
         total = tl.dot(left, right.to(left.dtype), total, input_precision="ieee")
-    if SCALED:
-        total *= tl.load(scale + column, mask=wanted, other=0.0)[None, :]
+    total *= tl.load(scale + column, mask=wanted, other=0.0)[None, :]
     both = real[:, None] & wanted[None, :]
     _finish(
         total, bias, residual, out, row[:, None], column[None, :], both, outputs, BIAS, RESIDUAL
@@ -157,20 +157,21 @@ def _small_int4(
 
 
 @triton.jit
-def _quantize_row(x, codes, scales, inputs, x_row, BLOCK: tl.constexpr):
-    """One row to 8 bits: codes of -127 to 127 times its largest value over 127."""
+def _quantize_row(x, codes, scales, inputs, x_row, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
+    """One row to 8 bits, integers or floats: codes of at most LIMIT times a scale."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < inputs
     values = tl.load(x + row * x_row + at, mask=inside, other=0.0).to(tl.float32)
     # What is no number makes the whole row so, as it would in floats.
     broken = tl.sum(values * 0.0, axis=0)
-    scale = tl.maximum(tl.max(tl.abs(values), axis=0), 1e-30) / 127.0 + broken
+    scale = tl.maximum(tl.max(tl.abs(values), axis=0), 1e-30) / LIMIT + broken
     scaled = values / scale
-    # Halves away from zero; the compiler has no portable rounding to even.
-    rounded = tl.where(scaled < 0, tl.ceil(scaled - 0.5), tl.floor(scaled + 0.5))
-    rounded = tl.where(broken == 0.0, rounded, 0.0)
-    tl.store(codes + row * inputs + at, rounded.to(tl.int8), mask=inside)
+    if codes.dtype.element_ty == tl.int8:
+        # Halves away from zero; the compiler has no portable rounding to even.
+        scaled = tl.where(scaled < 0, tl.ceil(scaled - 0.5), tl.floor(scaled + 0.5))
+    scaled = tl.where(broken == 0.0, scaled, 0.0)
+    tl.store(codes + row * inputs + at, scaled.to(codes.dtype.element_ty), mask=inside)
     tl.store(scales + row, scale)
 
 
@@ -248,24 +249,43 @@ def int8(
 ) -> Tensor:
     """x [tokens, in] times int8 codes [out, in] times float32 scale [out] -> [tokens, out]."""
     (rows, inputs), outputs = x.shape, codes.shape[0]
-    if rows == 1:
-        return _one_row(x, codes, scale, bias, residual, dtype or x.dtype)
-    out = x.new_empty(rows, outputs, dtype=dtype or x.dtype)
-    flags = {"BIAS": bias is not None, "RESIDUAL": residual is not None}
     if rows <= SMALL_BATCH:
-        tiles = small_tiles(rows, outputs)
-        _small[(triton.cdiv(outputs, tiles.columns),)](
-            x, codes, scale, bias, residual, out, rows, outputs, inputs, x.stride(0),
-            ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, SCALED=True, **flags,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
-        return out
-    narrow, factors = quantize_rows(x)
+        return _few_rows(x, codes, scale, bias, residual, dtype or x.dtype)
+    out = x.new_empty(rows, outputs, dtype=dtype or x.dtype)
+    narrow, factors = quantize_rows(x, torch.int8)
     _int8_matmul[(triton.cdiv(rows, LARGE.rows), triton.cdiv(outputs, LARGE.columns))](
         narrow, codes, factors, scale, bias, residual, out, rows, outputs, inputs,
-        ROWS=LARGE.rows, COLUMNS=LARGE.columns, DEPTH=LARGE.depth, **flags,
-        num_warps=LARGE.warps, num_stages=LARGE.stages,
+        ROWS=LARGE.rows, COLUMNS=LARGE.columns, DEPTH=LARGE.depth, BIAS=bias is not None,
+        RESIDUAL=residual is not None, num_warps=LARGE.warps, num_stages=LARGE.stages,
     )  # fmt: skip
+    return out
+
+
+def fp8(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """x [tokens, in] times e4m3 codes [out, in] times float32 scale [out] -> [tokens, out].
+
+    Many rows are multiplied by cuBLAS or CUTLASS through torch, which rounds the product to
+    bfloat16; where sides are no multiples of 16, on weights widened to x's dtype.
+    """
+    if x.shape[0] <= SMALL_BATCH:
+        return _few_rows(x, codes, scale, bias, residual, x.dtype)
+    if codes.shape[0] % 16 or codes.shape[1] % 16:
+        return dense(x, (codes.float() * scale[:, None]).to(x.dtype), bias, residual)
+    narrow, factors = quantize_rows(x, torch.float8_e4m3fn)
+    by_row = ScalingType.RowWise
+    out = F.scaled_mm(
+        narrow, codes.t(), factors[:, None], by_row, scale[None, :], by_row,
+        output_dtype=torch.bfloat16,
+    ).to(x.dtype)  # fmt: skip
+    for addend in (bias, residual):
+        if addend is not None:
+            out += addend
     return out
 
 
@@ -300,6 +320,28 @@ def int4(
     return out
 
 
+def _few_rows(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Up to SMALL_BATCH rows times 8-bit weights."""
+    (rows, inputs), outputs = x.shape, codes.shape[0]
+    if rows == 1:
+        return _one_row(x, codes, scale, bias, residual, dtype)
+    out = x.new_empty(rows, outputs, dtype=dtype)
+    tiles = small_tiles(rows, outputs)
+    _small[(triton.cdiv(outputs, tiles.columns),)](
+        x, codes, scale, bias, residual, out, rows, outputs, inputs, x.stride(0),
+        ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, BIAS=bias is not None,
+        RESIDUAL=residual is not None, num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return out
+
+
 def _one_row(
     x: Tensor,
     weight: Tensor,
@@ -319,13 +361,14 @@ def _one_row(
     return out
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Float [rows, n] -> int8 codes [rows, n] and float32 scales [rows]."""
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Float [rows, n] -> codes [rows, n] in int8 or float8_e4m3fn, and float32 scales [rows]."""
     rows, inputs = x.shape
-    codes = x.new_empty(rows, inputs, dtype=torch.int8)
+    codes = x.new_empty(rows, inputs, dtype=dtype)
     scales = x.new_empty(rows, dtype=torch.float32)
+    limit = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
     _quantize_row[(rows,)](
-        x, codes, scales, inputs, x.stride(0), BLOCK=power_of_two(inputs), num_warps=8
+        x, codes, scales, inputs, x.stride(0), LIMIT=limit, BLOCK=power_of_two(inputs), num_warps=8
     )
     return codes, scales
 

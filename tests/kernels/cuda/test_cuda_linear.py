@@ -9,12 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.transformer.linear import Int4, quantize_int8, unpack_int4
+from app.transformer.linear import Fp8, Int4, quantize_int8, unpack_int4
 
 linear = pytest.importorskip("app.kernels.cuda.linear")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# NumPy, which the interpreter computes with, has no bfloat16.
-HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 
 
 def stored(kind: str, weight: torch.Tensor, group: int):
@@ -24,19 +22,31 @@ def stored(kind: str, weight: torch.Tensor, group: int):
     if kind == "int8":
         codes, scale = quantize_int8(weight).values()
         return (codes, scale), codes.double() * scale.double()[:, None]
+    if kind == "fp8":
+        codes, scale = Fp8(weight.shape[1], len(weight), False).quantize(weight).values()
+        return (codes, scale), codes.double() * scale.double()[:, None]
     codes, scale = Int4(weight.shape[1], len(weight), False, group).quantize(weight).values()
     whole = (unpack_int4(codes).double() - 8).unflatten(1, (-1, group))
     return (codes, scale), (whole * scale.double()[:, :, None]).flatten(1)
 
 
-@pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
+def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What the kernels make of inputs of many rows, in float64; right to half a step."""
+    codes, scale = linear.quantize_rows(x, dtype)
+    seen, factor = codes.double() * scale.double()[:, None], scale[:, None]
+    step = factor if dtype == torch.int8 else torch.maximum(x.double().abs() / 8, factor / 512)
+    assert ((seen - x.double()).abs() <= 0.501 * step).all()
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4", "fp8"])
 @settings(max_examples=8, deadline=None)
 @given(
     rows=st.sampled_from([1, 1, 2, 17, 64, 70]),
-    outputs=st.sampled_from([1, 15, 40]),
+    outputs=st.sampled_from([1, 15, 32]),
     groups=st.integers(1, 5),
     group=st.sampled_from([32, 64, 128]),
-    dtype=st.sampled_from([torch.float32, HALF]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     bias=st.booleans(),
     residual=st.booleans(),
 )
@@ -51,11 +61,16 @@ def test_linear(kind, rows, outputs, groups, group, dtype, bias, residual):
     result = getattr(linear, kind)(x, *tensors, extra, base)
     assert result.dtype == dtype
     seen = x
-    if kind == "int8" and rows > 64:
-        codes, scale = linear.quantize_rows(x)
-        assert ((codes.double() * scale.double()[:, None] - x.double()).abs()
-                <= 0.501 * scale[:, None]).all()  # fmt: skip
+    narrow = torch.float8_e4m3fn if kind == "fp8" and outputs % 16 == 0 else torch.int8
+    if rows > 64 and (kind == "int8" or narrow != torch.int8):
+        codes, scale = linear.quantize_rows(x, narrow)
         seen = codes.double() * scale.double()[:, None]
+        step = (
+            x.double().abs() / 16 + scale[:, None] / 512
+            if narrow != torch.int8
+            else 0.501 * scale[:, None]
+        )
+        assert ((seen - x.double()).abs() <= step).all()
     expected = seen.double() @ exact.T
     if extra is not None:
         expected += extra.double()
@@ -63,17 +78,19 @@ def test_linear(kind, rows, outputs, groups, group, dtype, bias, residual):
         expected += base.double()
     size = seen.double().abs() @ exact.abs().T + 8
     rounding = torch.finfo(dtype).eps
+    if kind == "fp8" and rows > 64:
+        rounding = torch.finfo(torch.bfloat16).eps  # of the product
     slack = 1e-6 * math.sqrt(inputs) * size + 2 * rounding * (expected.abs() + 1)
-    if kind == "int4" and rows > 64:
+    if kind in ("int4", "fp8") and rows > 64:
         slack += rounding * size  # widened weights are rounded to the dtype
     assert ((result.double() - expected).abs() <= slack).all()
 
 
 def test_logits_are_float32_for_any_number_of_rows():
-    weight = torch.randn(40, 32, device=DEVICE).to(HALF)
+    weight = torch.randn(40, 32, device=DEVICE).to(torch.bfloat16)
     codes, scale = quantize_int8(weight).values()
     for rows in (1, 3, 65):
-        x = torch.randn(rows, 32, device=DEVICE).to(HALF)
+        x = torch.randn(rows, 32, device=DEVICE).to(torch.bfloat16)
         assert linear.dense(x, weight, dtype=torch.float32).dtype == torch.float32
         assert linear.int8(x, codes, scale, dtype=torch.float32).dtype == torch.float32
 

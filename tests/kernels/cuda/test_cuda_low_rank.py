@@ -9,8 +9,6 @@ from app.kernels.low_rank import AdapterRows, Part
 
 low_rank = pytest.importorskip("app.kernels.cuda.low_rank")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# NumPy, which the interpreter computes with, has no bfloat16.
-HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
 OUT, INPUTS = 300, 70
 
 
@@ -41,7 +39,7 @@ def exact(x: torch.Tensor, parts: list[Part]) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.usefixtures("few_ranks")
 def test_every_row_gets_its_own_adapter_s_change(dtype, many):
@@ -61,7 +59,7 @@ def test_every_row_gets_its_own_adapter_s_change(dtype, many):
         mine = owners == slot
         expected[mine] += exact(x[mine.to(DEVICE)], parts)
     assert torch.equal(result[1], base[1])
-    tolerance = 2e-5 if dtype == torch.float32 else 0.01 if DEVICE.type == "cpu" else 0.2
+    tolerance = 2e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(result.double().cpu(), expected, atol=10 * tolerance, rtol=tolerance)
 
 

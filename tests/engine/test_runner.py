@@ -1,0 +1,44 @@
+"""What a runner loads, and what it refuses before it loads anything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.engine.runner import ModelRunner
+from app.errors import ConfigurationError
+from app.transformer.config import Quantization
+from app.transformer.quantize import quantize_directory
+from tests.engine.adapters import RunningEngine, config
+
+
+@pytest.mark.parametrize(
+    ("capability", "refused"), [((7, 5), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)]
+)
+def test_fp8_needs_a_gpu_that_multiplies_it(tiny_model_dir, monkeypatch, capability, refused):
+    class LoadedError(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise LoadedError
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr("app.engine.runner.load_model", load)
+    with pytest.raises(ConfigurationError if refused else LoadedError) as raised:
+        ModelRunner(config(tiny_model_dir, device="cuda", quantize="fp8"))
+    if refused:
+        assert "{}.{}: use int8".format(*capability) in str(raised.value)
+
+
+def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, tmp_path):
+    quantize_directory(tiny_model_dir, tmp_path / "fp8", Quantization("fp8"))
+    answers = []
+    for directory, quantize in ((tiny_model_dir, "fp8"), (tmp_path / "fp8", "none")):
+        with RunningEngine(config(directory, quantize=quantize)) as engine:
+            engine.ask("a", tuple(range(40, 60)), tokens=8)
+            answers += engine.wait("a")
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[0].logprobs == answers[1].logprobs
+    with pytest.raises(ConfigurationError, match="stored in fp8"):
+        ModelRunner(config(tmp_path / "fp8", quantize="int8"))
