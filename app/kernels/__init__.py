@@ -8,6 +8,7 @@ the number of rows of the flat ragged batch. What each operation does is said in
 | `reference` | on any device through torch's operators; differentiable |
 | `native` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
 | `training` | as `native`, differentiable by its inputs alone: for adapters on frozen weights |
+| `Pretraining` | as `native`, differentiable by weights too, in float32 or over float32 weights |
 | `cuda` | on CUDA devices through Hagane's own Triton kernels; serving only |
 """
 
@@ -22,12 +23,14 @@ from torch import Tensor
 from app.kernels import native, reference, training
 from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
+from app.kernels.pretraining import Pretraining
 
 __all__ = [
     "Cuts",
     "Differentiable",
     "Operations",
     "PagedLayout",
+    "Pretraining",
     "choose",
     "native",
     "reference",

@@ -62,6 +62,16 @@ def start(threads: int | None = None, instruction_set: str | None = None) -> str
     return chosen
 
 
+def start_beside_torch(threads: int | None = None) -> None:
+    """`start` for training: torch's products run in between, so its own threads do all the work.
+
+    A second pool would wait for the cores on which torch's threads spin, a millisecond or so for
+    every operation.
+    """
+    start(threads)
+    _cpu.borrow(threads or len(usable_cores()))
+
+
 def record(step: Callable[[], Tensor], workspace: Workspace) -> tuple[Tensor, Callable[[], Tensor]]:
     """Run `step`, and return with its result a function that runs its kernels again.
 

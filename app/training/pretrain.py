@@ -17,26 +17,27 @@ from torch import Tensor
 
 from app.errors import ConfigurationError, TrainingInterrupted
 from app.files import commit
+from app.kernels import Pretraining, native, training
 from app.training.config import PretrainConfig, Shape
 from app.training.corpus import END_OF_TEXT, TURN_END, token_bytes
 from app.training.curve import Curve
 from app.training.export import export
 from app.training.group import ALONE, Group, joined, own_device
-from app.training.head_loss import token_losses
+from app.training.head_loss import HeadLoss, NativeLoss, TorchLoss
 from app.training.listener import PretrainListener, PretrainReport
 from app.training.optimizer import make_optimizers, schedule, set_learning_rate
 from app.training.preparation import Prepared, prepare
 from app.training.shards import MixedRows, PackedRows
-from app.transformer.attention import PackedCausal
 from app.transformer.config import ModelConfig
-from app.transformer.model import Transformer
+from app.transformer.model import Transformer, use_operations
 from app.transformer.weights import load_model
 
 logger = logging.getLogger(__name__)
 
 _SAMPLE_TOKENS = 48
 _VALIDATED_AT_ONCE = 8
-Loss = Callable[[Transformer, Tensor], Tensor]
+# Rows that are learnt from together on the CPU: what they leave behind still fits into its caches.
+_MICRO_TOKENS = 2048
 
 
 def pretrain(config: PretrainConfig, listener: PretrainListener) -> dict[str, float]:
@@ -64,31 +65,42 @@ def pretrain(config: PretrainConfig, listener: PretrainListener) -> dict[str, fl
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """A model and what changes it. `loss_of` gives the mean loss of int64 rows [n, length + 1]."""
+    """A model and what changes it. `mean_loss` is `loss.mean`, compiled where that pays."""
 
     model: Transformer
     config: PretrainConfig
     optimizers: list[torch.optim.Optimizer]
-    loss_of: Loss
+    loss: HeadLoss
+    mean_loss: Callable[[Transformer, Tensor], Tensor]
+    micro_rows: int
     group: Group = ALONE
 
     @classmethod
     def of(cls, model: Transformer, config: PretrainConfig, group: Group = ALONE) -> Learner:
-        def loss_of(model: Transformer, rows: Tensor) -> Tensor:
-            return token_losses(model, rows, config.dtype).mean()
-
-        compiled = _compiled(loss_of) if config.compile else loss_of
-        return cls(model, config, make_optimizers(model, config), compiled, group)
+        """On the CPU through Hagane's kernels where they were built; `model` is given them."""
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        micro_rows = config.micro_rows or config.batch_rows
+        optimizers = make_optimizers(model, config)
+        if training.usable(next(model.parameters()).device, dtype):
+            operations = Pretraining(dtype)
+            native.start_beside_torch(torch.get_num_threads())
+            use_operations(model, operations)
+            ours = NativeLoss(operations)
+            micro_rows = min(micro_rows, max(1, _MICRO_TOKENS // config.sequence_length))
+            return cls(model, config, optimizers, ours, ours.mean, micro_rows, group)
+        loss = TorchLoss(dtype)
+        mean = _compiled(loss.mean) if config.compile else loss.mean
+        return cls(model, config, optimizers, loss, mean, micro_rows, group)
 
     def step(self, rows: np.ndarray, step: int) -> Tensor:
         """One update from int64 rows [batch_rows, length + 1]; the mean loss, in nats per token."""
         set_learning_rate(self.optimizers, schedule(step, self.config))
         device = next(self.model.parameters()).device
         own = torch.from_numpy(rows[self.group.share(len(rows))]).to(device)
-        parts = own.split(self.config.micro_rows or len(own))
+        parts = own.split(self.micro_rows)
         total = torch.zeros((), device=device)
         for part in parts:
-            loss = self.loss_of(self.model, part) * (len(part) / len(own))
+            loss = self.mean_loss(self.model, part) * (len(part) / len(own))
             loss.backward()
             total += loss.detach()
         parameters = list(self.model.parameters())
@@ -189,7 +201,7 @@ class Run:
             trained_tokens=step * tokens,
             eta_seconds=(config.steps - step) * tokens / rate,
             bits_per_byte=scores,
-            samples=tuple(sample(self.learner.model, self.data.tokenizer, p) for p in samples),
+            samples=tuple(sample(self.learner, self.data.tokenizer, p) for p in samples),
         )
 
     @torch.no_grad()
@@ -203,7 +215,7 @@ class Run:
             length = min(self.config.sequence_length, path.stat().st_size // 2 - 1)
             rows = PackedRows(path, length, 0).first(self.config.validation_rows)
             losses = [
-                token_losses(model, part.to(device), self.config.dtype)
+                self.learner.loss.each(model, part.to(device))
                 for part in torch.from_numpy(rows).split(_VALIDATED_AT_ONCE)
             ]
             nats = torch.cat(losses).double().sum().item()
@@ -211,12 +223,14 @@ class Run:
         return scores
 
 
-def _compiled(loss_of: Loss) -> Loss:
+def _compiled(
+    loss_of: Callable[[Transformer, Tensor], Tensor],
+) -> Callable[[Transformer, Tensor], Tensor]:
     """Fusing the element-wise parts more than doubles the rate; it needs a C++ compiler."""
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         logger.warning("no C++ compiler found: training runs uncompiled, at about half the rate")
         return loss_of
-    compiled: Loss = torch.compile(loss_of, dynamic=False)
+    compiled: Callable[[Transformer, Tensor], Tensor] = torch.compile(loss_of, dynamic=False)
     return compiled
 
 
@@ -261,14 +275,14 @@ def model_config(shape: Shape, tokenizer: tokenizers.Tokenizer) -> ModelConfig:
 
 
 @torch.no_grad()
-def sample(model: Transformer, tokenizer: tokenizers.Tokenizer, prompt: str) -> str:
+def sample(learner: Learner, tokenizer: tokenizers.Tokenizer, prompt: str) -> str:
     """`prompt` with its most likely continuation, up to the end of the turn."""
+    model = learner.model
     device = next(model.parameters()).device
     ids = tokenizer.encode(prompt).ids
     start = len(ids)
     while len(ids) - start < _SAMPLE_TOKENS and ids[-1] not in model.config.eos_token_ids:
-        context = PackedCausal(rows=1, length=len(ids), device=device)
-        hidden = model(torch.tensor(ids, device=device), context)
-        ids.append(int(model.logits(hidden[-1:]).argmax()))
+        logits = learner.loss.next_logits(model, torch.tensor(ids, device=device))
+        ids.append(int(logits.argmax()))
     text: str = tokenizer.decode(ids[start:])
     return prompt + text

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from app.errors import TrainingError
-from app.kernels import Operations, native, training
+from app.kernels import native, training
 from app.training import estimates
 from app.training.spec import FineTuneSpec
 from app.transformer.adapter import save_adapter
 from app.transformer.adapter_config import AdapterConfig
 from app.transformer.config import ModelConfig, Quantization
 from app.transformer.lora import attach, factors
-from app.transformer.model import Transformer
+from app.transformer.model import Transformer, use_operations
 from app.transformer.quantize import COMPANIONS
 from app.transformer.weights import load_model, save_model
 
@@ -81,19 +81,12 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
         )
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
         if training.usable(device, dtype):
-            native.start(spec.threads)
+            native.start_beside_torch(spec.threads)
             use_operations(model, training)
     if recompute:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)
     return Trainee(model, adapter, spec.model, device, dtype)
-
-
-def use_operations(model: Transformer, operations: Operations) -> None:
-    """Let a loaded model compute with other operations than it was made with."""
-    for module in model.modules():
-        if hasattr(module, "operations"):
-            module.operations = operations  # type: ignore[assignment]
 
 
 def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

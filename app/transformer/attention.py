@@ -74,6 +74,20 @@ class PackedCausal(_Training):
         return kernels.reference.causal_attention(q, k, v, rows=self.rows, window=window)
 
 
+class PackedLearning(PackedCausal):
+    """As PackedCausal, where `operations` compute dense layers whose weights learn."""
+
+    def __init__(self, rows: int, length: int, operations: kernels.Pretraining) -> None:
+        super().__init__(rows, length)
+        self.operations = operations
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.operations.linear(x, layer.weight, layer.bias, residual)  # type: ignore[arg-type]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return self.operations.causal_attention(q, k, v, rows=self.rows, window=window)
+
+
 class PackedSequences(_Training):
     """Training: sequences of these lengths one after the other, causal, none sees another."""
 

@@ -203,3 +203,10 @@ class Transformer(nn.Module):
                 continue
             writes = name.endswith(("o_proj.weight", "down_proj.weight"))
             parameter.normal_(0.0, 0.02 * (residual if writes else 1.0), generator=generator)
+
+
+def use_operations(model: Transformer, operations: Operations) -> None:
+    """Let a loaded model compute with other operations than it was made with."""
+    for module in model.modules():
+        if hasattr(module, "operations"):
+            module.operations = operations  # type: ignore[assignment]

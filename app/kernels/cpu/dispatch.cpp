@@ -255,6 +255,27 @@ void run_token_scores(const TokenScores& t) {
   split(t.rows, t.vocab * 16, [&](int64_t row) { active->token_score(t, row); });
 }
 
+void run_norm(const Norm& n) {
+  split(n.rows, n.features * 4, [&](int64_t row) { active->norm(n, row); });
+}
+
+// Tasks and the order of sums do not depend on the threads: nor do the bits of the results.
+void run_norm_backward(const NormBackward& n) {
+  const int64_t parts = ceil_div(n.rows, NormBackward::kRows);
+  split(parts, NormBackward::kRows * n.features * 8, [&](int64_t part) {
+    const int64_t first = part * NormBackward::kRows;
+    active->norm_backward(n, first, std::min(n.rows, first + NormBackward::kRows),
+                          n.parts + part * n.features);
+  });
+  std::fill_n(n.weights, n.features, 0.0f);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t i = 0; i < n.features; ++i) n.weights[i] += n.parts[part * n.features + i];
+}
+
+void run_causal_softmax(const CausalSoftmax& s) {
+  split(s.rows, s.keys * 16, [&](int64_t row) { active->causal_softmax(s, row); });
+}
+
 void run_attention(const Attention& a) {
   struct Task {
     int64_t sequence, kv_head, first, last;

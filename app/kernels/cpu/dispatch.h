@@ -30,4 +30,8 @@ void run_silu_and_mul_backward(const Matrix& grad, const Matrix& gate_up, int64_
 void run_rotary_backward(const Rotary& grad, const Matrix& before);
 void run_token_scores(const TokenScores& scores);
 
+void run_norm(const Norm& norm);
+void run_norm_backward(const NormBackward& norm);
+void run_causal_softmax(const CausalSoftmax& softmax);
+
 }  // namespace hagane

@@ -22,6 +22,7 @@ namespace {
 #include "attention.inc"
 #include "elementwise.inc"
 #include "training.inc"
+#include "pretraining.inc"
 #include "sampling.inc"
 #include "linear.inc"
 #include "tiles.inc"
@@ -33,7 +34,8 @@ namespace {
 constexpr Kernels kKernels{"amx", prepare, linear_amx, shrink, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend_spans<TileMultiplier>,
                            draw, greatest,
-                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score};
+                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
+                           norm, norm_backward, causal_softmax};
 
 }  // namespace
 

@@ -19,6 +19,7 @@ namespace {
 #include "attention.inc"
 #include "elementwise.inc"
 #include "training.inc"
+#include "pretraining.inc"
 #include "sampling.inc"
 #include "linear.inc"
 #include "tiles.inc"
@@ -26,7 +27,8 @@ namespace {
 
 constexpr Kernels kKernels{"avx512", prepare, linear_vnni, shrink, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend, draw, greatest,
-                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score};
+                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
+                           norm, norm_backward, causal_softmax};
 
 }  // namespace
 

@@ -21,6 +21,7 @@ namespace {
 #include "attention.inc"
 #include "elementwise.inc"
 #include "training.inc"
+#include "pretraining.inc"
 #include "sampling.inc"
 #include "linear.inc"
 #include "tiles.inc"
@@ -28,7 +29,8 @@ namespace {
 
 constexpr Kernels kKernels{"avx_vnni", prepare, linear_avx2, shrink, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend, draw, greatest,
-                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score};
+                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
+                           norm, norm_backward, causal_softmax};
 
 }  // namespace
 

@@ -1,16 +1,15 @@
 // The Python extension module: addresses and numbers in, nothing out. Shapes and dtypes are checked
 // by app/kernels/native.py, the only caller.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
 #include <functional>
 #include <vector>
 
+#include "arguments.h"
 #include "dispatch.h"
 #include "pool.h"
 
 namespace {
 
+using hagane::Arguments;
 using hagane::Bank;
 using hagane::DType;
 using hagane::LowRank;
@@ -20,48 +19,6 @@ using hagane::Weight;
 constexpr const char* kWeight = "hagane.weight";
 constexpr const char* kLowRank = "hagane.low_rank";
 constexpr const char* kBank = "hagane.bank";
-
-// The positional arguments of one call, read one after the other.
-class Arguments {
- public:
-  Arguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
-
-  int64_t integer() { return index_ < count_ ? PyLong_AsLongLong(values_[index_++]) : missing(); }
-  float real() { return static_cast<float>(index_ < count_ ? PyFloat_AsDouble(values_[index_++]) : missing()); }
-  template <class T>
-  T* address() { return reinterpret_cast<T*>(integer()); }
-  DType dtype() { return static_cast<DType>(integer()); }
-  Matrix matrix() {
-    void* data = address<void>();
-    DType type = dtype();
-    return {data, type, integer()};
-  }
-  const Weight* weight() { return capsule<const Weight>(kWeight); }
-  // None is null.
-  template <class T>
-  T* capsule(const char* name) {
-    PyObject* value = object();
-    if (!value || value == Py_None) return nullptr;
-    return static_cast<T*>(PyCapsule_GetPointer(value, name));
-  }
-  PyObject* object() { return index_ < count_ ? values_[index_++] : (missing(), nullptr); }
-
-  bool complete() {
-    if (PyErr_Occurred()) return false;
-    if (index_ == count_) return true;
-    PyErr_SetString(PyExc_TypeError, "too many arguments");
-    return false;
-  }
-
- private:
-  int64_t missing() {
-    PyErr_SetString(PyExc_TypeError, "too few arguments");
-    return 0;
-  }
-
-  PyObject* const* values_;
-  Py_ssize_t count_, index_ = 0;
-};
 
 // The kernels of one step, in order, with all their arguments.
 using Recording = std::vector<std::function<void()>>;
@@ -365,6 +322,14 @@ PyObject* start(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// borrow(threads) -> whether the OpenMP runtime's threads do the work from now on.
+PyObject* borrow(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const int threads = static_cast<int>(in.integer());
+  if (!in.complete()) return nullptr;
+  return PyBool_FromLong(hagane::Pool::instance().borrow(threads));
+}
+
 #define METHOD(name, function) \
   {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
@@ -377,7 +342,7 @@ PyMethodDef methods[] = {
     METHOD("record", record),      METHOD("recorded", recorded),
     METHOD("replay", replay),      METHOD("greatest", greatest),
     METHOD("bank", make_bank),     METHOD("low_rank", make_low_rank),
-    METHOD("place", place),
+    METHOD("place", place),        METHOD("borrow", borrow),
     METHOD("rms_norm_backward", rms_norm_backward),
     METHOD("silu_and_mul_backward", silu_and_mul_backward),
     METHOD("rotary_backward", rotary_backward),
@@ -390,4 +355,8 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu", "Hagane's CPU kernels."
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__cpu() {
+  PyObject* module = PyModule_Create(&definition);
+  if (module && PyModule_AddFunctions(module, hagane::pretraining_methods)) Py_CLEAR(module);
+  return module;
+}

@@ -186,6 +186,38 @@ struct TokenScores {
   bool slopes;
 };
 
+// x / rms(x) * weight in float, rounded to the dtype of `out`.
+struct Norm {
+  const float *x, *weight;  // [rows, features], [features]
+  float eps;
+  int64_t rows, features;
+  Matrix out;  // [rows, features]
+};
+
+// The gradients of a norm by x and by weight, from that of its result.
+struct NormBackward {
+  static constexpr int64_t kRows = 64;  // that one task adds up to a row of `parts`
+  Matrix grad;              // [rows, features]
+  const float *x, *weight;  // [rows, features], [features]
+  float eps;
+  int64_t rows, features;
+  float* out;      // [rows, features]
+  float* parts;    // [ceil(rows / kRows), features]
+  float* weights;  // [features]: the sum of parts, in order
+};
+
+// Softmax of scaled scores in place, 0 for keys that a query does not see. With `slopes`, these, the
+// gradients of the results, become those of the scores before they were scaled.
+struct CausalSoftmax {
+  Matrix scores;         // [rows, keys]
+  void* slopes;          // like scores, or null
+  int64_t rows, keys;
+  int64_t queries;       // row r is query r % queries of some sequence and head ...
+  int64_t offset;        // ... whose first query is the key at `offset`
+  int64_t window;        // most recent keys seen, 0: all
+  float scale;
+};
+
 struct Kernels {
   const char* name;
   // Fills row `index` of the prepared activations.
@@ -215,6 +247,11 @@ struct Kernels {
   // In place: the gradients of rotated queries and keys become those of `before`, the unrotated.
   void (*rotary_backward)(const Rotary& grad, const Matrix& before, int64_t token);
   void (*token_score)(const TokenScores&, int64_t row);
+  // For pretraining.
+  void (*norm)(const Norm&, int64_t row);
+  // Rows [first, last), whose share of the weights' gradient goes to `part` [features].
+  void (*norm_backward)(const NormBackward&, int64_t first, int64_t last, float* part);
+  void (*causal_softmax)(const CausalSoftmax&, int64_t row);
 };
 
 const Kernels* generic_kernels();

@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #if defined(__linux__)
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #endif
@@ -48,6 +49,16 @@ void Pool::start(const std::vector<int>& cores) {
       work(seen);
     });
   }
+  threads_ = static_cast<int>(workers_.size()) + 1;
+}
+
+bool Pool::borrow(int threads) {
+#if defined(__linux__)
+  stop();
+  parallel_ = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  if (parallel_) threads_ = threads;
+#endif
+  return parallel_ != nullptr;
 }
 
 void Pool::stop() {
@@ -57,10 +68,12 @@ void Pool::stop() {
   for (auto& worker : workers_) worker.join();
   workers_.clear();
   stopping_ = false;
+  threads_ = 1;
+  parallel_ = nullptr;
 }
 
 void Pool::dispatch(int64_t count, Task task, void* context) {
-  if (workers_.empty() || count <= 1) {
+  if (threads_ == 1 || count <= 1) {
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
@@ -68,6 +81,10 @@ void Pool::dispatch(int64_t count, Task task, void* context) {
   context_ = context;
   count_ = count;
   next_.store(0, std::memory_order_relaxed);
+  if (parallel_) {
+    parallel_([](void* pool) { static_cast<Pool*>(pool)->drain(); }, this, threads_, 0);
+    return;
+  }
   busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();

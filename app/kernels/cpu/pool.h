@@ -17,8 +17,12 @@ class Pool {
 
   // Pin one thread to each of `cores`; the caller is the first of them.
   void start(const std::vector<int>& cores);
+  // Let the threads of the process' OpenMP runtime, `threads` with the caller, do the work instead:
+  // between operations of a library that uses them, a pool beside them would wait for the cores on
+  // which they spin. False where GNU's runtime is not loaded.
+  bool borrow(int threads);
   void stop();
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return threads_; }
 
   // Calls fn(index) for 0 <= index < count, on all threads, in no order; returns when all are done.
   template <class F>
@@ -32,7 +36,12 @@ class Pool {
   void work(uint32_t seen);
   void drain();
 
+  // GNU's libgomp: runs fn(data) on so many threads, the caller's among them.
+  using Parallel = void (*)(void (*fn)(void* data), void* data, unsigned threads, unsigned flags);
+
   std::vector<std::thread> workers_;
+  int threads_ = 1;
+  Parallel parallel_ = nullptr;
   Task task_ = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0;

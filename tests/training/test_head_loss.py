@@ -1,0 +1,50 @@
+"""A whole model's loss and gradients through Hagane's kernels and through torch's operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.kernels import Pretraining, native
+from app.training.head_loss import NativeLoss, TorchLoss
+from app.transformer.config import ModelConfig
+from app.transformer.model import Transformer, use_operations
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+SHAPE = {
+    "vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "eos_token_id": 0,
+}  # fmt: skip
+KINDS = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": True},
+    "window": {"architectures": ["MistralForCausalLM"], "sliding_window": 20},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_native_kernels_compute_what_torch_does(kind):
+    model = Transformer(ModelConfig.from_dict(SHAPE | KINDS[kind]))
+    model.init_weights(torch.Generator().manual_seed(0))
+    rows = torch.randint(200, (3, 141), generator=torch.Generator().manual_seed(1))
+    found = {}
+    for name, dtype in (("torch", torch.float32), ("float32", torch.float32),
+                        ("bfloat16", torch.bfloat16)):  # fmt: skip
+        loss = TorchLoss(dtype)
+        if name != "torch":
+            operations = Pretraining(dtype)
+            native.start(1)
+            use_operations(model, operations)
+            loss = NativeLoss(operations)
+        model.zero_grad()
+        mean = loss.mean(model, rows)
+        mean.backward()
+        with torch.no_grad():
+            each, logits = loss.each(model, rows), loss.next_logits(model, rows[0])
+        gradients = [parameter.grad for parameter in model.parameters()]
+        found[name] = [mean.detach(), each, logits, *gradients]
+    for name, error in (("float32", 1e-5), ("bfloat16", 0.03)):
+        for ours, wanted in zip(found[name], found["torch"], strict=True):
+            assert (ours - wanted).norm() <= error * wanted.norm()
