@@ -3,8 +3,10 @@
 Usage: python benchmarks/finetune.py --peft PYTHON [--model DIRECTORY] [--rounds N] [--json FILE]
                                      [--checkpointing]
 
-LoRA of rank 16 on all linear layers of a random model in Qwen3-0.6B's shape, bfloat16, every token
-learnt, 4 examples of 512 tokens a step. PEFT runs in the environment whose interpreter is given:
+LoRA of rank 16 on all linear layers of a random model in Qwen3-0.6B's shape, every token learnt, 4
+examples of 512 tokens a step, in bfloat16: Hagane with the base in bfloat16 and in int8 (then its
+products are of integers, both ways), PEFT with the base in bfloat16. PEFT runs in the environment
+whose interpreter is given:
 
     python -m venv runs/peft && runs/peft/bin/pip install peft torch
 """
@@ -33,6 +35,7 @@ from app.training.listener import CheckpointReport, StepReport
 from app.training.spec import FineTuneSpec
 
 PLAN = {"rows": 4, "length": 512, "rank": 16, "checkpointing": False}
+OURS = {"Hagane, bf16 base": "none", "Hagane, int8 base": "int8"}
 
 
 @dataclass
@@ -66,7 +69,7 @@ def measure(model: Path, plan: dict) -> dict:
         spec = FineTuneSpec(
             model=model, training_file=file, validation_file=held, rank=plan["rank"],
             batch_size=plan["rows"], n_epochs=plan["steps"], dtype="bfloat16",
-            threads=plan["threads"],
+            threads=plan["threads"], quantize=plan["quantize"],
         )  # fmt: skip
         finetune(spec, directory / "run", clock)
     tokens = plan["rows"] * plan["length"] * (plan["steps"] - 1)
@@ -126,7 +129,10 @@ def main() -> None:
     plan_file.write_text(json.dumps(plan))
     here, model = str(Path(__file__).resolve()), str(options.model)
     peer = str(Path(here).with_name("peer_peft.py"))
-    commands = {"Hagane": [sys.executable, here, "--model", model, "--only", json.dumps(plan)]}
+    own = [sys.executable, here, "--model", model, "--only"]
+    commands = {
+        name: [*own, json.dumps(plan | {"quantize": quantize})] for name, quantize in OURS.items()
+    }
     if options.peft:
         commands["PEFT"] = [options.peft, peer, model, str(plan_file)]
     results: dict[str, list[dict]] = {name: [] for name in commands}
@@ -147,16 +153,16 @@ def table(results: dict[str, list[dict]], flops: float) -> str:
     rates = {n: statistics.median(r["tokens_per_second"] for r in rs) for n, rs in results.items()}
     peaks = {n: statistics.median(r["peak_memory"] for r in rs) for n, rs in results.items()}
     lines = [
-        f"Medians of {len(results['Hagane'])} alternating runs; torch multiplies bfloat16 at "
-        f"{flops / 1e9:.0f} GFLOP/s.",
+        f"Medians of {len(results[next(iter(OURS))])} alternating runs; torch multiplies bfloat16 "
+        f"at {flops / 1e9:.0f} GFLOP/s.",
         "",
         "| | tokens/s | peak memory |",
         "|---|---|---|",
     ]
     lines += [f"| {n} | {rates[n]:.1f} | {peaks[n] / 1e9:.2f} GB |" for n in results]
-    if "PEFT" in results:
-        memory = peaks["Hagane"] / peaks["PEFT"]
-        lines.append(f"| ratio | x{rates['Hagane'] / rates['PEFT']:.2f} | x{memory:.2f} |")
+    for name in OURS if "PEFT" in results else ():
+        rate, memory = rates[name] / rates["PEFT"], peaks[name] / peaks["PEFT"]
+        lines.append(f"| {name}: PEFT | x{rate:.2f} | x{memory:.2f} |")
     return "\n".join(lines)
 
 

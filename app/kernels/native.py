@@ -164,6 +164,7 @@ def _pack(
     scale: Tensor | None,
     bias: Tensor | None,
     group: int,
+    input_scale: Tensor | None = None,
 ) -> PackedWeight:
     # Units are four bytes; but for float32, whose kernel has no tiles, a line of 16 units is whole.
     width = 4 // rows.element_size()
@@ -172,8 +173,9 @@ def _pack(
     lines = units.unflatten(0, (-1, LANES)).transpose(1, 2)
     codes = _huge_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
     wide_bias = None if bias is None else _pad(bias.float(), 0)
-    tensors = tuple(t for t in (codes, scale, wide_bias) if t is not None)
-    pointers = [0 if t is None else t.data_ptr() for t in (codes, scale, wide_bias)]
+    kept = codes, scale, wide_bias, input_scale
+    tensors = tuple(t for t in kept if t is not None)
+    pointers = [0 if t is None else t.data_ptr() for t in kept]
     out_features = rows.shape[0]
     handle = _cpu.weight(kind, out_features, in_features, units.shape[1], group, *pointers)
     return PackedWeight(out_features, in_features, tensors, handle)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from app.kernels import native
 from app.kernels.blocked_attention import causal_attention
-from app.kernels.native import _DTYPES
+from app.kernels.native import _DTYPES, _INT8, PackedWeight, _pack, padded
 from app.kernels.reference import allocate_cache, angles, attend, draw, greatest
 
 try:
@@ -29,6 +29,7 @@ __all__ = [
     "causal_attention",
     "draw",
     "greatest",
+    "pack_transposed",
     "rms_norm",
     "rotate",
     "silu_and_mul",
@@ -39,6 +40,12 @@ __all__ = [
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether these operations compute on `device` in `dtype`."""
     return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and native.available()
+
+
+def pack_transposed(codes: Tensor, scale: Tensor) -> PackedWeight:
+    """The transpose [in, out] of what `pack_int8` packs: x is multiplied by `scale` [out] first."""
+    ones = torch.ones(padded(codes.shape[1]))
+    return _pack(_INT8, codes.t(), len(codes), ones, None, 0, scale.float().contiguous())
 
 
 class _RMSNorm(torch.autograd.Function):

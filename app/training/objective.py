@@ -20,6 +20,7 @@ from app.kernels import Differentiable, reference, training
 from app.training.examples import Example
 from app.training.masking import Sequence
 from app.transformer.attention import PackedSequences
+from app.transformer.frozen import IntegerEmbedding, WidenedHead
 from app.transformer.linear import DenseEmbedding, Int8Embedding
 from app.transformer.lora import disabled
 from app.transformer.model import Transformer
@@ -91,12 +92,14 @@ def _operations(model: Transformer) -> Differentiable:
 def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 [n] log-probabilities of int64 targets [n], and bool [n]: the likeliest tokens."""
     head = model.head
-    if not isinstance(head, DenseEmbedding | Int8Embedding):
+    if not isinstance(head, DenseEmbedding | Int8Embedding | IntegerEmbedding):
         raise TypeError("a model packed for serving cannot be trained")
     trains_head = any(p.requires_grad for p in head.parameters()) and torch.is_grad_enabled()
     if not trains_head:
-        weight = head.matrix(hidden.dtype)
-        logprobs, correct = _FrozenHead.apply(hidden, weight, targets, _operations(model))  # type: ignore[no-untyped-call]
+        frozen = (
+            head if isinstance(head, IntegerEmbedding) else WidenedHead(head.matrix(hidden.dtype))
+        )
+        logprobs, correct = _FrozenHead.apply(hidden, frozen, targets, _operations(model))  # type: ignore[no-untyped-call]
         return logprobs, correct
     parts = [
         checkpoint(_chunk, model, rows, wanted, use_reentrant=False)
@@ -112,20 +115,24 @@ def _chunk(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor,
 
 
 class _FrozenHead(torch.autograd.Function):
-    """hidden [n, hidden], weight [vocab, hidden], int64 targets [n] -> log-probabilities, bools."""
+    """hidden [n, hidden], a head, int64 targets [n] -> log-probabilities, bools."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, operations: Differentiable
+        ctx: Any,
+        hidden: Tensor,
+        head: WidenedHead | IntegerEmbedding,
+        targets: Tensor,
+        operations: Differentiable,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         parts, slopes = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
-            logits = torch.mm(hidden[rows], weight.t())
+            logits = head.logits(hidden[rows])
             parts.append(operations.token_scores(logits, targets[rows], slopes=slopes is not None))
             if slopes is not None:
-                torch.mm(logits, weight, out=slopes[rows])
+                slopes[rows] = head.gradient(logits)
         logprobs, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(correct)
         ctx.slopes = slopes

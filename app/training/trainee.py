@@ -20,6 +20,7 @@ from app.training.spec import FineTuneSpec
 from app.transformer.adapter import save_adapter
 from app.transformer.adapter_config import AdapterConfig
 from app.transformer.config import ModelConfig, Quantization
+from app.transformer.frozen import compute_in_integers
 from app.transformer.lora import attach, factors
 from app.transformer.model import Transformer, use_operations
 from app.transformer.quantize import COMPANIONS
@@ -83,6 +84,7 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
         if training.usable(device, dtype):
             native.start_beside_torch(spec.threads)
             use_operations(model, training)
+            compute_in_integers(model, dtype)
     if recompute:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)

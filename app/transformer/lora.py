@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from app.transformer.adapter import linear_shapes
 from app.transformer.adapter_config import AdapterConfig
+from app.transformer.frozen import Integers, Widened
 from app.transformer.linear import Linear
 from app.transformer.model import Transformer
 from app.transformer.weights import FUSED
@@ -44,7 +45,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: Linear, parts: list[Part], rank: int) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)
+        self.base: Widened | Integers = Widened(base)
         self.parts = parts
         self.enabled = True
         device = next(iter(base.state_dict().values())).device
@@ -55,8 +56,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         parts: list[Part] = self.parts if self.enabled else []
-        pairs = zip(self.a, self.b, strict=True) if self.enabled else ()
-        factors = [factor for pair in pairs for factor in pair]
+        factors = (*self.a, *self.b) if parts else ()
         out: Tensor = _Adapted.apply(x, residual, self.base, parts, *factors)  # type: ignore[no-untyped-call]
         return out
 
@@ -64,7 +64,7 @@ class LoRALinear(nn.Module):
 class _Adapted(torch.autograd.Function):
     """The whole layer at once: fewer passes over its result, and only x is kept for the way back.
 
-    The frozen weights get no gradient and are dequantized anew on the way back.
+    The parts read the same x, so that their A are one matrix. The frozen weights get no gradient.
     """
 
     @staticmethod
@@ -72,52 +72,58 @@ class _Adapted(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
-        base: Linear,
+        base: Widened | Integers,
         parts: list[Part],
         *factors: Tensor,
     ) -> Tensor:
-        out = torch.mm(x, base.matrix(x.dtype).t())
-        if base.bias is not None:
-            out += base.bias
-        inner = []
-        for part, a, b in zip(parts, factors[::2], factors[1::2], strict=True):
-            inner.append(torch.mm(x, a.to(x.dtype).t()).mul_(part.scale))
-            out[:, part.start : part.end].addmm_(inner[-1], b.to(x.dtype).t())
-        if residual is not None:
-            out += residual
+        out: Tensor = base(x, residual)
         ctx.base, ctx.parts, ctx.added = base, parts, residual is not None
-        ctx.save_for_backward(x if parts else x.new_empty(0), *inner, *factors)
+        if not parts:
+            return out
+        rank = len(factors[0])
+        inner = torch.mm(x, torch.cat(factors[: len(parts)]).to(x.dtype).t())
+        for part, h, b in zip(parts, inner.split(rank, 1), factors[len(parts) :], strict=True):
+            out[:, part.start : part.end].addmm_(h.mul_(part.scale), b.to(x.dtype).t())
+        ctx.save_for_backward(x, inner, *factors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        count = len(ctx.parts)
-        x, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
-        inner, factors = saved[:count], saved[count:]
         # The first layer's input, an embedding, is frozen too.
-        wanted = ctx.needs_input_grad[0]
-        grad_x = torch.mm(grad, ctx.base.matrix(grad.dtype)) if wanted else None
-        grads: list[Tensor] = []
-        for part, h, a, b in zip(ctx.parts, inner, factors[::2], factors[1::2], strict=True):
-            own = grad[:, part.start : part.end]
-            grad_h = torch.mm(own, b.to(grad.dtype)).mul_(part.scale)
-            grads += torch.mm(grad_h.t(), x).float(), torch.mm(own.t(), h).float()
-            if grad_x is not None:
-                grad_x.addmm_(grad_h, a.to(grad.dtype))
-        return grad_x, grad if ctx.added else None, None, None, *grads
+        grad_x = ctx.base.gradient(grad) if ctx.needs_input_grad[0] else None
+        residual = grad if ctx.added else None
+        if not ctx.parts:
+            return grad_x, residual, None, None
+        x, inner, *factors = ctx.saved_tensors
+        a, b = factors[: len(ctx.parts)], factors[len(ctx.parts) :]
+        rank = len(a[0])
+        own = [grad[:, part.start : part.end] for part in ctx.parts]
+        grads_b = [
+            torch.mm(g.t(), h).float() for g, h in zip(own, inner.split(rank, 1), strict=True)
+        ]
+        grad_inner = torch.cat(
+            [
+                torch.mm(g, factor.to(g.dtype)).mul_(part.scale)
+                for g, factor, part in zip(own, b, ctx.parts, strict=True)
+            ],
+            dim=1,
+        )
+        grads_a = torch.mm(grad_inner.t(), x).float().split(rank)
+        if grad_x is not None:
+            grad_x.addmm_(grad_inner, torch.cat(a).to(grad.dtype))
+        return grad_x, residual, None, None, *grads_a, *grads_b
 
 
 def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator) -> None:
     """Freeze the model and put a fresh adapter on the matrices that `config` names.
 
-    A is drawn as PEFT draws it, B is 0: the model computes what it did before.
+    The others become layers without parts, which have a way back too. A is drawn as PEFT draws it,
+    B is 0: the model computes what it did before.
     """
     model.requires_grad_(False)
     for path, layer in _linears(model):
         named = named_parts(path, model)
-        if all(name.rpartition(".")[2] not in config.target_modules for name in named):
-            continue
         parts, start = [], 0
         for name, rows in named.items():
             if name.rpartition(".")[2] in config.target_modules:

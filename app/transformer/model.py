@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from app.kernels import Operations, reference
 from app.transformer.attention import AttentionContext
 from app.transformer.config import ModelConfig, Quantization
+from app.transformer.frozen import IntegerEmbedding
 from app.transformer.linear import DenseEmbedding, Int8Embedding, make_embedding, make_linear
 from app.transformer.rope import RotaryEmbedding
 from app.transformer.serving import CudaEmbedding, PackedEmbedding
@@ -186,7 +187,9 @@ class Transformer(nn.Module):
         return scores
 
     @property
-    def head(self) -> DenseEmbedding | Int8Embedding | PackedEmbedding | CudaEmbedding:
+    def head(
+        self,
+    ) -> DenseEmbedding | Int8Embedding | IntegerEmbedding | PackedEmbedding | CudaEmbedding:
         """The embedding that scores the vocabulary."""
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 

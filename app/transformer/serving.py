@@ -120,7 +120,6 @@ def _for_cuda(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         case DenseEmbedding():
             return CudaEmbedding(module, linear.dense, (module.weight.data,))
         case Int8Embedding():
-            module.dtype = dtype
             stored = module.weight_int8, module.scale
             return CudaEmbedding(module, linear.int8, stored)
     return module
@@ -149,6 +148,4 @@ def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -
         return _for_cuda(module, dtype)
     if isinstance(module, Int4) and module.weight_int4.device.type == "cpu":
         return TorchInt4(module, dtype)
-    if isinstance(module, Int8Embedding):
-        module.dtype = dtype
     return module

@@ -171,6 +171,8 @@ def load_model(
             placed = tensor.to(device=device, dtype=dtype if is_parameter else tensor.dtype)
             size += placed.nbytes
             setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
+        if isinstance(module, Int8Embedding):
+            module.dtype = dtype
         if operations is not None:
             replacement = for_serving(module, operations, dtype)
             if replacement is not module:

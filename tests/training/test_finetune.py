@@ -94,9 +94,10 @@ def assert_best_is_kept(result, listener):
     [
         {},
         {"dtype": "bfloat16", "quantize": "int4"},
+        {"dtype": "bfloat16", "quantize": "int8"},
         {"full": True, "learning_rate": 1e-3},
     ],
-    ids=["lora", "qlora", "full"],
+    ids=["lora", "int4", "int8", "full"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(spec, tmp_path, change):
     spec = spec.model_copy(update=change)

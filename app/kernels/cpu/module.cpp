@@ -73,8 +73,9 @@ PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count) {
   auto* codes = in.address<const uint32_t>();
   auto* scale = in.address<const void>();
   auto* bias = in.address<const float>();
+  auto* input_scale = in.address<const float>();
   if (!in.complete()) return nullptr;
-  auto* weight = new Weight{format, out, inputs, units, group, codes, scale, bias};
+  auto* weight = new Weight{format, out, inputs, units, group, codes, scale, bias, input_scale};
   return PyCapsule_New(weight, kWeight, free_capsule<Weight>);
 }
 

@@ -24,7 +24,8 @@ struct Weight {
   int64_t out, in, units, group;
   const uint32_t* codes;
   const void* scale;
-  const float* bias;    // float [out], or null
+  const float* bias;         // float [out], or null
+  const float* input_scale;  // int8: float [in], or null: what x is multiplied by before it is quantized
 
   int64_t blocks() const { return ceil_div(out, 16); }
   int64_t groups() const { return in / group; }

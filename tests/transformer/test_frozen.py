@@ -1,0 +1,156 @@
+"""Products of integers beside the same weights in floats: results, and gradients by the input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from app.kernels import native, training
+from app.training.masking import Sequence
+from app.training.objective import score
+from app.transformer.adapter_config import AdapterConfig
+from app.transformer.config import Quantization
+from app.transformer.frozen import IntegerEmbedding, Integers, Widened, compute_in_integers
+from app.transformer.linear import Int8Embedding, make_linear, quantize_int8
+from app.transformer.lora import attach, factors, set_factors
+from app.transformer.model import use_operations
+from app.transformer.store import BUILTIN_MODELS
+from app.transformer.weights import load_model
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+SHAPES = [(64, 96), (40, 24), (33, 1), (96, 515)]
+MINI = BUILTIN_MODELS / "hagane-mini"
+TEXT = "The cat sat on the mat and looked at the moon. お茶を飲みました。"
+ROUNDING = 1e-5  # of float32 sums
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    native.start(1)
+
+
+def quantized(inputs: int, outputs: int, form: str, bias: bool = True):
+    layer = make_linear(inputs, outputs, bias=bias, quantization=Quantization(form, 32))
+    # Outputs of very different size, as trained layers have them.
+    weight = torch.randn(outputs, inputs) * torch.logspace(-2, 0, outputs)[:, None]
+    for name, tensor in layer.quantize(weight).items():
+        setattr(layer, name, tensor)
+    if bias:
+        layer.bias.data.normal_()
+    return layer.requires_grad_(False)
+
+
+def step_of(x: torch.Tensor) -> torch.Tensor:
+    """Half the distance of two codes: the most that quantizing a row's inputs changes each."""
+    return x.abs().amax(1, keepdim=True) / 127 / 2
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 37])
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+def test_int8_is_off_by_the_rounding_of_its_inputs_alone(inputs, outputs, tokens):
+    layer = quantized(inputs, outputs, "int8")
+    exact, integers = Widened(layer), Integers(layer)
+    weight = layer.matrix(torch.float32)
+    x, residual = torch.randn(tokens, inputs), torch.randn(tokens, outputs)
+    error = (integers(x, residual) - exact(x, residual)).abs()
+    assert (error <= step_of(x) * weight.abs().sum(1) + ROUNDING).all()
+    grad = torch.randn(tokens, outputs)
+    error = (integers.gradient(grad) - exact.gradient(grad)).abs()
+    most = step_of(grad * layer.scale) * layer.weight_int8.float().abs().sum(0)
+    assert (error <= most + ROUNDING).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 37])
+def test_int4_goes_back_through_8_bit_codes(tokens):
+    layer = quantized(96, 40, "int4")
+    exact, integers = Widened(layer), Integers(layer)
+    x, grad = torch.randn(tokens, 96), torch.randn(tokens, 40)
+    weight = layer.matrix(torch.float32)
+    error = (integers(x) - exact(x)).abs()
+    assert (error <= step_of(x) * weight.abs().sum(1) + ROUNDING).all()
+    codes, scale = quantize_int8(weight).values()
+    error = (integers.gradient(grad) - exact.gradient(grad)).abs()
+    most = step_of(grad * scale) * codes.float().abs().sum(0)
+    of_weights = (grad.abs() * scale / 2).sum(1, keepdim=True)
+    assert (error <= most + of_weights + ROUNDING).all()
+
+
+@pytest.mark.parametrize("vocab", [40, 5000])
+def test_an_embedding_that_is_a_head(vocab):
+    layer = Int8Embedding(vocab, 48)
+    for name, tensor in layer.quantize(torch.randn(vocab, 48)).items():
+        setattr(layer, name, tensor)
+    integers = IntegerEmbedding(layer, torch.float32)
+    ids = torch.tensor([0, vocab - 1, 7])
+    torch.testing.assert_close(integers(ids), layer(ids))
+    weight, hidden = layer.matrix(torch.float32), torch.randn(6, 48)
+    error = (integers.logits(hidden) - hidden @ weight.t()).abs()
+    assert (error <= step_of(hidden) * weight.abs().sum(1) + ROUNDING).all()
+    # Slopes as the loss makes them: one is large, thousands are a ten-thousandth of it.
+    slopes = -torch.softmax(torch.randn(6, vocab), 1)
+    slopes[:, 3] += 1
+    stored = layer.weight_int8.split(2048), layer.scale.split(2048)
+    parts = zip(slopes.split(2048, 1), *stored, strict=True)
+    most = sum(step_of(part * scale) * codes.float().abs().sum(0) for part, codes, scale in parts)
+    error = (integers.gradient(slopes) - slopes @ weight).abs()
+    assert (error <= most + ROUNDING).all()
+
+
+def gradients(model, values, config, ids):
+    set_factors(model, config, values)
+    learnt = torch.ones(len(ids), dtype=torch.bool)
+    learnt[0] = False
+    scores = score(model, [Sequence(ids.int().numpy(), learnt.numpy())])
+    (-scores.logprobs.mean()).backward()
+    return torch.cat([f.grad.flatten() for pair in factors(model, config).values() for f in pair])
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_gradients_point_where_those_of_the_same_weights_in_float32_do(form, dtype):
+    """The trained model, as a random one's gradients follow every rounding."""
+    ids = torch.tensor(Tokenizer.from_file(str(MINI / "tokenizer.json")).encode(TEXT).ids)
+    # Modules without an adapter have a way back through them, too.
+    config = AdapterConfig(rank=4, alpha=8.0, target_modules=("q_proj", "v_proj", "down_proj"))
+    values, found = {}, []
+    for integers in (False, True):
+        model, _ = load_model(
+            MINI,
+            device="cpu",
+            dtype=dtype if integers else torch.float32,
+            quantization=Quantization(form),
+        )
+        attach(model, config, torch.Generator().manual_seed(1))
+        if integers:
+            use_operations(model, training)
+            compute_in_integers(model, dtype)
+        values = values or {
+            name: tuple(0.02 * torch.randn(f.shape) for f in pair)
+            for name, pair in factors(model, config).items()
+        }
+        found.append(gradients(model, values, config, ids))
+    exact, ours = found
+    assert torch.cosine_similarity(ours, exact, 0) > 0.99
+
+
+def test_a_base_of_integers_is_what_serving_computes(tiny_model_dir):
+    ids = torch.arange(9)
+    config = AdapterConfig(rank=4, alpha=8.0)
+    model, _ = load_model(
+        tiny_model_dir, device="cpu", dtype=torch.float32, quantization=Quantization("int8")
+    )
+    attach(model, config, torch.Generator())
+    use_operations(model, training)
+    compute_in_integers(model, torch.float32)
+    served, _ = load_model(
+        tiny_model_dir, device="cpu", dtype=torch.float32, quantization=Quantization("int8"),
+        operations=native,
+    )  # fmt: skip
+    hidden = torch.randn(5, model.config.hidden_size)
+    for ours, theirs in zip(model.model.layers, served.model.layers, strict=True):
+        assert torch.equal(ours.mlp.gate_up_proj(hidden), theirs.mlp.gate_up_proj(hidden))
+        assert torch.equal(ours.self_attn.qkv_proj(hidden), theirs.self_attn.qkv_proj(hidden))
+    assert torch.equal(model.logits(hidden), served.logits(hidden))
+    assert torch.equal(model.model.embed_tokens(ids), served.model.embed_tokens(ids))
