@@ -4,8 +4,9 @@ Usage: python recipe/generate.py DESTINATION [--seed N]
 
 Everything comes from templates, word lists and exchanges written for this model, so that what it
 learns is regular enough for ten million parameters. Files: generated-chat.jsonl,
-generated-text.jsonl, exchanges.jsonl, and heldout-chat.jsonl and heldout-text.jsonl, which come
-from another random stream and share no record with the others.
+generated-drills.jsonl, generated-text.jsonl, exchanges.jsonl, and heldout-chat.jsonl,
+heldout-drills.jsonl and heldout-text.jsonl, which come from another random stream and share no
+record with the others.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from exchanges import exchange_records
 from grammar import DATA, Scene, Turn, exchange, paragraph, read_lists, read_plots, read_scripts
 from sums import order_turn, sum_turn
-from tasks import continuing, naming, rewriting, translation
+from tasks import continuing, naming, repeating, rewriting, translation
 
-CONVERSATIONS, TEXTS, HELD_OUT = 60_000, 25_000, 300
+CONVERSATIONS, DRILLS, TEXTS, HELD_OUT = 60_000, 20_000, 25_000, 300
 STORY_SHARE = 0.35
 # Stories in conversations that are short, and those that are asked about afterwards.
 SHORT, RECALLED = 0.7, 0.25
@@ -36,7 +38,7 @@ TALKS = {language: read_scripts(DATA / f"talk-{language}.txt") for language in L
 DAYS = {language: read_plots(DATA / f"days-{language}.txt") for language in LANGUAGES}
 TALES = {language: read_plots(DATA / f"tales-{language}.txt") for language in LANGUAGES}
 STORIES = {language: read_plots(DATA / f"stories-{language}.txt") for language in LANGUAGES}
-Record = dict[str, object]
+Record = dict[str, Any]
 
 
 def talk(rng: Random, language: str) -> list[Turn]:
@@ -83,6 +85,30 @@ TOPICS: list[tuple[int, Callable[[Random, str], list[Turn]]]] = [
 ]  # fmt: skip
 
 
+PRACTISED: list[tuple[int, Callable[[Random, str], list[Turn]]]] = [
+    (10, lambda rng, language: [sum_turn(rng, language)]), (2, tale), (3, listed("capitals")),
+    (3, repeating),
+]  # fmt: skip
+
+
+def drill(rng: Random, language: str) -> Record:
+    """Turn after turn of one thing that takes practice: sums, names to copy, capitals."""
+    weights, topics = zip(*PRACTISED, strict=True)
+    topic = rng.choices(topics, weights)[0]
+    return dialogue(turn for _ in range(rng.choice([2, 3, 4, 5])) for turn in topic(rng, language))
+
+
+def dialogue(turns: Iterable[Turn]) -> Record:
+    roles = ("user", "assistant")
+    return {
+        "messages": [
+            {"role": role, "content": said}
+            for turn in turns
+            for role, said in zip(roles, turn, strict=True)
+        ]
+    }
+
+
 def conversation(rng: Random, language: str) -> Record:
     """One to five turns in one language, perhaps with a greeting before and thanks after."""
     weights, topics = zip(*TOPICS, strict=True)
@@ -93,12 +119,11 @@ def conversation(rng: Random, language: str) -> Record:
         turns += topic(rng, language)
     if rng.random() < 0.15:
         turns.append(exchange(Scene(rng, language), rng.choice(GREETINGS[language]["farewells"])))
-    messages = [{"role": "user", "content": asked} for asked, _ in turns]
-    answers = [{"role": "assistant", "content": answer} for _, answer in turns]
-    both = [message for pair in zip(messages, answers, strict=True) for message in pair]
+    record = dialogue(turns)
     if rng.random() < 0.05:
-        both.insert(0, {"role": "system", "content": rng.choice(GREETINGS[language]["systems"])})
-    return {"messages": both}
+        system = {"role": "system", "content": rng.choice(GREETINGS[language]["systems"])}
+        record["messages"].insert(0, system)
+    return record
 
 
 def text(rng: Random, language: str) -> Record:
@@ -147,6 +172,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.destination.mkdir(parents=True, exist_ok=True)
     write_both(arguments.destination, "chat", conversation, CONVERSATIONS, arguments.seed)
+    write_both(arguments.destination, "drills", drill, DRILLS, arguments.seed)
     write_both(arguments.destination, "text", text, TEXTS, arguments.seed)
     write(arguments.destination / "exchanges.jsonl", exchange_records(arguments.seed))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from grammar import DATA, Scene, Turn, exchange, read_lists
+from grammar import DATA, Scene, Turn, exchange, invented_name, read_lists
 
 COUNTS = {2: ("two", "二つ"), 3: ("three", "三つ"), 4: ("four", "四つ"), 5: ("five", "五つ")}
 CONTINUED = read_lists(DATA / "continued.toml")
@@ -113,3 +113,15 @@ def rewriting(rng: Random, language: str) -> list[Turn]:
     if language == "en":
         return [(asked.replace("{0}", source.en), result.en)]
     return [(asked.replace("{0}", source.ja), result.ja)]
+
+
+def repeating(rng: Random, language: str) -> list[Turn]:
+    """Names that were never seen before, to be said again."""
+    names = [invented_name(rng, language) for _ in range(rng.choice([1, 2, 3]))]
+    if language == "en":
+        said = " and ".join(names)
+        return [
+            (rng.choice([f"Repeat: {said}", f"Say {said}.", f"Can you say {said}?"]), f"{said}.")
+        ]
+    said = "、".join(names)
+    return [(rng.choice([f"{said}と言ってください。", f"「{said}」と言って。"]), f"{said}。")]
