@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from app.kernels import native
+from app.kernels.native import _cpu
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,47 +91,94 @@ class TorchBank:
         return out
 
 
-class NativeBank:
-    """Changes packed for the native kernels (drawn in cpu/ops.h)."""
+@dataclass(frozen=True, eq=False)
+class PackedChange:
+    """What an adapter adds to a matrix, in the kernels' layout (drawn in cpu/ops.h)."""
 
-    def __init__(self, out_features: int, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._blocks = -(-out_features // native.LANES)
-        self._ranks_per_unit = 4 // dtype.itemsize
-        self._changes: dict[int, native.PackedChange] = {}
-        self.handle = native.make_bank()
+    a: native.PackedWeight
+    tensors: tuple[Tensor, ...]
+    handle: Any
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + sum(tensor.nbytes for tensor in self.tensors)
+
+
+def pack_change(
+    a: native.PackedWeight, b: Tensor, first_line: Tensor, first_unit: Tensor, scale: Tensor | None
+) -> PackedChange:
+    """b int32 [lines, 16]; int32 [blocks + 1] and [blocks]; for int8 a float32 [blocks * 16]."""
+    tensors = (b.contiguous(), first_line, first_unit)
+    pointers = [0 if t is None else t.data_ptr() for t in (*tensors, scale)]
+    kept = tensors if scale is None else (*tensors, scale)
+    return PackedChange(a, kept, _cpu.low_rank(a.handle, *pointers))
+
+
+class NativeBank:
+    """Changes packed for the native kernels (drawn in cpu/ops.h), by what the matrix computes with.
+
+    On an int8 or int4 matrix, which sees its inputs in 8 bits, factors have 8 bits too: a rank of a
+    and an output of b have a scale each.
+    """
+
+    def __init__(self, weight: native.PackedWeight) -> None:
+        self._dtype = weight.inputs
+        self._blocks = -(-weight.out_features // native.LANES)
+        self._ranks_per_unit = 4 // self._dtype.itemsize
+        self._changes: dict[int, PackedChange] = {}
+        self.handle = _cpu.bank()
 
     def size(self, parts: Sequence[Part]) -> int:
-        ranks = sum(part.a.shape[0] for part in parts)
-        wide = self._dtype == torch.bfloat16
-        inputs = native.padded(parts[0].a.shape[1], 2 * native.LANES if wide else 1)
+        ranks = native.padded(sum(part.a.shape[0] for part in parts))
+        wide = self._dtype != torch.float32
+        inputs = native.padded(
+            parts[0].a.shape[1], native.LANES * self._ranks_per_unit if wide else 1
+        )
         first, last = self._units(parts)
         lines = 4 * native.LANES * int((last - first).sum())
-        return native.padded(ranks) * inputs * self._dtype.itemsize + lines
+        places = 4 * (2 * self._blocks + 1)
+        scales = 4 * (ranks + self._blocks * native.LANES) if self._dtype == torch.int8 else 0
+        return ranks * inputs * self._dtype.itemsize + lines + places + scales
 
-    def pack(self, parts: Sequence[Part]) -> native.PackedChange:
-        factors = [part.factors(self._dtype) for part in parts]
-        a = torch.cat([a for a, _ in factors])
-        b = torch.zeros(self._blocks * native.LANES, native.padded(len(a)), dtype=self._dtype)
+    def pack(self, parts: Sequence[Part]) -> PackedChange:
+        ranks = sum(part.a.shape[0] for part in parts)
+        factors = [part.factors(torch.float32) for part in parts]
+        # All ranks are computed whole blocks at a time, and those that are none as zeros.
+        a = torch.zeros(native.padded(ranks), parts[0].a.shape[1])
+        torch.cat([a for a, _ in factors], out=a[:ranks])
+        b = torch.zeros(self._blocks * native.LANES, len(a))
         rank = 0
         for part, (_, scaled) in zip(parts, factors, strict=True):
-            out, ranks = scaled.shape
-            b[part.first : part.first + out, rank : rank + ranks] = scaled
-            rank += ranks
+            out, own = scaled.shape
+            b[part.first : part.first + out, rank : rank + own] = scaled
+            rank += own
         first, last = self._units(parts)
         units = np.arange(b.shape[1] // self._ranks_per_unit)
         used = (first[:, None] <= units) & (units < last[:, None])
-        lines = b.view(torch.int32).unflatten(0, (-1, native.LANES)).transpose(1, 2)
+        lines, scale = self._lines(b)
         starts = np.concatenate(([0], np.cumsum(last - first)))
-        return native.pack_change(
-            native.pack_dense(a),
+        return pack_change(
+            self._pack_a(a),
             lines[torch.from_numpy(used)],
             torch.from_numpy(starts.astype(np.int32)),
             torch.from_numpy(first.astype(np.int32)),
+            scale,
         )
 
-    def place(self, slot: int, change: native.PackedChange | None) -> None:
-        native.place(self.handle, slot, change)
+    def _pack_a(self, a: Tensor) -> native.PackedWeight:
+        if self._dtype == torch.int8:
+            return native.pack_int8(*native.quantize_rows(a))
+        return native.pack_dense(a.to(self._dtype))
+
+    def _lines(self, b: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Float32 b [blocks * 16, ranks] as int32 lines [blocks, units, 16], and their scale."""
+        codes, scale = native.quantize_rows(b) if self._dtype == torch.int8 else (b, None)
+        units = codes.to(self._dtype).view(torch.int32)
+        return units.unflatten(0, (-1, native.LANES)).transpose(1, 2), scale
+
+    def place(self, slot: int, change: PackedChange | None) -> None:
+        # Kept alive below as long as it is there.
+        _cpu.place(self.handle, slot, None if change is None else change.handle)
         if change is None:
             self._changes.pop(slot, None)
         else:

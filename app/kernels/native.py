@@ -29,6 +29,8 @@ except ImportError:
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _F32, _BF16, _INT8, _INT4 = range(4)
+# What a format multiplies its weights by: inputs as they are, or quantized per token.
+_INPUTS = (torch.float32, torch.bfloat16, torch.int8, torch.int8)
 LANES = 16  # outputs that a line of a packed matrix holds
 _HUGE_PAGE = 1 << 21
 
@@ -126,8 +128,12 @@ def usable_cores() -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A weight matrix [out, in] in the kernels' layout (drawn in cpu/ops.h)."""
+    """A weight matrix [out, in] in the kernels' layout (drawn in cpu/ops.h).
 
+    `inputs` is the dtype that the kernels bring its inputs to.
+    """
+
+    inputs: torch.dtype
     out_features: int
     in_features: int
     tensors: tuple[Tensor, ...]
@@ -142,6 +148,13 @@ def pack_dense(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
     """Float32 or bfloat16 [out, in]."""
     kind = _F32 if weight.dtype == torch.float32 else _BF16
     return _pack(kind, weight, weight.shape[1], None, bias, 0)
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Float [out, in] -> int8 codes and one float32 scale per row [out], symmetric."""
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1).clamp_min(1e-12) / 127
+    return (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def pack_int8(codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> PackedWeight:
@@ -178,7 +191,7 @@ def _pack(
     pointers = [0 if t is None else t.data_ptr() for t in kept]
     out_features = rows.shape[0]
     handle = _cpu.weight(kind, out_features, in_features, units.shape[1], group, *pointers)
-    return PackedWeight(out_features, in_features, tensors, handle)
+    return PackedWeight(_INPUTS[kind], out_features, in_features, tensors, handle)
 
 
 def _huge_pages(tensor: Tensor) -> Tensor:
@@ -203,35 +216,6 @@ def _pad(tensor: Tensor, dim: int, multiple: int = LANES) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] = missing
     return torch.cat((tensor, tensor.new_zeros(shape)), dim)
-
-
-@dataclass(frozen=True, eq=False)
-class PackedChange:
-    """What an adapter adds to a matrix, in the kernels' layout (drawn in cpu/ops.h)."""
-
-    a: PackedWeight
-    tensors: tuple[Tensor, ...]
-    handle: Any
-
-    @property
-    def nbytes(self) -> int:
-        return self.a.nbytes + self.tensors[0].nbytes
-
-
-def pack_change(a: PackedWeight, b: Tensor, first_line: Tensor, first_unit: Tensor) -> PackedChange:
-    """b int32 [lines, 16]; int32 [blocks + 1] and [blocks]."""
-    tensors = (b.contiguous(), first_line, first_unit)
-    return PackedChange(a, tensors, _cpu.low_rank(a.handle, *(t.data_ptr() for t in tensors)))
-
-
-def make_bank() -> Any:
-    """One matrix's changes by slot."""
-    return _cpu.bank()
-
-
-def place(bank: Any, slot: int, change: PackedChange | None) -> None:
-    """The caller keeps `change` alive as long as it is there."""
-    _cpu.place(bank, slot, None if change is None else change.handle)
 
 
 def linear(

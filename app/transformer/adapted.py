@@ -74,12 +74,12 @@ class AdapterBanks:
             parent, _, leaf = f"model.{path}".rpartition(".")
             owner = model.get_submodule(parent)
             base = owner.get_submodule(leaf)
-            last = max(starts, key=lambda part: starts[part])
-            out_features = starts[last] + shapes[last][0]
             layer: Adapted | PackedAdapted
             if isinstance(base, Packed):
-                layer = PackedAdapted(base.weight, NativeBank(out_features, dtype))
+                layer = PackedAdapted(base.weight, NativeBank(base.weight))
             elif isinstance(base, CudaLinear):
+                last = max(starts, key=lambda part: starts[part])
+                out_features = starts[last] + shapes[last][0]
                 layer = Adapted(base, _cuda_bank(out_features, dtype, device))
             else:
                 layer = Adapted(base, TorchBank(dtype, device))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from app.kernels import native
 from app.transformer.config import Quantization
 
 GROUP_SIZES = (128, 64, 32)
@@ -212,9 +213,7 @@ class Int8Embedding(nn.Module):
 
 def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
     """Float [out, in] -> codes and one scale per row."""
-    wide = weight.float()
-    scale = wide.abs().amax(dim=1).clamp_min(1e-12) / 127
-    codes = (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+    codes, scale = native.quantize_rows(weight)
     return {"weight_int8": codes, "scale": scale}
 
 

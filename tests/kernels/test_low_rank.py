@@ -52,15 +52,26 @@ def parts_of(outs: list[int], inputs: int, ranks: list[int], dtype: torch.dtype)
     ]
 
 
-def exact_change(x: torch.Tensor, parts: list[Part], out: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """In float64; and the sum of the magnitudes that were added up."""
+def exact_change(
+    x: torch.Tensor, parts: list[Part], out: int, kind: str = "dense"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In float64, from what `kind` of matrix sees; and the sum of the magnitudes added up."""
     change, magnitude = (torch.zeros(x.shape[0], out, dtype=torch.float64) for _ in range(2))
+    seen = torch.Tensor.double if kind == "dense" else eight_bits
+    x = x.double()
     for part in parts:
-        a, b = part.factors(part.a.dtype)
+        a, b = part.factors(part.a.dtype if kind == "dense" else torch.float32)
+        a, b = seen(a), seen(b)
         columns = slice(part.first, part.first + b.shape[0])
-        change[:, columns] += x.double() @ a.double().T @ b.double().T
-        magnitude[:, columns] += x.double().abs() @ a.double().abs().T @ b.double().abs().T
+        change[:, columns] += x @ a.T @ b.T
+        magnitude[:, columns] += x.abs() @ a.abs().T @ b.abs().T
     return change, magnitude
+
+
+def eight_bits(rows: torch.Tensor) -> torch.Tensor:
+    """The float64 [rows, columns] nearest to `rows` that have 255 values each."""
+    scale = rows.abs().amax(dim=1, keepdim=True) / 127
+    return (rows / scale).round().double() * scale.double()
 
 
 def rows_of(slots: list[int]) -> AdapterRows:
@@ -89,7 +100,7 @@ def test_every_row_has_its_own_change(
     torch.manual_seed(seed)
     out = sum(outs)
     base = for_serving(layer_of(kind, out, inputs, dtype), native, dtype)
-    bank = NativeBank(out, dtype)
+    bank = NativeBank(base.weight)
     adapters = [parts_of(outs, inputs, own[: len(outs)], dtype) for own in ranks]
     for slot, parts in enumerate(adapters):
         if parts:
@@ -98,6 +109,9 @@ def test_every_row_has_its_own_change(
             bank.place(slot, change)
     layer = PackedAdapted(base.weight, bank)
     x, residual = (torch.randn(len(slots), width).to(dtype) for width in (inputs, out))
+    if kind != "dense":  # such as 8 bits hold without loss
+        x = torch.randint(-127, 128, x.shape).to(dtype)
+        x[:, 0] = 127
     result = layer(x, residual, rows_of(slots))
     plain = base(x, residual)
     assert torch.equal(layer(x, residual), plain)
@@ -108,10 +122,23 @@ def test_every_row_has_its_own_change(
         if not parts:
             assert torch.equal(result[row], plain[row])
             continue
-        change, magnitude = exact_change(x[row : row + 1], parts, out)
+        change, magnitude = exact_change(x[row : row + 1], parts, out, kind)
         expected = plain[row].double() + change[0]
         rounding = torch.finfo(dtype).eps * (plain[row].double().abs() + expected.abs())
         assert ((result[row] - expected).abs() <= rounding + 1e-5 * magnitude[0] + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_changes_in_8_bits_are_close(instruction_set, kind):
+    torch.manual_seed(5)
+    base = for_serving(layer_of(kind, 96, 256, torch.bfloat16), native, torch.bfloat16)
+    bank = NativeBank(base.weight)
+    parts = parts_of([64, 32], 256, [16, 8], torch.bfloat16)
+    bank.place(0, bank.pack(parts))
+    x = torch.randn(12, 256)
+    change = PackedAdapted(base.weight, bank)(x, None, rows_of([0] * 12)) - base(x)
+    expected, _ = exact_change(x, parts, 96)
+    assert (change - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", ["dense", "int4"])
@@ -119,7 +146,7 @@ def test_many_rows_have_the_bits_of_few(instruction_set, kind):
     """So many that a thread's blocks of outputs are taken in several passes."""
     torch.manual_seed(6)
     base = for_serving(layer_of(kind, 800, 32, torch.bfloat16), native, torch.bfloat16)
-    bank = NativeBank(800, torch.bfloat16)
+    bank = NativeBank(base.weight)
     for slot in range(2):
         bank.place(slot, bank.pack(parts_of([500, 300], 32, [16, 3], torch.bfloat16)))
     layer = PackedAdapted(base.weight, bank)
@@ -136,7 +163,7 @@ def test_many_rows_have_the_bits_of_few(instruction_set, kind):
 def test_an_odd_number_of_inputs(instruction_set, inputs):
     torch.manual_seed(7)
     base = for_serving(layer_of("dense", 24, inputs, torch.bfloat16), native, torch.bfloat16)
-    bank = NativeBank(24, torch.bfloat16)
+    bank = NativeBank(base.weight)
     parts = parts_of([24], inputs, [5], torch.bfloat16)
     bank.place(0, bank.pack(parts))
     x = torch.randn(3, inputs).bfloat16()
@@ -149,7 +176,7 @@ def test_an_odd_number_of_inputs(instruction_set, inputs):
 def test_an_emptied_slot_can_be_taken_again(instruction_set):
     torch.manual_seed(8)
     base = for_serving(layer_of("dense", 32, 32, torch.float32), native, torch.float32)
-    bank = NativeBank(32, torch.float32)
+    bank = NativeBank(base.weight)
     layer = PackedAdapted(base.weight, bank)
     x = torch.randn(4, 32)
     first, second = (bank.pack(parts_of([32], 32, [rank], torch.float32)) for rank in (4, 32))

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "low_rank.h"
 #include "pool.h"
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -25,10 +26,6 @@ constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kAttentionRows = 128;
 // Rows of inputs whose distance is a power of two would share a few lines of the cache.
 constexpr int64_t kBytesBetweenRows = 64;
-// Rows of one task of a low-rank change: they reuse its factor from the cache.
-constexpr int64_t kGroupRows = 32;
-// What all rows of some blocks of outputs get added: written by one pass, read by the next.
-constexpr int64_t kBytesOfChanges = 131072;
 
 #if defined(__x86_64__)
 bool has_amx() {
@@ -94,66 +91,10 @@ const Kernels* find_kernels(const char* name) {
 
 void use_kernels(const Kernels* kernels) { active = kernels; }
 
-namespace {
-
-// The rows that have a change, those of one adapter beside each other.
-const std::vector<Group>& group_rows(const Changes& changes) {
-  static thread_local std::vector<int32_t> order;
-  static thread_local std::vector<Group> groups;
-  order.clear();
-  groups.clear();
-  for (int64_t row = 0; row < changes.rows; ++row)
-    if (changes.of(row)) order.push_back(static_cast<int32_t>(row));
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return changes.slots[a] < changes.slots[b]; });
-  const int64_t count = static_cast<int64_t>(order.size());
-  for (int64_t first = 0, last; first < count; first = last) {
-    for (last = first + 1; last < count && last < first + kGroupRows; ++last)
-      if (changes.slots[order[last]] != changes.slots[order[first]]) break;
-    groups.push_back({changes.of(order[first]), order.data() + first, last - first});
-  }
-  return groups;
-}
-
-void run_shrink(const Changes& changes, const Matrix& x) {
-  struct Task {
-    const Group* group;
-    int64_t block;
-  };
-  static thread_local std::vector<Task> tasks;
-  tasks.clear();
-  for (int64_t g = 0; g < changes.group_count; ++g)
-    for (int64_t block = 0; block < changes.groups[g].change->a.blocks(); ++block)
-      tasks.push_back({changes.groups + g, block});
-  // A thread-local vector would be another one inside the workers.
-  const Task* const all = tasks.data();
-  Pool::instance().run(static_cast<int64_t>(tasks.size()), [&, all](int64_t index) {
-    active->shrink(changes, *all[index].group, x, all[index].block);
-  });
-}
-
-// The outputs of blocks [first, last), so many at a time that their changes stay in the cache.
-void linear_with_changes(const Linear& call, int64_t first, int64_t last) {
-  static thread_local Scratch scratch;
-  const int64_t row_bytes = 64 * call.changes->rows;
-  // Even, as kernels take two blocks at a time.
-  const int64_t most = std::max<int64_t>(2, kBytesOfChanges / row_bytes / 2 * 2);
-  for (int64_t block = first, end; block < last; block = end) {
-    end = std::min(last, block + most);
-    float* added = scratch.get<float>((end - block) * row_bytes / 4);
-    active->expand(*call.changes, block, end, added);
-    Linear part = call;
-    part.added = added;
-    part.added_first = block;
-    active->linear(part, block, end);
-  }
-}
-
-}  // namespace
-
 void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
                 const void* residual, const Bank* bank, const int32_t* slots) {
-  static thread_local Scratch row_scratch, scale_scratch, offset_scratch, hidden_scratch;
+  static thread_local Scratch row_scratch, scale_scratch, offset_scratch;
+  static thread_local ChangedRows changed;
   const int64_t item = weight.format == Format::f32 ? 4 : weight.format == Format::bf16 ? 2 : 1;
   const int64_t stride = weight.units * inputs_per_unit(weight.format) + kBytesBetweenRows / item;
   const int64_t padded = round_up(rows, 16);
@@ -162,30 +103,23 @@ void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matri
   const int64_t groups = weight.format == Format::int4 ? weight.groups() : 1;
   int32_t* offsets = offset_scratch.get<int32_t>(padded * groups);
   std::memset(prepared + rows * stride * item, 0, (padded - rows) * stride * item);
-  split(rows, weight.in * 4, [&](int64_t row) {
-    active->prepare(weight, x, row, prepared, stride, scale, offsets);
-  });
   Linear call{weight, {prepared, rows, stride, scale, offsets}, out, residual};
-  Changes changes{};
-  if (bank) {
-    int64_t ranks = 16;
-    for (const LowRank* change : bank->slots)
-      if (change) ranks = std::max(ranks, round_up(change->a.out, 16));
-    changes = {bank, slots, rows, nullptr, 0, hidden_scratch.get<float>(rows * ranks), ranks};
-    const std::vector<Group>& groups = group_rows(changes);
-    changes.groups = groups.data();
-    changes.group_count = static_cast<int64_t>(groups.size());
-    run_shrink(changes, x);
-    if (!groups.empty()) call.changes = &changes;
-  }
+  if (bank) changed.group(*bank, slots, rows, stride * item);
+  // A thread-local object would be another one inside the workers.
+  ChangedRows* const changes = bank && changed.any() ? &changed : nullptr;
+  split(rows, weight.in * 4, [&, changes](int64_t row) {
+    active->prepare(weight, x, row, prepared, stride, scale, offsets);
+    if (changes) changes->take(weight, call.x, row);
+  });
+  if (changes) changes->shrink(*active, stride);
   // A pass over the weights costs their bytes; further rows cost arithmetic on top.
   Pool& pool = Pool::instance();
   int64_t block_bytes = weight.units * 64 * std::max<int64_t>(1, rows / 4);
   int64_t least = ceil_div(kBytesWorthATask, block_bytes);
   int64_t chunk = std::max(least, ceil_div(weight.blocks(), pool.threads() * kTasksPerThread));
-  pool.run(ceil_div(weight.blocks(), chunk), [&](int64_t task) {
+  pool.run(ceil_div(weight.blocks(), chunk), [&, changes](int64_t task) {
     const int64_t first = task * chunk, last = std::min(weight.blocks(), first + chunk);
-    if (call.changes) linear_with_changes(call, first, last);
+    if (changes) changes->multiply(*active, call, first, last);
     else active->linear(call, first, last);
   });
 }

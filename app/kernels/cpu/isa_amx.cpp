@@ -31,7 +31,7 @@ namespace {
 #include "attention_spans.inc"
 #include "attention_amx.inc"
 
-constexpr Kernels kKernels{"amx", prepare, linear_amx, shrink, expand, rms_norm,
+constexpr Kernels kKernels{"amx", prepare, linear_amx, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend_spans<TileMultiplier>,
                            draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,

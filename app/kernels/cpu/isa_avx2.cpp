@@ -25,7 +25,7 @@ namespace {
 #include "tiles.inc"
 #include "linear_avx2.inc"
 
-constexpr Kernels kKernels{"avx2", prepare, linear_avx2, shrink, expand, rms_norm,
+constexpr Kernels kKernels{"avx2", prepare, linear_avx2, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend, draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
                            norm, norm_backward, causal_softmax};

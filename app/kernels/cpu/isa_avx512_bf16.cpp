@@ -30,7 +30,7 @@ namespace {
 #include "attention_spans.inc"
 #include "attention_bf16.inc"
 
-constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, shrink, expand, rms_norm,
+constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend_spans<VectorMultiplier>,
                            draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,

@@ -16,7 +16,7 @@ namespace {
 #include "sampling.inc"
 #include "linear.inc"
 
-constexpr Kernels kKernels{"generic", prepare, linear, shrink, expand, rms_norm,
+constexpr Kernels kKernels{"generic", prepare, linear, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend, draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
                            norm, norm_backward, causal_softmax};

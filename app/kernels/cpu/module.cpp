@@ -85,8 +85,9 @@ PyObject* make_low_rank(PyObject*, PyObject* const* values, Py_ssize_t count) {
   auto* b = in.address<const uint32_t>();
   auto* first_line = in.address<const int32_t>();
   auto* first_unit = in.address<const int32_t>();
+  auto* scale = in.address<const float>();
   if (!in.complete()) return nullptr;
-  auto* change = new LowRank{*a, b, first_line, first_unit};
+  auto* change = new LowRank{*a, b, first_line, first_unit, scale};
   return PyCapsule_New(change, kLowRank, free_capsule<LowRank>);
 }
 

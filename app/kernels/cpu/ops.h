@@ -56,14 +56,16 @@ struct Prepared {
 };
 
 // What one adapter (Hu et al., 2021, arXiv:2106.09685) adds to one matrix: b (a x), in float32.
-//   a  [ranks, in], packed like every weight, f32 or bf16
-//   b  [out / 16][units of ranks][16] in a's format. A fused matrix has ranks of its own for each of
-//      its parts, so only the units that are not zero are there: block i of outputs has the lines
-//      first_line[i] to first_line[i + 1], the first of which holds unit first_unit[i].
+//   a  [ranks, in], packed like every weight: f32, bf16 or int8, by what the matrix' inputs are made
+//   b  [out / 16][units of ranks][16] in a's format, int8 with a scale per output. A fused matrix has
+//      ranks of its own for each of its parts, so only the units that are not zero are there: block i
+//      of outputs has the lines first_line[i] to first_line[i + 1], the first of which holds unit
+//      first_unit[i].
 struct LowRank {
   Weight a;
   const uint32_t* b;
   const int32_t *first_line, *first_unit;  // [blocks + 1], [blocks]
+  const float* scale;                      // int8: [out]
 
   const uint32_t* lines(int64_t block) const { return b + 16 * int64_t{first_line[block]}; }
 };
@@ -71,29 +73,29 @@ struct LowRank {
 // The changes of all adapters to one matrix; null, or beyond the end, for those that leave it alone.
 struct Bank {
   std::vector<const LowRank*> slots;
+
+  const LowRank* of(int32_t slot) const {
+    const size_t index = static_cast<size_t>(slot);  // -1 is beyond every end
+    return index < slots.size() ? slots[index] : nullptr;
+  }
 };
 
-// Rows of one call that have the same change, by their numbers.
+// Rows of one call that have the same change, by their numbers; `first` is how many rows the groups
+// before it have.
 struct Group {
   const LowRank* change;
   const int32_t* rows;
-  int64_t count;
+  int64_t count, first;
 };
 
-// Changes to the rows of one call: `slots` says whose, -1 nobody's. `hidden` is a x, [rows][stride].
+// Changes to the rows of one call. `hidden` is a x, [rows in the order of groups][stride].
 struct Changes {
-  const Bank* bank;
-  const int32_t* slots;
-  int64_t rows;
   const Group* groups;
   int64_t group_count;
+  const int32_t* unchanged;  // the other rows
+  int64_t unchanged_count, rows;
   float* hidden;
   int64_t stride;
-
-  const LowRank* of(int64_t row) const {
-    const size_t slot = static_cast<size_t>(slots[row]);  // -1 is beyond every end
-    return slot < bank->slots.size() ? bank->slots[slot] : nullptr;
-  }
 };
 
 struct Linear {
@@ -101,15 +103,14 @@ struct Linear {
   Prepared x;
   Matrix out;
   const void* residual;            // like out, or null: added to the result
-  const Changes* changes = nullptr;  // or null: no row has any
-  // b (a x) of blocks from `added_first` on, [blocks][rows][16]; of rows without a change anything.
+  // Or null: b (a x) of blocks from `added_first` on, [blocks][rows][16]; -0 for rows without a
+  // change, which keep their bits.
   const float* added = nullptr;
   int64_t added_first = 0;
 
-  // What is added to 16 outputs of a row, null for a row that keeps its bits.
+  // What is added to 16 outputs of a row, or null.
   const float* added_to(int64_t row, int64_t block) const {
-    if (!changes || !changes->of(row)) return nullptr;
-    return added + 16 * ((block - added_first) * changes->rows + row);
+    return added ? added + 16 * ((block - added_first) * x.count + row) : nullptr;
   }
 };
 
@@ -226,9 +227,7 @@ struct Kernels {
                   float* scale, int32_t* offsets);
   // The outputs of blocks [first, last) for all rows.
   void (*linear)(const Linear&, int64_t first, int64_t last);
-  // Block `block` of 16 ranks of a x, for one group of rows.
-  void (*shrink)(const Changes&, const Group&, const Matrix& x, int64_t block);
-  // b (a x) of blocks [first, last) for all rows with a change: [blocks][rows][16].
+  // What Linear::added is, of blocks [first, last).
   void (*expand)(const Changes&, int64_t first, int64_t last, float* added);
   void (*rms_norm)(const Matrix& x, const void* weight, float eps, int64_t features, const Matrix& out,
                    int64_t row);

@@ -1,0 +1,120 @@
+// How the low-rank changes to one linear layer's rows are shared out to the pool's threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "ops.h"
+#include "pool.h"
+
+namespace hagane {
+
+// Rows of one task: they reuse its factor from the cache.
+constexpr int64_t kGroupRows = 32;
+// What all rows of some blocks of outputs get added: written by one pass, read by the next.
+constexpr int64_t kBytesOfChanges = 131072;
+
+// The rows of one call by their changes, and their inputs beside each other, as `a` wants them.
+class ChangedRows {
+ public:
+  // `slots` [rows] says whose change in `bank` each row has, -1 for none. `bytes` is the distance of
+  // prepared rows.
+  void group(const Bank& bank, const int32_t* slots, int64_t rows, int64_t bytes) {
+    order_.clear();
+    groups_.clear();
+    position_.assign(rows, -1);
+    ranks_ = 0;
+    for (int64_t row = 0; row < rows; ++row)
+      if (bank.of(slots[row])) order_.push_back(static_cast<int32_t>(row));
+    changed_ = static_cast<int64_t>(order_.size());
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int32_t a, int32_t b) { return slots[a] < slots[b]; });
+    for (int64_t i = 0; i < changed_; ++i) position_[order_[i]] = static_cast<int32_t>(i);
+    for (int64_t row = 0; row < rows; ++row)
+      if (position_[row] < 0) order_.push_back(static_cast<int32_t>(row));
+    for (int64_t first = 0, last; first < changed_; first = last) {
+      for (last = first + 1; last < changed_ && last < first + kGroupRows; ++last)
+        if (slots[order_[last]] != slots[order_[first]]) break;
+      const LowRank* change = bank.of(slots[order_[first]]);
+      groups_.push_back({change, order_.data() + first, last - first, first});
+      ranks_ = std::max(ranks_, change->a.out);
+    }
+    bytes_ = bytes;
+    // Whole tiles may be read, of which the last rows are nobody's.
+    const int64_t padded = changed_ + 16;
+    inputs_ = input_scratch_.get<std::byte>(padded * bytes);
+    scale_ = scale_scratch_.get<float>(padded);
+    offsets_ = offset_scratch_.get<int32_t>(padded);
+    hidden_ = hidden_scratch_.get<float>(padded * ranks_);
+  }
+
+  bool any() const { return changed_ > 0; }
+
+  // Takes over a row that the matrix has prepared for itself. Allowed for several rows at once.
+  void take(const Weight& weight, const Prepared& x, int64_t row) {
+    const int64_t at = position_[row];
+    if (at < 0) return;
+    std::memcpy(inputs_ + at * bytes_, static_cast<const std::byte*>(x.rows) + row * bytes_, bytes_);
+    if (weight.format != Format::int8 && weight.format != Format::int4) return;
+    scale_[at] = x.scale[row];
+    if (weight.format == Format::int8) {
+      offsets_[at] = x.offsets[row];
+      return;
+    }
+    // int4 takes 8 times each group's inputs off again, int8 128 times all of them.
+    const int32_t* offsets = x.offsets + row * weight.groups();
+    int32_t sum = 0;
+    for (int64_t g = 0; g < weight.groups(); ++g) sum += offsets[g];
+    offsets_[at] = 16 * sum;
+  }
+
+  // a x of all rows, by the linear kernels; `stride` is of prepared rows, in elements.
+  void shrink(const Kernels& kernels, int64_t stride) {
+    tasks_.clear();
+    for (const Group& group : groups_)
+      for (int64_t block = 0; block < group.change->a.blocks(); ++block) tasks_.push_back({&group, block});
+    Pool::instance().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index) {
+      const auto& [group, block] = tasks_[index];
+      const int64_t at = group->first;
+      const Matrix hidden{hidden_ + at * ranks_, DType::f32, ranks_};
+      const Prepared x{inputs_ + at * bytes_, group->count, stride, scale_ + at, offsets_ + at};
+      kernels.linear({group->change->a, x, hidden, nullptr}, block, block + 1);
+    });
+  }
+
+  // The outputs of blocks [first, last), so many at a time that their changes stay in the cache.
+  void multiply(const Kernels& kernels, const Linear& call, int64_t first, int64_t last) const {
+    static thread_local Scratch scratch;
+    const Changes changes{groups_.data(), static_cast<int64_t>(groups_.size()),
+                          order_.data() + changed_, call.x.count - changed_, call.x.count, hidden_, ranks_};
+    const int64_t row_bytes = 64 * call.x.count;
+    // Even, as kernels take two blocks at a time.
+    const int64_t most = std::max<int64_t>(2, kBytesOfChanges / row_bytes / 2 * 2);
+    for (int64_t block = first, end; block < last; block = end) {
+      end = std::min(last, block + most);
+      float* added = scratch.get<float>((end - block) * row_bytes / 4);
+      kernels.expand(changes, block, end, added);
+      Linear part = call;
+      part.added = added;
+      part.added_first = block;
+      kernels.linear(part, block, end);
+    }
+  }
+
+ private:
+  struct Task {
+    const Group* group;
+    int64_t block;
+  };
+
+  std::vector<int32_t> order_, position_;  // changed rows by group, then the others; its inverse
+  std::vector<Group> groups_;
+  std::vector<Task> tasks_;
+  int64_t changed_ = 0, ranks_ = 0, bytes_ = 0;
+  Scratch input_scratch_, scale_scratch_, offset_scratch_, hidden_scratch_;
+  std::byte* inputs_ = nullptr;
+  float *scale_ = nullptr, *hidden_ = nullptr;
+  int32_t* offsets_ = nullptr;
+};
+
+}  // namespace hagane
