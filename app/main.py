@@ -41,6 +41,7 @@ from app.server import AdminListener
 from app.settings import Settings
 from app.store.catalogue import Catalogue
 from app.store.store import DATABASE_FILE, Store
+from app.training.options import JobOptions
 from app.training.supervisor import Supervisor
 from app.transformer.adapter_config import AdapterConfig, adapter_digest
 from app.transformer.store import BUILTIN_MODELS, resolve_model
@@ -70,7 +71,7 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
         AdapterConfig.load(path)
         catalogue.register(name, path, adapter_digest(path), replace=True)
     serving = Serving(settings, model, client, recorded, accounts, store, catalogue)
-    supervisor = Supervisor(store)
+    supervisor = Supervisor(store, job_options(settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -167,6 +168,23 @@ async def _watch(serving: Serving, shut_down: Callable[[], None]) -> None:
     shut_down()
 
 
+def job_options(settings: Settings) -> JobOptions:
+    """The part of the settings that the processes of jobs need."""
+    return JobOptions(
+        gpu_memory_fraction=settings.job_gpu_memory_fraction,
+        kept_checkpoints=settings.job_checkpoints,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+
+
+def _engine_share(settings: Settings) -> float:
+    """Of a GPU's memory, without what belongs to jobs where the admin key allows them."""
+    if not settings.admin_key.get_secret_value():
+        return settings.gpu_memory_fraction
+    return min(settings.gpu_memory_fraction, 1 - settings.job_gpu_memory_fraction)
+
+
 def engine_config(settings: Settings, directory: str) -> EngineConfig:
     """The part of the settings that the engine process needs."""
     return EngineConfig(
@@ -179,7 +197,7 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         context_length=settings.context_length,
         kv_cache_dtype=settings.kv_cache_dtype,
         kv_cache_memory=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
-        gpu_memory_fraction=settings.gpu_memory_fraction,
+        gpu_memory_fraction=_engine_share(settings),
         max_batch_tokens=max(settings.max_batch_tokens, settings.max_sequences),
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,

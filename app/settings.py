@@ -106,6 +106,18 @@ class Settings(BaseSettings):
     training_threads: int | None = Field(
         None, ge=1, description="CPU threads of a fine-tuning job; default: half of the cores"
     )
+    job_gpu_memory_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="part of a GPU's memory that a job may take; the KV cache leaves it free",
+    )
+    job_checkpoints: int = Field(
+        3,
+        ge=1,
+        description="checkpoints that a job keeps, the best and the last among them, beside those "
+        "that were asked for by name",
+    )
     request_timeout: float | None = Field(None, gt=0, description="seconds a request may take")
     max_body_bytes: ByteSize = Field(ByteSize(8 << 20), description="largest request body")
     cors_origins: str = Field("", description="comma-separated origins that browsers may call from")

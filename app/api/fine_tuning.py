@@ -182,8 +182,9 @@ async def file_report(
         training_file=serving.store.files.path(file_id),
         method=method,
         sequence_length=sequence_length,
+        device=serving.settings.device,
     )
-    inspection = await inspect_files(spec)
+    inspection = await inspect_files(spec, serving.settings.job_gpu_memory_fraction)
     return {"object": "file.report", "file": file_id, **asdict(inspection)}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from app.kernels import native
-from app.kernels.native import _cpu
+from app.kernels.native import _cpu  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,9 +95,18 @@ class Catalogue:
         )
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
-        if row is None or not Path(row["directory"]).is_dir():
+        if row is None or not Path(row["directory"]).is_dir() or not self._ask_for(row):
             return None
         return Served(name, self._base, Path(row["directory"]), row["digest"], row["created_at"])
+
+    def _ask_for(self, checkpoint: sa.RowMapping) -> bool:
+        """Keep a checkpoint from being pruned; False if it just was."""
+        if checkpoint["asked_for"]:
+            return True
+        checkpoints = tables.checkpoints
+        wanted = checkpoints.update().where(checkpoints.c.name == checkpoint["name"])
+        with self._database.write() as connection:
+            return connection.execute(wanted.values(asked_for=True)).rowcount > 0
 
 
 def _as_served(stored: StoredAdapter) -> Served:

@@ -98,7 +98,8 @@ class Event:
 class Checkpoint:
     """An adapter written on the way; `digest` is its content's (`adapter_digest`).
 
-    It is empty for the whole model that full fine-tuning writes.
+    It is empty for the whole model that full fine-tuning writes. One that was `asked_for` by name
+    stays, however many come after it.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Checkpoint:
     directory: str
     digest: str
     metrics: dict[str, Any]
+    asked_for: bool = False
     created_at: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: f"ftckpt_{uuid.uuid4().hex[:24]}")
 
@@ -238,6 +240,22 @@ class Jobs:
             connection.execute(_checkpoints.insert().values(job=job_id, **vars(checkpoint)))
             connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(deaths=0))
             _insert_events(connection, job_id, events)
+
+    def prune_checkpoints(self, job_id: str, kept: int) -> Sequence[Checkpoint]:
+        """Forget all but `kept` checkpoints, whose directories are the caller's.
+
+        The one of least validation loss stays, then the latest; those asked for stay besides.
+        """
+        query = sa.select(_checkpoints).where(_checkpoints.c.job == job_id)
+        with self._database.write() as connection:
+            rows = connection.execute(query.order_by(_checkpoints.c.step.desc())).mappings()
+            latest = [_checkpoint(without_sequence(row)) for row in rows]
+            best = min(latest, key=lambda c: (c.metrics["valid_loss"], c.step), default=None)
+            candidates = [c for c in latest if c is not best and not c.asked_for]
+            removed = candidates[kept - 1 :]
+            names = [checkpoint.name for checkpoint in removed]
+            connection.execute(_checkpoints.delete().where(_checkpoints.c.name.in_(names)))
+        return removed
 
     def checkpoints(self, job_id: str, paging: Paging) -> Page[Checkpoint]:
         """Raises InvalidRequestError for an unknown `after`."""

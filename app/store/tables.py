@@ -72,6 +72,7 @@ checkpoints = sa.Table(
     sa.Column("directory", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("asked_for", sa.Boolean, nullable=False),
 )
 adapters = sa.Table(
     "adapters",

@@ -47,7 +47,8 @@ class FileReport:
     """What a training file holds. `problems` are (line, reason), the first 100 of them.
 
     Line 0 stands for the file as a whole. Tokens are counted once, not per epoch; steps, seconds
-    and bytes are estimates, of the whole run. `plan` is the run's, None for a file with problems.
+    and bytes are estimates, of the whole run: of its least bytes where activations are computed
+    twice. `plan` is the run's, None for a file with problems.
     """
 
     problems: list[tuple[int, str]] = field(default_factory=list)
@@ -60,6 +61,7 @@ class FileReport:
     steps: int = 0
     seconds: float = 0.0
     memory_bytes: int = 0
+    least_memory_bytes: int = 0
     plan: Plan | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def report(spec: FineTuneSpec) -> FileReport:
         found.seconds = estimates.seconds(config, plan, sum(map(len, kept)))
         longest = max(map(len, examples))
         found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
+        found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)
     return found
 
 

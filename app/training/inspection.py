@@ -1,7 +1,7 @@
 """Training files read by a process of their own: long files must not slow the server's streams.
 
-`python -m app.training.inspection` takes a FineTuneSpec as JSON on its standard input and answers
-with the FileReports of its files. Needs no torch.
+`python -m app.training.inspection FRACTION` takes a FineTuneSpec as JSON on its standard input and
+answers with the FileReports of its files. Needs no torch where there is no GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import HaganeError, TrainingError
+from app.training.allowance import allowed_memory
 from app.training.examples import report
 from app.training.priority import step_back
 from app.training.spec import FineTuneSpec
@@ -23,20 +24,25 @@ from app.training.spec import FineTuneSpec
 class Inspection:
     """The reports (`FileReport`) of a run's files; `plan` is what "auto" came to, if they are fit.
 
-    `validation` is None for a run without a validation file.
+    `validation` is None for a run without a validation file. `allowed_memory` is in bytes.
     """
 
     training: dict[str, Any]
     validation: dict[str, Any] | None
     plan: dict[str, Any] | None
+    allowed_memory: int
 
 
-async def inspect_files(spec: FineTuneSpec) -> Inspection:
-    """Read the files of `spec` whole. Raises TrainingError when that is not possible."""
+async def inspect_files(spec: FineTuneSpec, gpu_memory_fraction: float) -> Inspection:
+    """Read the files of `spec` whole. Raises TrainingError when that is not possible.
+
+    On a GPU the run may take `gpu_memory_fraction` of its memory.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "app.training.inspection",
+        str(gpu_memory_fraction),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -68,19 +74,24 @@ def main() -> None:
     step_back()
     spec = FineTuneSpec.model_validate_json(sys.stdin.read())
     try:
-        answer = _answer(spec)
+        answer = _answer(spec, float(sys.argv[1]))
     except HaganeError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer))
 
 
-def _answer(spec: FineTuneSpec) -> dict[str, Any]:
+def _answer(spec: FineTuneSpec, gpu_memory_fraction: float) -> dict[str, Any]:
     training = report(spec).to_dict()
     validation = None
     if spec.validation_file is not None:
         alone = spec.model_copy(update={"training_file": spec.validation_file})
         validation = report(alone).to_dict()
-    return {"training": training, "validation": validation, "plan": training.pop("plan")}
+    return {
+        "training": training,
+        "validation": validation,
+        "plan": training.pop("plan"),
+        "allowed_memory": allowed_memory(spec.device, gpu_memory_fraction),
+    }
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,8 @@ import sqlalchemy as sa
 from app.errors import TrainingError
 from app.store.jobs import Event, Job
 from app.store.store import Store
-from app.training.inspection import exit_reason, inspect_files
+from app.training.inspection import Inspection, exit_reason, inspect_files
+from app.training.options import JobOptions
 from app.training.spec import FineTuneSpec
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ _MOST_DEATHS = 3
 class Supervisor:
     """Two loops: one reads the files of new jobs, one keeps a worker on the oldest job."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, options: JobOptions) -> None:
+        self._store, self._options = store, options
         self._loops: list[asyncio.Task[None]] = []
         self._worker: asyncio.subprocess.Process | None = None
 
@@ -61,20 +63,15 @@ class Supervisor:
         if job is None:
             return False
         try:
-            inspection = await inspect_files(FineTuneSpec.model_validate(job.spec))
+            fraction = self._options.gpu_memory_fraction
+            inspection = await inspect_files(FineTuneSpec.model_validate(job.spec), fraction)
         except TrainingError as error:
             reason = {"code": error.code, "message": str(error), "param": "training_file"}
             await self._reject(job, reason, {})
             return True
-        for param, report in (
-            ("training_file", inspection.training),
-            ("validation_file", inspection.validation),
-        ):
-            if report is not None and report["total_problems"]:
-                message = _problems(report)
-                reason = {"code": f"invalid_{param}", "message": message, "param": param}
-                await self._reject(job, reason, report)
-                return True
+        if (refusal := _refusal(inspection)) is not None:
+            await self._reject(job, *refusal)
+            return True
         event = Event("Files validated, moving job to queued state", data=asdict(inspection))
         await self._move(job, ("validating_files",), "queued", event, plan=inspection.plan)
         return True
@@ -93,13 +90,25 @@ class Supervisor:
             "app.training.worker",
             str(self._store.directory),
             job.id,
+            self._options.model_dump_json(),
             # Held open as long as this process lives; the worker ends when it closes.
             stdin=asyncio.subprocess.PIPE,
         )
         code = await self._watch(self._worker, job)
+        await asyncio.to_thread(self._forget_states)
         if code and self._store.jobs.status(job.id) in ("queued", "running"):
             await self._count_death(job, code)
         return True
+
+    def _forget_states(self) -> None:
+        """Remove what a run would go on from, of jobs that never will: most of what they leave."""
+        for folder in (self._store.directory / "jobs").iterdir():
+            state = folder / "state"
+            if state.is_dir() and self._store.jobs.status(folder.name) in (
+                "succeeded",
+                "cancelled",
+            ):
+                shutil.rmtree(state, ignore_errors=True)
 
     async def _watch(self, worker: asyncio.subprocess.Process, job: Job) -> int:
         """Wait for the worker's end, which comes at once for cancelled jobs."""
@@ -157,6 +166,26 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()
+
+
+def _refusal(inspection: Inspection) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Why the job cannot run, and the report that says more; None if nothing is in its way."""
+    for param, report in (
+        ("training_file", inspection.training),
+        ("validation_file", inspection.validation),
+    ):
+        if report is not None and report["total_problems"]:
+            message = _problems(report)
+            return {"code": f"invalid_{param}", "message": message, "param": param}, report
+    least, allowed = inspection.training["least_memory_bytes"], inspection.allowed_memory
+    if least <= allowed:
+        return None
+    message = (
+        f"The run needs about {least / 1e9:.1f} GB and may take {allowed / 1e9:.1f} GB here: "
+        "shorten sequence_length, lower rank, quantize the base, or on a GPU raise "
+        "job_gpu_memory_fraction."
+    )
+    return {"code": "out_of_memory", "message": message, "param": None}, inspection.training
 
 
 def _problems(report: dict[str, Any]) -> str:

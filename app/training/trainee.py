@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from app.errors import TrainingError
 from app.kernels import native, training
+from app.machine import available_memory
 from app.training import estimates
 from app.training.spec import FineTuneSpec
 from app.transformer.adapter import save_adapter
@@ -107,14 +107,17 @@ def _must_recompute(
     config: ModelConfig, spec: FineTuneSpec, longest: int, device: torch.device
 ) -> bool:
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        # A job is held to a part of the device.
+        free = min(free, int(total * torch.cuda.get_per_process_memory_fraction(device)))
     else:
-        free = psutil.virtual_memory().available
+        free = available_memory()
     least = estimates.memory(config, spec, longest, checkpointing=True)
     if least > free:
         raise TrainingError(
             f"the run needs about {least / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: shorten "
-            "sequence_length, lower rank, or quantize the base",
+            "sequence_length, lower rank, or quantize the base; a job's part of a GPU is "
+            "job_gpu_memory_fraction",
             code="out_of_memory",
         )
     return estimates.memory(config, spec, longest, checkpointing=False) > 0.8 * free

@@ -1,8 +1,9 @@
 """One job in a process of its own: between the store and `finetune` or `pretrain`.
 
-Started by `app.training.supervisor` as `python -m app.training.worker DATA_DIR JOB_ID`, which holds
-the other end of its standard input: when that closes, the server is gone, and so is the worker. A
-lock in the data directory lets one worker run at a time, whoever started it.
+Started by `app.training.supervisor` as `python -m app.training.worker DATA_DIR JOB_ID OPTIONS`, the
+last a `JobOptions` as JSON. The supervisor holds the other end of its standard input: when that
+closes, the server is gone, and so is the worker. A lock in the data directory lets one worker run
+at a time, whoever started it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,8 +27,10 @@ from app.store.adapters import StoredAdapter
 from app.store.jobs import Checkpoint, Event, Job, Status
 from app.store.store import Store
 from app.telemetry import configure_logging, request_id
+from app.training.allowance import confine
 from app.training.config import PretrainConfig
 from app.training.listener import CheckpointReport, PretrainReport, Result, StepReport
+from app.training.options import JobOptions
 from app.training.priority import step_back
 from app.training.results import write_results
 from app.training.spec import FineTuneSpec
@@ -46,9 +50,10 @@ class StoreListener:
     Steps that an earlier worker has reported already are not told twice.
     """
 
-    def __init__(self, store: Store, job: Job) -> None:
+    def __init__(self, store: Store, job: Job, kept_checkpoints: int) -> None:
         self._jobs = store.jobs
         self._job = job
+        self._kept_checkpoints = kept_checkpoints
         self._told: int = (job.progress or {}).get("step", 0)
         self._events: list[Event] = []
         self._progress: dict[str, Any] = {}
@@ -81,6 +86,8 @@ class StoreListener:
             Checkpoint(name, report.step, str(report.directory), digest, metrics),
             Event(f"Checkpoint created at step {report.step}", data={"step": report.step}),
         )
+        for pruned in self._jobs.prune_checkpoints(self._job.id, self._kept_checkpoints):
+            shutil.rmtree(pruned.directory, ignore_errors=True)
 
     def interrupted(self) -> bool:
         if not self._stopping and self._jobs.status(self._job.id) == "running":
@@ -106,9 +113,10 @@ def _told(report: StepReport | PretrainReport) -> str:
     return text if report.valid_loss is None else f"{text}, validation loss={report.valid_loss:.4f}"
 
 
-def work(store: Store, job: Job, listener: StoreListener) -> None:
+def work(store: Store, job: Job, listener: StoreListener, gpu_memory_fraction: float) -> None:
     """Train, and enter what came of it. Raises TrainingInterrupted when asked to stop."""
     try:
+        confine(job.spec["device"], gpu_memory_fraction)
         if job.kind == "pretraining":
             _pretrain(store, job, listener)
         else:
@@ -234,10 +242,10 @@ def _beat(store: Store, job: Job) -> None:
         time.sleep(HEARTBEAT_SECONDS)
 
 
-def main(directory: Path, job_id: str) -> None:
+def main(directory: Path, job_id: str, options: JobOptions) -> None:
     step_back()
     threading.Thread(target=_end_with_the_server, daemon=True).start()
-    configure_logging()
+    configure_logging(options.log_level, options.log_format)
     request_id.set(job_id)
     with _alone(directory):
         store = Store.open(directory)
@@ -248,13 +256,13 @@ def main(directory: Path, job_id: str) -> None:
         waiting: tuple[Status, ...] = ("queued", "running")
         if not store.jobs.transition(job_id, waiting, "running", started, heartbeat_at=time.time()):
             return
-        listener = StoreListener(store, job)
+        listener = StoreListener(store, job, options.kept_checkpoints)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, listener.stop)
         threading.Thread(target=_beat, args=(store, job), daemon=True).start()
         with contextlib.suppress(TrainingInterrupted):
-            work(store, job, listener)
+            work(store, job, listener, options.gpu_memory_fraction)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], JobOptions.model_validate_json(sys.argv[3]))

@@ -11,6 +11,7 @@ import pytest
 from app.store.jobs import Job, new_job_id
 from app.store.paging import Paging
 from app.store.store import Store
+from app.training.options import JobOptions
 from app.training.spec import FineTuneSpec
 from app.training.supervisor import Supervisor
 
@@ -41,7 +42,7 @@ async def test_a_worker_that_keeps_dying_fails_the_job_and_says_why(
     store, tiny_model_dir, tmp_path
 ):
     job = add(store, tiny_model_dir, tmp_path / "none", "queued")
-    supervisor = Supervisor(store)
+    supervisor = Supervisor(store, JobOptions())
     supervisor.start()
     killed = set()
     try:
@@ -68,7 +69,7 @@ async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):
     bad.write_text("".join(f"no json {n}\n" for n in range(120)))
     fine, broken = (add(store, tiny_model_dir, path, "validating_files") for path in (good, bad))
     gone = add(store, tmp_path / "gone", good, "validating_files")
-    supervisor = Supervisor(store)
+    supervisor = Supervisor(store, JobOptions())
     try:
         while await supervisor._validate_next():
             pass
@@ -88,7 +89,7 @@ async def test_an_old_sign_of_life_is_not_held_against_a_new_worker(
 ):
     job = add(store, tiny_model_dir, tmp_path / "none", "running")
     store.jobs.record(job.id, heartbeat_at=1.0)
-    supervisor = Supervisor(store)
+    supervisor = Supervisor(store, JobOptions())
     supervisor.start()
     try:
         while not (job := store.jobs.get(job.id)).finished:
@@ -100,7 +101,7 @@ async def test_an_old_sign_of_life_is_not_held_against_a_new_worker(
 
 async def test_stopping_leaves_the_job_in_the_queue_and_no_process(store, tiny_model_dir, tmp_path):
     job = add(store, tiny_model_dir, tmp_path / "none", "queued")
-    supervisor = Supervisor(store)
+    supervisor = Supervisor(store, JobOptions())
     supervisor.start()
     while not workers():
         await asyncio.sleep(0.01)

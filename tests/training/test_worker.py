@@ -15,6 +15,7 @@ from app.store.paging import Paging
 from app.store.store import Store
 from app.training import finetune as real
 from app.training.listener import CheckpointReport, Result, StepReport
+from app.training.options import JobOptions
 from app.training.worker import StoreListener, work
 
 
@@ -30,12 +31,12 @@ def play(store, monkeypatch, tmp_path):
     """Works off a running job whose run is the function given."""
 
     def start(run, promote: str = "if_better", **spec) -> Job:
-        whole = {"model": str(tmp_path), "training_file": "f", **spec}
+        whole = {"model": str(tmp_path), "training_file": "f", "device": "cpu", **spec}
         request = {"extra": {"promote": promote}}
         job = Job(new_job_id(), 1, "running", "tiny", "file", request, whole)
         store.jobs.add(job)
         monkeypatch.setattr(real, "finetune", run)
-        work(store, job, StoreListener(store, job))
+        work(store, job, StoreListener(store, job, 3), 0.1)
         return store.jobs.get(job.id)
 
     return start
@@ -106,10 +107,10 @@ def test_failures_give_their_reason_and_free_what_is_half_written(store, play, e
 def test_a_deleted_base_model_fails_the_job(store, tmp_path):
     examples = tmp_path / "examples.jsonl"
     examples.write_text('{"text": "one"}\n{"text": "two"}\n')
-    spec = {"model": str(tmp_path / "gone"), "training_file": str(examples)}
+    spec = {"model": str(tmp_path / "gone"), "training_file": str(examples), "device": "cpu"}
     job = Job(new_job_id(), 1, "running", "tiny", "file", {"extra": {}}, spec)
     store.jobs.add(job)
-    work(store, job, StoreListener(store, job))
+    work(store, job, StoreListener(store, job, 3), 0.1)
     failed = store.jobs.get(job.id)
     assert failed.error["code"] == "invalid_model"
     assert "gone" in failed.error["message"]
@@ -129,7 +130,7 @@ def test_steps_are_told_once_however_often_they_run(store, play, tmp_path):
         play(run)
     job = store.jobs.list(Paging()).items[0]
     assert job.progress["step"] == 2  # step 3 was not written yet
-    listener = StoreListener(store, job)
+    listener = StoreListener(store, job, 3)
     for number in (2, 3, 4):
         listener.progress(step(number))
     listener.stop()
@@ -180,6 +181,9 @@ def test_a_job_that_left_the_running_state_interrupts_its_run(store, play):
 def test_a_worker_with_nothing_to_do_ends_in_peace(store):
     job = Job(new_job_id(), 1, "cancelled", "tiny", "file", {}, {})
     store.jobs.add(job)
-    command = [sys.executable, "-m", "app.training.worker", str(store.directory), job.id]
+    command = [
+        sys.executable, "-m", "app.training.worker", str(store.directory), job.id,
+        JobOptions().model_dump_json(),
+    ]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
         assert (worker.wait(60), worker.stderr.read()) == (0, b"")
