@@ -34,13 +34,15 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: int, window: int | None) -> Tensor:
-        ctx.save_for_backward(q, k, v)
+        kv_heads = k.shape[1]
+        queries, keys, values = (_heads_first(x, rows, kv_heads) for x in (q, k, v))
+        keys, values = keys[:, 0], values[:, 0]
+        ctx.save_for_backward(queries, keys, values)
         ctx.rows, ctx.window = rows, window
-        keys, values = _heads_first(k, rows), _heads_first(v, rows)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        for start, end, first in _blocks(len(q) // rows, window):
-            queries = _grouped(q, rows, start, end, k.shape[1])
-            scores = torch.bmm(queries, keys[:, first:end].transpose(1, 2))
+        for start, end, first in _blocks(queries.shape[2], window):
+            own = queries[:, :, start:end].flatten(1, 2)
+            scores = torch.bmm(own, keys[:, first:end].transpose(1, 2))
             _softmax(scores, None, end - start, start - first, window, q.shape[2])
             _scatter(out, torch.bmm(scores, values[:, first:end]), rows, start, end)
         return out.flatten(1)
@@ -48,24 +50,22 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v = ctx.saved_tensors
-        rows, kv_heads = ctx.rows, k.shape[1]
-        keys, values = _heads_first(k, rows), _heads_first(v, rows)
-        grad = grad.view(q.shape)
-        grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+        queries, keys, values = ctx.saved_tensors
+        rows, head_dim = ctx.rows, keys.shape[2]
+        grad = grad.view(len(grad), -1, head_dim)
+        slopes_out = _heads_first(grad, rows, len(keys) // rows)
+        grad_q = torch.empty_like(grad)
         grad_k, grad_v = torch.zeros_like(keys), torch.zeros_like(values)
-        for start, end, first in _blocks(len(q) // rows, ctx.window):
+        for start, end, first in _blocks(keys.shape[1], ctx.window):
             seen = slice(first, end)
-            queries = _grouped(q, rows, start, end, kv_heads)
-            own = _grouped(grad, rows, start, end, kv_heads)
-            scores = torch.bmm(queries, keys[:, seen].transpose(1, 2))
-            slopes = torch.bmm(own, values[:, seen].transpose(1, 2))
-            _softmax(scores, slopes, end - start, start - first, ctx.window, q.shape[2])
-            grad_v[:, seen] += torch.bmm(scores.transpose(1, 2), own)
-            grad_k[:, seen] += torch.bmm(slopes.transpose(1, 2), queries)
+            own, out = (x[:, :, start:end].flatten(1, 2) for x in (queries, slopes_out))
+            scores = torch.bmm(own, keys[:, seen].transpose(1, 2))
+            slopes = torch.bmm(out, values[:, seen].transpose(1, 2))
+            _softmax(scores, slopes, end - start, start - first, ctx.window, head_dim)
+            grad_v[:, seen] += torch.bmm(scores.transpose(1, 2), out)
+            grad_k[:, seen] += torch.bmm(slopes.transpose(1, 2), own)
             _scatter(grad_q, torch.bmm(slopes, keys[:, seen]), rows, start, end)
-        grad_k, grad_v = (_tokens_first(x, rows) for x in (grad_k, grad_v))
-        return grad_q, grad_k, grad_v, None, None
+        return grad_q, _tokens_first(grad_k, rows), _tokens_first(grad_v, rows), None, None
 
 
 def _blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:
@@ -76,29 +76,25 @@ def _blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:
     ]
 
 
-def _heads_first(x: Tensor, rows: int) -> Tensor:
-    """[rows * length, heads, head_dim] -> contiguous [rows * heads, length, head_dim]."""
-    split: Tensor = x.unflatten(0, (rows, -1)).transpose(1, 2)
-    return split.reshape(-1, *split.shape[2:])
+def _heads_first(x: Tensor, rows: int, kv_heads: int) -> Tensor:
+    """[rows * length, heads, head_dim] -> contiguous, by the keys that the heads share,
+    [rows * kv_heads, heads / kv_heads, length, head_dim].
+    """
+    split = x.unflatten(1, (kv_heads, -1)).unflatten(0, (rows, -1))
+    moved: Tensor = split.permute(0, 2, 3, 1, 4).flatten(0, 1)
+    return moved.contiguous()
 
 
 def _tokens_first(x: Tensor, rows: int) -> Tensor:
-    """The reverse of `_heads_first`."""
-    split: Tensor = x.unflatten(0, (rows, -1)).transpose(1, 2)
-    return split.reshape(-1, *split.shape[2:])
-
-
-def _grouped(x: Tensor, rows: int, start: int, end: int, kv_heads: int) -> Tensor:
-    """[rows * length, heads, head_dim] -> the queries [start, end) of every row:
-    [rows * kv_heads, heads / kv_heads * (end - start), head_dim].
-    """
-    block = x.unflatten(0, (rows, -1))[:, start:end].unflatten(2, (kv_heads, -1))
-    grouped: Tensor = block.permute(0, 2, 3, 1, 4).reshape(rows * kv_heads, -1, x.shape[2])
-    return grouped
+    """[rows * kv_heads, length, head_dim] -> [rows * length, kv_heads, head_dim]."""
+    return x.unflatten(0, (rows, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _scatter(target: Tensor, block: Tensor, rows: int, start: int, end: int) -> None:
-    """The reverse of `_grouped`, into target [rows * length, heads, head_dim]."""
+    """Queries [start, end) of every row, all heads that share a key side by side
+    [rows * kv_heads, heads / kv_heads * (end - start), head_dim], into target
+    [rows * length, heads, head_dim].
+    """
     kv_heads = len(block) // rows
     split = block.view(rows, kv_heads, -1, end - start, block.shape[2]).permute(0, 3, 1, 2, 4)
     target.unflatten(0, (rows, -1))[:, start:end].unflatten(2, (kv_heads, -1)).copy_(split)

@@ -23,8 +23,8 @@ try:
 except ImportError:
     _cpu = None
 
-# Rows of logits at a time: with a vocabulary of 8,192 they stay in the cache.
-_ROWS = 512
+# Logits at a time: more make for larger products, and take more memory.
+_LOGITS = 1 << 24
 # Rows whose share of a norm's gradient is added up by one task (`NormBackward` in cpu/ops.h).
 _NORM_ROWS = 64
 
@@ -90,9 +90,10 @@ class Pretraining:
     def losses(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """`mean_loss` for every target, float32 [n], without a way back."""
         narrow = weight.to(hidden.dtype)
+        count = _LOGITS // len(weight)
         parts = [
             training.token_scores(torch.mm(rows, narrow.t()), wanted, slopes=False)[0]
-            for rows, wanted in zip(hidden.split(_ROWS), targets.split(_ROWS), strict=True)
+            for rows, wanted in zip(hidden.split(count), targets.split(count), strict=True)
         ]
         return -torch.cat(parts)
 
@@ -178,8 +179,9 @@ class _MeanLoss(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight)
         total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(hidden), _ROWS):
-            rows = slice(start, start + _ROWS)
+        count = _LOGITS // len(weight)
+        for start in range(0, len(hidden), count):
+            rows = slice(start, start + count)
             slopes = torch.mm(hidden[rows], narrow.t())
             logprobs, _ = training.token_scores(slopes, targets[rows], slopes=True)
             total -= logprobs.sum(dtype=torch.float64)
