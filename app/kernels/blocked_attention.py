@@ -87,7 +87,8 @@ def _heads_first(x: Tensor, rows: int, kv_heads: int) -> Tensor:
 
 def _tokens_first(x: Tensor, rows: int) -> Tensor:
     """[rows * kv_heads, length, head_dim] -> [rows * length, kv_heads, head_dim]."""
-    return x.unflatten(0, (rows, -1)).transpose(1, 2).flatten(0, 1)
+    moved: Tensor = x.unflatten(0, (rows, -1)).transpose(1, 2).flatten(0, 1)
+    return moved
 
 
 def _scatter(target: Tensor, block: Tensor, rows: int, start: int, end: int) -> None:
