@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -10,9 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.scheduler import Chunk
+from app.engine.sampler import Drawn
+from app.engine.schedule import Chunk
 from app.kernels import PagedLayout
 from app.kernels.low_rank import AdapterRows
+from app.kernels.transfer import send
+
+# By what they are, or by the slot of the adapter whose rows they name.
+_Arrays = dict[str | int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,16 @@ class Batch:
 
 
 def build_batch(
-    chunks: Rows[Chunk], block_size: int, device: torch.device, adapters: Mapping[str, int]
+    chunks: Rows[Chunk],
+    block_size: int,
+    device: torch.device,
+    adapters: Mapping[str, int],
+    before: Drawn | None = None,
 ) -> Batch:
     """Flatten `chunks`; every block they touch is already in the sequences' block tables.
 
-    `adapters` knows the slot of every sequence's adapter by its digest.
+    `adapters` knows the slot of every sequence's adapter by its digest. Tokens that `before` is
+    still drawing are put in place on the device.
     """
     # One-token chunks first: attention takes them all at once.
     order = sorted(range(len(chunks)), key=lambda i: chunks[i].length > 1)
@@ -46,53 +56,81 @@ def build_batch(
     lengths = [chunk.length for chunk in ordered]
     contexts = [chunk.start + chunk.length for chunk in ordered]
     starts = np.concatenate(([0], np.cumsum(lengths)))
-
-    tables = np.zeros((len(ordered), max(-(-c // block_size) for c in contexts)), dtype=np.int32)
-    tokens = np.empty(starts[-1], dtype=np.int64)
-    positions = np.empty(starts[-1], dtype=np.int64)
-    slots = np.empty(starts[-1], dtype=np.int64)
-    for row, chunk in enumerate(ordered):
-        span = slice(starts[row], starts[row + 1])
-        blocks = -(-contexts[row] // block_size)
-        tables[row, :blocks] = chunk.sequence.blocks[:blocks]
-        tokens[span] = chunk.sequence.tokens[chunk.start : contexts[row]]
-        positions[span] = np.arange(chunk.start, contexts[row])
-        slots[span] = tables[row, positions[span] // block_size] * block_size
-    slots += positions % block_size
-
     ends = {index: int(starts[row + 1]) for row, index in enumerate(order)}
     rows, spans = _logit_rows(chunks, ends)
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
+    groups = _adapter_rows(ordered, starts, adapters)
+    arrays: _Arrays = {
+        **_flatten(ordered, starts, block_size),
+        "starts": starts.astype(np.int32),
+        "lengths": np.array(contexts, dtype=np.int32),
+        "rows": rows,
+        **groups,
+    }
+    if before is not None:
+        arrays["drawing"] = _drawing(ordered, starts, before)
+    on_host = [torch.from_numpy(array) for array in arrays.values()]
+    sent = dict(zip(arrays, send(on_host, device), strict=True))
+    if before is not None:
+        target, source = sent["drawing"]
+        sent["tokens"].index_copy_(0, target, before.tokens[source])
     layout = PagedLayout(
-        slots=put(slots),
-        block_tables=put(tables),
-        starts=put(starts.astype(np.int32)),
-        lengths=put(np.array(contexts, dtype=np.int32)),
+        slots=sent["slots"],
+        block_tables=sent["tables"],
+        starts=sent["starts"],
+        lengths=sent["lengths"],
         query_starts=tuple(starts.tolist()),
         context_lengths=tuple(contexts),
         decodes=sum(length == 1 for length in lengths),
         block_size=block_size,
     )
-    adapter_rows = _adapter_rows(ordered, adapters, put)
-    return Batch(put(tokens), put(positions), layout, put(rows), spans, adapter_rows)
+    adapter_rows = None
+    if groups:
+        by_slot = tuple((slot, sent[slot]) for slot in groups if isinstance(slot, int))
+        adapter_rows = AdapterRows(sent["owners"], by_slot)
+    return Batch(sent["tokens"], sent["positions"], layout, sent["rows"], spans, adapter_rows)
 
 
-def _adapter_rows(
-    ordered: Rows[Chunk], slots: Mapping[str, int], put: Callable[[np.ndarray], Tensor]
-) -> AdapterRows | None:
+def _flatten(ordered: Rows[Chunk], starts: np.ndarray, block_size: int) -> _Arrays:
+    """Tokens, their positions and slots, and the block tables; tokens not known yet are 0."""
+    widths = [-(-(chunk.start + chunk.length) // block_size) for chunk in ordered]
+    tables = np.zeros((len(ordered), max(widths)), dtype=np.int32)
+    tokens = np.zeros(starts[-1], dtype=np.int64)
+    positions = np.empty(starts[-1], dtype=np.int64)
+    slots = np.empty(starts[-1], dtype=np.int64)
+    for row, chunk in enumerate(ordered):
+        start, end = chunk.start, chunk.start + chunk.length
+        span = slice(starts[row], starts[row + 1])
+        tables[row, : widths[row]] = chunk.sequence.blocks[: widths[row]]
+        known = chunk.sequence.tokens[start:end]
+        tokens[starts[row] : starts[row] + len(known)] = known
+        positions[span] = np.arange(start, end)
+        slots[span] = tables[row, positions[span] // block_size] * block_size
+    slots += positions % block_size
+    return {"tokens": tokens, "positions": positions, "slots": slots, "tables": tables}
+
+
+def _drawing(ordered: Rows[Chunk], starts: np.ndarray, before: Drawn) -> np.ndarray:
+    """int64 [2, n]: rows whose tokens are not known yet, and which rows of `before` they are."""
+    pairs = [
+        (starts[row + 1] - 1, before.rows[chunk.sequence])
+        for row, chunk in enumerate(ordered)
+        if chunk.start + chunk.length > len(chunk.sequence.tokens)
+    ]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+
+
+def _adapter_rows(ordered: Rows[Chunk], starts: np.ndarray, slots: Mapping[str, int]) -> _Arrays:
+    """As "owners" the slot of every row, -1 for none; by slot its rows. Empty if there are none."""
     if not any(chunk.sequence.adapter for chunk in ordered):
-        return None
+        return {}
     per_chunk = [
         slots[chunk.sequence.adapter] if chunk.sequence.adapter else -1 for chunk in ordered
     ]
-    per_row = np.repeat(np.array(per_chunk, dtype=np.int32), [c.length for c in ordered])
-    groups = tuple(
-        (slot, put(np.flatnonzero(per_row == slot))) for slot in sorted(set(per_chunk) - {-1})
-    )
-    return AdapterRows(put(per_row), groups)
+    owners = np.repeat(np.array(per_chunk, dtype=np.int32), np.diff(starts))
+    arrays: _Arrays = {"owners": owners}
+    for slot in sorted(set(per_chunk) - {-1}):
+        arrays[slot] = np.flatnonzero(owners == slot)
+    return arrays
 
 
 def _logit_rows(

@@ -84,7 +84,7 @@ class KVCache:
         return self._references[block]
 
     def admit(self, sequence: Sequence, spare: int = 0) -> bool:
-        """Give a waiting sequence its cached prefix, and blocks for all its other known tokens.
+        """Give a waiting sequence its cached prefix, and blocks for all its other tokens.
 
         Returns False, and changes nothing, unless `spare` blocks stay free after that. Sets
         `blocks` and `computed`; at least one token is always left to compute.
@@ -103,7 +103,7 @@ class KVCache:
         return True
 
     def extend(self, sequence: Sequence) -> tuple[BlockCopy, ...] | None:
-        """Make room for all known tokens of a running sequence, in blocks it alone writes to.
+        """Make room for all tokens of a running sequence, in blocks it alone writes to.
 
         If its next token falls into a block it shares, it gets a block of its own instead
         (copy-on-write), and the copy to do before anything is written is returned. Returns None,
@@ -131,13 +131,14 @@ class KVCache:
             self._share(block)
 
     def register(self, sequence: Sequence) -> None:
-        """Make the blocks that became full of computed tokens findable by their content.
+        """Make the blocks that became full of computed and known tokens findable by their content.
 
         Where another block of equal content is findable already, that one stays the known one.
         """
         if not self.prefix_caching:
             return
-        for position in range(sequence.registered, sequence.computed // self.block_size):
+        known = min(sequence.computed, len(sequence.tokens))
+        for position in range(sequence.registered, known // self.block_size):
             digest, block = self._digest(sequence, position), sequence.blocks[position]
             if digest not in self._by_digest:
                 self._by_digest[digest] = block

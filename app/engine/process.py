@@ -13,8 +13,10 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
+import torch
 from torch import Tensor
 
 from app.engine.adapters import Adapters, HeldRequests
@@ -40,9 +42,11 @@ from app.engine.messages import (
     UnloadAdapter,
 )
 from app.engine.runner import ModelRunner
-from app.engine.sampler import SampledTokens, Sampler, prompt_logprobs
-from app.engine.scheduler import Sampled, Schedule, Scheduler
+from app.engine.sampler import Drawn, SampledTokens, Sampler, prompt_logprobs
+from app.engine.schedule import Sampled, Schedule
+from app.engine.scheduler import Scheduler
 from app.errors import HaganeError, QueueFullError
+from app.kernels.transfer import send
 from app.telemetry import configure_logging
 
 # By its name in the package: as a program, this module is called __main__.
@@ -52,8 +56,26 @@ logger = logging.getLogger("app.engine.process")
 _LOADING_POLL_SECONDS = 0.002
 
 
+@dataclass(frozen=True)
+class Flight:
+    """A step that the device was given, and what it draws."""
+
+    schedule: Schedule
+    drawn: Drawn
+
+    @property
+    def must_land(self) -> bool:
+        """Whether the next step cannot be prepared without knowing this one's tokens."""
+        return any(s.needs_history and s.blocks for s in self.schedule.samplers)
+
+
 class Engine:
-    """One model, one scheduler, one loop."""
+    """One model, one scheduler, one loop.
+
+    On a device that runs beside Python, step n + 1 is scheduled and launched while step n runs: its
+    input is what n draws, which never leaves the device on the way. Then n's tokens are waited for,
+    and said. Elsewhere a step lands before the next one is prepared.
+    """
 
     def __init__(self, config: EngineConfig, channel: EngineChannel) -> None:
         started = time.monotonic()
@@ -71,8 +93,7 @@ class Engine:
         self.held = HeldRequests()
         self._checks: set[str] = set()
         self.running = True
-        # What a step found is said while a device runs the next one.
-        self._held_back: tuple[TokenDelta, ...] = ()
+        self._flight: Flight | None = None
         self._failures: list[RequestFailed] = []
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
         self._announced: EngineStats | None = None
@@ -90,16 +111,12 @@ class Engine:
         """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
         while self.running:
             # Nothing to do at all: sleep until a message comes, having said so.
-            idle = not self.scheduler.has_work and not self.runner.touch()
+            idle = not (self.scheduler.has_work or self._flight or self.runner.touch())
             pause = _LOADING_POLL_SECONDS if self.adapters.busy else None
             for message in self.channel.receive(timeout=pause if idle else 0.0):
                 self._handle(message)
             self._follow_adapters()
-            deltas = self._step() if self.scheduler.has_work else ()
-            if deltas and self.runner.asynchronous and self.scheduler.has_work:
-                self._held_back = deltas
-            else:
-                self._emit(deltas)
+            self._emit(self._turn())
 
     def _handle(self, message: ToEngine) -> None:
         match message:
@@ -159,38 +176,60 @@ class Engine:
             code: FailureCode = "queue_full" if full else "engine_error"
             self._refuse(request.request_id, code, str(error))
 
-    def _step(self) -> tuple[TokenDelta, ...]:
+    def _turn(self) -> list[TokenDelta]:
+        """Launch a step and land one: the one before it, where a device runs beside Python."""
+        deltas: list[TokenDelta] = []
+        before, self._flight = self._flight, None
+        if before is not None and before.must_land:
+            deltas += self._land(before)
+            before = None
+        launched = self._launch(before) if self.scheduler.has_work else None
+        if before is not None:
+            deltas += self._land(before)
+        if launched is not None and not self.runner.asynchronous:
+            return self._land(launched)
+        self._flight = launched
+        return deltas
+
+    def _launch(self, before: Flight | None) -> Flight | None:
+        """The next step, while `before` is under way; None if nothing can run until it lands."""
         schedule = self.scheduler.schedule(time.monotonic())
         for request_id in schedule.expired:
             self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
         if not schedule.chunks:
-            return ()
+            return None
         runner = self.runner
-        batch = build_batch(schedule.chunks, runner.block_size, runner.device, self.adapters.slots)
+        drawing = None if before is None else before.drawn
+        batch = build_batch(
+            schedule.chunks, runner.block_size, runner.device, self.adapters.slots, drawing
+        )
         logits = runner.execute(batch, schedule.copies)
-        if self._held_back:
-            self._emit(())
         self._collect_prompt_logprobs(schedule, batch, logits)
-        if not schedule.samplers:
-            self.scheduler.update(schedule, [])
-            return ()
         rows = [
             end - 1
             for chunk, (_, end) in zip(schedule.chunks, batch.logit_spans, strict=True)
             for _ in chunk.samplers
         ]
         # Most often all rows are sampled from, and need not be copied.
-        all_rows = rows == list(range(logits.shape[0]))
-        sampled = self.sampler.sample(logits if all_rows else logits[rows], schedule.samplers)
-        for request_id in {schedule.samplers[row].request_id for row in sampled.failed}:
+        if rows != list(range(logits.shape[0])):
+            (wanted,) = send([torch.tensor(rows, dtype=torch.int64)], logits.device)
+            logits = logits[wanted]
+        drawn = self.sampler.draw(logits, schedule.samplers)
+        self.scheduler.advance(schedule)
+        return Flight(schedule, drawn)
+
+    def _land(self, flight: Flight) -> list[TokenDelta]:
+        """Wait for what a step drew. Sequences that are gone since are passed over."""
+        sampled = flight.drawn.wait()
+        samplers = flight.schedule.samplers
+        for request_id in {samplers[i].request_id for i in sampled.failed if samplers[i].blocks}:
             self._fail(
                 request_id,
                 "engine_error",
                 "The model produced logits that are not numbers for this request.",
             )
-        drawn = {id(s): row for row, s in enumerate(schedule.samplers)}
-        results = self.scheduler.update(schedule, sampled.tokens)
-        return tuple(self._delta(result, sampled, drawn[id(result.sequence)]) for result in results)
+        results = self.scheduler.update(flight.schedule, sampled.tokens)
+        return [self._delta(r, sampled, flight.drawn.rows[r.sequence]) for r in results]
 
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
         self.scheduler.cancel(request_id)
@@ -249,12 +288,10 @@ class Engine:
         stats = msgspec.structs.replace(
             self.scheduler.stats(), adapters=self.adapters.stats(len(self.held))
         )
-        deltas = (*self._held_back, *deltas)
         if deltas or self._failures or stats != self._announced:
             self.channel.send(
-                StepOutput(deltas=deltas, failures=tuple(self._failures), stats=stats)
+                StepOutput(deltas=tuple(deltas), failures=tuple(self._failures), stats=stats)
             )
-            self._held_back = ()
             self._failures.clear()
             self._announced = stats
 

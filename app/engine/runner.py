@@ -16,6 +16,7 @@ from app.engine.graphs import DecodeGraphs
 from app.engine.memory import cuda_cache_memory
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
+from app.kernels.transfer import send
 from app.machine import available_memory
 from app.transformer.adapted import AdapterBanks
 from app.transformer.attention import Paged
@@ -35,6 +36,9 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig) -> None:
         self.device = resolve_device(config.device)
+        if self.device.type == "cuda":
+            # Triton launches on the current device, wherever the tensors are.
+            torch.cuda.set_device(self.device)
         directory = Path(config.model)
         model_config = ModelConfig.load(directory)
         self.dtype = resolve_dtype(config.dtype, model_config.dtype)
@@ -88,7 +92,10 @@ class ModelRunner:
 
     @property
     def asynchronous(self) -> bool:
-        """Whether `execute` returns before its result is there: a device runs beside Python."""
+        """Whether `execute` returns before its result is there: a device runs beside Python.
+
+        The next step is then prepared and handed over meanwhile.
+        """
         return self.device.type == "cuda"
 
     def touch(self) -> bool:
@@ -176,7 +183,7 @@ class ModelRunner:
     def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         if not copies:
             return
-        sources, destinations = (list(column) for column in zip(*copies, strict=True))
+        sources, destinations = send(list(torch.tensor(copies).T), self.device)
         for keys, values in self.caches:
             keys[destinations] = keys[sources]
             values[destinations] = values[sources]
@@ -192,7 +199,7 @@ def _huge_pages(caches: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
 def resolve_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises ConfigurationError for a device not present."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -203,7 +210,7 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigurationError(
             f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
         )
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def resolve_dtype(name: str, of_model: str) -> torch.dtype:

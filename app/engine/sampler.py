@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from app.engine.messages import SamplingParams, TokenLogprobs
 from app.engine.sequence import Sequence
 from app.kernels import Cuts, Operations, reference
+from app.kernels.transfer import Fetch, send
 
 _MASK64 = (1 << 64) - 1
 
@@ -33,6 +35,51 @@ class SampledTokens:
     failed: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Logprobs:
+    """Of some rows: the chosen token's, then ids and values of the most likely ones."""
+
+    rows: list[int]
+    chosen: Fetch
+    ids: Fetch
+    values: Fetch
+
+
+class Drawn:
+    """One token for each of `sequences`, known to the device and on its way to the host.
+
+    `tokens` int64 [rows] is there already for the step that follows on the device.
+    """
+
+    def __init__(
+        self,
+        sequences: Rows[Sequence],
+        tokens: Tensor,
+        finite: Tensor,
+        logprobs: Rows[_Logprobs],
+    ) -> None:
+        self.sequences, self.tokens = sequences, tokens
+        self._found = Fetch(torch.stack((tokens, finite.long())))
+        self._logprobs = logprobs
+
+    @cached_property
+    def rows(self) -> dict[Sequence, int]:
+        """Which row is whose."""
+        return {sequence: row for row, sequence in enumerate(self.sequences)}
+
+    def wait(self) -> SampledTokens:
+        """The tokens on the host: the one thing in a step that waits for the device."""
+        ids, whole = self._found.wait().tolist()
+        report: list[TokenLogprobs | None] = [None] * len(ids)
+        for part in self._logprobs:
+            measured = (part.chosen.wait(), part.ids.wait(), part.values.wait())
+            entries = _entries([ids[row] for row in part.rows], *measured)
+            for row, entry in zip(part.rows, entries, strict=True):
+                report[row] = entry
+        failed = tuple(row for row, number in enumerate(whole) if not number)
+        return SampledTokens(ids, report, failed)
+
+
 class Sampler:
     """Stateless but for the entropy source of rows without a seed."""
 
@@ -40,8 +87,11 @@ class Sampler:
         self._operations = operations
         self._entropy = random.SystemRandom()
 
-    def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> SampledTokens:
-        """Draw from float32 logits [rows, vocab]; row i continues `sequences[i]`."""
+    def draw(self, logits: Tensor, sequences: Rows[Sequence]) -> Drawn:
+        """From float32 logits [rows, vocab], of which row i continues `sequences[i]`.
+
+        Waits for nothing; logits may change once this has returned.
+        """
         tokens, finite = self._operations.greatest(logits)
         adjusted = _adjust(logits, sequences)
         if adjusted is not logits:
@@ -53,17 +103,14 @@ class Sampler:
             if len(drawn) == len(sequences):
                 tokens = self._operations.draw(adjusted, cuts)
             else:
-                rows = torch.tensor(drawn).to(tokens.device, non_blocking=True)
+                rows = _sent(drawn, logits.device)
                 tokens[rows] = self._operations.draw(adjusted[rows], cuts)
-        # One transfer: nothing else in a step waits for the device.
-        ids, whole = torch.stack((tokens, finite.long())).tolist()
-        failed = tuple(i for i, number in enumerate(whole) if not number)
-        return SampledTokens(ids, _report(logits, sequences, ids), failed)
+        return Drawn(sequences, tokens, finite, _measure(logits, sequences, tokens))
 
     def _uniform(self, sequence: Sequence) -> float:
         if sequence.sampling.seed is None:
             return self._entropy.random()
-        return uniform(sequence.sampling.seed, sequence.index, sequence.generated)
+        return uniform(sequence.sampling.seed, sequence.index, sequence.drawn)
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -93,6 +140,10 @@ def _cuts(params: Rows[SamplingParams], uniforms: Rows[float]) -> Cuts:
     )
 
 
+def _sent(ids: Rows[int], device: torch.device) -> Tensor:
+    return send([torch.tensor(ids, dtype=torch.int64)], device)[0]
+
+
 def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """Penalties, bias and end masks; returns `logits` itself where no row asks for any."""
     rows = [i for i, s in enumerate(sequences) if _needs_adjustment(s)]
@@ -104,67 +155,65 @@ def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
         _penalize(row, sequence)
         bias = sequence.sampling.logit_bias
         if bias:
-            ids = torch.tensor(list(bias), device=row.device)
-            row[ids] += torch.tensor(list(bias.values()), device=row.device)
-        if sequence.generated < sequence.sampling.min_tokens:
+            ids, values = torch.tensor(list(bias)), torch.tensor(list(bias.values()))
+            ids, values = send([ids, values], row.device)
+            row[ids] += values
+        if sequence.drawn < sequence.sampling.min_tokens:
             ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)
-            row[list(ends)] = -torch.inf
+            row.index_fill_(0, _sent(ends, row.device), -torch.inf)
     return logits
 
 
 def _needs_adjustment(sequence: Sequence) -> bool:
     p = sequence.sampling
-    return bool(
-        p.repetition_penalty != 1
-        or p.presence_penalty
-        or p.frequency_penalty
-        or p.logit_bias
-        or sequence.generated < p.min_tokens
-    )
+    return bool(sequence.needs_history or p.logit_bias or sequence.drawn < p.min_tokens)
 
 
 def _penalize(row: Tensor, sequence: Sequence) -> None:
     """Repetition over prompt and answer (Keskar et al., 2019); the others over the answer."""
     params = sequence.sampling
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sequence.tokens, device=row.device).unique()
+        seen = _sent(sorted(set(sequence.tokens)), row.device)
         scores = row[seen]
         penalty = params.repetition_penalty
         row[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
     answer = sequence.tokens[sequence.prompt_length :]
     if answer and (params.presence_penalty or params.frequency_penalty):
-        ids, counts = torch.tensor(answer, device=row.device).unique(return_counts=True)
+        ids, counts = torch.tensor(answer).unique(return_counts=True)
+        ids, counts = send([ids, counts], row.device)
         row[ids] -= params.presence_penalty + params.frequency_penalty * counts
 
 
-def _report(
-    logits: Tensor, sequences: Rows[Sequence], tokens: Rows[int]
-) -> list[TokenLogprobs | None]:
-    report: list[TokenLogprobs | None] = [None] * len(tokens)
+def _measure(logits: Tensor, sequences: Rows[Sequence], tokens: Tensor) -> list[_Logprobs]:
     by_width: dict[int, list[int]] = {}
     for i, sequence in enumerate(sequences):
         if sequence.sampling.logprobs is not None:
             by_width.setdefault(sequence.sampling.logprobs, []).append(i)
+    measured = []
     for width, rows in by_width.items():
-        entries = prompt_logprobs(logits[rows], [tokens[i] for i in rows], width)
-        for i, entry in zip(rows, entries, strict=True):
-            report[i] = entry
-    return report
+        at = _sent(rows, logits.device)
+        parts = _logprobs(logits[at], tokens[at], width)
+        measured.append(_Logprobs(rows, *map(Fetch, parts)))
+    return measured
 
 
 def prompt_logprobs(logits: Tensor, targets: Rows[int], top: int) -> list[TokenLogprobs]:
     """Log-probability of each target under its row of logits [rows, vocab], and the `top` best."""
+    return _entries(targets, *_logprobs(logits, _sent(targets, logits.device), top))
+
+
+def _logprobs(logits: Tensor, targets: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the targets [rows], then ids and values of the best, each [rows, top]."""
     logprobs = logits.log_softmax(dim=1)
-    chosen = logprobs.gather(1, torch.tensor(targets, device=logits.device)[:, None])
     best = logprobs.topk(min(top, logits.shape[1]), dim=1)
-    rows = zip(
-        targets,
-        chosen.flatten().tolist(),
-        best.indices.tolist(),
-        best.values.tolist(),
-        strict=True,
-    )
+    return logprobs.gather(1, targets[:, None]).flatten(), best.indices, best.values
+
+
+def _entries(
+    targets: Rows[int], chosen: Tensor, ids: Tensor, values: Tensor
+) -> list[TokenLogprobs]:
+    rows = zip(targets, chosen.tolist(), ids.tolist(), values.tolist(), strict=True)
     return [
-        TokenLogprobs(token, logprob, tuple(zip(ids, values, strict=True)))
-        for token, logprob, ids, values in rows
+        TokenLogprobs(token, logprob, tuple(zip(best, scores, strict=True)))
+        for token, logprob, best, scores in rows
     ]

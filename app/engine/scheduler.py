@@ -16,84 +16,30 @@ first come first served):
 
 The first sequence in order is never preempted for another, and always fits alone: every step
 advances it, so there is no deadlock and no thrashing without progress.
+
+A step may be decided on before the tokens of the one before it are known: `advance` counts them,
+`update` says which they are. A sequence that turns out to have ended runs once more for nothing;
+one that will have all its tokens by then does not.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from operator import attrgetter
 
 from app.engine.kv_cache import BlockCopy, KVCache
 from app.engine.messages import EngineStats, FinishReason, GenerateRequest
+from app.engine.schedule import Chunk, Sampled, Schedule
 from app.engine.sequence import Sequence
 from app.errors import ConfigurationError, ContextLengthError, InvalidRequestError, QueueFullError
 
 _by_order = attrgetter("order")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens `[start, start + length)` of a sequence, to be run in one step.
-
-    `samplers` are the sequences that draw their next token from the logits of the chunk's last
-    token: none while a prefill is unfinished, the sequence itself, and after it, when the prefill
-    of a request with `n` > 1 is done, its siblings. Siblings hold no blocks before `update`.
-    """
-
-    sequence: Sequence
-    start: int
-    length: int
-    samplers: tuple[Sequence, ...] = ()
-
-    @property
-    def samples(self) -> bool:
-        """Whether the logits of the chunk's last token are wanted."""
-        return bool(self.samplers)
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """One step's work.
-
-    `chunks` of one token come first, as attention kernels like them. `copies` are to be done before
-    the step, in order (or all sources read before any destination is written: a source may be the
-    destination of a later copy, never of an earlier one).
-    `expired` are the ids of requests whose deadline has passed; they are gone already.
-    """
-
-    chunks: tuple[Chunk, ...]
-    copies: tuple[BlockCopy, ...]
-    expired: tuple[str, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that pass through the model in this step."""
-        return sum(chunk.length for chunk in self.chunks)
-
-    @property
-    def samplers(self) -> tuple[Sequence, ...]:
-        """All sequences that draw a token, in the order `Scheduler.update` wants the tokens."""
-        return tuple(chain.from_iterable(chunk.samplers for chunk in self.chunks))
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A token that became part of a sequence, and whether it was the last one.
-
-    `stopped_on_token` says that the token is an end-of-text or stop token, not text.
-    """
-
-    sequence: Sequence
-    token: int
-    finish_reason: FinishReason | None = None
-    stopped_on_token: bool = False
-
-
 class Scheduler:
-    """Waiting and running sequences, and the loop's three verbs: add, schedule, update.
+    """Waiting and running sequences, and the loop's verbs: add, schedule, advance, update.
 
     Args:
         kv: the block book-keeping; this scheduler is its only user.
@@ -175,7 +121,7 @@ class Scheduler:
                 self._remove(sequence)
 
     def schedule(self, now: float) -> Schedule:
-        """Decide the next step. Its tokens count as computed only after `update`."""
+        """Decide the next step; at most the one before it has not been told to `update` yet."""
         expired = self._expire(now)
         preemptions = self._preemptions
         copies = self._secure_blocks()
@@ -184,30 +130,32 @@ class Scheduler:
         self._steps += bool(chunks)
         return Schedule(chunks=tuple(chunks), copies=tuple(copies), expired=expired)
 
-    def update(self, schedule: Schedule, tokens: list[int]) -> list[Sampled]:
-        """Record a finished step; `tokens` are the drawn ones, one per `schedule.samplers`.
+    def advance(self, schedule: Schedule) -> None:
+        """Count a step as done: its tokens as computed, and one more as drawn for each sampler.
 
-        Sequences cancelled since `schedule` are passed over. Finished ones are freed.
+        Sequences cancelled since `schedule` are passed over, here and in `update`.
+        """
+        for chunk in schedule.chunks:
+            if not chunk.sequence.blocks:
+                continue
+            chunk.sequence.computed += chunk.length
+            self.kv.register(chunk.sequence)
+            self._fork(chunk.sequence, chunk.samplers[1:])
+            for sampler in chunk.samplers:
+                sampler.drawing += bool(sampler.blocks)
+
+    def update(self, schedule: Schedule, tokens: list[int]) -> list[Sampled]:
+        """Record what a step drew; `tokens` are one per `schedule.samplers`.
+
+        Finished sequences are freed. Those preempted since draw their token again.
 
         Raises:
             ValueError: not as many tokens as samplers.
         """
         if len(tokens) != len(schedule.samplers):
             raise ValueError(f"{len(tokens)} tokens for {len(schedule.samplers)} samplers")
-        drawn = iter(tokens)
-        results: list[Sampled] = []
-        for chunk in schedule.chunks:
-            choices = list(islice(drawn, len(chunk.samplers)))
-            sequence = chunk.sequence
-            if not sequence.blocks:
-                continue
-            sequence.computed += chunk.length
-            self.kv.register(sequence)
-            self._fork(sequence, chunk.samplers[1:])
-            for sampler, token in zip(chunk.samplers, choices, strict=True):
-                if sampler.blocks:
-                    results.append(self._append(sampler, token))
-        return results
+        pairs = zip(schedule.samplers, tokens, strict=True)
+        return [self._append(sampler, token) for sampler, token in pairs if sampler.blocks]
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
@@ -282,6 +230,9 @@ class Scheduler:
         copies: list[BlockCopy] = []
         position = 0
         while position < len(self._running):
+            if self._is_full(self._running[position]):
+                position += 1
+                continue
             granted = self.kv.extend(self._running[position])
             if granted is None:
                 self._preempt(self._running[-1])
@@ -293,12 +244,14 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self.kv.release(sequence)
+        sequence.drawing = 0
         insort(self._waiting, sequence, key=_by_order)
         self._preemptions += 1
 
     def _fill_budget(self, now: float, admitting: bool) -> list[Chunk]:
         """Decoding sequences first, then prefills, running and newly admitted ones in order."""
-        chunks = [_chunk(sequence, 1) for sequence in self._running if sequence.uncomputed == 1]
+        decodes = (s for s in self._running if s.uncomputed == 1 and not self._is_full(s))
+        chunks = [_chunk(sequence, 1) for sequence in decodes]
         prefills = deque(sequence for sequence in self._running if sequence.uncomputed > 1)
         budget = self.max_batch_tokens - len(chunks)
         while budget > 0:
@@ -348,13 +301,17 @@ class Scheduler:
         )
         stopped = ends and sequence.generated >= sampling.min_tokens
         sequence.tokens.append(token)
-        exhausted = (
-            sequence.generated >= sampling.max_tokens or sequence.length >= self.context_length
-        )
+        sequence.drawing -= 1
+        exhausted = self._is_full(sequence) and not sequence.drawing
         reason: FinishReason | None = "stop" if stopped else "length" if exhausted else None
         if reason is not None:
             self._remove(sequence)
         return Sampled(sequence, token, reason, stopped)
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        """Whether it has all the tokens it may have; it ends when the last of them is known."""
+        most = sequence.sampling.max_tokens
+        return sequence.drawn >= most or sequence.length >= self.context_length
 
     def _remove(self, sequence: Sequence) -> None:
         (self._running if sequence.blocks else self._waiting).remove(sequence)

@@ -20,7 +20,7 @@ class Sequence:
     Attributes:
         request_id: the request it belongs to.
         index: which of the request's continuations it is, from 0.
-        tokens: prompt, then generated token ids; only ever appended to.
+        tokens: prompt, then generated token ids, as far as they are known; only ever appended to.
         prompt_length: how many of `tokens` are the prompt.
         sampling: how the next token is chosen.
         priority: smaller runs first.
@@ -30,7 +30,9 @@ class Sequence:
         cache_salt: sequences of different salts never share blocks by content.
         adapter: digest of its adapter, "" for the base; they never share blocks either.
         pending: indices of the siblings to fork off after the prefill.
-        computed: number of leading tokens whose keys and values are in the cache.
+        drawing: how many more tokens are being drawn, by a device that is still at work.
+        computed: number of leading tokens whose keys and values are in the cache, or will be when
+            the device has done what it was given.
         blocks: block table; `blocks[p // block_size]` holds position `p`.
         digests: content hashes of the leading full blocks, as far as they were needed yet.
         registered: number of leading blocks already offered to the prefix cache.
@@ -50,6 +52,7 @@ class Sequence:
     cache_salt: str = ""
     adapter: str = ""
     pending: list[int] = field(default_factory=list)
+    drawing: int = 0
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -90,18 +93,23 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens known: prompt and generated."""
-        return len(self.tokens)
+        """Tokens there are: prompt, generated, and those being drawn."""
+        return len(self.tokens) + self.drawing
 
     @property
     def generated(self) -> int:
-        """Tokens generated so far."""
+        """Tokens generated so far that are known."""
         return len(self.tokens) - self.prompt_length
 
     @property
+    def drawn(self) -> int:
+        """Tokens generated so far, known or not: the number of the next one, from 0."""
+        return self.length - self.prompt_length
+
+    @property
     def uncomputed(self) -> int:
-        """Known tokens that still have to pass through the model; 1 while decoding."""
-        return len(self.tokens) - self.computed
+        """Tokens that still have to pass through the model; 1 while decoding."""
+        return self.length - self.computed
 
     @property
     def width(self) -> int:
@@ -111,7 +119,13 @@ class Sequence:
     @property
     def needs_prompt_logits(self) -> bool:
         """Whether every prompt position must be computed for its logits, cached or not."""
-        return self.sampling.prompt_logprobs is not None and self.generated == 0
+        return self.sampling.prompt_logprobs is not None and self.drawn == 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice of the next token asks which ones came before it."""
+        p = self.sampling
+        return bool(p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty)
 
     @property
     def queue_seconds(self) -> float:

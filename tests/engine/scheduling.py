@@ -6,7 +6,8 @@ import itertools
 
 from app.engine.kv_cache import KVCache
 from app.engine.messages import GenerateRequest, SamplingParams
-from app.engine.scheduler import Sampled, Schedule, Scheduler
+from app.engine.schedule import Sampled, Schedule
+from app.engine.scheduler import Scheduler
 
 FILLER = 1_000
 
@@ -43,9 +44,15 @@ def step(
     scheduler: Scheduler, now: float = 0.0, token: int = FILLER
 ) -> tuple[Schedule, list[Sampled]]:
     schedule = scheduler.schedule(now)
-    results = scheduler.update(schedule, [token] * len(schedule.samplers))
+    results = land(scheduler, schedule, [token] * len(schedule.samplers))
     scheduler.check()
     return schedule, results
+
+
+def land(scheduler: Scheduler, schedule: Schedule, tokens: list[int]) -> list[Sampled]:
+    """What follows when nothing overlaps: the step counts, and its tokens are known at once."""
+    scheduler.advance(schedule)
+    return scheduler.update(schedule, tokens)
 
 
 def drain(scheduler: Scheduler, now: float = 0.0) -> list[Sampled]:

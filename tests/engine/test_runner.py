@@ -23,6 +23,7 @@ def test_fp8_needs_a_gpu_that_multiplies_it(tiny_model_dir, monkeypatch, capabil
         raise LoadedError
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr("app.engine.runner.load_model", load)
     with pytest.raises(ConfigurationError if refused else LoadedError) as raised:

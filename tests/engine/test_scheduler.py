@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 
-from app.engine.scheduler import Sampled, Scheduler
+from app.engine.schedule import Sampled
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import PRIORITY_SECONDS
 from app.errors import ConfigurationError, ContextLengthError, InvalidRequestError, QueueFullError
-from tests.engine.scheduling import drain, make, request, shape, step
+from tests.engine.scheduling import drain, land, make, request, shape, step
 
 
 class TestBudget:
@@ -228,7 +229,7 @@ class TestFinish:
         scheduler = make()
         scheduler.add(request("a"), 0.0)
         with pytest.raises(ValueError, match="2 tokens for 1 samplers"):
-            scheduler.update(scheduler.schedule(0.0), [1, 2])
+            land(scheduler, scheduler.schedule(0.0), [1, 2])
 
 
 class TestPreemption:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.scheduling import drain, make, request, shape, step
+from tests.engine.scheduling import drain, land, make, request, shape, step
 
 
 class TestContinuations:
@@ -13,7 +13,7 @@ class TestContinuations:
         scheduler.add(request("a", 6, n=3), 0.0)
         schedule = scheduler.schedule(0.0)
         assert [s.index for s in schedule.samplers] == [0, 1, 2]
-        results = scheduler.update(schedule, [10, 11, 12])
+        results = land(scheduler, schedule, [10, 11, 12])
         assert [(r.sequence.index, r.sequence.tokens[-1]) for r in results] == [
             (0, 10),
             (1, 11),
@@ -28,7 +28,7 @@ class TestContinuations:
     def test_a_continuation_may_end_with_its_first_token(self) -> None:
         scheduler = make()
         scheduler.add(request("a", 6, n=2, stop_token_ids=(9,)), 0.0)
-        results = scheduler.update(scheduler.schedule(0.0), [9, 8])
+        results = land(scheduler, scheduler.schedule(0.0), [9, 8])
         assert [r.finish_reason for r in results] == ["stop", None]
         scheduler.check()
         assert step(scheduler)[0].copies == ()
@@ -91,7 +91,7 @@ class TestCancelAndExpire:
         scheduler.add(request("b"), 0.0)
         schedule = scheduler.schedule(0.0)
         scheduler.cancel("a")
-        results = scheduler.update(schedule, [1, 2, 3])
+        results = land(scheduler, schedule, [1, 2, 3])
         assert [(r.sequence.request_id, r.token) for r in results] == [("b", 3)]
         scheduler.check()
 
@@ -100,7 +100,7 @@ class TestCancelAndExpire:
         scheduler.add(request("a", n=3), 0.0)
         schedule = scheduler.schedule(0.0)
         scheduler.cancel("a", 1)
-        results = scheduler.update(schedule, [1, 2, 3])
+        results = land(scheduler, schedule, [1, 2, 3])
         assert [(r.sequence.index, r.token) for r in results] == [(0, 1), (2, 3)]
 
     def test_deadline_ends_waiting_and_running_requests(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from app.engine.batch import Batch
+from app.engine.messages import GenerateRequest, SamplingParams
 from app.engine.runner import ModelRunner
 from app.kernels import PagedLayout
 from app.transformer.store import BUILTIN_MODELS
@@ -157,6 +158,31 @@ def test_greedy_bfloat16_text_equals_transformers():
             tokens.append(token)
             logits = runner.execute(batch_of([[token]], [len(tokens) - 1], 8), ())[0]
     assert tokens[len(prompt) :] == expected
+
+
+def test_nothing_but_the_drawn_tokens_is_waited_for(qwen3_dir):
+    """Sampling, penalties apart, and log-probabilities of several requests at a time."""
+    with RunningEngine(config_of(qwen3_dir, device="cuda", dtype="bfloat16")) as engine:
+        engine.ask("first", tuple(range(3, 20)))
+        engine.wait("first")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for i in range(4):
+                sampling = SamplingParams(
+                    max_tokens=30, temperature=0.5 * i, top_p=0.9, seed=i, logprobs=2,
+                    logit_bias={5: 1.0}, min_tokens=3, eos_token_ids=(1,),
+                )  # fmt: skip
+                engine.send(
+                    GenerateRequest(
+                        request_id=str(i), prompt=tuple(range(3, 30 + i)), sampling=sampling, n=2
+                    )
+                )
+            engine.wait("0", "1", "2", "3")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        # An engine that had waited would have died of it.
+        engine.ask("last", tuple(range(3, 20)))
+        assert engine.wait("last")[0].error is None
 
 
 def test_each_row_is_its_merged_model_s(tiny_model_dir, tmp_path):

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.drawing import Cuts
+from app.kernels.transfer import send
 
 _WAYS = tl.constexpr(8)
 _ONE = tl.constexpr(0x3F800000)  # the bits of the weight 1.0, the largest there is
@@ -171,8 +172,7 @@ def draw(logits: Tensor, cuts: Cuts) -> Tensor:
     """
     rows, vocab = logits.shape
     numbers = torch.stack((cuts.temperature, cuts.top_p, cuts.min_p, cuts.uniform)).float()
-    temperature, top_p, min_p, uniform = numbers.to(logits.device, non_blocking=True)
-    top_k = cuts.top_k.to(logits.device, torch.int32, non_blocking=True)
+    (temperature, top_p, min_p, uniform), top_k = send([numbers, cuts.top_k.int()], logits.device)
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     _draw[(rows,)](
         logits, temperature, top_p, min_p, top_k, uniform, tokens, vocab, logits.stride(0),
