@@ -1,0 +1,239 @@
+"""Where the time of a step on the CPU goes: every kind of operation beside the machine's limit.
+
+Usage: python benchmarks/steps.py MODEL [--prefill N ...] [--streams N ...] [--context N]
+
+MODEL is a directory; its weights are used as they are stored. A prefill is one chunk of N tokens, a
+decode step brings one token each of N sequences of `context` tokens. Limits are measured first: the
+bytes that the kernels' own threads read per second, and operations of int8 and bf16 products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.engine.graphs import DecodeGraphs
+from app.kernels import PagedLayout, native
+from app.kernels.recording import Workspace
+from app.transformer.attention import Paged
+from app.transformer.config import ModelConfig
+from app.transformer.linear import Quantization
+from app.transformer.model import Transformer
+from app.transformer.weights import load_model
+
+BLOCK = 16
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes and operations per second."""
+
+    memory: float
+    int8: float
+    bf16: float
+
+
+def best(run: Callable[[], object], rounds: int = 20) -> float:
+    """Seconds of the fastest of several runs."""
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def measure_limits() -> Limits:
+    """The memory's by finding the largest of a gigabyte of floats, which is reading them."""
+    floats = native._huge_pages(torch.empty(64, 1 << 22)).fill_(1.0)
+    memory = floats.nbytes / best(lambda: native.greatest(floats), 5)
+    torch.set_num_threads(len(native.usable_cores()))
+    rows, weights = torch.ones(512, 1024), torch.ones(6144, 1024)
+    work = 2.0 * rows.numel() * weights.shape[0]
+    narrow, narrow_weights = rows.bfloat16(), weights.bfloat16().T
+    codes, weight_codes = rows.char(), weights.char().T
+    return Limits(
+        memory,
+        work / best(lambda: torch._int_mm(codes, weight_codes)),
+        work / best(lambda: narrow @ narrow_weights),
+    )
+
+
+class Timed:
+    """The extension module, every call of which is timed, by operation."""
+
+    def __init__(self, module: Any, names: dict[int, str]) -> None:
+        self._module, self._names = module, names
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._module, name)
+
+        def timed(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            result = function(*arguments)
+            kind = self._names.get(id(arguments[0]), name) if name == "linear" else name
+            self.seconds[kind] += time.perf_counter() - begin
+            return result
+
+        return timed
+
+
+def layout_of(queries: int, contexts: list[int]) -> tuple[PagedLayout, Tensor]:
+    """Sequences that bring `queries` tokens each, and their positions."""
+    most = -(-max(contexts) // BLOCK)
+    tables = torch.arange(len(contexts) * most, dtype=torch.int32).view(len(contexts), most)
+    rows = [torch.arange(c - queries, c) for c in contexts]
+    slots = [
+        tables[i, p // BLOCK].long() * BLOCK + p % BLOCK for i, p in enumerate(rows)
+    ]  # fmt: skip
+    starts = torch.arange(len(contexts) + 1, dtype=torch.int32) * queries
+    layout = PagedLayout(
+        slots=torch.cat(slots),
+        block_tables=tables,
+        starts=starts,
+        lengths=torch.tensor(contexts, dtype=torch.int32),
+        query_starts=tuple(starts.tolist()),
+        context_lengths=tuple(contexts),
+        decodes=len(contexts) if queries == 1 else 0,
+        block_size=BLOCK,
+    )
+    return layout, torch.cat(rows)
+
+
+class Step:
+    """A model and a cache that hold `contexts` tokens of each sequence."""
+
+    def __init__(self, model: Transformer, queries: int, contexts: list[int]) -> None:
+        self.model = model
+        self.layout, self.positions = layout_of(queries, contexts)
+        config = model.config
+        shape = self.layout.block_tables.numel(), BLOCK, config.kv_heads, config.head_dim
+        self.caches = [
+            native.allocate_cache(*shape, torch.bfloat16, None) for _ in range(config.layers)
+        ]
+        for keys, values in self.caches:
+            keys.fill_(0.5)
+            values.fill_(0.25)
+        self.ids = torch.randint(10, config.vocab_size, self.positions.shape)
+        # The last token of every sequence is sampled from.
+        self.last = self.layout.starts[1:].long() - 1
+
+    @torch.inference_mode()
+    def __call__(self) -> Tensor:
+        context = Paged(self.positions, self.layout, self.caches, native)
+        return self.model.logits(self.model(self.ids, context)[self.last])
+
+
+def names_of(model: Transformer) -> dict[int, str]:
+    """The linear layers by the identity of their packed weights."""
+    names = {id(model.head.weight.handle): "head"}
+    for path, module in model.named_modules():
+        if path.endswith("_proj"):
+            names[id(module.weight.handle)] = path.rpartition(".")[2]
+    return names
+
+
+def work_of(model: Transformer, layout: PagedLayout, sampled: int) -> dict[str, tuple[float, float]]:
+    """Operations, and bytes read, of the kinds that have a limit; of matrices and of attention."""
+    rows = layout.query_starts[-1]
+    work: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    names = names_of(model)
+    weights = [m.weight for m in model.modules() if isinstance(getattr(m, "weight", None), native.PackedWeight)]
+    for weight in weights:
+        name = names[id(weight.handle)]
+        count = sampled if name == "head" else rows
+        operations, size = work[name]
+        work[name] = (
+            operations + 2.0 * count * weight.out_features * weight.in_features,
+            size + weight.nbytes,
+        )
+    config = model.config
+    pairs = sum(
+        (stop - start) * (context - (stop - start) / 2 + 0.5)
+        for start, stop, context in zip(
+            layout.query_starts, layout.query_starts[1:], layout.context_lengths, strict=False
+        )
+    )
+    width = config.layers * config.head_dim
+    work["attention"] = (
+        4.0 * pairs * config.heads * width,
+        4.0 * sum(layout.context_lengths) * config.kv_heads * width,
+    )
+    return work
+
+
+def report(title: str, step: Step, limits: Limits) -> None:
+    names = names_of(step.model)
+    step()
+    seconds = []
+    timed = Timed(native._cpu, names)
+    native._cpu, module = timed, native._cpu
+    try:
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - begin)
+    finally:
+        native._cpu = module
+    spent = {name: value / ROUNDS for name, value in timed.seconds.items()}
+    whole = sum(seconds) / ROUNDS
+    work = work_of(step.model, step.layout, len(step.last))
+    print(f"\n{title}: {1000 * whole:.2f} ms, of which outside of kernels "
+          f"{1000 * (whole - sum(spent.values())):.2f} ms\n")
+    print("| | ms | share | GOP/s | GB/s | of its limit |\n|---|---|---|---|---|---|")
+    for name, value in sorted(spent.items(), key=lambda item: -item[1]):
+        operations, size = work.get(name, (0.0, 0.0))
+        product = limits.bf16 if name == "attention" else limits.int8
+        bound = max(operations / product, size / limits.memory)
+        cells = f"{operations / value / 1e9:.0f} | {size / value / 1e9:.1f} | {bound / value:.0%}"
+        print(f"| {name} | {1000 * value:.2f} | {value / whole:.1%} | {cells if bound else '- | - | -'} |")
+
+
+def replayed(step: Step) -> float:
+    """Seconds of a decode step without Python between its kernels."""
+    with torch.inference_mode():
+        _, replay = native.record(step, Workspace())
+        return best(replay, ROUNDS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--prefill", nargs="*", type=int, default=[512, 2048])
+    parser.add_argument("--streams", nargs="*", type=int, default=[1, 16, 32])
+    parser.add_argument("--context", type=int, default=160)
+    parser.add_argument("--instructions")
+    options = parser.parse_args()
+    chosen = native.start(None, options.instructions)
+    limits = measure_limits()
+    torch.set_num_threads(1)
+    print(f"{chosen}, {len(native.usable_cores())} threads; limits: memory {limits.memory / 1e9:.0f} GB/s, "
+          f"int8 {limits.int8 / 1e9:.0f} GOP/s, bf16 {limits.bf16 / 1e9:.0f} GOP/s")
+    config = ModelConfig.load(options.model)
+    stored = config.quantization
+    model, _ = load_model(
+        options.model, device="cpu", dtype=torch.bfloat16,
+        quantization=None if stored is None else Quantization(stored.bits, stored.group_size),
+        operations=native,
+    )  # fmt: skip
+    model.eval()
+    for tokens in options.prefill:
+        report(f"Prefill of {tokens}", Step(model, tokens, [tokens]), limits)
+    for streams in options.streams:
+        step = Step(model, 1, [options.context] * streams)
+        report(f"Decode of {streams} at {options.context}", step, limits)
+        print(f"\nreplayed: {1000 * replayed(step):.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
