@@ -1,4 +1,4 @@
-"""Decode steps recorded by batch size and replayed: no Python between a step's kernels."""
+"""Steps recorded before they run: no Python between their kernels. Decode steps are kept by size."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from app.transformer.model import Transformer
 
 
 class DecodeGraphs:
-    """Steps in which every sequence brings one token, and samples one.
+    """The native kernels' steps.
 
-    Inputs lie in arrays of fixed addresses for up to `max_sequences` sequences with block tables of
-    up to `max_blocks` entries; a batch is copied there, then its recording replayed.
+    Where every sequence brings one token, and samples one, inputs lie in arrays of fixed addresses
+    for up to `max_sequences` sequences with block tables of up to `max_blocks` entries: a batch is
+    copied there, then its recording replayed. Other steps are recorded anew: between kernels that
+    have emptied the caches Python is slow, and the other threads fall asleep.
     """
 
     def __init__(
@@ -43,11 +45,11 @@ class DecodeGraphs:
         # By rows, and whether any has an adapter: steps without pay nothing for those with.
         self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}
 
-    def run(self, batch: Batch) -> Tensor | None:
-        """Float32 logits [sequences, vocab], valid until the next step; None for other batches."""
+    def run(self, batch: Batch) -> Tensor:
+        """Float32 logits [rows asked for by the batch, vocab], valid until the next step."""
         rows, layout = batch.token_ids.shape[0], batch.layout
         if layout.decodes != rows or batch.logit_rows.shape[0] != rows or rows > len(self._slots):
-            return None
+            return self._run_once(batch)
         self._token_ids[:rows] = batch.token_ids
         self._positions[:rows] = batch.positions
         self._slots[:rows] = layout.slots
@@ -57,12 +59,15 @@ class DecodeGraphs:
         if batch.adapters is not None:
             self._adapters[:rows] = batch.adapters.slots
         replay = self._replays.get((rows, adapted))
-        if replay is not None:
-            return replay()
-        logits, self._replays[rows, adapted] = native.record(
-            lambda: self._step(rows, adapted), self._workspace
-        )
-        return logits
+        if replay is None:
+            replay = native.record(lambda: self._step(rows, adapted), self._workspace)
+            self._replays[rows, adapted] = replay
+        return replay()
+
+    def _run_once(self, batch: Batch) -> Tensor:
+        context = Paged(batch.positions, batch.layout, self._caches, native, batch.adapters)
+        replay = native.record(lambda: self._model(batch.token_ids, context), self._workspace)
+        return self._model.logits(replay()[batch.logit_rows])
 
     def _step(self, rows: int, adapted: bool) -> Tensor:
         layout = PagedLayout(

@@ -74,11 +74,12 @@ def start_beside_torch(threads: int | None = None) -> None:
     _cpu.borrow(threads or len(usable_cores()))
 
 
-def record(step: Callable[[], Tensor], workspace: Workspace) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Run `step`, and return with its result a function that runs its kernels again.
+def record(step: Callable[[], Tensor], workspace: Workspace) -> Callable[[], Tensor]:
+    """A function that runs the kernels of `step` and returns its result: no Python in between.
 
-    All that `step` computes must come from this module, from tensors that stay where they are. What
-    the function returns lies in the workspace, until another recording of it runs.
+    All that `step` computes must come from this module, from tensors that stay where they are: it
+    is called, but nothing is computed before the function is. What that returns lies in the
+    workspace, until another recording of it runs.
     """
     global _workspace
     _workspace = workspace
@@ -94,7 +95,7 @@ def record(step: Callable[[], Tensor], workspace: Workspace) -> tuple[Tensor, Ca
         _cpu.replay(kernels)
         return workspace.at(address, *shape, dtype=dtype)
 
-    return result, replay
+    return replay
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

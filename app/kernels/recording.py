@@ -27,6 +27,8 @@ class Workspace:
         address = self._find(size)
         if address is None:
             buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                buffer.madvise(mmap.MADV_HUGEPAGE)
             address = torch.frombuffer(buffer, dtype=torch.int8).data_ptr()
             self._buffers[address] = buffer
         return self.at(address, *shape, dtype=dtype)

@@ -25,8 +25,8 @@ def test_a_replay_reads_its_inputs_again():
             hidden = native.rms_norm(hidden, weight, 1e-6)
         return hidden
 
-    first, replay = native.record(step, Workspace())
-    assert torch.equal(first, step())
+    replay = native.record(step, Workspace())
+    assert torch.equal(replay(), step())
     inputs.copy_(torch.randn(3, 64))
     assert torch.equal(replay(), step())
 

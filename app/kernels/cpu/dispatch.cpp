@@ -19,7 +19,7 @@ namespace {
 const Kernels* active = generic_kernels();
 
 // Less than this many bytes of work is done before another thread has woken up.
-constexpr int64_t kBytesWorthATask = 65536;
+constexpr int64_t kBytesWorthATask = 16384;
 constexpr int64_t kTasksPerThread = 8;
 // Rows (queries times heads) of one attention task: enough to reuse every key and value from the
 // first-level cache, few enough to spread a prefill over many threads.
@@ -211,24 +211,22 @@ void run_causal_softmax(const CausalSoftmax& s) {
 }
 
 void run_attention(const Attention& a) {
-  struct Task {
-    int64_t sequence, kv_head, first, last;
-  };
-  static thread_local std::vector<Task> tasks;
+  static thread_local std::vector<AttentionTask> tasks;
   tasks.clear();
   const int64_t queries = std::max<int64_t>(1, kAttentionRows * a.kv_heads / a.heads);
+  // A single query waits for memory, where the heads of a block lie one after the other.
+  const int64_t wanted = kTasksPerThread * Pool::instance().threads();
+  const int64_t heads = std::clamp<int64_t>(a.sequences * a.kv_heads / wanted, 1, a.kv_heads);
   for (int64_t s = 0; s < a.sequences; ++s) {
     int64_t length = a.query_starts[s + 1] - a.query_starts[s];
+    const int64_t together = length == 1 ? heads : 1;
     for (int64_t first = 0; first < length; first += queries)
-      for (int64_t h = 0; h < a.kv_heads; ++h)
-        tasks.push_back({s, h, first, std::min(length, first + queries)});
+      for (int64_t h = 0; h < a.kv_heads; h += together)
+        tasks.push_back({s, h, std::min(a.kv_heads, h + together), first, std::min(length, first + queries)});
   }
   // A thread-local vector would be another one inside the workers.
-  const Task* const all = tasks.data();
-  auto run = [&a, all](int64_t index) {
-    const Task& task = all[index];
-    active->attend(a, task.sequence, task.kv_head, task.first, task.last);
-  };
+  const AttentionTask* const all = tasks.data();
+  auto run = [&a, all](int64_t index) { active->attend(a, all[index]); };
   Pool::instance().run(static_cast<int64_t>(tasks.size()), run);
 }
 

@@ -10,7 +10,8 @@
 // After the headers: what they define stays runnable everywhere.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,avx2,fma,bmi,bmi2")
 
-// GCC's own macro is not set by the pragma.
+// GCC's own macros are not set by the pragma.
+#define HAGANE_AVX512
 #define HAGANE_BF16
 
 namespace hagane {

@@ -10,6 +10,9 @@
 // After the headers: what they define stays runnable everywhere.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,bmi,bmi2")
 
+// GCC's own macro is not set by the pragma.
+#define HAGANE_AVX512
+
 namespace hagane {
 namespace {
 

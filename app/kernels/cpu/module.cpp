@@ -27,8 +27,8 @@ Recording* recording = nullptr;  // the one being made
 
 template <class Kernel>
 PyObject* perform(const Kernel& kernel) {
-  kernel();
   if (recording) recording->push_back(kernel);
+  else kernel();
   Py_RETURN_NONE;
 }
 
@@ -36,7 +36,7 @@ void free_recording(PyObject* capsule) {
   delete static_cast<Recording*>(PyCapsule_GetPointer(capsule, kRecording));
 }
 
-// From now on what is run is recorded too.
+// From now on nothing is run but recorded.
 PyObject* record(PyObject*, PyObject* const*, Py_ssize_t) {
   delete recording;
   recording = new Recording;
@@ -57,7 +57,10 @@ PyObject* recorded(PyObject*, PyObject* const*, Py_ssize_t) {
 PyObject* replay(PyObject*, PyObject* const* values, Py_ssize_t count) {
   auto* kernels = static_cast<Recording*>(count == 1 ? PyCapsule_GetPointer(values[0], kRecording) : nullptr);
   if (!kernels) return PyErr_Occurred() ? nullptr : PyErr_Format(PyExc_TypeError, "replay takes one recording");
+  // Other threads may pack adapters meanwhile.
+  Py_BEGIN_ALLOW_THREADS
   for (const auto& kernel : *kernels) kernel();
+  Py_END_ALLOW_THREADS
   Py_RETURN_NONE;
 }
 

@@ -132,6 +132,11 @@ struct Attention {
   float scale;
 };
 
+// Queries [first, last) of one sequence, for its key/value heads [head, last_head).
+struct AttentionTask {
+  int64_t sequence, head, last_head, first, last;
+};
+
 // Cosines and sines of position times frequency, times the magnitude: each [tokens, count].
 struct Angles {
   const int64_t* positions;
@@ -235,8 +240,7 @@ struct Kernels {
   void (*embed)(const Weight&, const int64_t* ids, const Matrix& out, int64_t row);
   void (*rotary)(const Rotary&, int64_t token);
   void (*store)(const Store&, int64_t token);
-  // Queries [first, last) of one sequence, for one key/value head.
-  void (*attend)(const Attention&, int64_t sequence, int64_t kv_head, int64_t first, int64_t last);
+  void (*attend)(const Attention&, const AttentionTask&);
   void (*draw)(const Draw&, int64_t row);
   void (*greatest)(const Greatest&, int64_t row);
   // For training: gradients by the inputs of the operations above.
