@@ -24,7 +24,6 @@ from app.kernels import PagedLayout, native
 from app.kernels.recording import Workspace
 from app.transformer.attention import Paged
 from app.transformer.config import ModelConfig
-from app.transformer.linear import Quantization
 from app.transformer.model import Transformer
 from app.transformer.weights import load_model
 
@@ -206,7 +205,8 @@ def report(title: str, step: Step, limits: Limits) -> None:
         bound = max(operations / product, size / limits.memory)
         cells = f"{operations / value / 1e9:.0f} | {size / value / 1e9:.1f} | {bound / value:.0%}"
         print(
-            f"| {name} | {1000 * value:.2f} | {value / whole:.1%} | {cells if bound else '- | - | -'} |"
+            f"| {name} | {1000 * value:.2f} | {value / whole:.1%} | "
+            f"{cells if bound else '- | - | -'} |"
         )
 
 
@@ -227,15 +227,11 @@ def main() -> None:
     chosen = native.start(None, options.instructions)
     limits = measure_limits()
     torch.set_num_threads(1)
-    print(
-        f"{chosen}, {len(native.usable_cores())} threads; limits: memory {limits.memory / 1e9:.0f} GB/s, "
-        f"int8 {limits.int8 / 1e9:.0f} GOP/s, bf16 {limits.bf16 / 1e9:.0f} GOP/s"
-    )
+    figures = f"int8 {limits.int8 / 1e9:.0f} GOP/s, bf16 {limits.bf16 / 1e9:.0f} GOP/s"
+    print(f"{chosen}; limits: memory {limits.memory / 1e9:.0f} GB/s, {figures}")
     config = ModelConfig.load(options.model)
-    stored = config.quantization
     model, _ = load_model(
-        options.model, device="cpu", dtype=torch.bfloat16,
-        quantization=None if stored is None else Quantization(stored.bits, stored.group_size),
+        options.model, device="cpu", dtype=torch.bfloat16, quantization=config.quantization,
         operations=native,
     )  # fmt: skip
     model.eval()

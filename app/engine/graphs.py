@@ -1,8 +1,9 @@
-"""Steps recorded before they run: no Python between their kernels. Decode steps are kept by size."""
+"""Steps recorded before they run, decode steps once for each size: no Python between kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from app.engine.batch import Batch
 from app.kernels import PagedLayout, native
 from app.kernels.low_rank import AdapterRows
 from app.kernels.recording import Workspace
-from app.transformer.attention import Paged
+from app.transformer.attention import Narrowing, Paged
 from app.transformer.model import Transformer
 
 
@@ -65,9 +66,21 @@ class DecodeGraphs:
         return replay()
 
     def _run_once(self, batch: Batch) -> Tensor:
-        context = Paged(batch.positions, batch.layout, self._caches, native, batch.adapters)
+        rows, context = self._narrow(batch)
         replay = native.record(lambda: self._model(batch.token_ids, context), self._workspace)
-        return self._model.logits(replay()[batch.logit_rows])
+        return self._model.logits(replay()[torch.searchsorted(rows, batch.logit_rows)])
+
+    def _narrow(self, batch: Batch) -> tuple[Tensor, Paged]:
+        """The rows that the model shall return, and the context that drops the others."""
+        layout, tokens = batch.layout, batch.token_ids.shape[0]
+        inputs = batch.positions, layout, self._caches, native, batch.adapters
+        rows = batch.logit_rows.unique()
+        if len(rows) == tokens:
+            return rows, Paged(*inputs)
+        if not len(rows):  # no kernel takes none
+            rows = torch.tensor([tokens - 1])
+        starts = torch.searchsorted(rows, layout.starts.long()).int()
+        return rows, Narrowing(*inputs, rows=rows, ends=replace(layout, starts=starts))
 
     def _step(self, rows: int, adapted: bool) -> Tensor:
         layout = PagedLayout(

@@ -277,6 +277,17 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows [int64 count] of x [tokens, ...], of which each is in one piece."""
+    out = _empty(rows.shape[0], *x.shape[1:], dtype=x.dtype)
+    kind, features = _DTYPES[x.dtype], out[0].numel()
+    _cpu.gather(
+        x.data_ptr(), kind, x.stride(0), rows.data_ptr(), rows.shape[0], features,
+        out.data_ptr(), kind, features,
+    )  # fmt: skip
+    return out
+
+
 def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
     tokens, count = positions.shape[0], frequencies.shape[0]
     cos, sin = (_empty(tokens, count, dtype=torch.float32) for _ in range(2))
@@ -341,13 +352,14 @@ def attend(
     *,
     window: int | None,
 ) -> Tensor:
+    """Queries may be fewer than keys: `layout.slots` count these, `layout.starts` those."""
     keys, values = cache
     tokens, heads, head_dim = q.shape
     kv_heads, kind, kept = k.shape[1], _DTYPES[q.dtype], _DTYPES[keys.dtype]
     _cpu.store(
         k.data_ptr(), kind, k.stride(0), v.data_ptr(), kind, v.stride(0), kept,
         keys.data_ptr(), values.data_ptr(), layout.slots.data_ptr(),
-        tokens, kv_heads, head_dim, layout.block_size,
+        k.shape[0], kv_heads, head_dim, layout.block_size,
     )  # fmt: skip
     out = _empty(tokens, heads * head_dim, dtype=q.dtype)
     _cpu.attention(

@@ -7,7 +7,7 @@ fine-tuning `PackedSequences`; the model is the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -53,6 +53,33 @@ class Paged:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return self.operations.attend(q, k, v, self.caches[layer], self.layout, window=window)
+
+
+@dataclass(frozen=True)
+class Narrowing(Paged):
+    """Serving with the native kernels, where the hidden states of some rows alone are wanted.
+
+    Behind the last layer's attention the others are dropped: the model returns those of `rows`,
+    int64 and ascending, of each sequence its last ones. `ends` is the layout with these as queries.
+    """
+
+    rows: Tensor = field(kw_only=True)
+    ends: kernels.PagedLayout = field(kw_only=True)
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.shape[0] == self.positions.shape[0]:
+            return super().linear(layer, x, residual)
+        if residual is not None and residual.shape[0] != x.shape[0]:
+            residual = kernels.native.gather(residual, self.rows)
+        changes = () if self.adapters is None else (AdapterRows(self.adapters.slots[self.rows]),)
+        out: Tensor = layer(x, residual, *changes)
+        return out
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        layout, cache = self.layout, self.caches[layer]
+        if layer == len(self.caches) - 1:
+            q, layout = kernels.native.gather(q, self.rows), self.ends
+        return self.operations.attend(q, k, v, cache, layout, window=window)
 
 
 class _Training:

@@ -1,4 +1,4 @@
-"""Replayed decode steps have the bits of steps that run by themselves."""
+"""Recorded steps have the bits of steps that run by themselves."""
 
 from __future__ import annotations
 
@@ -80,18 +80,52 @@ def test_replays_equal_steps_that_run_by_themselves(model):
         batch = decode_batch(rng, contexts[:rows], config.vocab_size)
         context = Paged(batch.positions, batch.layout, plain, kernels.native)
         expected = model.logits(model(batch.token_ids, context))
-        logits = graphs.run(batch)
-        assert logits is not None
-        assert torch.equal(logits, expected)
+        assert torch.equal(graphs.run(batch), expected)
         contexts[:rows] = [c + 1 for c in contexts[:rows]]
 
 
-def test_other_batches_are_left_alone(model):
-    graphs = DecodeGraphs(model, [], max_sequences=2, max_blocks=2, block_size=BLOCK)
-    rng = random.Random(2)
-    assert graphs.run(decode_batch(rng, [1, 1, 1], 10)) is None
-    batch = decode_batch(rng, [3, 4], 10)
-    silent = Batch(
-        batch.token_ids, batch.positions, batch.layout, batch.logit_rows[:1], batch.logit_spans[:1]
+def mixed_batch(rng: random.Random, starts: list[int], vocab: int) -> Batch:
+    """A chunk of each sequence, of which nothing, the last row or all rows are wanted."""
+    own = BLOCKS // MOST
+    lengths = [rng.randint(1, own * BLOCK - start) for start in starts]
+    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    tables = torch.arange(len(starts) * own, dtype=torch.int32).view(len(starts), own)
+    positions = [torch.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+    slots = [tables[i, p // BLOCK].long() * BLOCK + p % BLOCK for i, p in enumerate(positions)]
+    wanted, spans = [], []
+    for i in rng.sample(range(len(starts)), len(starts)):
+        rows = torch.arange(offsets[i], offsets[i + 1])[-rng.choice([1, 1, lengths[i]]) :]
+        rows = rows if rng.random() < 0.7 else rows[:0]
+        spans.append((sum(map(len, wanted)), sum(map(len, wanted)) + len(rows)))
+        wanted.append(rows)
+    layout = PagedLayout(
+        slots=torch.cat(slots),
+        block_tables=tables,
+        starts=offsets.int(),
+        lengths=torch.tensor(ends, dtype=torch.int32),
+        query_starts=tuple(offsets.tolist()),
+        context_lengths=tuple(ends),
+        decodes=0,
+        block_size=BLOCK,
     )
-    assert graphs.run(silent) is None
+    ids = torch.tensor([rng.randrange(vocab) for _ in range(sum(lengths))])
+    return Batch(ids, torch.cat(positions), layout, torch.cat(wanted), tuple(spans))
+
+
+@torch.inference_mode()
+def test_rows_that_nobody_wants_are_dropped_behind_the_last_attention(model):
+    rng = random.Random(2)
+    config = model.config
+    graphed, plain = caches(config), caches(config)
+    graphs = DecodeGraphs(
+        model, graphed, max_sequences=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
+    )
+    for _ in range(40):
+        starts = [rng.randint(0, 50) for _ in range(rng.randint(1, MOST))]
+        batch = mixed_batch(rng, starts, config.vocab_size)
+        context = Paged(batch.positions, batch.layout, plain, kernels.native)
+        expected = model.logits(model(batch.token_ids, context)[batch.logit_rows])
+        assert torch.equal(graphs.run(batch), expected)
+        for one, other in zip(graphed, plain, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -139,6 +139,14 @@ void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Mat
   split(rows, weight.in * 16, [&](int64_t row) { active->embed(weight, ids, out, row); });
 }
 
+void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t features, const Matrix& out) {
+  const int64_t item = x.dtype == DType::f32 ? 4 : 2;
+  split(rows, features * item, [&](int64_t row) {
+    std::memcpy(static_cast<std::byte*>(out.data) + row * out.stride * item,
+                static_cast<const std::byte*>(x.data) + indices[row] * x.stride * item, features * item);
+  });
+}
+
 // The same for every instruction set: a few hundred angles per step.
 void run_angles(const Angles& a) {
   split(a.tokens, a.count * 64, [&](int64_t token) {

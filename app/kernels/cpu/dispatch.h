@@ -17,6 +17,8 @@ void run_rms_norm(const Matrix& x, const void* weight, float eps, int64_t rows, 
 void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out);
 void run_angles(const Angles& a);
+// Rows `indices` of x, one after the other.
+void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t features, const Matrix& out);
 void run_rotary(const Rotary& rotary);
 void run_store(const Store& store);
 void run_attention(const Attention& attention);

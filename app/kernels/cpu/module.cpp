@@ -175,6 +175,16 @@ PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return perform([=] { hagane::run_rotary(r); });
 }
 
+PyObject* gather(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  Matrix x = in.matrix();
+  auto* indices = in.address<const int64_t>();
+  int64_t rows = in.integer(), features = in.integer();
+  Matrix out = in.matrix();
+  if (!in.complete()) return nullptr;
+  return perform([=] { hagane::run_gather(x, indices, rows, features, out); });
+}
+
 PyObject* angles(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
   hagane::Angles a{};
@@ -344,6 +354,7 @@ PyMethodDef methods[] = {
     METHOD("store", store),        METHOD("attention", attention),
     METHOD("draw", draw),          METHOD("select", select),
     METHOD("start", start),        METHOD("angles", angles),
+    METHOD("gather", gather),
     METHOD("record", record),      METHOD("recorded", recorded),
     METHOD("replay", replay),      METHOD("greatest", greatest),
     METHOD("bank", make_bank),     METHOD("low_rank", make_low_rank),

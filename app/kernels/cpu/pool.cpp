@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <algorithm>
+
 #if defined(__linux__)
 #include <dlfcn.h>
 #include <pthread.h>
@@ -41,6 +43,7 @@ Pool& Pool::instance() {
 
 void Pool::start(const std::vector<int>& cores) {
   stop();
+  ranges_ = std::make_unique<Range[]>(std::max<size_t>(1, cores.size()));
   // A worker that is slow to begin must not take an earlier generation for its first call.
   const uint32_t seen = generation_.load();
   for (size_t i = 1; i < cores.size(); ++i) {
@@ -56,7 +59,10 @@ bool Pool::borrow(int threads) {
 #if defined(__linux__)
   stop();
   parallel_ = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  if (parallel_) threads_ = threads;
+  if (parallel_) {
+    ranges_ = std::make_unique<Range[]>(threads);
+    threads_ = threads;
+  }
 #endif
   return parallel_ != nullptr;
 }
@@ -79,8 +85,11 @@ void Pool::dispatch(int64_t count, Task task, void* context) {
   }
   task_ = task;
   context_ = context;
-  count_ = count;
-  next_.store(0, std::memory_order_relaxed);
+  for (int t = 0; t < threads_; ++t) {
+    ranges_[t].next.store(count * t / threads_, std::memory_order_relaxed);
+    ranges_[t].end = count * (t + 1) / threads_;
+  }
+  arrived_.store(0, std::memory_order_relaxed);
   if (parallel_) {
     parallel_([](void* pool) { static_cast<Pool*>(pool)->drain(); }, this, threads_, 0);
     return;
@@ -97,10 +106,11 @@ void Pool::dispatch(int64_t count, Task task, void* context) {
 }
 
 void Pool::drain() {
-  for (;;) {
-    int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-    if (index >= count_) return;
-    task_(context_, index);
+  const int own = arrived_.fetch_add(1, std::memory_order_relaxed);
+  for (int t = 0; t < threads_; ++t) {
+    Range& range = ranges_[(own + t) % threads_];
+    for (int64_t index; (index = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;)
+      task_(context_, index);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -24,7 +25,8 @@ class Pool {
   void stop();
   int threads() const { return threads_; }
 
-  // Calls fn(index) for 0 <= index < count, on all threads, in no order; returns when all are done.
+  // Calls fn(index) for 0 <= index < count on all threads; returns when all are done. A thread's calls
+  // follow one another, but for the last ones: what is asked for ahead of a call is there at the next.
   template <class F>
   void run(int64_t count, const F& fn) {
     auto call = [](void* context, int64_t index) { (*static_cast<const F*>(context))(index); };
@@ -32,6 +34,12 @@ class Pool {
   }
 
  private:
+  // The indices that one thread begins with, in order; the others take from it what it leaves.
+  struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   void dispatch(int64_t count, Task task, void* context);
   void work(uint32_t seen);
   void drain();
@@ -44,8 +52,8 @@ class Pool {
   Parallel parallel_ = nullptr;
   Task task_ = nullptr;
   void* context_ = nullptr;
-  int64_t count_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
+  std::unique_ptr<Range[]> ranges_;  // [threads]
+  alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<int> busy_{0};
   std::atomic<bool> stopping_{false};
