@@ -15,6 +15,7 @@ the number of rows of the flat ragged batch. What each operation does is said in
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -94,6 +95,10 @@ class Differentiable(Operations, Protocol):
 
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None
+    ) -> Tensor: ...
+
+    def sequence_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
     ) -> Tensor: ...
 
     def token_scores(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -18,6 +20,7 @@ __all__ = [
     "greatest",
     "rms_norm",
     "rotate",
+    "sequence_attention",
     "silu_and_mul",
     "token_scores",
 ]
@@ -96,6 +99,26 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int 
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
     )
     return out.transpose(1, 2).reshape(-1, heads * head_dim)
+
+
+def sequence_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
+) -> Tensor:
+    """`causal_attention` of sequences of these lengths, one after the other: none sees another."""
+    return each_sequence(causal_attention, q, k, v, lengths, window)
+
+
+def each_sequence(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    window: int | None,
+) -> Tensor:
+    """`sequence_attention` by one call of `attention` for each."""
+    parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
+    return torch.cat([attention(*part, rows=1, window=window) for part in parts])
 
 
 def allocate_cache(

@@ -6,13 +6,15 @@ arguments: through torch's own operators they would take as long as the matrix p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from app.kernels import native
+from app.kernels import native, reference
 from app.kernels.blocked_attention import causal_attention
 from app.kernels.native import _DTYPES, _INT8, PackedWeight, _pack, padded
 from app.kernels.reference import allocate_cache, angles, attend, draw, greatest
@@ -32,6 +34,7 @@ __all__ = [
     "pack_transposed",
     "rms_norm",
     "rotate",
+    "sequence_attention",
     "silu_and_mul",
     "token_scores",
 ]
@@ -107,6 +110,54 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = _Rotate.apply(qkv.contiguous(), cos, sin, options)  # type: ignore[no-untyped-call]
     return q, k, v
+
+
+def sequence_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
+) -> Tensor:
+    """`reference.sequence_attention`; of bfloat16 in one native pass each way."""
+    if q.dtype != torch.bfloat16:
+        return reference.each_sequence(causal_attention, q, k, v, lengths, window)
+    out: Tensor = _SequenceAttention.apply(q, k, v, lengths, window)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SequenceAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], window: int | None
+    ) -> Tensor:
+        starts = torch.tensor([0, *accumulate(lengths)])
+        out = torch.empty(q.shape, dtype=q.dtype)
+        ctx.save_for_backward(q, k, v, starts)
+        ctx.window = window
+        _cpu.sequence_attention(*_attention_arguments(q, k, v, out, starts, window))
+        return out.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, starts = ctx.saved_tensors
+        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
+        grad = grad.contiguous().view(q.shape)
+        arguments = _attention_arguments(q, k, v, grad, starts, ctx.window)
+        _cpu.sequence_attention_backward(*arguments, *_matrices(*grads))
+        return *grads, None, None
+
+
+def _attention_arguments(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, starts: Tensor, window: int | None
+) -> list[float]:
+    """Heads lie side by side in a row; rows may be further apart."""
+    heads, head_dim = q.shape[1:]
+    shape = len(starts) - 1, heads, k.shape[1], head_dim
+    scale = head_dim**-0.5
+    return [*_matrices(q, k, v, out), starts.data_ptr(), *shape, window or 0, scale]
+
+
+def _matrices(*tensors: Tensor) -> list[int]:
+    """Address, dtype and the distance of rows of each tensor."""
+    return [n for t in tensors for n in (t.data_ptr(), _DTYPES[t.dtype], t.stride(0))]
 
 
 def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:

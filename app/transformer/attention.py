@@ -129,7 +129,4 @@ class PackedSequences(_Training):
         self.positions = torch.cat([torch.arange(n, device=device) for n in self.lengths])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
-        return torch.cat(
-            [self.operations.causal_attention(*part, rows=1, window=window) for part in parts]
-        )
+        return self.operations.sequence_attention(q, k, v, lengths=self.lengths, window=window)

@@ -70,6 +70,34 @@ def test_attention(dtype, length, window):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("window", [None, 5, 70])
+@pytest.mark.parametrize("head_dim", [16, 40, 64])
+@pytest.mark.parametrize("lengths", [[1], [130, 1, 64, 65], [33, 200]])
+def test_attention_of_sequences(dtype, lengths, head_dim, window):
+    tokens = sum(lengths)
+    qkv = torch.randn(tokens, 8, head_dim).to(dtype)
+
+    def run(operations, qkv):
+        q, k, v = qkv.split((4, 2, 2), dim=1)
+        return operations.sequence_attention(q, k, v, lengths=lengths, window=window)
+
+    compare(dtype, run, qkv)
+
+
+def test_attention_is_the_same_with_any_number_of_threads():
+    torch.manual_seed(0)
+    qkv, found = torch.randn(300, 8, 32).bfloat16(), []
+    for threads in (1, 2):
+        native.start(threads)
+        x = qkv.clone().requires_grad_()
+        q, k, v = x.split((4, 2, 2), dim=1)
+        out = training.sequence_attention(q, k, v, lengths=[250, 50], window=None)
+        out.sum().backward()
+        found.append((out, x.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("vocab", [16, 100])
 def test_token_scores(dtype, vocab):
     logits = (3 * torch.randn(9, vocab)).to(dtype)

@@ -50,7 +50,7 @@ class Arguments {
   Py_ssize_t count_, index_ = 0;
 };
 
-// The operations of pretraining, for the module's table of methods.
-extern PyMethodDef pretraining_methods[];
+// The operations of training and of pretraining, for the module's table of methods.
+extern PyMethodDef training_methods[], pretraining_methods[];
 
 }  // namespace hagane

@@ -214,6 +214,12 @@ void run_norm_backward(const NormBackward& n) {
     for (int64_t i = 0; i < n.features; ++i) n.weights[i] += n.parts[part * n.features + i];
 }
 
+void run_sequence_attention(const SequenceAttention& a, bool backward) {
+  auto* attend = backward ? active->attend_sequence_backward : active->attend_sequence;
+  Pool::instance().run(a.sequences * a.kv_heads,
+                       [&](int64_t task) { attend(a, task / a.kv_heads, task % a.kv_heads); });
+}
+
 void run_causal_softmax(const CausalSoftmax& s) {
   split(s.rows, s.keys * 16, [&](int64_t row) { active->causal_softmax(s, row); });
 }

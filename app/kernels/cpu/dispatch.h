@@ -35,5 +35,6 @@ void run_token_scores(const TokenScores& scores);
 void run_norm(const Norm& norm);
 void run_norm_backward(const NormBackward& norm);
 void run_causal_softmax(const CausalSoftmax& softmax);
+void run_sequence_attention(const SequenceAttention& attention, bool backward);
 
 }  // namespace hagane

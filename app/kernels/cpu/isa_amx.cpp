@@ -31,12 +31,14 @@ namespace {
 #include "linear_amx.inc"
 #include "attention_spans.inc"
 #include "attention_amx.inc"
+#include "attention_training.inc"
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend_spans<TileMultiplier>,
                            draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax};
+                           norm, norm_backward, causal_softmax,
+                           attend_sequence<linear_amx>, attend_sequence_backward<linear_amx>};
 
 }  // namespace
 

@@ -27,11 +27,13 @@ namespace {
 #include "linear.inc"
 #include "tiles.inc"
 #include "linear_vnni.inc"
+#include "attention_training.inc"
 
 constexpr Kernels kKernels{"avx512", prepare, linear_vnni, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend, draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax};
+                           norm, norm_backward, causal_softmax,
+                           attend_sequence<linear_vnni>, attend_sequence_backward<linear_vnni>};
 
 }  // namespace
 

@@ -30,12 +30,14 @@ namespace {
 #include "linear_vnni.inc"
 #include "attention_spans.inc"
 #include "attention_bf16.inc"
+#include "attention_training.inc"
 
 constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend_spans<VectorMultiplier>,
                            draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax};
+                           norm, norm_backward, causal_softmax,
+                           attend_sequence<linear_vnni>, attend_sequence_backward<linear_vnni>};
 
 }  // namespace
 

@@ -15,11 +15,13 @@ namespace {
 #include "pretraining.inc"
 #include "sampling.inc"
 #include "linear.inc"
+#include "attention_training.inc"
 
 constexpr Kernels kKernels{"generic", prepare, linear, expand, rms_norm,
                            silu_and_mul, embed, rotary, store, attend, draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax};
+                           norm, norm_backward, causal_softmax,
+                           attend_sequence<linear>, attend_sequence_backward<linear>};
 
 }  // namespace
 

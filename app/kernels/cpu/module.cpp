@@ -373,6 +373,7 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu", "Hagane's CPU kernels."
 
 PyMODINIT_FUNC PyInit__cpu() {
   PyObject* module = PyModule_Create(&definition);
-  if (module && PyModule_AddFunctions(module, hagane::pretraining_methods)) Py_CLEAR(module);
+  for (PyMethodDef* more : {hagane::training_methods, hagane::pretraining_methods})
+    if (module && PyModule_AddFunctions(module, more)) Py_CLEAR(module);
   return module;
 }

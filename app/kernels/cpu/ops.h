@@ -225,6 +225,17 @@ struct CausalSoftmax {
   float scale;
 };
 
+// Causal attention of whole sequences side by side, in bf16, for training.
+struct SequenceAttention {
+  Matrix q, k, v;                 // [tokens, heads * head_dim] and twice [tokens, kv_heads * head_dim]
+  Matrix out;                     // like q: the result, or on the way back its gradient
+  Matrix grad_q, grad_k, grad_v;  // on the way back
+  const int64_t* starts;          // [sequences + 1]
+  int64_t sequences, heads, kv_heads, head_dim;
+  int64_t window;                 // most recent keys seen, 0: all
+  float scale;
+};
+
 struct Kernels {
   const char* name;
   // Fills row `index` of the prepared activations.
@@ -256,6 +267,9 @@ struct Kernels {
   // Rows [first, last), whose share of the weights' gradient goes to `part` [features].
   void (*norm_backward)(const NormBackward&, int64_t first, int64_t last, float* part);
   void (*causal_softmax)(const CausalSoftmax&, int64_t row);
+  // All queries of one sequence that share a key/value head.
+  void (*attend_sequence)(const SequenceAttention&, int64_t sequence, int64_t kv_head);
+  void (*attend_sequence_backward)(const SequenceAttention&, int64_t sequence, int64_t kv_head);
 };
 
 const Kernels* generic_kernels();
