@@ -100,8 +100,8 @@ def pretrain(arguments: list[str]) -> int:
     parser.add_argument("config", type=Path, help="TOML file of the run")
     config = PretrainConfig.load(parser.parse_args(arguments).config)
     with Terminal() as terminal:
-        scores = run(config, terminal)
-    held_out = ", ".join(f"{name} {bits:.3f}" for name, bits in scores.items())
+        result = run(config, terminal)
+    held_out = ", ".join(f"{name} {bits:.3f}" for name, bits in result.bits_per_byte.items())
     print(f"{config.output}: bits per byte of held-out text: {held_out}")
     return 0
 

@@ -25,7 +25,7 @@ from app.kernels import choose, native
 from app.machine import available_memory, memory_limit
 from app.settings import CONFIG_VARIABLE, Settings
 from app.transformer.config import ModelConfig
-from app.transformer.store import BUILTIN_MODELS, local_model
+from app.transformer.store import local_model, model_stores
 
 Status = Literal["ok", "missing", "error"]
 
@@ -184,8 +184,10 @@ def _version(name: str) -> str | None:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    folder = settings.models_dir or BUILTIN_MODELS
-    for directory in sorted(path.parent for path in folder.glob("*/config.json")):
+    found = [
+        path.parent for store in model_stores(settings) for path in store.glob("*/config.json")
+    ]
+    for directory in sorted(found):
         try:
             config = ModelConfig.load(directory)
         except HaganeError as error:
@@ -239,7 +241,7 @@ def _plan(settings: Settings) -> Iterator[Finding]:
     """What `hagane serve` would do with these settings."""
     try:
         device = resolve_device(settings.device)
-        directory = local_model(settings.model, settings.models_dir or BUILTIN_MODELS)
+        directory = local_model(settings.model, model_stores(settings))
         if directory is None:
             text = f"{settings.model} is fetched from the hub at the first start"
             yield Finding("plan", "ok", text)

@@ -44,7 +44,7 @@ from app.store.store import DATABASE_FILE, Store
 from app.training.options import JobOptions
 from app.training.supervisor import Supervisor
 from app.transformer.adapter_config import AdapterConfig, adapter_digest
-from app.transformer.store import BUILTIN_MODELS, resolve_model
+from app.transformer.store import model_stores, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
 
     Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
     """
-    directory = resolve_model(settings.model, settings.models_dir or BUILTIN_MODELS)
+    directory = resolve_model(settings.model, model_stores(settings))
     model = ServedModel.load(directory, settings.served_model_name)
     client = EngineClient(engine_config(settings, str(directory)))
     store = open_store(settings)

@@ -3,15 +3,14 @@
 Usage: python benchmarks/optimizers.py CORPUS... [--seconds S] [--optimizer NAME] [--json FILE]
 
 CORPUS is what `hagane pretrain` reads. Every run trains the same new model of 2.6 M parameters on
-the same rows for S seconds by the clock, on a machine that does nothing else, with a warm-up and a
-cosine that ends with the time. Preparing the data and validating are not counted.
+the same rows for as many of its fastest steps as S seconds have room for, with a warm-up and a
+cosine that ends with them. Preparing the data and validating are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,14 +22,14 @@ from app.training.group import ALONE
 from app.training.preparation import prepare
 from app.training.pretrain import Run
 
-RATES = {"adamw": (1e-3, 3e-3, 6e-3), "muon": (3e-3, 6e-3, 1.2e-2)}
+RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muon": (6e-3, 1.2e-2, 2.4e-2)}
 PROBE = 8
 
 
 def train(
     config: PretrainConfig, folder: Path, seconds: float
 ) -> tuple[int, float, dict[str, float]]:
-    """Steps, seconds and held-out scores. A few steps say how many the time is enough for."""
+    """Steps, seconds and held-out scores. The fastest of a few steps says how many fit."""
     device = torch.device("cpu")
     run = Run.load(config, folder, device, ALONE)
     times = []
@@ -38,7 +37,7 @@ def train(
         begin = time.monotonic()
         run.learner.step(run.rows.batch(step, config.batch_rows), step)
         times.append(time.monotonic() - begin)
-    steps = max(PROBE + 2, round(seconds / statistics.median(times)))
+    steps = max(PROBE + 2, round(seconds / min(times)))
     planned = config.model_copy(update={"steps": steps, "warmup_steps": steps // 20})
     run = Run.load(planned, folder, device, ALONE)
     begin = time.monotonic()
@@ -73,7 +72,7 @@ def main() -> None:
                     {**chosen, "steps": steps, "seconds": taken, "bits_per_byte": scores}
                 )
                 print(
-                    f"{optimizer:6} {rate:.0e}: {steps} steps in {taken:.1f} s, {scores}",
+                    f"{optimizer:6} {rate:.1e}: {steps} steps in {taken:.1f} s, {scores}",
                     flush=True,
                 )
     if options.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -15,10 +16,12 @@ from app.api.fine_tuning import Limit
 from app.api.fine_tuning_schemas import describe_job
 from app.api.schemas import Body
 from app.api.serving import Serving, authenticate_admin, get_serving
-from app.errors import InvalidRequestError
+from app.errors import InvalidRequestError, ModelError
 from app.store.jobs import Event, Job, new_job_id
 from app.store.paging import Paging
 from app.training.config import PretrainConfig
+from app.training.gate import Policy
+from app.transformer.store import local_model, model_stores
 
 router = APIRouter(dependencies=[Depends(authenticate_admin)])
 
@@ -29,11 +32,17 @@ _JOB = _JOBS + "/{job_id}"
 class PretrainingBody(Body):
     """`config` has the keys of `hagane pretrain`'s TOML file but `output`.
 
-    A corpus' `path` is a path on the server or the id of an uploaded file.
+    A corpus' `path` is a path on the server or the id of an uploaded file; `start_from` may also be
+    the name of a model in the store, or of one that an earlier job made. `promote` is the gate:
+    whether the model gets a name in the store always, if held-out text costs it at most
+    `max_bits_per_byte` and less than the model it started from, or when asked to.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=64)] = "pretrained"
+    # A file's name too, with the job's id behind it.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")] = "pretrained"
     config: dict[str, Any]
+    promote: Policy = "if_better"
+    max_bits_per_byte: Annotated[float, Field(gt=0)] | None = None
     metadata: dict[str, str] | None = None
 
 
@@ -49,7 +58,12 @@ def create_job(body: PretrainingBody, request: Request) -> dict[str, Any]:
         status="queued",
         model=body.name,
         training_file="",
-        request={"kind": "pretraining", "metadata": body.metadata},
+        request={
+            "kind": "pretraining",
+            "metadata": body.metadata,
+            "promote": body.promote,
+            "max_bits_per_byte": body.max_bits_per_byte,
+        },
         spec=config.model_dump(mode="json"),
         plan={"steps": config.steps},
     )
@@ -72,6 +86,23 @@ router.post(_JOB + "/resume")(fine_tuning.resume_job)
 router.get(_JOB + "/events", response_model=None)(fine_tuning.list_events)
 
 
+@router.post(_JOB + "/promote")
+def promote(job_id: str, request: Request) -> dict[str, Any]:
+    """Give the model of a job that succeeded its name. Raises InvalidRequestError before that."""
+    store = get_serving(request).store
+    job = store.jobs.get(job_id)
+    if job.kind != "pretraining" or job.status != "succeeded" or job.result is None:
+        raise InvalidRequestError(
+            f"Job '{job_id}' has made no model to promote (status: {job.status}).", param="job_id"
+        )
+    if job.fine_tuned_model is None:
+        name = job.pretrained_name
+        store.models.publish(name, Path(job.result["directory"]))
+        told = Event(f"Promoted as {name}, to be served with --model {name}")
+        store.jobs.record(job_id, (told,), fine_tuned_model=name)
+    return describe_job(store.jobs.get(job_id))
+
+
 def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainConfig:
     """What the worker is told. Raises RequestValidationError or InvalidRequestError."""
     if "output" in values:
@@ -80,6 +111,9 @@ def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainCo
         )
     threads = serving.settings.training_threads or max(1, (os.cpu_count() or 1) // 2)
     own = {"output": serving.store.job_directory(job_id) / "model", "threads": threads}
+    if isinstance(start := values.get("start_from"), str):
+        own["start_from"] = _start(serving, start)
+        values = {key: value for key, value in values.items() if key != "start_from"}
     try:
         config = PretrainConfig.model_validate(own | values)
     except ValidationError as error:
@@ -100,3 +134,15 @@ def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainCo
             )
         corpora.append(corpus)
     return config.model_copy(update={"corpora": corpora})
+
+
+def _start(serving: Serving, name: str) -> Path:
+    try:
+        directory = local_model(name, model_stores(serving.settings))
+    except ModelError as error:
+        raise InvalidRequestError(f"{error}.", param="config.start_from") from None
+    if directory is None:
+        raise InvalidRequestError(
+            f"'{name}' is not on this server: fetch it first.", param="config.start_from"
+        )
+    return directory

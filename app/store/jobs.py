@@ -77,6 +77,11 @@ class Job:
         """The name of what the job makes: `ft:BASE:SUFFIX:ID`."""
         return f"ft:{self.model}:{self.suffix or ''}:{self.id[-8:]}"
 
+    @property
+    def pretrained_name(self) -> str:
+        """The name of a whole model, which is a file's too: `NAME-ID`."""
+        return f"{self.model}-{self.id[-8:]}"
+
     def checkpoint_name(self, step: int) -> str:
         """The name that the checkpoint after `step` steps can be chatted with by."""
         return f"{self.model_name}:ckpt-step-{step}"

@@ -11,6 +11,8 @@ from app.store.aliases import Aliases
 from app.store.database import Database
 from app.store.files import Files
 from app.store.jobs import Jobs
+from app.store.models import Models
+from app.transformer.store import MODELS_FOLDER
 
 DATABASE_FILE = "hagane.sqlite3"
 
@@ -29,6 +31,7 @@ class Store:
     jobs: Jobs
     aliases: Aliases
     adapters: Adapters
+    models: Models
 
     @classmethod
     def open(cls, directory: Path) -> Store:
@@ -60,6 +63,7 @@ class Store:
             Jobs(database),
             Aliases(database),
             Adapters(database),
+            Models(directory / MODELS_FOLDER),
         )
 
     def job_directory(self, job_id: str) -> Path:

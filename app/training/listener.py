@@ -84,6 +84,18 @@ class PretrainReport:
     samples: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PretrainResult:
+    """The directory of a model, and what a byte of held-out text costs it in bits, by corpus.
+
+    `base_bits_per_byte` are those of the model that the run went on from; None without one.
+    """
+
+    directory: Path
+    bits_per_byte: dict[str, float]
+    base_bits_per_byte: dict[str, float] | None
+
+
 class PretrainListener(Protocol):
     """Called by a pretraining run; only the first of parallel processes reports."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from app.errors import ConfigurationError, TrainingInterrupted
-from app.files import commit
+from app.files import commit, write_text
 from app.kernels import Pretraining, native, training
 from app.training.config import PretrainConfig, Shape
 from app.training.corpus import END_OF_TEXT, TURN_END, token_bytes
@@ -24,7 +25,7 @@ from app.training.curve import Curve
 from app.training.export import export
 from app.training.group import ALONE, Group, joined, own_device
 from app.training.head_loss import HeadLoss, NativeLoss, TorchLoss
-from app.training.listener import PretrainListener, PretrainReport
+from app.training.listener import PretrainListener, PretrainReport, PretrainResult
 from app.training.optimizer import make_optimizers, schedule, set_learning_rate
 from app.training.preparation import Prepared, prepare
 from app.training.shards import MixedRows, PackedRows
@@ -40,12 +41,12 @@ _VALIDATED_AT_ONCE = 8
 _MICRO_TOKENS = 2048
 
 
-def pretrain(config: PretrainConfig, listener: PretrainListener) -> dict[str, float]:
+def pretrain(config: PretrainConfig, listener: PretrainListener) -> PretrainResult:
     """Run, or go on with, the training that `config` describes; under `torchrun`, in parallel.
 
     Writes a Hugging Face directory to `config.output`, with the run's state in `state/` and its
-    loss curve in it. Returns the bits per byte of held-out text, by corpus. Raises
-    TrainingInterrupted when the listener asked for an end; the next call goes on bit for bit.
+    loss curve in it. Raises TrainingInterrupted when the listener asked for an end; the next call
+    goes on bit for bit.
     """
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -57,10 +58,11 @@ def pretrain(config: PretrainConfig, listener: PretrainListener) -> dict[str, fl
             prepare(config, state_dir)
         group.wait()
         run = Run.load(config, state_dir, device, group)
+        base = run.base_scores()
         run.learn(listener)
         if group.leads:
             export(run.learner.model, run.data.tokenizer, config.output)
-        return run.validate()
+        return PretrainResult(config.output, run.validate(), base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,19 @@ class Run:
         learner = Learner.of(make_model(config, data.tokenizer).to(device), config, group)
         first = learner.load(state_dir / "checkpoint.pt")
         return cls(config, state_dir, data, data.rows(config), learner, first)
+
+    def base_scores(self) -> dict[str, float] | None:
+        """Those of the model to go on from, before it learns anything; None for a new model."""
+        file = self.state_dir / "base.json"
+        if self.config.start_from is None or (self.first and not file.is_file()):
+            return None
+        if self.first:
+            kept: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+            return kept
+        scores = self.validate()
+        if self.learner.group.leads:
+            write_text(file, json.dumps(scores))
+        return scores
 
     def learn(self, listener: PretrainListener) -> None:
         config, group = self.config, self.learner.group

@@ -103,12 +103,12 @@ class Supervisor:
     def _forget_states(self) -> None:
         """Remove what a run would go on from, of jobs that never will: most of what they leave."""
         for folder in (self._store.directory / "jobs").iterdir():
-            state = folder / "state"
-            if state.is_dir() and self._store.jobs.status(folder.name) in (
-                "succeeded",
-                "cancelled",
-            ):
-                shutil.rmtree(state, ignore_errors=True)
+            states = [
+                path for path in (folder / "state", folder / "model" / "state") if path.is_dir()
+            ]
+            if states and self._store.jobs.status(folder.name) in ("succeeded", "cancelled"):
+                for state in states:
+                    shutil.rmtree(state, ignore_errors=True)
 
     async def _watch(self, worker: asyncio.subprocess.Process, job: Job) -> int:
         """Wait for the worker's end, which comes at once for cancelled jobs."""

@@ -29,6 +29,7 @@ from app.store.store import Store
 from app.telemetry import configure_logging, request_id
 from app.training.allowance import confine
 from app.training.config import PretrainConfig
+from app.training.gate import judgement, opens
 from app.training.listener import CheckpointReport, PretrainReport, Result, StepReport
 from app.training.options import JobOptions
 from app.training.priority import step_back
@@ -140,13 +141,21 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
     from app.training.pretrain import pretrain
 
     config = PretrainConfig.model_validate(job.spec)
-    scores = pretrain(config, listener)
-    outcome = {"directory": str(config.output), "bits_per_byte": scores}
-    written = f"Model written to {config.output}; serve it with --model"
+    result = pretrain(config, listener)
+    # Jobs of earlier versions have neither.
+    policy = job.request.get("promote", "if_better")
+    most = job.request.get("max_bits_per_byte")
+    promoted = opens(policy, most, result)
+    if promoted:
+        # Before the success is told: a name without a job does no harm.
+        store.models.publish(job.pretrained_name, result.directory)
+    outcome = {**asdict(result), "directory": str(result.directory), "promoted": promoted}
+    event = Event(judgement(job.pretrained_name, promoted, most, result), data=outcome)
     store.jobs.succeed(
         job.id,
         None,
-        (Event(written, data=outcome), Event("The job has successfully completed")),
+        (event, Event("The job has successfully completed")),
+        fine_tuned_model=job.pretrained_name if promoted else None,
         trained_tokens=config.steps * config.batch_rows * config.sequence_length,
         result=outcome,
     )

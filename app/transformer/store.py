@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from app.errors import ModelError
+from app.settings import Settings
 
+# In a data directory.
+MODELS_FOLDER = "models"
 BUILTIN_MODELS = Path(__file__).resolve().parents[2] / "models"
 # Weights in safetensors only: pickled files are never fetched, let alone loaded.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve_model(name: str, models_dir: Path = BUILTIN_MODELS) -> Path:
-    """The directory of a model given as a path, a name in `models_dir`, or a hub id `OWNER/NAME`.
+def model_stores(settings: Settings) -> tuple[Path, Path]:
+    """Where a server looks for a model's name: in its store, and among what its jobs have made."""
+    return settings.models_dir or BUILTIN_MODELS, settings.data_dir / MODELS_FOLDER
+
+
+def resolve_model(name: str, stores: Sequence[Path] = (BUILTIN_MODELS,)) -> Path:
+    """The directory of a model given as a path, a name in `stores`, or a hub id `OWNER/NAME`.
 
     Raises ModelError saying where was looked, or why the download failed.
     """
-    return local_model(name, models_dir) or _download(name)
+    return local_model(name, stores) or _download(name)
 
 
-def local_model(name: str, models_dir: Path = BUILTIN_MODELS) -> Path | None:
+def local_model(name: str, stores: Sequence[Path]) -> Path | None:
     """The directory of a model on this machine; None for a hub id.
 
     Raises ModelError saying where was looked.
@@ -33,15 +42,16 @@ def local_model(name: str, models_dir: Path = BUILTIN_MODELS) -> Path | None:
     if path.is_dir():
         return path.resolve()
     # A bare name only: the store is not a way to climb out of its directory.
-    if path.name == name and name not in (".", "..") and (models_dir / name).is_dir():
-        return (models_dir / name).resolve()
+    if path.name == name and name not in (".", ".."):
+        for store in stores:
+            if (store / name).is_dir():
+                return (store / name).resolve()
     if _HUB_ID.fullmatch(name):
         return None
-    known = (
-        sorted(p.name for p in models_dir.glob("*") if p.is_dir()) if models_dir.is_dir() else []
-    )
+    known = sorted(path.name for store in stores for path in store.glob("*") if path.is_dir())
+    places = " or ".join(str(store) for store in stores)
     raise ModelError(
-        f"model {name!r} is neither a directory nor a model in {models_dir} "
+        f"model {name!r} is neither a directory nor a model in {places} "
         f"(there: {', '.join(known) or 'none'})"
     )
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from app.transformer.config import ModelConfig
+from app.transformer.store import local_model
 from tests.conftest import ADMIN_KEY
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -64,8 +66,38 @@ def test_a_job_survives_its_worker_and_writes_a_model(admin_server, admin):
     assert steps[-1] == 120
     assert any("signal 9" in event["message"] for event in answer["data"])
     listed = ask(admin_server, "GET").json()["data"]
-    assert [job["id"] for job in listed] == [made["id"]]
+    assert made["id"] in {job["id"] for job in listed}
     assert made["id"] not in {job.id for job in admin.fine_tuning.jobs.list()}
+
+
+def test_a_gate_decides_which_model_gets_a_name(admin_server, admin):
+    content = "\n".join(f"{i}: The dog is big. 犬です。" for i in range(1500)).encode()
+    file = admin.files.create(file=("text.txt", content), purpose="fine-tune")
+    config = CONFIG | {"steps": 20, "corpora": [{"path": file.id}]}
+
+    def run(**body) -> dict:
+        job = ask(admin_server, "POST", **body).json()
+        return wait(admin_server, job["id"], lambda job: job["status"] == "succeeded")
+
+    first = run(name="first", config=config, max_bits_per_byte=50)
+    assert first["model"] == f"first-{first['id'][-8:]}"
+    assert first["result"]["promoted"]
+    assert first["result"]["base_bits_per_byte"] is None
+    named = local_model(first["model"], [Path(first["result"]["directory"]).parents[2] / "models"])
+    assert named == Path(first["result"]["directory"])
+
+    # It goes on from the first by its name, and does better, but not as well as asked for.
+    scratch = ("parameters", "vocab_size")
+    going_on = {key: value for key, value in config.items() if key not in scratch}
+    going_on |= {"start_from": first["model"], "learning_rate": 1e-2}
+    second = run(name="second", config=going_on, max_bits_per_byte=0.001)
+    bits, base = (second["result"][key] for key in ("bits_per_byte", "base_bits_per_byte"))
+    assert base == pytest.approx(first["result"]["bits_per_byte"], abs=0.02)  # stored in 16 bits
+    assert sum(bits.values()) < sum(base.values())
+    assert (second["model"], second["result"]["promoted"]) == (None, False)
+    promoted = ask(admin_server, "POST", f"/{second['id']}/promote").json()
+    assert promoted["model"] == f"second-{second['id'][-8:]}"
+    assert ask(admin_server, "GET", f"/{second['id']}").json()["model"] == promoted["model"]
 
 
 def test_a_config_that_cannot_work_is_refused_by_its_key(admin_server):
@@ -74,9 +106,12 @@ def test_a_config_that_cannot_work_is_refused_by_its_key(admin_server):
         ({"steps": 5, "corpora": [{"path": "text.txt"}]}, "config.corpora[0].path"),
         ({"steps": 5, "corpora": [{"path": "file-none"}]}, None),
         ({"steps": 5, "corpora": [{"path": "/text.txt"}], "output": "/x"}, "config.output"),
+        ({"steps": 5, "corpora": [{"path": "/t.txt"}], "start_from": "nix"}, "config.start_from"),
     ):
         answer = ask(admin_server, "POST", config=CONFIG | change)
         assert answer.status_code in (400, 404), answer.text
         if param is not None:
             assert answer.json()["error"]["param"] == param
+    made = ask(admin_server, "POST", name="../up", config=CONFIG | {"steps": 5})
+    assert (made.status_code, made.json()["error"]["param"]) == (400, "name")
     assert httpx.post(f"{admin_server.url}/admin/pretraining/jobs", json={}).status_code == 401

@@ -82,7 +82,7 @@ def config(tmp_path: Path) -> PretrainConfig:
 
 def test_a_run_learns_and_its_model_loads_in_transformers(config):
     told = Told()
-    scores = pretrain(config, told)
+    scores = pretrain(config, told).bits_per_byte
     assert set(scores) == {"corpus"}
     # Random weights need log2(320) bits for a token of about two bytes.
     assert 0 < scores["corpus"] < 1.5
@@ -155,7 +155,7 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path):
 
 def test_two_processes_learn_what_one_learns(config, tmp_path):
     config = config.model_copy(update={"steps": 12, "checkpoint_every": 6, "log_every": 1})
-    alone = pretrain(config, Told())
+    alone = pretrain(config, Told()).bits_per_byte
     shared = config.model_copy(update={"output": tmp_path / "shared"})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                "--nproc-per-node", "2", "-m", "app.cli", "pretrain"]  # fmt: skip
@@ -179,12 +179,12 @@ def test_rows_that_processes_cannot_share_are_refused():
 
 
 def test_a_second_stage_starts_where_the_first_ended(config):
-    first = pretrain(config, Told())
+    first = pretrain(config, Told()).bits_per_byte
     second = config.model_copy(
         update={"model": None, "start_from": config.output, "output": config.output / "second",
                 "learning_rate": 1e-4, "steps": 5, "warmup_steps": 0}
     )  # fmt: skip
-    assert pretrain(second, Told())["corpus"] < first["corpus"] + 0.05
+    assert pretrain(second, Told()).bits_per_byte["corpus"] < first["corpus"] + 0.05
     tokenizers = [Path(c.output / "tokenizer.json").read_text() for c in (config, second)]
     assert tokenizers[0] == tokenizers[1]
     with pytest.raises(ConfigurationError, match="context length of 64"):
@@ -195,11 +195,11 @@ def test_a_second_stage_starts_where_the_first_ended(config):
 
 def test_micro_batches_change_nothing_but_memory(config):
     config = config.model_copy(update={"steps": 16, "checkpoint_every": 16})
-    whole = pretrain(config, Told())
+    whole = pretrain(config, Told()).bits_per_byte
     parts = {"micro_rows": 1, "output": config.output.parent / "parts"}
-    assert pretrain(config.model_copy(update=parts), Told())["corpus"] == pytest.approx(
-        whole["corpus"], abs=2e-3
-    )
+    assert pretrain(config.model_copy(update=parts), Told()).bits_per_byte[
+        "corpus"
+    ] == pytest.approx(whole["corpus"], abs=2e-3)
 
 
 def test_no_text_is_both_trained_on_and_held_out(tmp_path):
