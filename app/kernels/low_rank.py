@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from app.kernels import native
+from app.kernels.arena import Arena
 from app.kernels.native import _cpu  # type: ignore[attr-defined]
 
 
@@ -46,6 +47,10 @@ class AdapterRows:
     groups: tuple[tuple[int, Tensor], ...] = ()
 
 
+# Of one packed change.
+MOST_TENSORS = 6
+
+
 class Bank(Protocol):
     """One layer's changes by slot, as a backend wants them."""
 
@@ -53,8 +58,11 @@ class Bank(Protocol):
         """Bytes that `pack` will take."""
         ...
 
-    def pack(self, parts: Sequence[Part]) -> Any:
-        """What `place` wants. Allowed while a step runs: nothing of it is used yet."""
+    def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> Any:
+        """What `place` wants. Allowed while a step runs: nothing of it is used yet.
+
+        What stays on the host lies in `arena`, which has room for it.
+        """
         ...
 
     def place(self, slot: int, change: Any | None) -> None:
@@ -72,7 +80,9 @@ class TorchBank:
     def size(self, parts: Sequence[Part]) -> int:
         return sum(part.a.numel() + part.b.numel() for part in parts) * self._dtype.itemsize
 
-    def pack(self, parts: Sequence[Part]) -> list[tuple[int, Tensor, Tensor]]:
+    def pack(
+        self, parts: Sequence[Part], arena: Arena | None = None
+    ) -> list[tuple[int, Tensor, Tensor]]:
         factors = [(part.first, *part.factors(self._dtype)) for part in parts]
         return [(first, a.to(self._device), b.to(self._device)) for first, a, b in factors]
 
@@ -108,7 +118,7 @@ def pack_change(
     a: native.PackedWeight, b: Tensor, first_line: Tensor, first_unit: Tensor, scale: Tensor | None
 ) -> PackedChange:
     """b int32 [lines, 16]; int32 [blocks + 1] and [blocks]; for int8 a float32 [blocks * 16]."""
-    tensors = (b.contiguous(), first_line, first_unit)
+    tensors = (b, first_line, first_unit)
     pointers = [0 if t is None else t.data_ptr() for t in (*tensors, scale)]
     kept = tensors if scale is None else (*tensors, scale)
     return PackedChange(a, kept, _cpu.low_rank(a.handle, *pointers))
@@ -140,7 +150,8 @@ class NativeBank:
         scales = 4 * (ranks + self._blocks * native.LANES) if self._dtype == torch.int8 else 0
         return ranks * inputs * self._dtype.itemsize + lines + places + scales
 
-    def pack(self, parts: Sequence[Part]) -> PackedChange:
+    def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> PackedChange:
+        arena = arena or Arena(Arena.room(self.size(parts), MOST_TENSORS))
         ranks = sum(part.a.shape[0] for part in parts)
         factors = [part.factors(torch.float32) for part in parts]
         # All ranks are computed whole blocks at a time, and those that are none as zeros.
@@ -158,17 +169,17 @@ class NativeBank:
         lines, scale = self._lines(b)
         starts = np.concatenate(([0], np.cumsum(last - first)))
         return pack_change(
-            self._pack_a(a),
-            lines[torch.from_numpy(used)],
-            torch.from_numpy(starts.astype(np.int32)),
-            torch.from_numpy(first.astype(np.int32)),
-            scale,
+            self._pack_a(a, arena),
+            arena.put(lines[torch.from_numpy(used)]),
+            arena.put(torch.from_numpy(starts.astype(np.int32))),
+            arena.put(torch.from_numpy(first.astype(np.int32))),
+            None if scale is None else arena.put(scale),
         )
 
-    def _pack_a(self, a: Tensor) -> native.PackedWeight:
+    def _pack_a(self, a: Tensor, arena: Arena) -> native.PackedWeight:
         if self._dtype == torch.int8:
-            return native.pack_int8(*native.quantize_rows(a))
-        return native.pack_dense(a.to(self._dtype))
+            return native.pack_int8(*native.quantize_rows(a), arena=arena)
+        return native.pack_dense(a.to(self._dtype), arena=arena)
 
     def _lines(self, b: Tensor) -> tuple[Tensor, Tensor | None]:
         """Float32 b [blocks * 16, ranks] as int32 lines [blocks, units, 16], and their scale."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.kernels.arena import Arena
 from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
 from app.kernels.recording import Workspace
@@ -145,10 +146,12 @@ class PackedWeight:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def pack_dense(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
+def pack_dense(
+    weight: Tensor, bias: Tensor | None = None, arena: Arena | None = None
+) -> PackedWeight:
     """Float32 or bfloat16 [out, in]."""
     kind = _F32 if weight.dtype == torch.float32 else _BF16
-    return _pack(kind, weight, weight.shape[1], None, bias, 0)
+    return _pack(kind, weight, weight.shape[1], None, bias, 0, arena=arena)
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,9 +161,11 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
-def pack_int8(codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> PackedWeight:
+def pack_int8(
+    codes: Tensor, scale: Tensor, bias: Tensor | None = None, arena: Arena | None = None
+) -> PackedWeight:
     """int8 [out, in] with one scale per output [out]."""
-    return _pack(_INT8, codes, codes.shape[1], _pad(scale.float(), 0), bias, 0)
+    return _pack(_INT8, codes, codes.shape[1], _pad(scale.float(), 0), bias, 0, arena=arena)
 
 
 def pack_int4(
@@ -179,13 +184,17 @@ def _pack(
     bias: Tensor | None,
     group: int,
     input_scale: Tensor | None = None,
+    arena: Arena | None = None,
 ) -> PackedWeight:
     # Units are four bytes; but for float32, whose kernel has no tiles, a line of 16 units is whole.
     width = 4 // rows.element_size()
     padded = _pad(_pad(rows, 1, width * (1 if kind in (_F32, _INT4) else LANES)), 0)
     units = padded.view(torch.int32)
     lines = units.unflatten(0, (-1, LANES)).transpose(1, 2)
-    codes = _huge_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
+    if arena is None:
+        codes = _huge_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
+    else:
+        codes, scale = arena.put(lines), None if scale is None else arena.put(scale)
     wide_bias = None if bias is None else _pad(bias.float(), 0)
     kept = codes, scale, wide_bias, input_scale
     tensors = tuple(t for t in kept if t is not None)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from app.kernels import native
-from app.kernels.low_rank import AdapterRows, Bank, NativeBank, Part, TorchBank
+from app.kernels.arena import Arena
+from app.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, NativeBank, Part, TorchBank
 from app.transformer.adapter import Adapter, linear_shapes
 from app.transformer.config import ModelConfig
 from app.transformer.model import Transformer
@@ -94,7 +95,8 @@ class AdapterBanks:
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """Allowed in another thread while steps run."""
         parts = self._group(adapter)
-        changes = {path: self._banks[path].pack(group) for path, group in parts.items()}
+        arena = Arena(Arena.room(self.size(adapter), MOST_TENSORS * len(parts)))
+        changes = {path: self._banks[path].pack(group, arena) for path, group in parts.items()}
         return PackedAdapter(changes, adapter.digest)
 
     def place(self, slot: int, adapter: PackedAdapter) -> None:

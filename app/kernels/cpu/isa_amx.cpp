@@ -18,7 +18,6 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
-#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -29,6 +28,7 @@ namespace {
 #include "tiles.inc"
 #include "linear_vnni.inc"
 #include "linear_amx.inc"
+#include "lora.inc"
 #include "attention_spans.inc"
 #include "attention_amx.inc"
 #include "attention_training.inc"

@@ -10,11 +10,12 @@
 // After the headers: what they define stays runnable everywhere.
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2")
 
+#define HAGANE_AVX2
+
 namespace hagane {
 namespace {
 
 #include "lanes.inc"
-#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -24,6 +25,7 @@ namespace {
 #include "linear.inc"
 #include "tiles.inc"
 #include "linear_avx2.inc"
+#include "lora.inc"
 #include "attention_training.inc"
 
 constexpr Kernels kKernels{"avx2", prepare, linear_avx2, expand, rms_norm,

@@ -17,7 +17,6 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
-#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -27,6 +26,7 @@ namespace {
 #include "linear.inc"
 #include "tiles.inc"
 #include "linear_vnni.inc"
+#include "lora.inc"
 #include "attention_training.inc"
 
 constexpr Kernels kKernels{"avx512", prepare, linear_vnni, expand, rms_norm,

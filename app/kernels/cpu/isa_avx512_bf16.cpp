@@ -18,7 +18,6 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
-#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -28,6 +27,7 @@ namespace {
 #include "linear.inc"
 #include "tiles.inc"
 #include "linear_vnni.inc"
+#include "lora.inc"
 #include "attention_spans.inc"
 #include "attention_bf16.inc"
 #include "attention_training.inc"

@@ -7,7 +7,6 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
-#include "lora.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"
@@ -15,6 +14,7 @@ namespace {
 #include "pretraining.inc"
 #include "sampling.inc"
 #include "linear.inc"
+#include "lora.inc"
 #include "attention_training.inc"
 
 constexpr Kernels kKernels{"generic", prepare, linear, expand, rms_norm,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "ops.h"
@@ -45,7 +46,9 @@ class ChangedRows {
     inputs_ = input_scratch_.get<std::byte>(padded * bytes);
     scale_ = scale_scratch_.get<float>(padded);
     offsets_ = offset_scratch_.get<int32_t>(padded);
-    hidden_ = hidden_scratch_.get<float>(padded * ranks_);
+    hidden_ = {values_scratch_.get<float>(padded * ranks_), code_scratch_.get<int8_t>(padded * ranks_),
+               factor_scratch_.get<float>(padded * ranks_ / 16),
+               sum_scratch_.get<int32_t>(padded * ranks_ / 4), ranks_};
   }
 
   bool any() const { return changed_ > 0; }
@@ -76,9 +79,11 @@ class ChangedRows {
     Pool::instance().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index) {
       const auto& [group, block] = tasks_[index];
       const int64_t at = group->first;
-      const Matrix hidden{hidden_ + at * ranks_, DType::f32, ranks_};
+      const Matrix hidden{hidden_.values + at * ranks_, DType::f32, ranks_};
       const Prepared x{inputs_ + at * bytes_, group->count, stride, scale_ + at, offsets_ + at};
       kernels.linear({group->change->a, x, hidden, nullptr}, block, block + 1);
+      if (group->change->a.format == Format::int8)
+        for (int64_t row = at; row < at + group->count; ++row) quantize(row, block);
     });
   }
 
@@ -86,7 +91,7 @@ class ChangedRows {
   void multiply(const Kernels& kernels, const Linear& call, int64_t first, int64_t last) const {
     static thread_local Scratch scratch;
     const Changes changes{groups_.data(), static_cast<int64_t>(groups_.size()),
-                          order_.data() + changed_, call.x.count - changed_, call.x.count, hidden_, ranks_};
+                          order_.data() + changed_, call.x.count - changed_, call.x.count, hidden_};
     const int64_t row_bytes = 64 * call.x.count;
     // Even, as kernels take two blocks at a time.
     const int64_t most = std::max<int64_t>(2, kBytesOfChanges / row_bytes / 2 * 2);
@@ -107,14 +112,37 @@ class ChangedRows {
     int64_t block;
   };
 
+  // Symmetric codes in [-127, 127] for 16 ranks of a row.
+  void quantize(int64_t row, int64_t block) const {
+    const float* values = hidden_.values + row * ranks_ + 16 * block;
+    int8_t* codes = hidden_.codes + row * ranks_ + 16 * block;
+    float largest = 0.0f;
+    for (int i = 0; i < 16; ++i) largest = std::max(largest, std::fabs(values[i]));
+    bool finite = true;
+    for (int i = 0; i < 16; ++i) finite &= std::fabs(values[i]) <= 3.0e38f;
+    const float inverse = finite && largest > 1e-30f ? 127.0f / largest : 0.0f;
+    // What is no number shall stay so.
+    hidden_.scale[(row * ranks_) / 16 + block] = finite ? largest / 127.0f : std::nanf("");
+    for (int unit = 0; unit < 4; ++unit) {
+      int32_t sum = 0;
+      for (int i = 4 * unit; i < 4 * unit + 4; ++i) {
+        codes[i] = finite ? static_cast<int8_t>(std::lrint(values[i] * inverse)) : int8_t{0};
+        sum += codes[i];
+      }
+      hidden_.unit_sums[(row * ranks_) / 4 + 4 * block + unit] = sum;
+    }
+  }
+
   std::vector<int32_t> order_, position_;  // changed rows by group, then the others; its inverse
   std::vector<Group> groups_;
   std::vector<Task> tasks_;
   int64_t changed_ = 0, ranks_ = 0, bytes_ = 0;
-  Scratch input_scratch_, scale_scratch_, offset_scratch_, hidden_scratch_;
+  Scratch input_scratch_, scale_scratch_, offset_scratch_;
+  Scratch values_scratch_, code_scratch_, factor_scratch_, sum_scratch_;
   std::byte* inputs_ = nullptr;
-  float *scale_ = nullptr, *hidden_ = nullptr;
+  float* scale_ = nullptr;
   int32_t* offsets_ = nullptr;
+  Hidden hidden_{};
 };
 
 }  // namespace hagane

@@ -55,7 +55,8 @@ struct Prepared {
   const T* row(int64_t index) const { return static_cast<const T*>(rows) + index * stride; }
 };
 
-// What one adapter (Hu et al., 2021, arXiv:2106.09685) adds to one matrix: b (a x), in float32.
+// What one adapter (Hu et al., 2021, arXiv:2106.09685) adds to one matrix: b (a x), in float32; for
+// int8 a x has 8 bits too.
 //   a  [ranks, in], packed like every weight: f32, bf16 or int8, by what the matrix' inputs are made
 //   b  [out / 16][units of ranks][16] in a's format, int8 with a scale per output. A fused matrix has
 //      ranks of its own for each of its parts, so only the units that are not zero are there: block i
@@ -88,14 +89,23 @@ struct Group {
   int64_t count, first;
 };
 
-// Changes to the rows of one call. `hidden` is a x, [rows in the order of groups][stride].
+// a x, [rows in the order of groups][stride]; for int8 as codes with a scale for
+// every 16 ranks, and the sums of every unit's four codes.
+struct Hidden {
+  float* values;
+  int8_t* codes;
+  float* scale;       // [rows][stride / 16]
+  int32_t* unit_sums;  // [rows][stride / 4]
+  int64_t stride;
+};
+
+// Changes to the rows of one call.
 struct Changes {
   const Group* groups;
   int64_t group_count;
   const int32_t* unchanged;  // the other rows
   int64_t unchanged_count, rows;
-  float* hidden;
-  int64_t stride;
+  Hidden hidden;
 };
 
 struct Linear {

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.arena import Arena
 from app.kernels.cuda.tiles import SMALL_BATCH
 from app.kernels.low_rank import AdapterRows, Part
 
@@ -98,7 +99,7 @@ class CudaBank:
         ranks = sum(part.a.shape[0] for part in parts)
         return ranks * (parts[0].a.shape[1] + self._out_features) * self._dtype.itemsize
 
-    def pack(self, parts: Sequence[Part]) -> Change:
+    def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> Change:
         """Raises ValueError for more ranks than a step has room for."""
         factors = [part.factors(self._dtype) for part in parts]
         a = torch.cat([a for a, _ in factors])

@@ -1,0 +1,39 @@
+"""Memory of its own for what is read together."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+_LINE = 64
+
+
+class Arena:
+    """`nbytes` bytes in large pages, filled by `put` in order; the system's again with its tensors.
+
+    Many small matrices, each in pages of its own, wait for the translation of their addresses
+    longer than for themselves.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = mmap.mmap(-1, max(nbytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._used = 0
+
+    @staticmethod
+    def room(nbytes: int, tensors: int) -> int:
+        """Bytes that so many tensors of `nbytes` together need at most, each at a line's start."""
+        return nbytes + tensors * _LINE
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy that lies in here."""
+        if not tensor.numel():
+            return tensor
+        copy = torch.frombuffer(
+            self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=self._used
+        )
+        self._used += -(-tensor.nbytes // _LINE) * _LINE
+        return copy.view(tensor.shape).copy_(tensor)
