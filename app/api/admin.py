@@ -43,13 +43,19 @@ def status(request: Request) -> dict[str, Any]:
 
 @router.delete("/v1/models/{model_id:path}")
 async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
-    """Remove an adapter once its last request is done, with its files where a job made them.
+    """Remove an adapter once its last request is done, with all that its job left on disk.
 
-    Raises ModelNotFoundError, or ConflictError while an alias points to it.
+    The job's checkpoints go with it; the job and its events stay. Raises ModelNotFoundError, or
+    ConflictError while an alias points to one of them.
     """
     serving = get_serving(request)
-    removed = await run_in_threadpool(serving.store.adapters.delete, model_id)
+    store = serving.store
+    removed = await run_in_threadpool(store.adapters.delete, model_id)
     await serving.client.unload_adapter(removed.digest)
-    if removed.path.is_relative_to(serving.store.directory / "jobs"):
-        await run_in_threadpool(shutil.rmtree, removed.path, ignore_errors=True)
+    if removed.job is not None:
+        folder = store.job_directory(removed.job)
+        others = [stored.path for stored in await run_in_threadpool(store.adapters.list)]
+        # What is in there may have been loaded under another name, too.
+        if not any(path.is_relative_to(folder) for path in others):
+            await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
     return {"id": model_id, "object": "model", "deleted": True}

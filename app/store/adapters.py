@@ -79,23 +79,27 @@ class Adapters:
         return StoredAdapter(**found)
 
     def delete(self, name: str) -> StoredAdapter:
-        """Forget it; its directory is the caller's.
+        """Forget it, and its job's checkpoints; its directory is the caller's.
 
-        Raises ModelNotFoundError, or ConflictError while an alias points to it.
+        Raises ModelNotFoundError, or ConflictError while an alias points to one of them.
         """
         latest = sa.select(_generations.c.name, sa.func.max(_generations.c.generation))
+        in_force = sa.tuple_(_generations.c.name, _generations.c.generation).in_(
+            latest.group_by(_generations.c.name)
+        )
+        points_here = [
+            condition
+            for model in (_generations.c.target, _generations.c.candidate)
+            for condition in (model == name, model.startswith(f"{name}:ckpt-", autoescape=True))
+        ]
         with self._database.write() as connection:
             user = connection.execute(
-                sa.select(_generations.c.name).where(
-                    sa.tuple_(_generations.c.name, _generations.c.generation).in_(
-                        latest.group_by(_generations.c.name)
-                    ),
-                    sa.or_(_generations.c.target == name, _generations.c.candidate == name),
-                )
+                sa.select(_generations.c.name).where(in_force, sa.or_(*points_here))
             ).scalar()
             if user is not None:
                 raise ConflictError(
-                    f"The alias '{user}' points to '{name}'; point it elsewhere first.",
+                    f"The alias '{user}' points to '{name}' or to a checkpoint of its job; point "
+                    "it elsewhere first.",
                     param="model",
                     code="model_in_use",
                 )
@@ -103,6 +107,9 @@ class Adapters:
                 _adapters.delete().where(_adapters.c.name == name).returning(_adapters)
             )
             found = row.mappings().one_or_none()
+            if found is not None and found["job"] is not None:
+                points = tables.checkpoints
+                connection.execute(points.delete().where(points.c.job == found["job"]))
         if found is None:
             raise _not_found(name)
         return StoredAdapter(**found)

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -177,22 +178,32 @@ def _succeed(store: Store, job: Job, result: Result) -> None:
         "valid_loss": result.valid_loss,
         "files": [write_results(store, job).id],
     }
-    judged = (
-        f"the checkpoint at step {result.step}: validation loss {result.valid_loss:.4f}, the base "
-        f"model's {result.base_valid_loss:.4f}"
-    )
-    if promoted:
-        event = Event(f"New fine-tuned model created: {job.model_name} ({judged})", data=outcome)
-    else:
-        event = Event(_kept(job, result, judged), "warn", data=outcome)
+    if result.digest is None:
+        served = ["hagane", "serve", "--model", str(result.directory)]
+        outcome["command"] = shlex.join([*served, "--served-model-name", job.model_name])
     store.jobs.succeed(
         job.id,
         adapter,
-        (event, Event("The job has successfully completed")),
+        (_outcome(job, outcome), Event("The job has successfully completed")),
         fine_tuned_model=job.model_name if promoted else None,
         trained_tokens=result.trained_tokens,
         result=outcome,
     )
+
+
+def _outcome(job: Job, outcome: dict[str, Any]) -> Event:
+    judged = (
+        f"the checkpoint at step {outcome['step']}: validation loss {outcome['valid_loss']:.4f}, "
+        f"the base model's {outcome['base_valid_loss']:.4f}"
+    )
+    if "command" in outcome:
+        text = f"Model written ({judged}); a server of its own serves it: {outcome['command']}"
+        return Event(text, data=outcome)
+    if outcome["promoted"]:
+        text = f"New fine-tuned model created: {job.model_name} ({judged})"
+        return Event(text, data=outcome)
+    text = f"{job.model_name} is kept but not promoted ({judged})"
+    return Event(text, "warn", data=outcome)
 
 
 def _passes(job: Job, result: Result) -> bool:
@@ -201,12 +212,6 @@ def _passes(job: Job, result: Result) -> bool:
     if policy == "if_better":
         return result.valid_loss < result.base_valid_loss
     return bool(policy == "always")
-
-
-def _kept(job: Job, result: Result, judged: str) -> str:
-    if result.digest is None:
-        return f"Model written to {result.directory} ({judged}); serve it with --model"
-    return f"{job.model_name} is kept but not promoted ({judged})"
 
 
 def _fail(store: Store, job: Job, error: Exception) -> None:

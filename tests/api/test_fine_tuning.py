@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -11,6 +12,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import ADMIN_KEY, Server, start_server, stop_server
 
@@ -122,8 +124,9 @@ def _chat_with(admin, model: str, checkpoint: str) -> None:
         admin.models.delete(model)
     admin.delete("/../admin/aliases/cats", cast_to=httpx.Response)
     assert admin.models.delete(model).deleted
-    with pytest.raises(openai.NotFoundError):
-        answer(model)
+    for gone in (model, checkpoint):
+        with pytest.raises(openai.NotFoundError):
+            answer(gone)
 
 
 def test_a_bad_file_fails_the_job_with_every_line_named(admin):
@@ -280,3 +283,42 @@ def test_kills_of_worker_engine_and_server_do_not_change_a_bit(tiny_model_dir, t
         for job in (undisturbed, disturbed)
     ]
     assert adapters[0] == adapters[1]
+
+
+def test_what_goes_wrong_with_a_job_leaves_the_server_alone(tiny_model_dir, tmp_path):
+    """A base whose weights are no numbers, and one that is gone, under real workers."""
+    model, log = tmp_path / "tiny", tmp_path / "log"
+    shutil.copytree(tiny_model_dir, model)
+    flags = ("--data-dir", str(tmp_path / "data"), "--log-format", "pretty")
+    server = start_server(model, log, *flags, HAGANE_ADMIN_KEY=ADMIN_KEY)
+    try:
+        server.wait_ready()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=ADMIN_KEY, max_retries=0)
+        file = client.files.create(file=("e.jsonl", examples(20)), purpose="fine-tune")
+
+        def answer() -> list[float]:
+            asked = client.completions.create(
+                model="tiny", prompt="Once", max_tokens=8, temperature=0, logprobs=1
+            )
+            return asked.choices[0].logprobs.token_logprobs
+
+        def failure():
+            job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
+            failed = wait(client, job.id, "failed")
+            assert answer() == before
+            return failed
+
+        before = answer()
+        weights = load_file(model / "model.safetensors")
+        weights["model.norm.weight"][0] = float("nan")
+        (model / "model.safetensors").unlink()  # the engine has mapped it
+        save_file(weights, model / "model.safetensors", {"format": "pt"})
+        failed = failure()
+        assert failed.error.code == "non_finite_loss"
+        # The worker logs as it was told to, under the job's id.
+        assert f"ERROR   __main__ [{failed.id}] job {failed.id} failed" in log.read_text()
+        shutil.rmtree(model)
+        assert failure().error.code == "invalid_model"
+        assert server.wait_ready()["status"] == "ready"
+    finally:
+        stop_server(server)

@@ -86,6 +86,34 @@ def test_checkpoints_are_served_by_name(catalogue, store, directory):
     assert Catalogue(store.database, "another").resolve(name) is None
 
 
+def test_a_checkpoint_that_was_asked_for_is_not_pruned(catalogue, store, directory):
+    job = Job(new_job_id(), 1, "running", "base", "file", {}, {})
+    store.jobs.add(job)
+    for step in (1, 2, 3):
+        point = Checkpoint(
+            job.checkpoint_name(step), step, str(directory), "d", {"valid_loss": step}
+        )
+        store.jobs.add_checkpoint(job.id, point)
+    assert catalogue.resolve(job.checkpoint_name(2)) is not None
+    assert [point.step for point in store.jobs.prune_checkpoints(job.id, 1)] == [3]
+    assert catalogue.resolve(job.checkpoint_name(2)) is not None
+    assert catalogue.resolve(job.checkpoint_name(3)) is None
+
+
+def test_a_job_s_model_goes_with_its_checkpoints_unless_an_alias_needs_one(store, directory):
+    job = Job(new_job_id(), 1, "succeeded", "base", "file", {}, {})
+    store.jobs.add(job)
+    store.adapters.put(StoredAdapter(job.model_name, "base", str(directory), "d", True, job.id))
+    name = job.checkpoint_name(7)
+    store.jobs.add_checkpoint(job.id, Checkpoint(name, 7, str(directory), "d7", {}))
+    store.aliases.set(AliasGeneration("best", "base", candidate=name, percentage=5))
+    with pytest.raises(ConflictError, match="best"):
+        store.adapters.delete(job.model_name)
+    store.aliases.delete("best")
+    store.adapters.delete(job.model_name)
+    assert Catalogue(store.database, "base").resolve(name) is None
+
+
 def test_promotion_names_the_model_as_the_job_s_result(store, directory):
     job = Job(new_job_id(), 1, "succeeded", "base", "file", {}, {})
     store.jobs.add(job)

@@ -72,6 +72,21 @@ def test_a_checkpoint_that_is_told_again_stays_and_forgives_no_death(store):
     assert store.jobs.get(job.id).deaths == 1
 
 
+def test_the_best_and_the_latest_checkpoints_are_kept(store):
+    job, other = add(store, "running"), add(store, "running")
+    for owner, losses in ((job, (2.0, 1.0, 3.0, 4.0, 5.0)), (other, (1.0, 1.0, 1.0))):
+        for step, loss in enumerate(losses, 1):
+            point = Checkpoint(
+                owner.checkpoint_name(step), step, f"d{step}", "x", {"valid_loss": loss}
+            )
+            store.jobs.add_checkpoint(owner.id, point)
+    assert [point.step for point in store.jobs.prune_checkpoints(job.id, 3)] == [3, 1]
+    assert [point.step for point in store.jobs.checkpoints(job.id, Paging()).items] == [5, 4, 2]
+    assert store.jobs.prune_checkpoints(job.id, 3) == []
+    assert [point.step for point in store.jobs.prune_checkpoints(other.id, 1)] == [3, 2]
+    assert len(store.jobs.checkpoints(job.id, Paging()).items) == 3
+
+
 def test_success_enters_the_adapter_unless_the_job_was_cancelled(store):
     for status, expected in (("running", True), ("cancelled", False)):
         job = add(store, status)

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from torch.utils.checkpoint import checkpoint
 
 from app.errors import TrainingError, TrainingInterrupted
 from app.training import checkpoint as checkpoint_module
+from app.training import trainee as trainee_module
+from app.training.examples import report
 from app.training.finetune import finetune
 from app.training.listener import CheckpointReport, StepReport
 from app.training.spec import FineTuneSpec
@@ -109,6 +112,27 @@ def test_an_interrupted_run_ends_with_the_same_bits(spec, tmp_path, change):
     assert parts.trained_tokens == whole.trained_tokens
     name = "model.safetensors" if spec.full else "adapter_model.safetensors"
     assert (parts.directory / name).read_bytes() == (whole.directory / name).read_bytes()
+
+
+def test_activations_are_computed_twice_where_memory_demands_it(spec, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return checkpoint(*arguments, **options)
+
+    monkeypatch.setattr(trainee_module, "checkpoint", counted)
+    whole = finetune(spec, tmp_path / "whole", Recorder())
+    assert not calls
+    needs = report(spec)
+    monkeypatch.setattr(trainee_module, "available_memory", lambda: needs.memory_bytes - 1)
+    sparing = finetune(spec, tmp_path / "sparing", Recorder())
+    assert calls
+    assert sparing.digest == whole.digest
+    monkeypatch.setattr(trainee_module, "available_memory", lambda: needs.least_memory_bytes // 2)
+    with pytest.raises(TrainingError, match="shorten sequence_length") as caught:
+        finetune(spec, tmp_path / "none", Recorder())
+    assert caught.value.code == "out_of_memory"
 
 
 @pytest.mark.parametrize("after_rename", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 
 import psutil
 import pytest
@@ -82,6 +83,40 @@ async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):
     assert error["message"].startswith("120 problems in the file, the first 100 of them:\nline 1:")
     assert len(error["message"].splitlines()) == 101
     assert store.jobs.get(gone.id).error["code"] == "invalid_model"
+
+
+async def test_a_run_that_will_not_fit_is_refused_with_the_figure(store, tiny_model_dir, tmp_path):
+    vast, good = tmp_path / "vast", tmp_path / "good.jsonl"
+    shutil.copytree(tiny_model_dir, vast)
+    config = json.loads((vast / "config.json").read_text())
+    (vast / "config.json").write_text(json.dumps(config | {"vocab_size": 10**11}))
+    good.write_text("".join(json.dumps({"text": f"Once upon {n}"}) + "\n" for n in range(8)))
+    job = add(store, vast, good, "validating_files")
+    supervisor = Supervisor(store, JobOptions())
+    assert await supervisor._validate_next()
+    error = store.jobs.get(job.id).error
+    assert error["code"] == "out_of_memory"
+    assert "GB" in error["message"]
+    assert "job_gpu_memory_fraction" in error["message"]
+
+
+async def test_finished_runs_keep_nothing_to_go_on_from(store, tiny_model_dir, tmp_path):
+    jobs = {
+        status: add(store, tiny_model_dir, tmp_path / "none", status)
+        for status in ("succeeded", "cancelled", "failed", "paused")
+    }
+    for job in jobs.values():
+        (store.job_directory(job.id) / "state").mkdir(parents=True)
+        (store.job_directory(job.id) / "adapter").mkdir()
+    add(store, tiny_model_dir, tmp_path / "none", "queued")
+    supervisor = Supervisor(store, JobOptions())
+    assert await supervisor._train_next()
+    left = {
+        status: [path.name for path in store.job_directory(job.id).iterdir()]
+        for status, job in jobs.items()
+    }
+    assert left["succeeded"] == left["cancelled"] == ["adapter"]
+    assert sorted(left["failed"]) == sorted(left["paused"]) == ["adapter", "state"]
 
 
 async def test_an_old_sign_of_life_is_not_held_against_a_new_worker(

@@ -76,8 +76,10 @@ def test_a_model_trained_whole_is_told_of_and_not_served(store, play):
     job = play(ends_with(2.0, 1.0, digest=None), "always", full=True)
     assert (job.status, job.fine_tuned_model) == ("succeeded", None)
     assert store.adapters.list() == []
+    command = f"hagane serve --model {job.result['directory']} --served-model-name {job.model_name}"
+    assert job.result["command"] == command
     messages = [event.message for event in store.jobs.events(job.id, Paging()).items]
-    assert any("serve it with --model" in message for message in messages)
+    assert any(message.endswith(command) for message in messages)
 
 
 @pytest.mark.parametrize(
