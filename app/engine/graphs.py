@@ -80,7 +80,9 @@ class DecodeGraphs:
         if not len(rows):  # no kernel takes none
             rows = torch.tensor([tokens - 1])
         starts = torch.searchsorted(rows, layout.starts.long()).int()
-        return rows, Narrowing(*inputs, rows=rows, ends=replace(layout, starts=starts))
+        ends = replace(layout, starts=starts)
+        changes = batch.adapters and AdapterRows(batch.adapters.slots[rows])
+        return rows, Narrowing(*inputs, rows=rows, ends=ends, changes=changes)
 
     def _step(self, rows: int, adapted: bool) -> Tensor:
         layout = PagedLayout(

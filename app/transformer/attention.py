@@ -60,18 +60,20 @@ class Narrowing(Paged):
     """Serving with the native kernels, where the hidden states of some rows alone are wanted.
 
     Behind the last layer's attention the others are dropped: the model returns those of `rows`,
-    int64 and ascending, of each sequence its last ones. `ends` is the layout with these as queries.
+    int64 and ascending, of each sequence its last ones. `ends` is the layout with these as queries,
+    `changes` whose adapters they have: here, as a recorded step needs it to stay where it is.
     """
 
     rows: Tensor = field(kw_only=True)
     ends: kernels.PagedLayout = field(kw_only=True)
+    changes: AdapterRows | None = field(kw_only=True)
 
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.shape[0] == self.positions.shape[0]:
             return super().linear(layer, x, residual)
         if residual is not None and residual.shape[0] != x.shape[0]:
             residual = kernels.native.gather(residual, self.rows)
-        changes = () if self.adapters is None else (AdapterRows(self.adapters.slots[self.rows]),)
+        changes = () if self.changes is None else (self.changes,)
         out: Tensor = layer(x, residual, *changes)
         return out
 
