@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.kernels.arena import Arena
+from app.kernels.arena import Arena, large_pages
 from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
 from app.kernels.recording import Workspace
@@ -33,7 +33,6 @@ _F32, _BF16, _INT8, _INT4 = range(4)
 # What a format multiplies its weights by: inputs as they are, or quantized per token.
 _INPUTS = (torch.float32, torch.bfloat16, torch.int8, torch.int8)
 LANES = 16  # outputs that a line of a packed matrix holds
-_HUGE_PAGE = 1 << 21
 
 # Where results go while a recording is made; else torch's allocator has room for them.
 _workspace: Workspace | None = None
@@ -192,7 +191,7 @@ def _pack(
     units = padded.view(torch.int32)
     lines = units.unflatten(0, (-1, LANES)).transpose(1, 2)
     if arena is None:
-        codes = _huge_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
+        codes = large_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
     else:
         codes, scale = arena.put(lines), None if scale is None else arena.put(scale)
     wide_bias = None if bias is None else _pad(bias.float(), 0)
@@ -202,16 +201,6 @@ def _pack(
     out_features = rows.shape[0]
     handle = _cpu.weight(kind, out_features, in_features, units.shape[1], group, *pointers)
     return PackedWeight(_INPUTS[kind], out_features, in_features, tensors, handle)
-
-
-def _huge_pages(tensor: Tensor) -> Tensor:
-    """Ask for large pages before the first write: reading weights is then a tenth faster."""
-    if tensor.nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = (tensor.data_ptr() + tensor.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-        advise = ctypes.CDLL(None).madvise
-        advise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
-    return tensor
 
 
 def padded(count: int, multiple: int = LANES) -> int:
