@@ -27,26 +27,23 @@ _RANKS = tl.constexpr(16)
 
 @triton.jit
 def _shrink(x, table, slots, out, inputs, x_row, MOST: tl.constexpr, DEPTH: tl.constexpr):
-    """16 ranks of one row: float32 sums of x times a [rank, inputs] of the row's slot."""
+    """16 ranks of one row: float32 sums of x times a [ranks, inputs] of the row's slot."""
     row = tl.program_id(0)
     slot = tl.load(slots + row)
     if slot < 0:
         return
-    ranks = tl.load(table + slot * 3 + 2).to(tl.int32)
     rank = tl.program_id(1) * _RANKS + tl.arange(0, _RANKS)
-    if tl.program_id(1) * _RANKS >= ranks:
+    if tl.program_id(1) * _RANKS >= tl.load(table + slot * 3 + 2):
         return
+    # What the allocator promises, and the compiler cannot know: loads of 16 bytes.
     a = tl.load(table + slot * 3).to(tl.pointer_type(x.dtype.element_ty))
+    a = tl.multiple_of(a, 16)
     sums = tl.zeros([_RANKS, DEPTH], tl.float32)
     for k in range(0, inputs, DEPTH):
         at = k + tl.arange(0, DEPTH)
         inside = at < inputs
         values = tl.load(x + row.to(tl.int64) * x_row + at, mask=inside, other=0.0)
-        factors = tl.load(
-            a + rank[:, None] * inputs + at[None, :],
-            mask=(rank < ranks)[:, None] & inside[None, :],
-            other=0.0,
-        )
+        factors = tl.load(a + rank[:, None] * inputs + at[None, :], mask=inside[None, :], other=0.0)
         sums += factors.to(tl.float32) * values.to(tl.float32)[None, :]
     tl.store(out + row * MOST + rank, tl.sum(sums, axis=1))
 
@@ -58,10 +55,11 @@ def _expand(inner, table, slots, out, outputs, MOST: tl.constexpr, BLOCK: tl.con
     slot = tl.load(slots + row)
     if slot < 0:
         return
-    ranks = tl.load(table + slot * 3 + 2).to(tl.int32)
+    ranks = tl.multiple_of(tl.load(table + slot * 3 + 2), 16).to(tl.int32)
     if ranks == 0:
         return
     b = tl.load(table + slot * 3 + 1).to(tl.pointer_type(out.dtype.element_ty))
+    b = tl.multiple_of(b, 16)
     output = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = output < outputs
     total = tl.zeros([BLOCK], tl.float32)
@@ -69,10 +67,10 @@ def _expand(inner, table, slots, out, outputs, MOST: tl.constexpr, BLOCK: tl.con
         rank = first + tl.arange(0, _RANKS)
         factors = tl.load(
             b + output.to(tl.int64)[:, None] * ranks + rank[None, :],
-            mask=inside[:, None] & (rank < ranks)[None, :],
+            mask=inside[:, None],
             other=0.0,
         )
-        values = tl.load(inner + row * MOST + rank, mask=rank < ranks, other=0.0)
+        values = tl.load(inner + row * MOST + rank)
         total += tl.sum(factors.to(tl.float32) * values[None, :], axis=1)
     at = out + row.to(tl.int64) * outputs + output
     base = tl.load(at, mask=inside, other=0.0)
@@ -81,7 +79,10 @@ def _expand(inner, table, slots, out, outputs, MOST: tl.constexpr, BLOCK: tl.con
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """All parts of a layer's change as one: a [rank, in], b [out, rank], zeros between parts."""
+    """All parts of a layer's change as one: a [ranks, in], b [out, ranks], zeros between parts.
+
+    Ranks are filled up with zeros to a multiple of 16, so that rows of b are aligned.
+    """
 
     a: Tensor
     b: Tensor
@@ -96,22 +97,24 @@ class CudaBank:
         self._table = torch.zeros(MAX_SLOTS, 3, dtype=torch.int64, device=device)
 
     def size(self, parts: Sequence[Part]) -> int:
-        ranks = sum(part.a.shape[0] for part in parts)
+        ranks = _padded(sum(part.a.shape[0] for part in parts))
         return ranks * (parts[0].a.shape[1] + self._out_features) * self._dtype.itemsize
 
     def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> Change:
         """Raises ValueError for more ranks than a step has room for."""
         factors = [part.factors(self._dtype) for part in parts]
-        a = torch.cat([a for a, _ in factors])
-        if len(a) > MAX_RANKS:
-            raise ValueError(f"a layer's change has rank {len(a)} in all, {MAX_RANKS} is the most")
+        total = sum(len(a) for a, _ in factors)
+        if total > MAX_RANKS:
+            raise ValueError(f"a layer's change has rank {total} in all, {MAX_RANKS} is the most")
+        a = torch.zeros(_padded(total), factors[0][0].shape[1], dtype=self._dtype)
+        torch.cat([a for a, _ in factors], out=a[:total])
         b = torch.zeros(self._out_features, len(a), dtype=self._dtype)
         rank = 0
         for part, (_, scaled) in zip(parts, factors, strict=True):
             out, ranks = scaled.shape
             b[part.first : part.first + out, rank : rank + ranks] = scaled
             rank += ranks
-        return Change(a.contiguous().to(self._device), b.to(self._device))
+        return Change(a.to(self._device), b.to(self._device))
 
     def place(self, slot: int, change: Change | None) -> None:
         if change is None:
@@ -146,3 +149,8 @@ class CudaBank:
             if change is not None:
                 out.index_add_(0, numbers, x[numbers] @ change.a.T @ change.b.T)
         return out
+
+
+def _padded(ranks: int) -> int:
+    size: int = _RANKS.value
+    return -(-ranks // size) * size

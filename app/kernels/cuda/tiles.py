@@ -55,11 +55,13 @@ LARGE = Tiles(rows=128, columns=128, depth=128, warps=8, stages=3)
 
 
 def prefill_tiles(head_dim: int, itemsize: int) -> Tiles:
-    """Queries (rows) by keys (columns); float32 operands take twice the room, wide heads too."""
+    """Queries (rows) by keys (columns); wide heads take twice the room.
+
+    float32 has no tensor cores to go to: its tiles are bound by registers.
+    """
     wide = head_dim * itemsize > 256
-    return Tiles(
-        64 if wide else 128, 32 if wide else 64, head_dim, warps=4 if wide else 8, stages=2
-    )
+    rows = 128 if not wide else 32 if itemsize == 4 else 64
+    return Tiles(rows, 32 if wide else 64, head_dim, warps=8, stages=2)
 
 
 def decode_tiles(head_dim: int, itemsize: int) -> Tiles:
