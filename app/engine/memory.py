@@ -13,7 +13,8 @@ from app.transformer.model import Transformer
 def cuda_cache_memory(
     model: Transformer, config: EngineConfig, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> int:
-    """Bytes of `gpu_memory_fraction` that remain beside weights, other programs and a full step.
+    """Bytes of `gpu_memory_fraction` that remain beside weights, other programs and a full step,
+    and beside the adapters that requests will ask for.
 
     What a step needs is measured by running one of `tokens` tokens, the most that one ever has.
     """
@@ -25,7 +26,7 @@ def cuda_cache_memory(
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(total * config.gpu_memory_fraction) - (total - free)
-    return max(allowed - step, 0)
+    return max(allowed - step - config.adapter_memory, 0)
 
 
 @torch.inference_mode()
