@@ -133,9 +133,12 @@ def _validation_body(errors: Sequence[Any]) -> dict[str, Any]:
     elif code == "missing_required_parameter":
         message = f"Missing required parameter: '{param}'."
     else:
-        got = repr(first.get("input"))
-        shown = got if len(got) <= 80 else got[:77] + "..."
-        message = f"Invalid value for '{param or 'body'}': {first['msg']}. Got {shown}."
+        reason = first["msg"].removeprefix("Value error, ")
+        message = f"Invalid value for '{param or 'body'}': {reason}."
+        # What several fields together came to is not what the client sent.
+        if not (first["type"] == "value_error" and isinstance(first.get("input"), dict)):
+            got = repr(first.get("input"))
+            message += f" Got {got if len(got) <= 80 else got[:77] + '...'}."
     return error_body(message, "invalid_request_error", param, code)
 
 

@@ -196,6 +196,7 @@ def test_pausing_resuming_and_cancelling(admin, admin_server, training_file):
         ({"extra": {"rank": 0}}, "extra.rank", 400),
         ({"extra": {"target_modules": ["lm_head"]}}, "extra.target_modules", 400),
         ({"extra": {"dropout": 0.1}}, "extra.dropout", 400),
+        ({"extra": {"full": True, "quantize": "int8"}}, "extra", 400),
         ({"integrations": [{"type": "wandb"}]}, "integrations", 400),
     ],
 )  # fmt: skip
@@ -205,6 +206,7 @@ def test_wrong_values_are_refused_by_name(admin_server, training_file, body, par
     answer = httpx.post(url, json=whole, headers=HEADERS)
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == param
+    assert "Path" not in answer.text
 
 
 def test_chat_keys_never_train(admin_server):
