@@ -48,7 +48,7 @@ def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
         progress = state.load(run.trainee, run.optimizer)
         if progress.base_valid_loss is None:
             progress.base_valid_loss = run.base_loss()
-        meter, saved = _Meter(run.plan, progress), time.monotonic()
+        meter, saved = _Meter(run.plan, progress, run.trainee.device), time.monotonic()
         for step in range(progress.step, run.plan.steps):
             examples = batch(run.data.training, run.plan, spec.seed, step)
             train = run.learn(examples, run.plan.rate(step))
@@ -180,15 +180,14 @@ def _require_finite(*values: float) -> None:
 class _Meter:
     """Rates since this process began."""
 
-    def __init__(self, plan: Plan, progress: Progress) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, progress: Progress, device: torch.device) -> None:
+        self._plan, self._device = plan, device
         self._steps, self._tokens = progress.step, progress.trained_tokens
         self._started = time.monotonic()
 
     def report(self, progress: Progress, train: _Score, valid: _Score | None) -> StepReport:
         elapsed = time.monotonic() - self._started
         left = (self._plan.steps - progress.step) / (progress.step - self._steps)
-        unit = 1 if sys.platform == "darwin" else 1024
         return StepReport(
             step=progress.step,
             steps=self._plan.steps,
@@ -198,10 +197,18 @@ class _Meter:
             valid_token_accuracy=valid.accuracy if valid else None,
             learning_rate=self._plan.rate(progress.step - 1),
             tokens_per_second=(progress.trained_tokens - self._tokens) / elapsed,
-            memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            memory_bytes=_peak_memory(self._device),
             trained_tokens=progress.trained_tokens,
             eta_seconds=elapsed * left,
         )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes, where the run has its tensors: of a GPU's memory, or of this process'."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextmanager

@@ -12,8 +12,8 @@ class StepReport:
     """One step done. Losses are in nats per learnt token, or for DPO per pair.
 
     `valid_loss` is None where the step did not validate. `trained_tokens` counts every token that
-    went through the model so far, `memory_bytes` is the process' peak. After a resumption, steps
-    since the last checkpoint are reported again.
+    went through the model so far, `memory_bytes` is the peak: the process', or of a GPU's memory.
+    After a resumption, steps since the last checkpoint are reported again.
     """
 
     step: int

@@ -12,6 +12,9 @@ import httpx
 import pytest
 import torch
 
+from app.errors import ConfigurationError
+from app.settings import Settings
+from tests.conftest import start_server, stop_server
 from tests.engine.adapters import make_adapter, merged
 
 PROMPT = list(range(40, 60))
@@ -60,6 +63,32 @@ def merged_text(call, model: Path, adapter) -> str:
     for _ in range(TOKENS):
         ids.append(int(reference(torch.tensor([ids])).logits[0, -1].argmax()))
     return call("POST", "/detokenize", tokens=ids[len(PROMPT) :])["prompt"]
+
+
+def test_adapters_named_at_the_start_are_served(tiny_model_dir, tmp_path):
+    adapter = make_adapter(tmp_path / "from elsewhere", tiny_model_dir, seed=5)
+    server = start_server(
+        tiny_model_dir, tmp_path / "log", "--adapter", f"mine={adapter.directory}"
+    )
+    try:
+        server.wait_ready()
+
+        def call(method: str, path: str, **body) -> dict:
+            answer = httpx.request(method, f"{server.url}{path}", json=body, timeout=60)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        assert [model["id"] for model in call("GET", "/v1/models")["data"]] == ["tiny", "mine"]
+        assert text_of(call, "mine") == merged_text(call, tiny_model_dir, adapter)
+        assert text_of(call, "tiny") == merged_text(call, tiny_model_dir, None)
+    finally:
+        stop_server(server)
+
+
+@pytest.mark.parametrize("given", ["mine", "=path", "mine="])
+def test_an_adapter_at_the_start_needs_a_name_and_a_path(given):
+    with pytest.raises(ConfigurationError, match="NAME=PATH"):
+        _ = Settings(adapter=[given]).adapters
 
 
 def load(call, name: str, status: int = 200, **fields) -> dict:
