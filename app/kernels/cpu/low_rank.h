@@ -12,6 +12,8 @@ namespace hagane {
 
 // Rows of one task: they reuse its factor from the cache.
 constexpr int64_t kGroupRows = 32;
+// Up to this many rows, a layer takes as long as reading its weights.
+constexpr int64_t kRowsThatWaitForMemory = 4;
 // What all rows of some blocks of outputs get added: written by one pass, read by the next.
 constexpr int64_t kBytesOfChanges = 131072;
 
@@ -102,7 +104,11 @@ class ChangedRows {
       Linear part = call;
       part.added = added;
       part.added_first = block;
-      kernels.linear(part, block, end);
+      // Many rows wait for arithmetic: memory brings the next factors meanwhile, a few lines at a time.
+      for (int64_t pair = block; pair < end; pair += 2) {
+        if (call.x.count > kRowsThatWaitForMemory) fetch(pair + end - block, call.weight.blocks());
+        kernels.linear(part, pair, std::min(end, pair + 2));
+      }
     }
   }
 
@@ -111,6 +117,15 @@ class ChangedRows {
     const Group* group;
     int64_t block;
   };
+
+  // What `expand` will read for two blocks of outputs, into the second level of the cache.
+  void fetch(int64_t block, int64_t blocks) const {
+    const int64_t end = std::min(blocks, block + 2);
+    if (block >= end) return;
+    for (const Group& group : groups_)
+      for (const uint32_t* line = group.change->lines(block); line < group.change->lines(end); line += 16)
+        __builtin_prefetch(line, 0, 2);
+  }
 
   // Symmetric codes in [-127, 127] for 16 ranks of a row.
   void quantize(int64_t row, int64_t block) const {
