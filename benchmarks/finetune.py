@@ -70,6 +70,7 @@ def measure(model: Path, plan: dict) -> dict:
             model=model, training_file=file, validation_file=held, rank=plan["rank"],
             batch_size=plan["rows"], n_epochs=plan["steps"], dtype="bfloat16",
             threads=plan["threads"], quantize=plan["quantize"],
+            checkpoint_every=plan["steps"],
         )  # fmt: skip
         finetune(spec, directory / "run", clock)
     tokens = plan["rows"] * plan["length"] * (plan["steps"] - 1)

@@ -9,11 +9,16 @@ of weights, in 16 bits, are here those of an adapter alone.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from app.kernels import native, training
 from app.transformer.linear import Int4, Int8, Int8Embedding, Linear, quantize_int8
+
+if TYPE_CHECKING:
+    from app.transformer.model import Transformer
 
 # Outputs whose slopes are quantized together on a head's way back: a vocabulary's probabilities
 # differ by more than 8 bits.
@@ -105,11 +110,13 @@ class IntegerEmbedding(nn.Module):
         return total
 
 
-def compute_in_integers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let the quantized layers below `model` compute with the native kernels, both ways.
+def compute_in_integers(model: Transformer, dtype: torch.dtype) -> None:
+    """Let the quantized layers and head compute with the native kernels, both ways.
 
-    Their stored form is given up one after the other, so that little more memory is needed.
+    Their stored form is given up one after the other, so that little more memory is needed. An
+    embedding that is not the head only looks up rows.
     """
+    head = model.head
     parents = [
         module
         for module in model.modules()
@@ -119,5 +126,5 @@ def compute_in_integers(model: nn.Module, dtype: torch.dtype) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, Widened) and isinstance(child.layer, Int8 | Int4):
                 setattr(parent, name, Integers(child.layer))
-            elif isinstance(child, Int8Embedding):
+            elif child is head and isinstance(child, Int8Embedding):
                 setattr(parent, name, IntegerEmbedding(child, dtype))
