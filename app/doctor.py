@@ -19,9 +19,10 @@ import psutil
 import torch
 
 from app import __version__
-from app.engine.runner import resolve_device, resolve_dtype
+from app.engine.runner import resolve_dtype
 from app.errors import HaganeError
 from app.kernels import choose, native
+from app.kernels.devices import resolve_device
 from app.machine import available_memory, memory_limit
 from app.settings import CONFIG_VARIABLE, Settings
 from app.transformer.config import ModelConfig

@@ -7,6 +7,7 @@ Parts, each a few minutes at most, results saved after every one:
     rates         bytes a second of a copy, operations a second of a bf16 matrix product
     bf16          Llama-3.1-8B's shape: one stream, prefill, a cached prefix, 256 streams
     int4          the same shape with 4-bit weights: one stream
+    fp8           the same shape with 8-bit floats: one stream, prefill, 256 streams
     small         Qwen3-0.6B's shape: one stream, where Python's time rules
     transformers  continuous batching of 256 streams of the 8B shape
     training      LoRA on the 8B shape with a 4-bit base
@@ -40,7 +41,7 @@ from app.main import engine_config
 from app.settings import Settings
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("rates", "bf16", "int4", "small", "transformers", "training")
+PARTS = ("rates", "bf16", "int4", "fp8", "small", "transformers", "training")
 GROUP = 64
 
 
@@ -118,11 +119,14 @@ class Bench:
             torch.cuda.synchronize()
 
     def bf16(self) -> dict:
-        return asyncio.run(self._serve_large())
+        return asyncio.run(self._serve_large("none"))
 
-    async def _serve_large(self) -> dict:
+    def fp8(self) -> dict:
+        return asyncio.run(self._serve_large("fp8"))
+
+    async def _serve_large(self, quantize: str) -> dict:
         load = self.load
-        async with self.engine(load.large, "none") as client:
+        async with self.engine(load.large, quantize) as client:
             info = client.info
             assert info is not None
             return {
@@ -297,6 +301,16 @@ def table(load: Load, results: dict) -> str:
         name = f"{bandwidth / whole:,.0f} tok/s: all weights once a token"
         row("8B int4, one stream", results["int4"]["one_stream"], "tok/s", bandwidth / whole, name,
             ">= 0.60")  # fmt: skip
+    if "fp8" in results:
+        found = results["fp8"]
+        whole = large.layer_weights + large.head_weights
+        name = f"{bandwidth / whole:,.0f} tok/s: all weights once a token"
+        row("8B fp8, one stream", found["one_stream"], "tok/s", bandwidth / whole, name, "")
+        for length, rate in found["prefill"].items():
+            each = 2 * large.layer_weights + large.attention_operations(int(length)) / int(length)
+            row(f"8B fp8, prefill of {length}", rate, "tok/s", operations / each,
+                f"{operations / each:,.0f} tok/s: the bf16 product's rate", "")  # fmt: skip
+        row(f"8B fp8, {load.streams} streams", found["many_streams"], "tok/s", 0, "", "")
     if "small" in results:
         whole = 2 * (load.small.layer_weights + load.small.head_weights)
         name = f"{bandwidth / whole:,.0f} tok/s: all weights once a token"

@@ -16,6 +16,7 @@ from app.engine.graphs import DecodeGraphs
 from app.engine.memory import cuda_cache_memory
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
+from app.kernels.devices import resolve_device
 from app.kernels.transfer import send
 from app.machine import available_memory
 from app.transformer.adapted import AdapterBanks
@@ -194,23 +195,6 @@ def _huge_pages(caches: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
     flat = [tensor.view(-1).view(torch.int8) for pair in caches for tensor in pair]
     for at in range(0, max(map(len, flat), default=0), 1 << 21):
         yield from (tensor[at : at + 1] for tensor in flat if at < len(tensor))
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigurationError for a device not present."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigurationError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigurationError(
-            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def resolve_dtype(name: str, of_model: str) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from app.errors import ConfigurationError
+from app.kernels.devices import resolve_device
 
 
 @dataclass(frozen=True)
@@ -91,4 +92,4 @@ def own_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return torch.device(name)
+    return resolve_device(name)

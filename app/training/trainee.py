@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from app.errors import TrainingError
 from app.kernels import native, training
+from app.kernels.devices import resolve_device
 from app.machine import available_memory
 from app.training import estimates
 from app.training.spec import FineTuneSpec
@@ -61,7 +62,7 @@ class Trainee:
 
 def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
     """Raises ModelError for a model that cannot be read and TrainingError for too little memory."""
-    device = torch.device(_device(spec.device))
+    device = resolve_device(spec.device)
     config = ModelConfig.load(spec.model)
     dtype = _dtype(spec.dtype, config, device)
     recompute = _must_recompute(config, spec, longest, device)
@@ -121,12 +122,6 @@ def _must_recompute(
             code="out_of_memory",
         )
     return estimates.memory(config, spec, longest, checkpointing=False) > 0.8 * free
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
