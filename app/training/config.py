@@ -123,11 +123,11 @@ class PretrainConfig(_Table):
     batch_rows: Annotated[int, Field(ge=1)] = 16
     micro_rows: Annotated[int, Field(ge=1)] | None = None
     steps: Annotated[int, Field(ge=1)]
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["muon", "adamw"] = "muon"
     schedule: Literal["cosine", "warmup-stable-decay"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     decay_steps: Annotated[int, Field(ge=0)] = 0
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 6e-3
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0

@@ -15,8 +15,8 @@ from app.training.plot import Panel, draw
 class Curve:
     """The reports of the run in `directory`, those of earlier starts up to step `first` included.
 
-    `loss.jsonl` has an object a report: `step`, `loss`, `learning_rate`, `tokens_per_second`, and
-    with a checkpoint `bits_per_byte` by corpus.
+    `loss.jsonl` has an object a report: `step`, `loss`, `learning_rate`, `tokens_per_second`,
+    on GPUs `utilisation`, and with a checkpoint `bits_per_byte` by corpus.
     """
 
     def __init__(self, directory: Path, first: int) -> None:
@@ -41,7 +41,14 @@ class Curve:
     def add(self, report: PretrainReport) -> None:
         """One report more."""
         entry = asdict(report)
-        kept = ("step", "loss", "learning_rate", "tokens_per_second", "bits_per_byte")
+        kept = (
+            "step",
+            "loss",
+            "learning_rate",
+            "tokens_per_second",
+            "utilisation",
+            "bits_per_byte",
+        )
         self._entries.append({key: entry[key] for key in kept if entry[key] is not None})
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self._entries[-1]) + "\n")

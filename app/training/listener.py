@@ -70,6 +70,7 @@ class Listener(Protocol):
 class PretrainReport:
     """A moment of a pretraining run. The loss is the last step's, in nats per token.
 
+    `utilisation` is the part of the GPUs' arithmetic that went into the model (MFU); None on a CPU.
     `bits_per_byte` of held-out text, by corpus, and `samples` come with every checkpoint.
     """
 
@@ -82,6 +83,7 @@ class PretrainReport:
     eta_seconds: float
     bits_per_byte: dict[str, float] | None
     samples: tuple[str, ...]
+    utilisation: float | None = None
 
 
 @dataclass(frozen=True)

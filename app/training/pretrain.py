@@ -29,6 +29,7 @@ from app.training.listener import PretrainListener, PretrainReport, PretrainResu
 from app.training.optimizer import make_optimizers, schedule, set_learning_rate
 from app.training.preparation import Prepared, prepare
 from app.training.shards import MixedRows, PackedRows
+from app.training.utilisation import Utilisation
 from app.transformer.config import ModelConfig
 from app.transformer.model import Transformer, use_operations
 from app.transformer.weights import load_model
@@ -147,6 +148,7 @@ class Run:
     rows: MixedRows
     learner: Learner
     first: int
+    utilisation: Utilisation | None
 
     @classmethod
     def load(
@@ -156,7 +158,8 @@ class Run:
         group.share(config.batch_rows)
         learner = Learner.of(make_model(config, data.tokenizer).to(device), config, group)
         first = learner.load(state_dir / "checkpoint.pt")
-        return cls(config, state_dir, data, data.rows(config), learner, first)
+        used = Utilisation.of(learner.model, config.sequence_length, device, group.size)
+        return cls(config, state_dir, data, data.rows(config), learner, first, used)
 
     def base_scores(self) -> dict[str, float] | None:
         """Those of the model to go on from, before it learns anything; None for a new model."""
@@ -207,6 +210,7 @@ class Run:
         tokens = config.batch_rows * config.sequence_length
         rate = (step - self.first) * tokens / seconds
         samples = config.samples if scores is not None else []
+        used = None if self.utilisation is None else self.utilisation.at(rate)
         return PretrainReport(
             step=step,
             steps=config.steps,
@@ -217,6 +221,7 @@ class Run:
             eta_seconds=(config.steps - step) * tokens / rate,
             bits_per_byte=scores,
             samples=tuple(sample(self.learner, self.data.tokenizer, p) for p in samples),
+            utilisation=used,
         )
 
     @torch.no_grad()

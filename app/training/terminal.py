@@ -14,9 +14,10 @@ class Terminal(Bar):
 
     def progress(self, report: PretrainReport) -> None:
         self.show(report.step, report.steps)
+        used = "" if report.utilisation is None else f" (MFU {report.utilisation:.0%})"
         self.say(
             f"step {report.step} loss {report.loss:.4f} rate {report.learning_rate:.2e} "
-            f"{report.tokens_per_second:.0f} tok/s, {report.eta_seconds / 60:.0f} min left"
+            f"{report.tokens_per_second:.0f} tok/s{used}, {report.eta_seconds / 60:.0f} min left"
         )
         if report.bits_per_byte is not None:
             self.say(f"held out, bits per byte: {report.bits_per_byte}")

@@ -20,7 +20,7 @@ HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
 CONFIG = {
     "vocab_size": 300, "sequence_length": 32, "batch_rows": 2, "warmup_steps": 2, "compile": False,
     "held_out": 0.1, "validation_rows": 2, "parameters": 100_000, "checkpoint_every": 10,
-    "log_every": 5,
+    "log_every": 5, "optimizer": "adamw", "learning_rate": 1e-3,
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def config(tmp_path: Path) -> PretrainConfig:
             "model": {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2,
                       "intermediate_size": 64, "context_length": 64},
             "vocab_size": 320, "sequence_length": 32, "batch_rows": 4, "steps": 60,
-            "warmup_steps": 5, "learning_rate": 1e-2, "checkpoint_every": 20,
+            "warmup_steps": 5, "optimizer": "adamw", "learning_rate": 1e-2, "checkpoint_every": 20,
             "validation_rows": 4, "held_out": 0.1, "compile": False, "samples": ["The cat"],
         }
     )  # fmt: skip

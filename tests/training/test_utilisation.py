@@ -1,0 +1,49 @@
+"""Model-FLOPs utilisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.training.head_loss import TorchLoss
+from app.training.utilisation import Utilisation, flops_per_token
+from app.transformer.config import ModelConfig
+from app.transformer.model import Transformer
+
+
+def model(tied: bool) -> Transformer:
+    made = Transformer(
+        ModelConfig.from_dict(
+            {"architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 64,
+             "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "max_position_embeddings": 64, "eos_token_id": 0,
+             "tie_word_embeddings": tied}
+        )
+    )  # fmt: skip
+    made.init_weights(torch.Generator().manual_seed(0))
+    return made
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_token_costs_what_torch_counts(tied):
+    rows = torch.randint(96, (2, 33))
+    made = model(tied)
+    with FlopCounterMode(display=False) as counter:
+        TorchLoss(torch.float32).mean(made, rows).backward()
+    # Products alone: torch counts attention's way back with the forward pass computed again.
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(n for name, n in counted.items() if str(name).startswith("aten.mm"))
+    attention = 12 * 2 * 64 * 32
+    assert products / 64 == flops_per_token(made, 32) - attention
+
+
+def test_utilisation_of_known_gpus_alone(monkeypatch):
+    made = model(tied=True)
+    assert Utilisation.of(made, 32, torch.device("cpu"), 1) is None
+    for name, peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        used = Utilisation.of(made, 32, torch.device("cuda", 0), 2)
+        assert used.at(1000) == pytest.approx(1000 * flops_per_token(made, 32) / (2 * peak))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Unheard of")
+    assert Utilisation.of(made, 32, torch.device("cuda", 0), 1) is None
