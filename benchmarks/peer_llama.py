@@ -103,6 +103,7 @@ def convert(directory: Path, target: Path, kind: str) -> None:
 
 class Runner:
     def __init__(self, path: Path, streams: int, context: int, threads: int) -> None:
+        """`context` tokens for all streams together, whose caches are apart."""
         llama.llama_backend_init()
         self.model = llama.llama_model_load_from_file(
             str(path).encode(), llama.llama_model_default_params()
@@ -111,8 +112,6 @@ class Runner:
         params.n_ctx, params.n_batch, params.n_ubatch = context, 512, 512
         params.n_seq_max = streams
         params.n_threads = params.n_threads_batch = threads
-        if hasattr(params, "kv_unified"):
-            params.kv_unified = True
         self.context = llama.llama_init_from_model(self.model, params)
         self.batch = llama.llama_batch_init(512, 0, 1)
 
@@ -127,6 +126,11 @@ class Runner:
             raise SystemExit("llama_decode failed")
         # The computation may still run: asking for the logits waits for it.
         llama.llama_get_logits_ith(self.context, len(rows) - 1)
+
+    def close(self) -> None:
+        llama.llama_batch_free(self.batch)
+        llama.llama_free(self.context)
+        llama.llama_model_free(self.model)
 
     def clear(self) -> None:
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
@@ -152,8 +156,7 @@ class Runner:
 
 def measure(path: Path, plan: dict) -> dict:
     started = time.monotonic()
-    context = max(*plan["prompts"], max(plan["streams"]) * (plan["context"] + plan["new_tokens"]))
-    runner = Runner(path, max(plan["streams"]), context + 512, plan["threads"])
+    runner = Runner(path, 1, max(plan["prompts"]) + 512, plan["threads"])
     ready = time.monotonic() - started
     rng = random.Random(0)
 
@@ -173,6 +176,10 @@ def measure(path: Path, plan: dict) -> dict:
         prefill[length] = length / statistics.median(fresh)
         prefix_hit[length] = statistics.median(hits)
     for streams in plan["streams"]:
+        runner.close()
+        # llama.cpp rounds the tokens of each stream up to a multiple of 256.
+        each = -(-(plan["context"] + plan["new_tokens"]) // 256) * 256
+        runner = Runner(path, streams, streams * each, plan["threads"])
         rates = []
         for _ in range(plan["rounds"]):
             runner.clear()
