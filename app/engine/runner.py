@@ -45,6 +45,12 @@ class ModelRunner:
         self.dtype = resolve_dtype(config.dtype, model_config.dtype)
         self.context_length = _context_length(config, model_config)
         self.operations = kernels.choose(self.device, self.dtype)
+        if self.operations is kernels.native and config.block_size % kernels.native.LANES:
+            # Their attention reads that many keys at a time, and past the end of a smaller block.
+            raise ConfigurationError(
+                f"block_size is {config.block_size}: the native CPU kernels need a multiple of "
+                f"{kernels.native.LANES}"
+            )
         self.model, report = load_model(
             directory,
             device=str(self.device),

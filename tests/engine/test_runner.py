@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from app import kernels
 from app.engine.runner import ModelRunner
 from app.errors import ConfigurationError
 from app.transformer.config import Quantization
@@ -30,6 +31,13 @@ def test_fp8_needs_a_gpu_that_multiplies_it(tiny_model_dir, monkeypatch, capabil
         ModelRunner(config(tiny_model_dir, device="cuda", quantize="fp8"))
     if refused:
         assert "{}.{}: use int8".format(*capability) in str(raised.value)
+
+
+@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.parametrize("block_size", [8, 24])
+def test_native_kernels_refuse_blocks_they_would_read_past(tiny_model_dir, block_size):
+    with pytest.raises(ConfigurationError, match=f"block_size is {block_size}.*multiple of 16"):
+        ModelRunner(config(tiny_model_dir, block_size=block_size))
 
 
 def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, tmp_path):
