@@ -15,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 
-@torch.inference_mode()
 def measure(directory: Path, plan: dict) -> dict:
     """The best of `rounds` runs: output tokens per second over the whole load."""
     model = AutoModelForCausalLM.from_pretrained(
@@ -35,6 +34,8 @@ def measure(directory: Path, plan: dict) -> dict:
         results = model.generate_batch(inputs=prompts, generation_config=config)
         seconds = time.monotonic() - begin
         tokens = sum(len(output.generated_tokens) for output in results.values())
+        if tokens != plan["streams"] * plan["new_tokens"]:
+            raise RuntimeError(f"{tokens} tokens came back: requests failed, see above")
         best = max(best, tokens / seconds)
     return {"tokens_per_second": best}
 
