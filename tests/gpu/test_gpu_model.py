@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import pytest
@@ -13,12 +12,11 @@ from app.engine.batch import Batch
 from app.engine.messages import GenerateRequest, SamplingParams
 from app.engine.runner import ModelRunner
 from app.kernels import PagedLayout
-from app.transformer.store import BUILTIN_MODELS
 from tests.engine.adapters import RunningEngine, logprobs_of, make_adapter, merged
 from tests.engine.adapters import config as config_of
+from tests.engine.greedy import assert_greedy_text_is_transformers, needs_builtin
 
 BLOCK = 16
-BUILTIN = BUILTIN_MODELS / "hagane-mini"
 
 
 def runner_of(directory, dtype: str, quantize: str = "none", device: str = "cuda") -> ModelRunner:
@@ -132,32 +130,9 @@ def test_quantized_logits_are_near_those_of_the_stored_weights(qwen3_dir, quanti
     assert cosine.min() > 0.98
 
 
-@pytest.mark.skipif(not BUILTIN.is_dir(), reason="the built-in model is not there")
+@needs_builtin
 def test_greedy_bfloat16_text_equals_transformers():
-    config = json.loads((BUILTIN / "config.json").read_text())
-    runner = runner_of(BUILTIN, "bfloat16")
-    peer = AutoModelForCausalLM.from_pretrained(BUILTIN, dtype=torch.bfloat16).cuda().eval()
-    prompt = [random.Random(3).randrange(10, config["vocab_size"]) for _ in range(20)]
-    with torch.inference_mode():
-        expected = peer.generate(
-            torch.tensor([prompt], device="cuda"), max_new_tokens=100, min_new_tokens=100,
-            do_sample=False,
-        )[0, len(prompt) :].tolist()  # fmt: skip
-        tokens = list(prompt)
-        logits = runner.execute(batch_of([prompt], [0], 8), ())[-1]
-        for step in range(100):
-            # What ends a text is not chosen, as `min_new_tokens` has it.
-            for end in runner.model.config.eos_token_ids:
-                logits[end] = -torch.inf
-            token = int(logits.argmax())
-            best, second = logits.topk(2).values.tolist()
-            if token != expected[step]:
-                # Only where bfloat16 cannot tell two tokens apart.
-                assert best - second < 0.02 * abs(best), f"step {step}"
-                token = expected[step]
-            tokens.append(token)
-            logits = runner.execute(batch_of([[token]], [len(tokens) - 1], 8), ())[0]
-    assert tokens[len(prompt) :] == expected
+    assert_greedy_text_is_transformers("cuda")
 
 
 def test_nothing_but_the_drawn_tokens_is_waited_for(qwen3_dir):
