@@ -22,7 +22,11 @@ class Bar:
         self._stopping = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        # A job in a shell's background ignores Control-C, and goes on doing so.
+        self._before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._stop)
         self._progress.start()
         return self
 

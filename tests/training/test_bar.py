@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from app.training.bar import Bar
+
+
+@pytest.fixture(autouse=True)
+def control_c() -> Iterator[None]:
+    """As in a shell's foreground, however the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -26,3 +35,10 @@ def test_afterwards_signals_do_what_they_did_before():
     with Bar("training"):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_was_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Bar("training") as bar:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not bar.interrupted()
