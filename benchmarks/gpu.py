@@ -11,10 +11,11 @@ Parts, each a few minutes at most, results saved after every one:
     small         Qwen3-0.6B's shape: one stream, where Python's time rules
     transformers  continuous batching of 256 streams of the 8B shape
     training      LoRA on the 8B shape with a 4-bit base
+    pretraining   Qwen3-0.6B's shape from its first step on
 
 Weights are random. DIR (best in memory: default /dev/shm/hagane-gpu) takes 18 GB. --dry-run runs
-every part but transformers' with a tiny model on the CPU: it shows that this script works, and
-measures nothing.
+every part with a tiny model on the CPU: it shows that this script works, and measures nothing.
+Exits with 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from app.main import engine_config
 from app.settings import Settings
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("rates", "bf16", "int4", "fp8", "small", "transformers", "training")
+PARTS = ("rates", "bf16", "int4", "fp8", "small", "transformers", "training", "pretraining")
 GROUP = 64
 
 
@@ -62,15 +63,18 @@ class Load:
     batch_tokens: int
     rounds: int
     training: dict
+    pretraining: dict
 
 
 FULL = Load(
     "cuda", LLAMA_8B, QWEN3_06B, 128, 256, (2048, 8192), 4096, 256, 512, 256, 8192, 3,
     {"length": 1024, "batch": 8, "steps": 4, "quantize": "int4"},
+    {"length": 2048, "batch": 16, "micro_rows": 4, "steps": 8},
 )  # fmt: skip
 DRY = Load(
     "cpu", TINY, TINY, 16, 8, (32, 128), 64, 4, 16, 8, 128, 1,
     {"length": 32, "batch": 2, "steps": 1, "quantize": "int4"},
+    {"length": 32, "batch": 2, "micro_rows": 2, "steps": 1},
 )  # fmt: skip
 
 
@@ -248,14 +252,16 @@ class Bench:
             "prompt": load.stream_prompt, "new_tokens": load.stream_new, "streams": load.streams,
             "rounds": load.rounds,
         }  # fmt: skip
-        return self.child("peer_transformers_gpu.py", plan)
+        return self.child("peer_transformers_gpu.py", plan, load.large)
 
     def training(self) -> dict:
-        return self.child("gpu_training.py", self.load.training)
+        return self.child("gpu_training.py", self.load.training, self.load.large)
 
-    def child(self, script: str, plan: dict) -> dict:
+    def pretraining(self) -> dict:
+        return self.child("gpu_pretraining.py", self.load.pretraining, self.load.small)
+
+    def child(self, script: str, plan: dict, shape: Shape) -> dict:
         """What a script in a process of its own prints: the device is empty again afterwards."""
-        shape = self.load.large
         path = self.directory / "plan.json"
         path.write_text(
             json.dumps(plan | {"device": self.load.device, "vocab_size": shape.vocab_size})
@@ -316,12 +322,20 @@ def table(load: Load, results: dict) -> str:
         name = f"{bandwidth / whole:,.0f} tok/s: all weights once a token"
         row("0.6B bf16, one stream", results["small"]["one_stream"], "tok/s", bandwidth / whole,
             name, ">= 600 tok/s")  # fmt: skip
-    if "training" in results:
-        found = results["training"]
-        # Forward and back through frozen weights; dequantizing and recomputing do not count.
-        each = 4 * (large.layer_weights + large.head_weights)
-        row("8B LoRA, int4 base", found["tokens_per_second"], "tok/s", operations / each,
-            f"{found['peak_memory'] / 1e9:.1f} GB at the peak", "<= 24 GB")  # fmt: skip
+    trained = (
+        ("training", "8B LoRA, int4 base", large, "<= 24 GB"),
+        ("pretraining", "0.6B pretraining", load.small, ""),
+    )
+    for part, name, shape, aim in trained:
+        if part not in results:
+            continue
+        found, length = results[part], getattr(load, part)["length"]
+        best = operations / shape.training_operations(length, frozen=part == "training")
+        row(name, found["tokens_per_second"], "tok/s", best,
+            f"{best:,.0f} tok/s: MFU of the product's rate", "")  # fmt: skip
+        row(f"{name}, memory", found["peak_memory"] / 1e9, "GB", 0, "the tensors' peak", aim)
+        if found.get("utilisation") is not None:
+            row(f"{name}, MFU", 100 * found["utilisation"], "%", 0, "the data sheet's rate", "")
     return "\n".join(rows)
 
 
@@ -336,17 +350,20 @@ def main() -> None:
     options.directory.mkdir(parents=True, exist_ok=True)
     bench = Bench(load, options.directory)
     bench.run("rates")
+    failed = False
     for part in options.parts:
-        if part == "rates" or (options.dry_run and part == "transformers"):
+        if part == "rates":
             continue
         try:
             bench.run(part)
         except (RuntimeError, subprocess.CalledProcessError) as error:
             # The other parts are worth having all the same.
             print(f"{part} failed: {error}", file=sys.stderr)
+            failed = True
         if options.json:
             options.json.write_text(json.dumps(bench.results, indent=1))
     print(table(load, bench.results))
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ class Shape:
         """Of a causal prefill: two products, half of each masked."""
         return 2 * self.layers * self.heads * self.head_dim * tokens**2
 
+    def training_operations(self, length: int, frozen: bool) -> int:
+        """Of a token in rows of `length`, as MFU counts them (arXiv:2204.02311, appendix B): frozen
+        weights have no gradient; dequantizing and recomputing do not count.
+        """
+        weights = (4 if frozen else 6) * (self.layer_weights + self.head_weights)
+        return weights + 12 * self.layers * self.heads * self.head_dim * length
+
     def config(self) -> dict:
         return {
             "architectures": [self.architecture],
