@@ -1,0 +1,77 @@
+"""Estimates of memory beside what a run really holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from app.training import estimates, trainee
+from app.training.examples import Example
+from app.training.masking import Sequence
+from app.training.objective import supervised_loss
+from app.training.spec import FineTuneSpec
+from app.transformer.config import ModelConfig
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256, "hidden_size": 4096,
+    "intermediate_size": 14_336, "num_hidden_layers": 22, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "max_position_embeddings": 8192, "eos_token_id": 0,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+SMALL = LLAMA_8B | {
+    "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 2,
+}  # fmt: skip
+LENGTH = 480  # as no width of the model
+
+
+def spec_of(model: Path) -> FineTuneSpec:
+    return FineTuneSpec(
+        model=model, training_file=model / "unread", dtype="bfloat16", device="cpu",
+        quantize="int4", rank=16,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [512, 1024])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_lora_on_8b_in_int4_fits_24_gb(length, checkpointing):
+    config = ModelConfig.from_dict(LLAMA_8B)
+    found = estimates.memory(config, spec_of(Path()), length, checkpointing=checkpointing)
+    # The weights alone: 7 G of 4 bits, and an embedding and a head of 0.5 G each in 16.
+    assert 5.6e9 < found < 24e9
+
+
+def test_the_estimate_holds_what_a_step_on_torch_s_operators_does(tmp_path, monkeypatch):
+    """As a GPU has it: weights, what is kept for the way back, gradients and moments."""
+    monkeypatch.setattr(trainee.training, "usable", lambda *_: False)
+    monkeypatch.setattr(trainee, "_must_recompute", lambda *_: False)
+    config = ModelConfig.from_dict(SMALL)
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path)
+    made = trainee.load_trainee(spec_of(tmp_path), LENGTH)
+    weights = storages([*made.model.parameters(), *made.model.buffers()])
+    tokens = np.arange(LENGTH, dtype=np.int32)
+    example = Example((Sequence(tokens, np.ones(LENGTH, dtype=bool)),), b"")
+    kept: list[torch.Tensor] = []
+    with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), made.autocast():
+        supervised_loss(made.model, [example, example], 0.0)
+    # No weight in 16 bits among them: on the way back it is made anew from its 4.
+    kept = [t for t in kept if t.untyped_storage().data_ptr() not in weights]
+    assert all(
+        {LENGTH, 2 * LENGTH} & {*t.shape} for t in kept if t.numel() >= SMALL["hidden_size"] * 128
+    )
+    # A gradient and two moments of each of the adapter's weights.
+    learnt = 3 * sum(p.nbytes for p in made.parameters())
+    held = sum((weights | storages(kept)).values()) + learnt
+    found = estimates.memory(config, spec_of(tmp_path), LENGTH, checkpointing=False)
+    # It also has the logits and a CPU's transposed weights.
+    assert 0.3 * found < held < found
+
+
+def storages(tensors: list[torch.Tensor]) -> dict[int, int]:
+    """Bytes by address: views count once."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
