@@ -60,11 +60,14 @@ class Curve:
         panels = [Panel("loss, nats per token", losses)]
         scored = [entry for entry in self._entries if "bits_per_byte" in entry]
         if scored:
-            steps = [entry["step"] for entry in scored]
-            labels = scored[-1]["bits_per_byte"]
-            curves = {
-                label: (steps, [entry["bits_per_byte"][label] for entry in scored])
-                for label in labels
-            }
+            curves = {}
+            for label in scored[-1]["bits_per_byte"]:
+                # A run may go on from another one's checkpoint with a corpus that was new then.
+                points = [
+                    (entry["step"], entry["bits_per_byte"][label])
+                    for entry in scored
+                    if label in entry["bits_per_byte"]
+                ]
+                curves[label] = [step for step, _ in points], [bits for _, bits in points]
             panels.append(Panel("held out, bits per byte", curves))
         draw(self._directory / "loss.png", panels)
