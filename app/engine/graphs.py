@@ -12,7 +12,7 @@ from app.engine.batch import Batch
 from app.kernels import PagedLayout, native
 from app.kernels.low_rank import AdapterRows
 from app.kernels.recording import Workspace
-from app.transformer.attention import Narrowing, Paged
+from app.transformer.attention import Fetching, Narrowing, Paged
 from app.transformer.model import Transformer
 
 
@@ -96,5 +96,5 @@ class DecodeGraphs:
             block_size=self._block_size,
         )
         adapters = AdapterRows(self._adapters[:rows]) if adapted else None
-        context = Paged(self._positions[:rows], layout, self._caches, native, adapters)
+        context = Fetching(self._positions[:rows], layout, self._caches, native, adapters)
         return self._model.logits(self._model(self._token_ids[:rows], context))

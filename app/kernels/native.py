@@ -370,6 +370,19 @@ def attend(
     return out
 
 
+def fetch(cache: tuple[Tensor, Tensor], layout: PagedLayout, kv_heads: int, head_dim: int) -> None:
+    """Have the linear layers until the next attention bring what that will read into the caches.
+
+    The next attention is the one over `cache` with this layout.
+    """
+    keys, values = cache
+    _cpu.fetch(
+        _DTYPES[keys.dtype], keys.data_ptr(), values.data_ptr(), kv_heads, head_dim,
+        layout.block_size, layout.block_tables.data_ptr(), layout.block_tables.stride(0),
+        layout.lengths.data_ptr(), len(layout.context_lengths),
+    )  # fmt: skip
+
+
 def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64)

@@ -56,6 +56,20 @@ class Paged:
 
 
 @dataclass(frozen=True)
+class Fetching(Paged):
+    """Serving with the native kernels, of tokens that each read a cache of their own.
+
+    Their attention waits for memory, which the products before it leave idle: these fetch for it.
+    """
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        attended = super().attend(layer, q, k, v, window)
+        if layer + 1 < len(self.caches):
+            kernels.native.fetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
+        return attended
+
+
+@dataclass(frozen=True)
 class Narrowing(Paged):
     """Serving with the native kernels, where the hidden states of some rows alone are wanted.
 

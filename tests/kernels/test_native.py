@@ -337,3 +337,26 @@ def test_angles(tokens):
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
+def test_fetching_a_cache_meanwhile_changes_no_product(kind):
+    layer, _ = make(kind, 80, 128, 64, torch.bfloat16, False)
+    packed = for_serving(layer, native, torch.bfloat16)
+    x = torch.randn(50, 128).bfloat16()
+    expected = packed(x)
+    layout = PagedLayout(
+        slots=torch.arange(3),
+        block_tables=torch.tensor([[0, 1], [2, 0], [3, 4]], dtype=torch.int32),
+        starts=torch.arange(4, dtype=torch.int32),
+        lengths=torch.tensor([20, 3, 32], dtype=torch.int32),
+        query_starts=(0, 1, 2, 3),
+        context_lengths=(20, 3, 32),
+        decodes=3,
+        block_size=16,
+    )
+    for dtype in (torch.bfloat16, torch.int8):
+        cache = native.allocate_cache(5, 16, 2, 32, dtype, torch.device("cpu"))
+        native.fetch(cache, layout, 2, 32)
+        for _ in range(3):
+            assert torch.equal(packed(x), expected)

@@ -18,6 +18,8 @@ namespace {
 
 const Kernels* active = generic_kernels();
 
+Upcoming upcoming;
+
 // Less than this many bytes of work is done before another thread has woken up.
 constexpr int64_t kBytesWorthATask = 16384;
 constexpr int64_t kTasksPerThread = 8;
@@ -104,6 +106,7 @@ void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matri
   int32_t* offsets = offset_scratch.get<int32_t>(padded * groups);
   std::memset(prepared + rows * stride * item, 0, (padded - rows) * stride * item);
   Linear call{weight, {prepared, rows, stride, scale, offsets}, out, residual};
+  if (!upcoming.empty()) call.upcoming = &upcoming;
   if (bank) changed.group(*bank, slots, rows, stride * item);
   // A thread-local object would be another one inside the workers.
   ChangedRows* const changes = bank && changed.any() ? &changed : nullptr;
@@ -224,7 +227,19 @@ void run_causal_softmax(const CausalSoftmax& s) {
   split(s.rows, s.keys * 16, [&](int64_t row) { active->causal_softmax(s, row); });
 }
 
+void run_fetch(const Attention& a) {
+  const int64_t item = a.cache_dtype == DType::f32 ? 4 : a.cache_dtype == DType::bf16 ? 2 : 1;
+  const int64_t scale = a.cache_dtype == DType::int8 ? sizeof(float) : 0;
+  const int64_t block_bytes = a.kv_heads * a.block_size * (a.head_dim * item + scale);
+  upcoming.reset(block_bytes);
+  for (int64_t s = 0; s < a.sequences; ++s)
+    for (int64_t i = 0; i * a.block_size < a.context_lengths[s]; ++i)
+      for (const void* cache : {a.keys, a.values})
+        upcoming.add(static_cast<const std::byte*>(cache) + a.block_tables[s * a.table_stride + i] * block_bytes);
+}
+
 void run_attention(const Attention& a) {
+  upcoming.clear();
   static thread_local std::vector<AttentionTask> tasks;
   tasks.clear();
   const int64_t queries = std::max<int64_t>(1, kAttentionRows * a.kv_heads / a.heads);

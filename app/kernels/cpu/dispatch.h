@@ -21,6 +21,8 @@ void run_angles(const Angles& a);
 void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t features, const Matrix& out);
 void run_rotary(const Rotary& rotary);
 void run_store(const Store& store);
+// What that attention reads: to be fetched by the products before it.
+void run_fetch(const Attention& attention);
 void run_attention(const Attention& attention);
 void run_draw(const Draw& draw);
 void run_greatest(const Greatest& greatest);

@@ -239,6 +239,23 @@ PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return perform([=] { hagane::run_attention(a); });
 }
 
+PyObject* fetch(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  hagane::Attention a{};
+  a.cache_dtype = in.dtype();
+  a.keys = in.address<void>();
+  a.values = in.address<void>();
+  a.kv_heads = in.integer();
+  a.head_dim = in.integer();
+  a.block_size = in.integer();
+  a.block_tables = in.address<const int32_t>();
+  a.table_stride = in.integer();
+  a.context_lengths = in.address<const int32_t>();
+  a.sequences = in.integer();
+  if (!in.complete()) return nullptr;
+  return perform([=] { hagane::run_fetch(a); });
+}
+
 PyObject* draw(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
   hagane::Draw d{};
@@ -354,7 +371,7 @@ PyMethodDef methods[] = {
     METHOD("store", store),        METHOD("attention", attention),
     METHOD("draw", draw),          METHOD("select", select),
     METHOD("start", start),        METHOD("angles", angles),
-    METHOD("gather", gather),
+    METHOD("gather", gather),      METHOD("fetch", fetch),
     METHOD("record", record),      METHOD("recorded", recorded),
     METHOD("replay", replay),      METHOD("greatest", greatest),
     METHOD("bank", make_bank),     METHOD("low_rank", make_low_rank),

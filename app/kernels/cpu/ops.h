@@ -1,6 +1,7 @@
 // What the kernels compute on, and the table of functions that every instruction set fills.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "common.h"
@@ -108,6 +109,33 @@ struct Changes {
   Hidden hidden;
 };
 
+// Blocks of a cache that the next attention reads. Products of many rows leave the memory idle, and have
+// these fetched meanwhile.
+class Upcoming {
+ public:
+  void clear() { blocks_.clear(); }
+  void reset(int64_t block_bytes) {
+    blocks_.clear();
+    block_bytes_ = block_bytes;
+    taken_.store(0, std::memory_order_relaxed);
+  }
+  void add(const void* block) { blocks_.push_back(static_cast<const std::byte*>(block)); }
+  bool empty() const { return blocks_.empty(); }
+
+  // Where the next `bytes` begin, or null when all were taken. Beyond a block's end lies, most often,
+  // the next one.
+  const std::byte* take(int64_t bytes) {
+    const int64_t first = taken_.fetch_add(bytes, std::memory_order_relaxed);
+    const size_t block = static_cast<size_t>(first / block_bytes_);
+    return block < blocks_.size() ? blocks_[block] + first % block_bytes_ : nullptr;
+  }
+
+ private:
+  std::vector<const std::byte*> blocks_;
+  int64_t block_bytes_ = 1;
+  std::atomic<int64_t> taken_{0};
+};
+
 struct Linear {
   const Weight& weight;
   Prepared x;
@@ -117,6 +145,7 @@ struct Linear {
   // change, which keep their bits.
   const float* added = nullptr;
   int64_t added_first = 0;
+  Upcoming* upcoming = nullptr;  // or null
 
   // What is added to 16 outputs of a row, or null.
   const float* added_to(int64_t row, int64_t block) const {
