@@ -23,7 +23,7 @@ from app.engine.runner import resolve_dtype
 from app.errors import HaganeError
 from app.kernels import choose, native
 from app.kernels.devices import resolve_device
-from app.machine import available_memory, memory_limit
+from app.machine import available_memory, memory_limit, usable_cores
 from app.settings import CONFIG_VARIABLE, Settings
 from app.transformer.config import ModelConfig
 from app.transformer.store import local_model, model_stores
@@ -91,7 +91,7 @@ def _processor(_: Settings) -> Iterator[Finding]:
     name, flags = _cpuinfo()
     found = [flag for flag in _CPU_FLAGS if flag in flags]
     yield Finding("cpu", "ok", f"{name}; {' '.join(found) or 'no vector extensions known here'}")
-    usable = len(native.usable_cores())
+    usable = len(usable_cores())
     text = (
         f"{os.cpu_count()} there, {len(os.sched_getaffinity(0))} by affinity, {usable} usable "
         "under the control group's quota"
@@ -259,7 +259,7 @@ def _plan(settings: Settings) -> Iterator[Finding]:
         "ok",
         f"serve {directory.name} on {device} in {str(dtype).removeprefix('torch.')}, "
         f"quantize {settings.quantize}, {backend} kernels, "
-        f"{settings.threads or len(native.usable_cores())} threads"
+        f"{settings.threads or len(usable_cores())} threads"
         + (f", settings from {source}" if source else ""),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,18 @@ def available_memory() -> int:
         return available
     # Cached file pages count as used and are given back when asked for.
     return max(min(available, limit - used + _reclaimable()), 0)
+
+
+def usable_cores() -> list[int]:
+    """Core numbers by affinity, no more of them than the control group's quota of CPU time."""
+    cores = sorted(os.sched_getaffinity(0))
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return cores[: max(1, round(int(quota) / int(period)))]
 
 
 def _reclaimable() -> int:

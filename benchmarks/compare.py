@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from model import make_model
 
-from app.kernels import native
+from app.machine import usable_cores
 
 HERE = Path(__file__).resolve().parent
 PLAN = {
@@ -113,7 +113,7 @@ def make_runners(
     options: argparse.Namespace, files: dict[str, Path]
 ) -> dict[str, Callable[[], dict]]:
     """What measures each of the compared once, by its name in the table."""
-    plan = PLAN | {"threads": len(native.usable_cores()), "prompts": options.prompts}
+    plan = PLAN | {"threads": len(usable_cores()), "prompts": options.prompts}
     plan_file = options.model.with_name("plan.json")
     plan_file.write_text(json.dumps(plan))
 
@@ -182,7 +182,7 @@ def speeds(results: Results) -> list[str]:
     heads += [f"{n} stream{'s' * (n > 1)}" for n in PLAN["streams"]]
     lines = [
         f"Tokens/s, medians of {min(map(len, results.values()))} alternating runs, "
-        f"{len(native.usable_cores())} threads.",
+        f"{len(usable_cores())} threads.",
         "",
         f"| | {' | '.join(heads)} |",
         "|---" * (len(heads) + 1) + "|",

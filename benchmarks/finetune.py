@@ -29,7 +29,7 @@ import torch
 from model import make_model
 from tokenizers import Tokenizer, pre_tokenizers
 
-from app.kernels import native
+from app.machine import usable_cores
 from app.training.finetune import finetune
 from app.training.listener import CheckpointReport, StepReport
 from app.training.spec import FineTuneSpec
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("runs/qwen3-0.6b-words"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="the first is not timed")
-    parser.add_argument("--threads", type=int, default=len(native.usable_cores()))
+    parser.add_argument("--threads", type=int, default=len(usable_cores()))
     parser.add_argument(
         "--checkpointing", action="store_true", help="PEFT's gradient checkpointing"
     )

@@ -23,6 +23,7 @@ from torch import Tensor
 from app.kernels import PagedLayout, native
 from app.kernels.arena import large_pages
 from app.kernels.recording import Workspace
+from app.machine import usable_cores
 from app.transformer.attention import Paged
 from app.transformer.config import ModelConfig
 from app.transformer.model import Transformer
@@ -55,7 +56,7 @@ def measure_limits() -> Limits:
     """The memory's by finding the largest of a gigabyte of floats, which is reading them."""
     floats = large_pages(torch.empty(64, 1 << 22)).fill_(1.0)
     memory = floats.nbytes / best(lambda: native.greatest(floats), 5)
-    torch.set_num_threads(len(native.usable_cores()))
+    torch.set_num_threads(len(usable_cores()))
     rows, weights = torch.ones(512, 1024), torch.ones(6144, 1024)
     work = 2.0 * rows.numel() * weights.shape[0]
     narrow, narrow_weights = rows.bfloat16(), weights.bfloat16().T

@@ -36,3 +36,14 @@ def test_a_container_has_what_its_group_leaves(cgroup):
     assert machine.available_memory() == GIB // 2 + GIB // 4
     cgroup(current=f"{2 * GIB}\n")
     assert machine.available_memory() == 0
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"), [(None, 4), ("max 100000", 4), ("250000 100000", 2), ("5000 100000", 1)]
+)
+def test_cores_are_those_of_the_affinity_within_the_quota(tmp_path, monkeypatch, quota, count):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {7, 2, 3, 5})
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert machine.usable_cores() == [2, 3, 5, 7][:count]

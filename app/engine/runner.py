@@ -18,7 +18,7 @@ from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
 from app.kernels.devices import resolve_device
 from app.kernels.transfer import send
-from app.machine import available_memory
+from app.machine import available_memory, usable_cores
 from app.transformer.adapted import AdapterBanks
 from app.transformer.attention import Paged
 from app.transformer.config import ModelConfig, Quantization
@@ -137,7 +137,7 @@ class ModelRunner:
         logger.info(
             "native kernels: %s on %d threads",
             instructions,
-            threads or len(kernels.native.usable_cores()),
+            threads or len(usable_cores()),
         )
 
     def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:

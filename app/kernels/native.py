@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from app.kernels.arena import Arena, large_pages
 from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
 from app.kernels.recording import Workspace
+from app.machine import usable_cores
 
 try:
     from app.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
@@ -113,18 +112,6 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         for parameter in (trim_threshold, mmap_threshold):
             ctypes.CDLL(None).mallopt(parameter, 1 << 30)
-
-
-def usable_cores() -> list[int]:
-    """Core numbers by affinity, no more of them than the control group's quota of CPU time."""
-    cores = sorted(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    if quota == "max":
-        return cores
-    return cores[: max(1, round(int(quota) / int(period)))]
 
 
 @dataclass(frozen=True, eq=False)

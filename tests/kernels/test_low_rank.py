@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from app.kernels import native
 from app.kernels.low_rank import AdapterRows, NativeBank, Part, TorchBank
+from app.machine import usable_cores
 from app.transformer.adapted import Adapted, PackedAdapted
 from app.transformer.linear import Dense, Int4, Int8
 from app.transformer.serving import for_serving
@@ -23,7 +24,7 @@ def instruction_set(request):
     if not native.available():
         pytest.skip("kernels not built")
     try:
-        native.start(min(2, len(native.usable_cores())), request.param)
+        native.start(min(2, len(usable_cores())), request.param)
     except ValueError as error:
         pytest.skip(str(error))
     yield request.param

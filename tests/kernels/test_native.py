@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.kernels import Cuts, PagedLayout, native, reference
+from app.machine import usable_cores
 from app.transformer.linear import (
     Dense,
     Int4,
@@ -29,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 @pytest.fixture(scope="module", params=SETS, autouse=True)
 def instruction_set(request):
     """Two threads, so that what runs beside each other shows."""
-    cores = native.usable_cores()
+    cores = usable_cores()
     try:
         native.start(min(2, len(cores)), request.param)
     except ValueError as error:
