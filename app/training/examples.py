@@ -118,7 +118,7 @@ def report(spec: FineTuneSpec) -> FileReport:
         kept = examples if spec.validation_file else split(examples, spec.seed).training
         plan = resolve(spec, len(kept), config.hidden_size)
         found.plan, found.steps = plan, plan.steps
-        found.seconds = estimates.seconds(config, plan, sum(map(len, kept)))
+        found.seconds = estimates.seconds(config, spec, plan, sum(map(len, kept)))
         longest = max(map(len, examples))
         found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
         found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)

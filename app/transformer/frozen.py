@@ -4,7 +4,9 @@
 kernels does, forward on 8-bit inputs, and so back: of W = scale * codes, a scale per output, the
 gradient by the input is (dy * scale) codes, a product of the same kind whose input is quantized
 token by token, too. That is SwitchBack (Wortsman et al., 2023, arXiv:2304.13013), whose gradients
-of weights, in 16 bits, are here those of an adapter alone.
+of weights, in 16 bits, are here those of an adapter alone. A head's way back stays in floats: of
+its slopes, a vocabulary's probabilities, 8 bits would lose the many small ones, and with them most
+of what is to be learnt.
 """
 
 from __future__ import annotations
@@ -19,10 +21,6 @@ from app.transformer.linear import Int4, Int8, Int8Embedding, Linear, quantize_i
 
 if TYPE_CHECKING:
     from app.transformer.model import Transformer
-
-# Outputs whose slopes are quantized together on a head's way back: a vocabulary's probabilities
-# differ by more than 8 bits.
-_SLOPES = 2048
 
 
 class Widened(nn.Module):
@@ -86,28 +84,25 @@ class WidenedHead:
 
 
 class IntegerEmbedding(nn.Module):
-    """An embedding of 8 bits and head, with the native kernels. `dtype` is that of its rows."""
+    """An embedding of 8 bits and head, with the native kernels; `dtype` is that of its rows, and of
+    the same weights on the way back.
+    """
 
     def __init__(self, layer: Int8Embedding, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype = dtype
         self.weight = native.pack_int8(layer.weight_int8, layer.scale)
-        parts = zip(layer.weight_int8.split(_SLOPES), layer.scale.split(_SLOPES), strict=True)
-        self.transposed = [training.pack_transposed(*part) for part in parts]
+        self.widened = layer.matrix(dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return native.embed(ids, self.weight, self.dtype)
+        return native.embed(ids, self.weight, self.widened.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]."""
         return native.linear(hidden.contiguous(), self.weight, torch.float32)
 
     def gradient(self, slopes: Tensor) -> Tensor:
-        """Float32 [n, vocab] -> float32 [n, hidden]."""
-        total = torch.zeros(len(slopes), self.weight.in_features)
-        for part, weight in zip(slopes.split(_SLOPES, dim=1), self.transposed, strict=True):
-            total = native.linear(part, weight, residual=total)
-        return total
+        """Float32 [n, vocab] -> [n, hidden] in the rows' dtype."""
+        return torch.mm(slopes.to(self.widened.dtype), self.widened)
 
 
 def compute_in_integers(model: Transformer, dtype: torch.dtype) -> None:
