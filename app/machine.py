@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def usable_cores() -> list[int]:
     if quota == "max":
         return cores
     return cores[: max(1, round(int(quota) / int(period)))]
+
+
+def cuda_driver_present() -> bool:
+    """Whether there may be CUDA devices: cheap, where asking torch takes seconds."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _reclaimable() -> int:

@@ -34,7 +34,7 @@ from app.api.limits import Accounts
 from app.api.middleware import BodyLimit, RequestContext, asked_by_machines
 from app.api.serving import ServedModel, Serving
 from app.api.sse import ClientDisconnectedError
-from app.engine.client import EngineClient
+from app.engine.fleet import Fleet, Residency
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
 from app.server import AdminListener
@@ -62,20 +62,20 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
     """
     directory = resolve_model(settings.model, model_stores(settings))
     model = ServedModel.load(directory, settings.served_model_name)
-    client = EngineClient(engine_config(settings, str(directory)))
+    fleet = Fleet(engine_config(settings, str(directory)), residency(settings))
     store = open_store(settings)
-    recorded = metrics.Metrics(client, store.jobs)
+    recorded = metrics.Metrics(fleet, store.jobs)
     accounts = Accounts(settings, recorded.registry)
     catalogue = Catalogue(store.database, model.id)
     for name, path in settings.adapters.items():
         AdapterConfig.load(path)
         catalogue.register(name, path, adapter_digest(path), replace=True)
-    serving = Serving(settings, model, client, recorded, accounts, store, catalogue)
+    serving = Serving(settings, model, fleet, recorded, accounts, store, catalogue)
     supervisor = Supervisor(store, job_options(settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await client.start()
+        await fleet.start()
         if store.durable:
             supervisor.start()
         watch = asyncio.create_task(_watch(serving, shut_down))
@@ -87,7 +87,7 @@ def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
         watch.cancel()
         await asyncio.gather(
             supervisor.stop(grace=settings.shutdown_grace),
-            client.stop(grace=settings.shutdown_grace),
+            fleet.stop(grace=settings.shutdown_grace),
         )
 
     routes = _PUBLIC if settings.admin_port is not None else (*_PUBLIC, *_ADMIN)
@@ -178,11 +178,32 @@ def job_options(settings: Settings) -> JobOptions:
     )
 
 
+def residency(settings: Settings) -> Residency:
+    """The part of the settings that whole models beside the base are bounded by."""
+    return Residency(
+        models=settings.resident_models,
+        cache_bytes=int(settings.resident_cache_memory),
+        gpu_memory_fraction=settings.resident_gpu_memory_fraction,
+        idle_seconds=settings.resident_idle_seconds,
+    )
+
+
 def _engine_share(settings: Settings) -> float:
-    """Of a GPU's memory, without what belongs to jobs where the admin key allows them."""
+    """Of a GPU's memory, without what belongs to jobs and their whole models where there are any.
+
+    Raises ConfigurationError where nothing is left.
+    """
     if not settings.admin_key.get_secret_value():
         return settings.gpu_memory_fraction
-    return min(settings.gpu_memory_fraction, 1 - settings.job_gpu_memory_fraction)
+    models = settings.resident_models * settings.resident_gpu_memory_fraction
+    left = 1 - settings.job_gpu_memory_fraction - models
+    if left <= 0:
+        raise ConfigurationError(
+            f"resident_models {settings.resident_models} x resident_gpu_memory_fraction "
+            f"{settings.resident_gpu_memory_fraction} and job_gpu_memory_fraction "
+            f"{settings.job_gpu_memory_fraction} leave the base nothing of a GPU: lower one"
+        )
+    return min(settings.gpu_memory_fraction, left)
 
 
 def engine_config(settings: Settings, directory: str) -> EngineConfig:

@@ -51,7 +51,7 @@ class DrainingServer(uvicorn.Server):
     async def _finish(self, sig: int, frame: FrameType | None) -> None:
         serving: Serving = self._app.state.serving
         try:
-            await serving.client.drain(self._grace)
+            await serving.fleet.drain(self._grace)
         finally:
             super().handle_exit(sig, frame)
 

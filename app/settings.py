@@ -118,6 +118,21 @@ class Settings(BaseSettings):
         description="checkpoints that a job keeps, the best and the last among them, beside those "
         "that were asked for by name",
     )
+    resident_models: int = Field(
+        1, ge=0, description="whole models, trained here, kept in memory beside the base"
+    )
+    resident_cache_memory: ByteSize = Field(
+        ByteSize(1 << 30), description="most memory of the KV cache of each of them"
+    )
+    resident_gpu_memory_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="part of a GPU's memory for each of them; the base's KV cache leaves it free",
+    )
+    resident_idle_seconds: float = Field(
+        600.0, gt=0, description="until one that nobody asks for is stopped"
+    )
     request_timeout: float | None = Field(None, gt=0, description="seconds a request may take")
     max_body_bytes: ByteSize = Field(ByteSize(8 << 20), description="largest request body")
     cors_origins: str = Field("", description="comma-separated origins that browsers may call from")

@@ -64,9 +64,19 @@ async def unload(body: UnloadBody, request: Request) -> dict[str, Any]:
     Its files stay. Raises ModelNotFoundError, or ConflictError while an alias points to it.
     """
     serving = get_serving(request)
+    _require_adapter(serving, body.lora_name)
     removed = serving.store.adapters.delete(body.lora_name)
     await serving.client.unload_adapter(removed.digest)
     return {"id": body.lora_name, "object": "model", "deleted": True}
+
+
+def _require_adapter(serving: Serving, name: str) -> None:
+    found = serving.store.adapters.find(name)
+    if found is not None and found.whole:
+        raise InvalidRequestError(
+            f"'{name}' is a whole model, no adapter: DELETE /v1/models/{name} removes it.",
+            param="lora_name",
+        )
 
 
 def _find(path: str, serving: Serving) -> Path:

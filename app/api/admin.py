@@ -9,7 +9,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app import __version__
-from app.api.serving import authenticate_admin, get_serving
+from app.api.serving import Serving, authenticate_admin, get_serving
+from app.engine.fleet import Resident
+from app.errors import ConflictError
 
 router = APIRouter(dependencies=[Depends(authenticate_admin)])
 
@@ -27,8 +29,9 @@ def status(request: Request) -> dict[str, Any]:
             "state": client.state,
             "restarts": client.restarts,
             "pid": client.info.pid if client.info else None,
-            "context_length": serving.context_length,
+            "context_length": serving.context_length(serving.model.config),
         },
+        "resident_models": [_describe_resident(one) for one in serving.fleet.residents],
         "requests": {"running": stats.running, "waiting": stats.waiting},
         "kv_cache": {
             "blocks_used": stats.blocks_used,
@@ -43,19 +46,45 @@ def status(request: Request) -> dict[str, Any]:
 
 @router.delete("/v1/models/{model_id:path}")
 async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
-    """Remove an adapter once its last request is done, with all that its job left on disk.
+    """Remove an adapter or a whole model once its last request is done, with all that its job
+    left on disk.
 
     The job's checkpoints go with it; the job and its events stay. Raises ModelNotFoundError, or
-    ConflictError while an alias points to one of them.
+    ConflictError while an alias points to one of them or the server's base is what is to go.
     """
     serving = get_serving(request)
     store = serving.store
+    _require_not_base(serving, model_id)
     removed = await run_in_threadpool(store.adapters.delete, model_id)
-    await serving.client.unload_adapter(removed.digest)
+    if not removed.whole:
+        await serving.client.unload_adapter(removed.digest)
     if removed.job is not None:
         folder = store.job_directory(removed.job)
+        store.models.withdraw(model_id)
+        await serving.fleet.release(folder)
         others = [stored.path for stored in await run_in_threadpool(store.adapters.list)]
         # What is in there may have been loaded under another name, too.
         if not any(path.is_relative_to(folder) for path in others):
             await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
     return {"id": model_id, "object": "model", "deleted": True}
+
+
+def _require_not_base(serving: Serving, model_id: str) -> None:
+    found = serving.store.adapters.find(model_id)
+    if found is not None and found.path.resolve() == serving.model.directory:
+        raise ConflictError(
+            f"'{model_id}' is what this server was started on: serve another model first.",
+            param="model",
+            code="model_in_use",
+        )
+
+
+def _describe_resident(resident: Resident) -> dict[str, Any]:
+    client = resident.client
+    return {
+        "model": resident.name,
+        "state": client.state,
+        "restarts": client.restarts,
+        "pid": client.info.pid if client.info else None,
+        "requests": {"running": client.stats.running, "waiting": client.stats.waiting},
+    }

@@ -86,14 +86,14 @@ def delete_alias(name: str, request: Request) -> dict[str, Any]:
 
 @router.get("/adapters")
 def list_adapters(request: Request) -> dict[str, Any]:
-    """Every adapter that is kept, promoted or not."""
+    """Every adapter and whole model that is kept, promoted or not."""
     adapters = get_serving(request).store.adapters.list()
     return {"object": "list", "data": [_adapter(stored) for stored in adapters]}
 
 
 @router.post("/adapters/{name:path}/promote")
 def promote(name: str, request: Request) -> dict[str, Any]:
-    """Serve an adapter that was kept without being promoted. Raises ModelNotFoundError."""
+    """Serve what was kept without being promoted. Raises ModelNotFoundError."""
     return _adapter(get_serving(request).store.adapters.promote(name))
 
 
@@ -120,7 +120,7 @@ def _describe(alias: AliasGeneration) -> dict[str, Any]:
 
 def _adapter(stored: StoredAdapter) -> dict[str, Any]:
     return {
-        "object": "adapter",
+        "object": "model" if stored.whole else "adapter",
         "name": stored.name,
         "base_model": stored.root,
         "directory": stored.directory,

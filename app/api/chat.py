@@ -14,11 +14,10 @@ from sse_starlette import EventSourceResponse
 from app.api.generation import Generation, Piece, build_generation
 from app.api.limits import Account
 from app.api.schemas import ChatBody
-from app.api.serving import Serving, authenticate, get_serving, meter
+from app.api.serving import ServedModel, Serving, Target, authenticate, get_serving, meter
 from app.api.sse import stream, unless_disconnected
 from app.engine.messages import TokenLogprobs
 from app.errors import InvalidRequestError
-from app.store.catalogue import Served
 from app.transformer.tokenizer import Tokenizer
 
 router = APIRouter(dependencies=[Depends(authenticate)])
@@ -30,14 +29,14 @@ async def chat(
 ) -> EventSourceResponse | dict[str, Any]:
     """One answer to a conversation, streamed or whole."""
     serving = get_serving(request)
-    model = serving.resolve(body.model)
+    target = await serving.target(body.model)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
-    generation = _generation(serving, account, body, model)
+    generation = _generation(serving, account, body, target)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": model.id,
+        "model": target.served.id,
     }
     if body.stream:
         chunks = _chunks(generation, body, {**head, "object": "chat.completion.chunk"})
@@ -51,12 +50,12 @@ async def chat(
     }
 
 
-def render_chat(serving: Serving, body: ChatBody) -> list[int]:
+def render_chat(model: ServedModel, body: ChatBody) -> list[int]:
     """The conversation as token ids, through the model's own template."""
-    template = serving.model.template
+    template = model.template
     if template is None:
         raise InvalidRequestError(
-            f"The model '{serving.model.id}' has no chat template; use /v1/completions.",
+            f"The model '{model.id}' has no chat template; use /v1/completions.",
             param="messages",
         )
     text = template.render(
@@ -64,7 +63,7 @@ def render_chat(serving: Serving, body: ChatBody) -> list[int]:
         add_generation_prompt=body.add_generation_prompt,
         **_template_arguments(body),
     )
-    return serving.model.tokenizer.encode(text, add_special_tokens=False)
+    return model.tokenizer.encode(text, add_special_tokens=False)
 
 
 def _template_arguments(body: ChatBody) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def _template_arguments(body: ChatBody) -> dict[str, Any]:
     return extra
 
 
-def _generation(serving: Serving, account: Account, body: ChatBody, model: Served) -> Generation:
+def _generation(serving: Serving, account: Account, body: ChatBody, target: Target) -> Generation:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequestError(
             "Give 'max_completion_tokens' or the older 'max_tokens', not both.",
@@ -85,11 +84,11 @@ def _generation(serving: Serving, account: Account, body: ChatBody, model: Serve
         )
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-    prompt = render_chat(serving, body)
-    room = serving.check_prompt(prompt, body.max_completion_tokens or body.max_tokens, "messages")
+    prompt = render_chat(target.model, body)
+    room = target.check_prompt(prompt, body.max_completion_tokens or body.max_tokens, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return build_generation(
-        serving, account, body, prompt, model, max_tokens=room, logprobs=logprobs
+        serving, account, body, prompt, target, max_tokens=room, logprobs=logprobs
     )
 
 
@@ -144,7 +143,7 @@ async def _whole(generation: Generation, body: ChatBody) -> list[dict[str, Any]]
 def _logprobs(generation: Generation, body: ChatBody, piece: Piece | None) -> dict[str, Any] | None:
     if not body.logprobs or piece is None:
         return None
-    tokenizer = generation.serving.model.tokenizer
+    tokenizer = generation.target.model.tokenizer
     return {"content": [_entry(tokenizer, entry) for entry in piece.logprobs], "refusal": None}
 
 

@@ -15,11 +15,10 @@ from sse_starlette import EventSourceResponse
 from app.api.generation import Generation, Piece, Usage, build_generation
 from app.api.limits import Account
 from app.api.schemas import CompletionBody
-from app.api.serving import Serving, authenticate, get_serving, meter
+from app.api.serving import Serving, Target, authenticate, get_serving, meter
 from app.api.sse import stream, unless_disconnected
 from app.engine.messages import TokenLogprobs
 from app.errors import InvalidRequestError
-from app.store.catalogue import Served
 
 router = APIRouter(dependencies=[Depends(authenticate)])
 
@@ -33,7 +32,7 @@ async def complete(
 ) -> EventSourceResponse | dict[str, Any]:
     """Continue one text or several, streamed or whole."""
     serving = get_serving(request)
-    model = serving.resolve(body.model)
+    target = await serving.target(body.model)
     if body.best_of not in (None, body.n or 1):
         raise InvalidRequestError(
             "'best_of' other than 'n' is not supported; leave it out.", param="best_of"
@@ -41,13 +40,13 @@ async def complete(
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
     generations = [
-        _generation(serving, account, body, prompt, model) for prompt in _prompts(serving, body)
+        _generation(serving, account, body, prompt, target) for prompt in _prompts(target, body)
     ]
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": model.id,
+        "model": target.served.id,
     }
     if body.stream:
         chunks = _chunks(generations, body, head)
@@ -59,9 +58,9 @@ async def complete(
     return {**head, "choices": choices, "usage": _total(generations).as_json()}
 
 
-def _prompts(serving: Serving, body: CompletionBody) -> list[list[int]]:
+def _prompts(target: Target, body: CompletionBody) -> list[list[int]]:
     prompt = body.prompt
-    encode = serving.model.tokenizer.encode
+    encode = target.model.tokenizer.encode
     prompts: list[list[int]]
     if isinstance(prompt, str):
         prompts = [encode(prompt)]
@@ -81,20 +80,20 @@ def _prompts(serving: Serving, body: CompletionBody) -> list[list[int]]:
 
 
 def _generation(
-    serving: Serving, account: Account, body: CompletionBody, prompt: list[int], model: Served
+    serving: Serving, account: Account, body: CompletionBody, prompt: list[int], target: Target
 ) -> Generation:
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequestError(
             "'max_tokens' 0 generates nothing; it is for 'echo': true.", param="max_tokens"
         )
-    room = serving.check_prompt(prompt, body.max_tokens or None, "prompt")
+    room = target.check_prompt(prompt, body.max_tokens or None, "prompt")
     wanted = room if body.max_tokens is None else max(body.max_tokens, 1)
     return build_generation(
         serving,
         account,
         body,
         prompt,
-        model,
+        target,
         max_tokens=wanted,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
@@ -147,7 +146,7 @@ class _Choice:
         if not self._echoed:
             ids = list(self.generation.request.prompt)
             skip = self.body.skip_special_tokens
-            tokenizer = self.generation.serving.model.tokenizer
+            tokenizer = self.generation.target.model.tokenizer
             text = tokenizer.decode(ids, skip_special_tokens=skip) + text
             entries, first = [*(prompt or ()), *entries], ids[0]
         self._echoed, self.text, self.entries = True, "", []
@@ -163,7 +162,7 @@ def _legacy_logprobs(
     generation: Generation, entries: list[TokenLogprobs | None], first: int | None, offset: int
 ) -> dict[str, Any]:
     """OpenAI's older format: parallel lists, the prompt's first token without a probability."""
-    show = generation.serving.model.tokenizer.token_text
+    show = generation.target.model.tokenizer.token_text
     tokens, values, tops, offsets = [], [], [], []
     for entry in entries:
         token = show(first or 0) if entry is None else show(entry.token)

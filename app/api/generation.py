@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from app.api.limits import Account
 from app.api.schemas import SamplingBody
-from app.api.serving import Serving
+from app.api.serving import ServedModel, Serving, Target
 from app.api.timeline import Timeline
 from app.engine.detokenizer import Detokenizer
 from app.engine.messages import (
@@ -67,6 +67,7 @@ class Generation:
     """One prompt on its way through the engine."""
 
     serving: Serving
+    target: Target
     account: Account
     request: GenerateRequest
     stop: tuple[str, ...]
@@ -91,7 +92,10 @@ class Generation:
 
     async def _pieces(self, timeline: Timeline) -> AsyncGenerator[Piece, None]:
         texts = {index: self._detokenizer() for index in range(self.request.n)}
-        async with aclosing(self.serving.client.generate(self.request)) as deltas:
+        async with (
+            self.serving.engine(self.target.served) as engine,
+            aclosing(engine.generate(self.request)) as deltas,
+        ):
             async for delta in deltas:
                 text = texts.get(delta.index)
                 if text is None:
@@ -104,7 +108,7 @@ class Generation:
                 reason = delta.finish_reason
                 if text.stopped is not None:
                     if reason is None:
-                        self.serving.client.cancel(self.request.request_id, delta.index)
+                        engine.cancel(self.request.request_id, delta.index)
                     reason = "stop"
                 elif reason is not None:
                     piece += text.finish()
@@ -140,7 +144,7 @@ class Generation:
 
     def _detokenizer(self) -> Detokenizer:
         return Detokenizer(
-            self.serving.model.tokenizer,
+            self.target.model.tokenizer,
             stop=self.stop,
             skip_special_tokens=self.skip_special_tokens,
             min_tokens=self.request.sampling.min_tokens,
@@ -152,7 +156,7 @@ def build_generation(
     account: Account,
     body: SamplingBody,
     prompt: Sequence[int],
-    model: Served,
+    target: Target,
     *,
     max_tokens: int,
     logprobs: int | None,
@@ -171,14 +175,15 @@ def build_generation(
         # Logs of the engine name the HTTP request; the rest tells its prompts apart.
         request_id=f"{request_id.get()}/{uuid.uuid4().hex[:12]}",
         prompt=tuple(prompt),
-        sampling=_sampling(serving, body, max_tokens, logprobs, prompt_logprobs),
+        sampling=_sampling(target.model, body, max_tokens, logprobs, prompt_logprobs),
         n=n,
         priority=body.priority,
         deadline=None if timeout is None else time.monotonic() + timeout,
         cache_salt=body.cache_salt,
-        adapter=_adapter(model),
+        adapter=_adapter(target.served),
     )
-    return Generation(serving, account, request, _stop_strings(body), body.skip_special_tokens)
+    stop = _stop_strings(body)
+    return Generation(serving, target, account, request, stop, body.skip_special_tokens)
 
 
 def _adapter(model: Served) -> AdapterRef | None:
@@ -189,14 +194,14 @@ def _adapter(model: Served) -> AdapterRef | None:
 
 
 def _sampling(
-    serving: Serving,
+    model: ServedModel,
     body: SamplingBody,
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
-    defaults = serving.model.defaults
-    vocab = serving.model.config.vocab_size
+    defaults = model.defaults
+    vocab = model.config.vocab_size
     bias = body.logit_bias or {}
     for name, ids in (("logit_bias", list(bias)), ("stop_token_ids", body.stop_token_ids or [])):
         if bad := [i for i in ids if not 0 <= i < vocab]:

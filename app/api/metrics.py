@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from app import __version__
 from app.engine.client import EngineClient
+from app.engine.fleet import Fleet
 from app.store.jobs import Jobs
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -65,6 +66,47 @@ class _EngineCollector(Collector):
         yield build
 
 
+class _ResidentCollector(Collector):
+    """The engines of whole models beside the base, as long as they are in memory."""
+
+    _GAUGES = MappingProxyType(
+        {
+            "ready": "1 when its engine takes requests",
+            "engine_restarts": "Times its engine was restarted",
+            "requests_running": "Sequences being generated",
+            "requests_waiting": "Requests waiting for room",
+            "kv_cache_blocks_used": "KV-cache blocks in use",
+            "kv_cache_blocks_total": "KV-cache blocks",
+        }
+    )
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        residents = self.fleet.residents
+        yield GaugeMetricFamily(
+            "hagane_resident_models", "Whole models in memory beside the base", len(residents)
+        )
+        gauges = {
+            name: GaugeMetricFamily(f"hagane_resident_model_{name}", text, labels=["model"])
+            for name, text in self._GAUGES.items()
+        }
+        for resident in residents:
+            client = resident.client
+            values = (
+                client.state == "ready",
+                client.restarts,
+                client.stats.running,
+                client.stats.waiting,
+                client.stats.blocks_used,
+                client.stats.blocks_total,
+            )
+            for gauge, value in zip(gauges.values(), values, strict=True):
+                gauge.add_metric([resident.name], float(value))
+        yield from gauges.values()
+
+
 class _JobCollector(Collector):
     """Reads the last report of the fine-tuning job that runs; without one, its gauges are absent.
 
@@ -103,9 +145,10 @@ class _JobCollector(Collector):
 class Metrics:
     """The registry of one application."""
 
-    def __init__(self, client: EngineClient, jobs: Jobs) -> None:
+    def __init__(self, fleet: Fleet, jobs: Jobs) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(client))
+        self.registry.register(_EngineCollector(fleet.base))
+        self.registry.register(_ResidentCollector(fleet))
         self.registry.register(_JobCollector(jobs))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:

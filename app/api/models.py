@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 
 from app.api.serving import Serving, authenticate, get_serving
 from app.store.catalogue import Served
+from app.transformer.config import ModelConfig
 
 router = APIRouter(dependencies=[Depends(authenticate)])
 
@@ -28,14 +29,17 @@ async def get_model(model_id: str, request: Request) -> dict[str, Any]:
 
 
 def describe_model(serving: Serving, model: Served) -> dict[str, Any]:
-    """`root` is what the weights are, `parent` what an adapter or an alias stands on."""
-    is_base = model.id == serving.model.id
+    """`root` is what the weights are, `parent` what they, or an alias, stand on."""
+    whole = model.model_directory
+    config = serving.model.config if whole is None else ModelConfig.load(whole)
+    stands_alone = model.adapter_directory is not None or whole is not None
+    parent = serving.model.id if whole is None else model.root
     return {
         "id": model.id,
         "object": "model",
         "created": model.created or serving.model.created,
         "owned_by": "hagane",
-        "root": model.root if model.adapter_directory is None else model.id,
-        "parent": None if is_base else serving.model.id,
-        "max_model_len": serving.context_length,
+        "root": model.id if stands_alone else model.root,
+        "parent": None if parent == model.id else parent,
+        "max_model_len": serving.context_length(config),
     }

@@ -17,6 +17,7 @@ from app.api.fine_tuning_schemas import describe_job
 from app.api.schemas import Body
 from app.api.serving import Serving, authenticate_admin, get_serving
 from app.errors import InvalidRequestError, ModelError
+from app.store.adapters import StoredAdapter
 from app.store.jobs import Event, Job, new_job_id
 from app.store.paging import Paging
 from app.training.config import PretrainConfig
@@ -34,7 +35,7 @@ class PretrainingBody(Body):
 
     A corpus' `path` is a path on the server or the id of an uploaded file; `start_from` may also be
     the name of a model in the store, or of one that an earlier job made. `promote` is the gate:
-    whether the model gets a name in the store always, if held-out text costs it at most
+    whether the model gets a name and goes live always, if held-out text costs it at most
     `max_bits_per_byte` and less than the model it started from, or when asked to.
     """
 
@@ -88,7 +89,10 @@ router.get(_JOB + "/events", response_model=None)(fine_tuning.list_events)
 
 @router.post(_JOB + "/promote")
 def promote(job_id: str, request: Request) -> dict[str, Any]:
-    """Give the model of a job that succeeded its name. Raises InvalidRequestError before that."""
+    """Serve the model of a job that succeeded, under its name.
+
+    Raises InvalidRequestError before that.
+    """
     store = get_serving(request).store
     job = store.jobs.get(job_id)
     if job.kind != "pretraining" or job.status != "succeeded" or job.result is None:
@@ -96,10 +100,12 @@ def promote(job_id: str, request: Request) -> dict[str, Any]:
             f"Job '{job_id}' has made no model to promote (status: {job.status}).", param="job_id"
         )
     if job.fine_tuned_model is None:
-        name = job.pretrained_name
-        store.models.publish(name, Path(job.result["directory"]))
-        told = Event(f"Promoted as {name}, to be served with --model {name}")
-        store.jobs.record(job_id, (told,), fine_tuned_model=name)
+        model = StoredAdapter.pretrained(job_id, job.pretrained_name, Path(job.result["directory"]))
+        store.models.publish(model.name, model.path)
+        store.adapters.put(model)
+        store.jobs.record(
+            job_id, (Event(f"Promoted as {model.name}"),), fine_tuned_model=model.name
+        )
     return describe_job(store.jobs.get(job_id))
 
 

@@ -1,11 +1,14 @@
-"""What every route needs: the served model's text side, the engine, the metrics, the checks."""
+"""What every route needs: the models' text sides, their engines, the metrics, the checks."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +18,7 @@ from app.api.errors import AuthenticationError, PermissionDeniedError
 from app.api.limits import ANONYMOUS, Account, Accounts, key_label
 from app.api.metrics import Metrics
 from app.engine.client import EngineClient
+from app.engine.fleet import Fleet
 from app.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -32,7 +36,7 @@ from app.transformer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model as its text side: everything but the weights."""
+    """A model as its text side: everything but the weights."""
 
     id: str
     directory: Path
@@ -57,40 +61,17 @@ class ServedModel:
         )
 
 
+# Those of whole models beside the base; their directories never change.
+_load_text = lru_cache(maxsize=8)(ServedModel.load)
+
+
 @dataclass(frozen=True)
-class Serving:
-    """One application's parts, kept in `app.state.serving`."""
+class Target:
+    """What answers one request: which weights, their text side, and the longest context, tokens."""
 
-    settings: Settings
+    served: Served
     model: ServedModel
-    client: EngineClient
-    metrics: Metrics
-    accounts: Accounts
-    store: Store
-    catalogue: Catalogue
-
-    @property
-    def context_length(self) -> int:
-        return self.settings.context_length or self.model.config.max_position_embeddings
-
-    @property
-    def base(self) -> Served:
-        """The model itself."""
-        return Served(self.model.id, self.model.id, None, None, self.model.created)
-
-    def resolve(self, name: str) -> Served:
-        """What answers to `name`: the model, an adapter on it, or what an alias leads to.
-
-        Raises ModelNotFoundError.
-        """
-        found = self.base if name == self.model.id else self.catalogue.resolve(name)
-        if found is None:
-            raise ModelNotFoundError(
-                f"The model '{name}' does not exist here; this server has '{self.model.id}' and "
-                "what GET /v1/models lists beside it.",
-                param="model",
-            )
-        return found
+    context_length: int
 
     def check_prompt(self, prompt: list[int], wanted: int | None, param: str) -> int:
         """Room for new tokens, in tokens: `wanted`, or all that is left when that is None.
@@ -117,6 +98,66 @@ class Serving:
                 param=param,
             )
         return room if wanted is None else wanted
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One application's parts, kept in `app.state.serving`."""
+
+    settings: Settings
+    model: ServedModel
+    fleet: Fleet
+    metrics: Metrics
+    accounts: Accounts
+    store: Store
+    catalogue: Catalogue
+
+    @property
+    def client(self) -> EngineClient:
+        """The base model's engine, which adapters run on too."""
+        return self.fleet.base
+
+    @property
+    def base(self) -> Served:
+        """The base model itself."""
+        return Served(self.model.id, self.model.id, None, None, self.model.created)
+
+    def resolve(self, name: str) -> Served:
+        """What answers to `name`: the base, an adapter on it, a whole model, or what an alias
+        leads to.
+
+        Raises ModelNotFoundError.
+        """
+        found = self.base if name == self.model.id else self.catalogue.resolve(name)
+        if found is None:
+            raise ModelNotFoundError(
+                f"The model '{name}' does not exist here; this server has '{self.model.id}' and "
+                "what GET /v1/models lists beside it.",
+                param="model",
+            )
+        return found
+
+    async def target(self, name: str) -> Target:
+        """As `resolve`, with what the text of a request goes through. Raises ModelError, too."""
+        served = self.resolve(name)
+        model = self.model
+        if served.model_directory is not None:
+            model = await asyncio.to_thread(_load_text, served.model_directory, served.id)
+        return Target(served, model, self.context_length(model.config))
+
+    def context_length(self, config: ModelConfig) -> int:
+        """The most tokens of a prompt and its continuation."""
+        longest = config.max_position_embeddings
+        return min(self.settings.context_length or longest, longest)
+
+    def engine(self, served: Served) -> AbstractAsyncContextManager[EngineClient]:
+        """The engine that `served` runs on, there as long as the context is open.
+
+        Raises EngineUnavailableError on entry.
+        """
+        if served.model_directory is None:
+            return nullcontext(self.client)
+        return self.fleet.engine(served.id, served.model_directory)
 
 
 def get_serving(request: Request) -> Serving:

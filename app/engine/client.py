@@ -53,6 +53,8 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
 _DRAIN_POLL_SECONDS = 0.05
 _READY_POLL_SECONDS = 0.01
+# An engine that dies so often before it takes requests will not start by trying on.
+_MOST_FAILED_STARTS = 3
 
 
 class EngineClient:
@@ -79,9 +81,17 @@ class EngineClient:
 
     async def ready(self) -> EngineReady:
         """Wait until the engine takes requests. Raises HaganeError if it cannot start."""
+        before = self.restarts
         while self.info is None:
             if self.failure is not None:
                 raise HaganeError(self.failure.message)
+            if self.state == "stopped":
+                raise EngineUnavailableError("The engine was stopped.")
+            if self.restarts >= before + _MOST_FAILED_STARTS:
+                raise HaganeError(
+                    f"The engine process died {_MOST_FAILED_STARTS} times while it started; the "
+                    "log says more."
+                )
             await asyncio.sleep(_READY_POLL_SECONDS)
         return self.info
 

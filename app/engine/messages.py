@@ -190,7 +190,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the engine process is told first: the settings it needs, and no others.
 
     `kv_cache_memory` is in bytes, None lets the engine decide from free memory, on a GPU within
-    `gpu_memory_fraction` of all of it. `max_batch_tokens` is the token budget of one step,
+    `gpu_memory_fraction` of all of it, and take no more than `kv_cache_limit` bytes unless one
+    context needs more. `max_batch_tokens` is the token budget of one step,
     `adapter_memory` the most bytes of packed adapters.
     """
 
@@ -202,6 +203,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     block_size: int
     context_length: int | None
     kv_cache_memory: int | None
+    kv_cache_limit: int | None = None
     kv_cache_dtype: Literal["auto", "int8"]
     gpu_memory_fraction: float = 0.9
     max_batch_tokens: int

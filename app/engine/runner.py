@@ -148,9 +148,10 @@ class ModelRunner:
         per_context = -(-self.context_length // self.block_size)
         memory = config.kv_cache_memory
         if memory is None:
-            memory = min(
-                self._free_memory(config), config.max_sequences * per_context * block_bytes
-            )
+            wanted = config.max_sequences * per_context * block_bytes
+            if config.kv_cache_limit is not None:
+                wanted = min(wanted, max(config.kv_cache_limit, per_context * block_bytes))
+            memory = min(self._free_memory(config), wanted)
         blocks = memory // block_bytes
         if blocks < per_context:
             raise ConfigurationError(

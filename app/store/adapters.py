@@ -1,4 +1,4 @@
-"""The adapters that are kept: made by jobs or loaded from elsewhere, promoted or not."""
+"""What is kept to be served beside the base: adapters, and whole models that jobs made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _adapters, _generations = tables.adapters, tables.alias_generations
 class StoredAdapter:
     """One adapter for the base model `root`; only a promoted one is served.
 
-    `digest` is its content's (`adapter_digest`), `job` the job that made it.
+    `digest` is its content's (`adapter_digest`), `job` the job that made it. Without a digest it is
+    no adapter but a whole model, whose `root` is the one that it was trained from, or itself.
     """
 
     name: str
@@ -30,14 +31,24 @@ class StoredAdapter:
     job: str | None = None
     created_at: int = field(default_factory=lambda: int(time.time()))
 
+    @classmethod
+    def pretrained(cls, job: str, name: str, directory: Path) -> StoredAdapter:
+        """A model that `job` made from text: it has no base but itself."""
+        return cls(name, name, str(directory), digest="", job=job)
+
     @property
     def path(self) -> Path:
-        """The adapter's directory."""
+        """The directory of the adapter or the model."""
         return Path(self.directory)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it stands on its own, and needs an engine of its own."""
+        return not self.digest
 
 
 class Adapters:
-    """All adapters of one data directory."""
+    """All adapters and whole models of one data directory."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -122,4 +133,6 @@ def put_adapter(connection: sa.Connection, adapter: StoredAdapter) -> None:
 
 
 def _not_found(name: str) -> ModelNotFoundError:
-    return ModelNotFoundError(f"There is no adapter '{name}' here.", param="model")
+    return ModelNotFoundError(
+        f"No adapter and no model made here is called '{name}'.", param="model"
+    )

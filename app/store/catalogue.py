@@ -16,10 +16,11 @@ from app.store.database import Database
 
 @dataclass(frozen=True)
 class Served:
-    """What answers to a name: the base model `root`, or an adapter on it.
+    """What answers to a name: the base model `root`, an adapter on it, or a whole model beside it.
 
     `id` is the model's own name, also when the request named an alias. `digest` is the adapter's
-    content's, so that equal adapters are equal whatever they are called.
+    content's, so that equal adapters are equal whatever they are called. A whole model has a
+    `model_directory` instead; its `root` is what it was trained from.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Served:
     adapter_directory: Path | None
     digest: str | None
     created: int
+    model_directory: Path | None = None
 
 
 class Catalogue:
@@ -39,10 +41,10 @@ class Catalogue:
         self._aliases = Aliases(database)
 
     def resolve(self, name: str) -> Served | None:
-        """An alias (drawing between target and candidate), an adapter, or a job's checkpoint.
+        """An alias (drawing between target and candidate), a job's result, or its checkpoint.
 
-        Adapters of other base models, those not promoted, and those whose directory is gone are
-        not served: None.
+        Adapters of other base models, what is not promoted, and what has lost its directory are
+        not served: None. Whole models need no base: those of others are.
         """
         model = self._aliases.resolve(name) or name
         if model == self._base:
@@ -53,8 +55,9 @@ class Catalogue:
         return self._checkpoint(model)
 
     def list(self) -> list[Served]:
-        """What `/v1/models` adds to the base model: adapters and aliases, by age."""
-        served = [found for stored in self._adapters.list() if (found := self._served(stored))]
+        """What `/v1/models` adds to the base model: adapters, whole models and aliases, by age."""
+        kept = [stored for stored in self._adapters.list() if stored.name != self._base]
+        served = [found for stored in kept if (found := self._served(stored))]
         aliases = [
             Served(alias.name, alias.target or self._base, None, None, alias.created_at)
             for alias in self._aliases.current()
@@ -67,7 +70,8 @@ class Catalogue:
         Raises ConflictError if the name is taken, unless an adapter has it and `replace` is true.
         """
         taken = name == self._base or self._aliases.resolve(name) is not None
-        if taken or (self._adapters.find(name) is not None and not replace):
+        before = self._adapters.find(name)
+        if taken or (before is not None and (before.whole or not replace)):
             raise ConflictError(
                 f"The name '{name}' is taken; choose another, or unload it first.",
                 param="lora_name",
@@ -78,26 +82,26 @@ class Catalogue:
         return _as_served(stored)
 
     def _served(self, stored: StoredAdapter) -> Served | None:
-        usable = stored.promoted and stored.root == self._base and stored.path.is_dir()
-        return _as_served(stored) if usable else None
+        fits = stored.whole or stored.root == self._base
+        return _as_served(stored) if stored.promoted and fits and stored.path.is_dir() else None
 
     def _checkpoint(self, name: str) -> Served | None:
         checkpoints, jobs = tables.checkpoints, tables.jobs
         query = (
             sa.select(checkpoints, jobs.c.model)
             .join(jobs, jobs.c.id == checkpoints.c.job)
-            # Without a digest it is a whole model: served by a server of its own alone.
+            # Without a digest it is a whole model, which needs no base.
             .where(
                 checkpoints.c.name == name,
-                checkpoints.c.digest != "",
-                jobs.c.model == self._base,
+                sa.or_(jobs.c.model == self._base, checkpoints.c.digest == ""),
             )
         )
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None or not Path(row["directory"]).is_dir() or not self._ask_for(row):
             return None
-        return Served(name, self._base, Path(row["directory"]), row["digest"], row["created_at"])
+        kept = ("directory", "digest", "created_at")
+        return _as_served(StoredAdapter(name, row["model"], **{key: row[key] for key in kept}))
 
     def _ask_for(self, checkpoint: sa.RowMapping) -> bool:
         """Keep a checkpoint from being pruned; False if it just was."""
@@ -110,4 +114,6 @@ class Catalogue:
 
 
 def _as_served(stored: StoredAdapter) -> Served:
+    if stored.whole:
+        return Served(stored.name, stored.root, None, None, stored.created_at, stored.path)
     return Served(stored.name, stored.root, stored.path, stored.digest, stored.created_at)

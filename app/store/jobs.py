@@ -206,16 +206,16 @@ class Jobs:
             _insert_events(connection, job_id, events)
 
     def succeed(
-        self, job_id: str, adapter: StoredAdapter | None, events: Sequence[Event], **values: Any
+        self, job_id: str, model: StoredAdapter | None, events: Sequence[Event], **values: Any
     ) -> bool:
-        """From running to succeeded, with the adapter entered; False if it runs no more."""
+        """From running to succeeded, with its result entered; False if it runs no more."""
         values |= {"status": "succeeded", "finished_at": int(time.time())}
         running = (_jobs.c.id == job_id, _jobs.c.status == "running")
         with self._database.write() as connection:
             if not connection.execute(_jobs.update().where(*running).values(**values)).rowcount:
                 return False
-            if adapter is not None:
-                put_adapter(connection, adapter)
+            if model is not None:
+                put_adapter(connection, model)
             _insert_events(connection, job_id, events)
         return True
 

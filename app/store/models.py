@@ -15,8 +15,12 @@ class Models:
     directory: Path
 
     def publish(self, name: str, target: Path) -> None:
-        """Let `name`, a bare file name, stand for the model in `target`, for good."""
+        """Let `name`, a bare file name, stand for the model in `target`, until withdrawn."""
         self.directory.mkdir(parents=True, exist_ok=True)
         # Relative: a data directory may be moved, or mounted elsewhere.
         with contextlib.suppress(FileExistsError):
             (self.directory / name).symlink_to(os.path.relpath(target, self.directory))
+
+    def withdraw(self, name: str) -> None:
+        """Let `name` stand for nothing any more."""
+        (self.directory / name).unlink(missing_ok=True)

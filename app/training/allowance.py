@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-
 from app.errors import TrainingError
-from app.machine import memory_limit
+from app.machine import cuda_driver_present, memory_limit
 
 # What a CUDA context and its libraries take beside torch's allocator: a round figure.
 _CONTEXT_BYTES = 600 << 20
@@ -46,7 +44,7 @@ def confine(device: str, fraction: float) -> None:
 
 
 def _on_cuda(device: str) -> bool:
-    if device == "cpu" or not _driver_present():
+    if device == "cpu" or not cuda_driver_present():
         return False
     import torch
 
@@ -55,11 +53,3 @@ def _on_cuda(device: str) -> bool:
 
 def _cuda(device: str) -> str:
     return "cuda" if device == "auto" else device
-
-
-def _driver_present() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True

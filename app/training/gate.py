@@ -1,4 +1,4 @@
-"""Whether a pretrained model is given a name to be served by. Needs no torch."""
+"""Whether a pretrained model goes live, under a name. Needs no torch."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def judgement(name: str, promoted: bool, most: float | None, result: PretrainRes
         judged.append(f"at most {most:g} asked for")
     reasons = ", ".join(judged)
     if promoted:
-        return f"New model {name}, to be served with --model {name} ({reasons})"
+        return f"New model created: {name} ({reasons})"
     return f"Model written to {result.directory}, but not promoted ({reasons})"

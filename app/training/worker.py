@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -80,8 +79,8 @@ class StoreListener:
 
     def checkpoint(self, report: CheckpointReport) -> None:
         name = self._job.checkpoint_name(report.step)
-        served = not FineTuneSpec.model_validate(self._job.spec).full
-        digest = adapter_digest(report.directory) if served else ""
+        whole = FineTuneSpec.model_validate(self._job.spec).full
+        digest = "" if whole else adapter_digest(report.directory)
         metrics = {"step": report.step, **report.metrics}
         self._jobs.add_checkpoint(
             self._job.id,
@@ -146,15 +145,16 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
     # Jobs of earlier versions have neither.
     policy = job.request.get("promote", "if_better")
     most = job.request.get("max_bits_per_byte")
-    promoted = opens(policy, most, result)
+    promoted, model = opens(policy, most, result), None
     if promoted:
+        model = StoredAdapter.pretrained(job.id, job.pretrained_name, result.directory)
         # Before the success is told: a name without a job does no harm.
-        store.models.publish(job.pretrained_name, result.directory)
+        store.models.publish(model.name, model.path)
     outcome = {**asdict(result), "directory": str(result.directory), "promoted": promoted}
     event = Event(judgement(job.pretrained_name, promoted, most, result), data=outcome)
     store.jobs.succeed(
         job.id,
-        None,
+        model,
         (event, Event("The job has successfully completed")),
         fine_tuned_model=job.pretrained_name if promoted else None,
         trained_tokens=config.steps * config.batch_rows * config.sequence_length,
@@ -163,12 +163,8 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
 
 
 def _succeed(store: Store, job: Job, result: Result) -> None:
-    promoted = result.digest is not None and _passes(job, result)
-    adapter = None
-    if result.digest is not None:
-        adapter = StoredAdapter(
-            job.model_name, job.model, str(result.directory), result.digest, promoted, job.id
-        )
+    promoted = _passes(job, result)
+    digest = result.digest or ""
     outcome = {
         "directory": str(result.directory),
         "digest": result.digest,
@@ -178,12 +174,9 @@ def _succeed(store: Store, job: Job, result: Result) -> None:
         "valid_loss": result.valid_loss,
         "files": [write_results(store, job).id],
     }
-    if result.digest is None:
-        served = ["hagane", "serve", "--model", str(result.directory)]
-        outcome["command"] = shlex.join([*served, "--served-model-name", job.model_name])
     store.jobs.succeed(
         job.id,
-        adapter,
+        StoredAdapter(job.model_name, job.model, str(result.directory), digest, promoted, job.id),
         (_outcome(job, outcome), Event("The job has successfully completed")),
         fine_tuned_model=job.model_name if promoted else None,
         trained_tokens=result.trained_tokens,
@@ -196,9 +189,6 @@ def _outcome(job: Job, outcome: dict[str, Any]) -> Event:
         f"the checkpoint at step {outcome['step']}: validation loss {outcome['valid_loss']:.4f}, "
         f"the base model's {outcome['base_valid_loss']:.4f}"
     )
-    if "command" in outcome:
-        text = f"Model written ({judged}); a server of its own serves it: {outcome['command']}"
-        return Event(text, data=outcome)
     if outcome["promoted"]:
         text = f"New fine-tuned model created: {job.model_name} ({judged})"
         return Event(text, data=outcome)

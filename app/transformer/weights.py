@@ -85,8 +85,10 @@ class Checkpoint:
             return [single]
         if not index.is_file():
             pickled = sorted(p.name for p in self.directory.glob("*.bin"))
-            hint = f" ({pickled[0]} is a pickle, which is never loaded: convert it)"
-            raise ModelError(f"{single} does not exist{hint if pickled else ''}")
+            hint = "".join(
+                f" ({name} is a pickle, which is never loaded: convert it)" for name in pickled[:1]
+            )
+            raise ModelError(f"{single} does not exist{hint}")
         try:
             names = sorted(
                 set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import httpx
+import openai
 import psutil
 import pytest
 
 from app.transformer.config import ModelConfig
 from app.transformer.store import local_model
+from app.transformer.tokenizer import Tokenizer
 from tests.conftest import ADMIN_KEY
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -86,6 +88,8 @@ def test_a_gate_decides_which_model_gets_a_name(admin_server, admin):
     named = local_model(first["model"], [Path(first["result"]["directory"]).parents[2] / "models"])
     assert named == Path(first["result"]["directory"])
 
+    _live(admin_server, admin, first["model"], named)
+
     # It goes on from the first by its name, and does better, but not as well as asked for.
     scratch = ("parameters", "vocab_size")
     going_on = {key: value for key, value in config.items() if key not in scratch}
@@ -98,6 +102,26 @@ def test_a_gate_decides_which_model_gets_a_name(admin_server, admin):
     promoted = ask(admin_server, "POST", f"/{second['id']}/promote").json()
     assert promoted["model"] == f"second-{second['id'][-8:]}"
     assert ask(admin_server, "GET", f"/{second['id']}").json()["model"] == promoted["model"]
+    assert promoted["model"] in [model.id for model in admin.models.list()]
+    assert admin.models.delete(promoted["model"]).deleted
+    assert not (named.parents[2] / "models" / promoted["model"]).is_symlink()
+
+
+def _live(server, admin, name: str, directory: Path) -> None:
+    """It answers beside the server's base, with its own tokenizer."""
+    listed = admin.models.retrieve(name)
+    assert (listed.root, listed.parent, listed.max_model_len) == (name, None, 32)
+    body = {"model": name, "prompt": "The dog is big."}
+    url, headers = f"{server.url}/tokenize", {"Authorization": f"Bearer {ADMIN_KEY}"}
+    ids = httpx.post(url, json=body, headers=headers).json()["tokens"]
+    assert ids == Tokenizer.load(directory).encode(body["prompt"])
+    assert ids != httpx.post(url, json=body | {"model": "tiny"}, headers=headers).json()["tokens"]
+    asked = admin.completions.create(**body, max_tokens=5, temperature=0, logprobs=0)
+    assert asked.usage.prompt_tokens == len(ids)
+    assert asked.choices[0].logprobs.tokens
+    # A request for more than its context is told of its own, not of the base's.
+    with pytest.raises(openai.BadRequestError, match="32 tokens"):
+        admin.completions.create(model=name, prompt="a", max_tokens=100)
 
 
 def test_a_config_that_cannot_work_is_refused_by_its_key(admin_server):

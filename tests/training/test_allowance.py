@@ -18,7 +18,7 @@ GB = 10**9
 def gpu(monkeypatch):
     """A device of 80 GB; returns the fractions that were set."""
     fractions = []
-    monkeypatch.setattr(allowance, "_driver_present", lambda: True)
+    monkeypatch.setattr(allowance, "cuda_driver_present", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     properties = SimpleNamespace(total_memory=80 * GB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -29,7 +29,7 @@ def gpu(monkeypatch):
 
 
 def test_the_cpu_has_what_the_machine_has(monkeypatch):
-    monkeypatch.setattr(allowance, "_driver_present", lambda: False)
+    monkeypatch.setattr(allowance, "cuda_driver_present", lambda: False)
     assert allowance.allowed_memory("auto", 0.1) == allowance.allowed_memory("cpu", 0.1)
     assert allowance.allowed_memory("cpu", 0.1) == memory_limit()
     allowance.confine("auto", 0.1)

@@ -44,4 +44,4 @@ def test_the_log_says_what_decided():
     assert "2.0000" in text
     assert "1.8000 before" in text
     assert "at most 1.5" in text
-    assert "--model small-1" in judgement("small-1", True, None, result(2.0))
+    assert "created: small-1" in judgement("small-1", True, None, result(2.0))

@@ -72,14 +72,14 @@ def test_the_gate(store, play, promote, base, new, live):
     assert store.jobs.get(job.id).fine_tuned_model == job.model_name
 
 
-def test_a_model_trained_whole_is_told_of_and_not_served(store, play):
-    job = play(ends_with(2.0, 1.0, digest=None), "always", full=True)
-    assert (job.status, job.fine_tuned_model) == ("succeeded", None)
-    assert store.adapters.list() == []
-    command = f"hagane serve --model {job.result['directory']} --served-model-name {job.model_name}"
-    assert job.result["command"] == command
-    messages = [event.message for event in store.jobs.events(job.id, Paging()).items]
-    assert any(message.endswith(command) for message in messages)
+def test_a_model_trained_whole_goes_live_as_adapters_do(store, play):
+    job = play(ends_with(2.0, 1.0, digest=None), full=True)
+    assert (job.status, job.fine_tuned_model) == ("succeeded", job.model_name)
+    # It needs no base: a server of another one has it too.
+    for base in ("tiny", "another"):
+        served = Catalogue(store.database, base).resolve(job.model_name)
+        assert str(served.model_directory) == job.result["directory"]
+        assert (served.root, served.adapter_directory, served.digest) == ("tiny", None, None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import { announce, attempt, poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
 const JOBS = "v1/fine_tuning/jobs";
+const PRETRAINING = "admin/pretraining/jobs";
 const SECONDS = 2;
 const SHOWN_EVENTS = 300;
 const ACTIONS = {
@@ -98,7 +99,7 @@ function head(job) {
   // Only a job that failed while it was trained has somewhere to go on from.
   const usable = job.status === "failed" && !job.extra.plan ? [] : words;
   const buttons = usable.map((word) => button(word, () => change(job, word)));
-  if (job.extra.result?.digest && !job.fine_tuned_model) buttons.push(button("promote", () => promote(job)));
+  if (job.extra.result && !job.fine_tuned_model) buttons.push(button("promote", () => promote(job)));
   const links = job.fine_tuned_model ? [chatLink(job.fine_tuned_model)] : [];
   made.append(classed("div", "actions", ...buttons, ...links));
   return made;
@@ -117,9 +118,11 @@ async function change(job, word) {
 /** Serve a result that the gate kept back. */
 async function promote(job) {
   await attempt(async () => {
-    await request(pathOf("admin/adapters", job.extra.adapter, "promote"), { method: "POST" });
+    const pretrained = job.object === "pretraining.job";
+    const path = pretrained ? pathOf(PRETRAINING, job.id) : pathOf("admin/adapters", job.extra.adapter);
+    await request(`${path}/promote`, { method: "POST" });
     announce(t("changed"));
-    showList($("job-head"), [await request(pathOf(JOBS, job.id))], ({ id }) => id, head);
+    showList($("job-head"), [inCommon(await request(pathOf(JOBS, job.id)))], ({ id }) => id, head);
   });
 }
 

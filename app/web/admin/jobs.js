@@ -45,6 +45,7 @@ export function inCommon(job) {
   return {
     ...job,
     model: name,
+    fine_tuned_model: job.model,
     method: { type: t("pretraining") },
     hyperparameters: { batch_size: config.batch_rows },
     seed: config.seed,
