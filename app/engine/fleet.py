@@ -189,17 +189,17 @@ class Fleet:
                     self._retire(directory)
 
     def _config(self, directory: Path) -> EngineConfig:
-        """The base's settings for another model. On a GPU its part lies behind the base's."""
+        """The base's settings for another model, which has no adapters."""
         base, residency = self.base.config, self._residency
         longest = ModelConfig.load(directory).max_position_embeddings
-        fraction = base.gpu_memory_fraction + residency.models * residency.gpu_memory_fraction
         return msgspec.structs.replace(
             base,
             model=str(directory),
             context_length=min(base.context_length or longest, longest),
             kv_cache_memory=None,
             kv_cache_limit=residency.cache_bytes,
-            gpu_memory_fraction=min(fraction, 1.0),
+            gpu_memory_fraction=residency.gpu_memory_fraction,
+            beside_another=True,
             adapter_memory=0,
         )
 

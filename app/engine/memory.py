@@ -14,7 +14,8 @@ def cuda_cache_memory(
     model: Transformer, config: EngineConfig, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> int:
     """Bytes of `gpu_memory_fraction` that remain beside weights, other programs and a full step,
-    and beside the adapters that requests will ask for.
+    and beside the adapters that requests will ask for. `beside_another` engine, the fraction is
+    this one's own, and other programs do not count.
 
     What a step needs is measured by running one of `tokens` tokens, the most that one ever has.
     """
@@ -25,7 +26,8 @@ def cuda_cache_memory(
     step = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    allowed = int(total * config.gpu_memory_fraction) - (total - free)
+    taken = torch.cuda.memory_reserved(device) if config.beside_another else total - free
+    allowed = min(int(total * config.gpu_memory_fraction) - taken, free)
     return max(allowed - step - config.adapter_memory, 0)
 
 
