@@ -1,7 +1,8 @@
 """Hagane beside its peers on this machine: alternating runs, medians, ratios, the machine's limits.
 
 Usage: python benchmarks/compare.py [--llama PYTHON] [--openvino PYTHON] [--model DIRECTORY]
-                                    [--rounds N] [--only NAME ...] [--prompts N ...] [--json FILE]
+                                    [--rounds N] [--only NAME ...] [--prompts N ...]
+                                    [--streams N ...] [--json FILE]
 
 The load is a random model in Qwen3-0.6B's shape. transformers is always compared; other peers are,
 too, where the interpreter of an environment that has them is given:
@@ -113,7 +114,8 @@ def make_runners(
     options: argparse.Namespace, files: dict[str, Path]
 ) -> dict[str, Callable[[], dict]]:
     """What measures each of the compared once, by its name in the table."""
-    plan = PLAN | {"threads": len(usable_cores()), "prompts": options.prompts}
+    asked = {"prompts": options.prompts, "streams": options.streams}
+    plan = PLAN | {"threads": len(usable_cores())} | asked
     plan_file = options.model.with_name("plan.json")
     plan_file.write_text(json.dumps(plan))
 
@@ -141,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="names of the table's rows to measure")
     parser.add_argument("--prompts", nargs="+", type=int, default=PLAN["prompts"])
+    parser.add_argument("--streams", nargs="+", type=int, default=PLAN["streams"])
     parser.add_argument("--json", type=Path, help="file for every single figure")
     options = parser.parse_args()
     files = prepare(options.model, options.llama, options.openvino)

@@ -43,6 +43,8 @@ import httpx
 from model import make_model
 from openai import AsyncOpenAI
 
+from app.machine import usable_cores
+
 PROMPT_TOKENS, NEW_TOKENS = 256, 64
 CLIENTS = {1: 4, 16: 2, 64: 1}  # and how many requests each sends
 START_SECONDS = 300
@@ -168,7 +170,7 @@ def servers(model: Path, vllm: str | None, llama: str | None) -> dict[str, Serve
         # A slot for each client, and no copies of what nobody asks for again.
         streams = max(CLIENTS)
         command += ["--parallel", str(streams), "--ctx-size", str(512 * streams)]
-        command += ["--threads", str(len(os.sched_getaffinity(0))), "--cache-ram", "0"]
+        command += ["--threads", str(len(usable_cores())), "--cache-ram", "0"]
         found[f"llama.cpp {kind}"] = Server(command)
     return found
 
@@ -177,7 +179,7 @@ def vllm_environment(python: Path) -> dict[str, str]:
     """What its documentation asks for: the libraries to preload, and all cores for its threads."""
     preload = [python.parent.parent / "lib" / "libiomp5.so"]
     preload += Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    cores = ",".join(map(str, usable_cores()))
     return {
         "LD_PRELOAD": ":".join(str(path) for path in preload if path.is_file()),
         "VLLM_CPU_KVCACHE_SPACE": "3",
