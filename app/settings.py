@@ -68,7 +68,11 @@ class Settings(BaseSettings):
     block_size: int = Field(
         16, ge=16, le=256, multiple_of=16, description="tokens per KV-cache block"
     )
-    max_batch_tokens: int = Field(512, ge=1, description="token budget of one engine step")
+    max_batch_tokens: int = Field(
+        512,
+        ge=1,
+        description="token budget of one engine step; half for prompts while others generate",
+    )
     max_sequences: int = Field(64, ge=1, description="sequences generated at a time")
     max_waiting: int = Field(256, ge=1, description="waiting requests before 429")
     prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt beginnings")

@@ -202,6 +202,12 @@ async def _merged(
     generations: list[Generation],
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """(prompt's position, piece) of all generations as they come; closing it cancels them all."""
+    if len(generations) == 1:
+        # Most requests have one prompt: their tokens need not pass through a task of their own.
+        async with aclosing(generations[0].pieces()) as pieces:
+            async for piece in pieces:
+                yield 0, piece
+        return
     queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
 
     async def feed(position: int, generation: Generation) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import msgspec
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -71,19 +71,20 @@ async def stream(
 
 async def _lines(
     first: asyncio.Future[dict[str, Any] | None], events: AsyncGenerator[dict[str, Any], None]
-) -> AsyncIterator[dict[str, str]]:
+) -> AsyncIterator[bytes]:
     async with aclosing(events):
         try:
             if (event := await first) is not None:
                 yield _line(event)
             async for event in events:
                 yield _line(event)
-            yield {"data": "[DONE]"}
+            yield b"data: [DONE]\n\n"
         except HaganeError as error:
             yield _line(describe(error)[1])
         finally:
             first.cancel()
 
 
-def _line(event: dict[str, Any]) -> dict[str, str]:
-    return {"data": json.dumps(event, ensure_ascii=False, separators=(",", ":"))}
+def _line(event: dict[str, Any]) -> bytes:
+    # JSON has no line breaks of its own: an event is one line.
+    return b"data: %b\n\n" % msgspec.json.encode(event)

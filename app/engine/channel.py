@@ -27,33 +27,17 @@ def encode(message: msgspec.Struct) -> bytes:
     return _HEADER.pack(len(body)) + body
 
 
-class EngineChannel:
-    """The engine's end: blocking, read once per step."""
+class _Frames:
+    """Messages out of a stream of bytes that may be cut anywhere."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
+    def __init__(self, messages: Any) -> None:
         self._buffer = bytearray()
-        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages)
 
-    def send(self, message: FromEngine) -> None:
-        """Raises BrokenPipeError when the API process is gone."""
-        self._socket.sendall(encode(message))
-
-    def receive(self, timeout: float | None) -> list[ToEngine]:
-        """Every whole message at hand, waiting up to `timeout` seconds (None: for ever) for one.
-
-        Raises EOFError when the API process is gone.
-        """
-        while select.select([self._socket], [], [], timeout)[0]:
-            data = self._socket.recv(_CHUNK_BYTES)
-            if not data:
-                raise EOFError("the API process closed the channel")
-            self._buffer += data
-            timeout = 0.0
-        return self._frames()
-
-    def _frames(self) -> list[ToEngine]:
-        messages: list[ToEngine] = []
+    def feed(self, data: bytes) -> list[Any]:
+        """What is whole now that `data` has come."""
+        self._buffer += data
+        messages: list[Any] = []
         offset = 0
         while len(self._buffer) - offset >= _HEADER.size:
             (size,) = _HEADER.unpack_from(self._buffer, offset)
@@ -66,13 +50,39 @@ class EngineChannel:
         return messages
 
 
+class EngineChannel:
+    """The engine's end: blocking, read once per step."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._frames = _Frames(ToEngine)
+
+    def send(self, message: FromEngine) -> None:
+        """Raises BrokenPipeError when the API process is gone."""
+        self._socket.sendall(encode(message))
+
+    def receive(self, timeout: float | None) -> list[ToEngine]:
+        """Every whole message at hand, waiting up to `timeout` seconds (None: for ever) for one.
+
+        Raises EOFError when the API process is gone.
+        """
+        messages: list[ToEngine] = []
+        while select.select([self._socket], [], [], timeout)[0]:
+            data = self._socket.recv(_CHUNK_BYTES)
+            if not data:
+                raise EOFError("the API process closed the channel")
+            messages += self._frames.feed(data)
+            timeout = 0.0
+        return messages
+
+
 class ClientChannel:
     """The API's end: asynchronous, writes are buffered so that sending never waits."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEngine)
+        self._frames = _Frames(FromEngine)
 
     @classmethod
     async def open(cls, connection: socket.socket) -> ClientChannel:
@@ -85,13 +95,15 @@ class ClientChannel:
 
     async def messages(self) -> AsyncIterator[FromEngine]:
         """Messages until the engine's end is closed, orderly or by its death."""
-        while True:
-            try:
-                header = await self._reader.readexactly(_HEADER.size)
-                body = await self._reader.readexactly(_HEADER.unpack(header)[0])
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return
-            yield self._decoder.decode(body)
+        while data := await self._read():
+            for message in self._frames.feed(data):
+                yield message
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._reader.read(_CHUNK_BYTES)
+        except ConnectionError:
+            return b""
 
     def close(self) -> None:
         self._writer.close()

@@ -35,6 +35,7 @@ class Detokenizer:
         self._min_tokens = min_tokens
         self._tokens: list[int] = []
         self._context_start = 0
+        self._context = ""
         self._decoded_end = 0
         self._held = ""
         self.stopped: str | None = None
@@ -58,14 +59,12 @@ class Detokenizer:
         self._decoded_end = len(self._tokens)
         return rest
 
+    def _decode(self, start: int) -> str:
+        return self._tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skip_special)
+
     def _gain(self) -> str:
         """Text of the tokens not decoded yet, complete or not."""
-        skip = self._skip_special
-        known = self._tokens[self._context_start : self._decoded_end]
-        before = self._tokenizer.decode(known, skip_special_tokens=skip)
-        all_tokens = self._tokens[self._context_start :]
-        after = self._tokenizer.decode(all_tokens, skip_special_tokens=skip)
-        return after[len(before) :]
+        return self._decode(self._context_start)[len(self._context) :]
 
     def _grow(self) -> str:
         text = self._gain()
@@ -75,12 +74,11 @@ class Detokenizer:
         self._decoded_end = len(self._tokens)
         # The context must start where a character does, or its decoding would be broken.
         start = max(self._context_start, self._decoded_end - max(_CONTEXT, pending))
-        skip = self._skip_special
-        while start > self._context_start and self._tokenizer.decode(
-            self._tokens[start : self._decoded_end], skip_special_tokens=skip
-        ).startswith(_REPLACEMENT):
+        context = self._decode(start)
+        while start > self._context_start and context.startswith(_REPLACEMENT):
             start -= 1
-        self._context_start = start
+            context = self._decode(start)
+        self._context_start, self._context = start, context
         return text
 
     def _release(self, text: str) -> str:

@@ -26,13 +26,13 @@ class TestBudget:
         ]
         assert [s.chunks[0].samples for s in schedules] == [False, False, True, True]
 
-    def test_decodes_come_before_prefills(self) -> None:
+    def test_decodes_come_before_prefills_which_get_half_the_budget(self) -> None:
         scheduler = make(max_batch_tokens=8)
         scheduler.add(request("a", 3), 0.0)
         step(scheduler)
         scheduler.add(request("b", 20, priority=-5), 0.0)
-        assert shape(step(scheduler)[0]) == [("a", 3, 1), ("b", 0, 7)]
-        assert shape(step(scheduler)[0]) == [("a", 4, 1), ("b", 7, 7)]
+        assert shape(step(scheduler)[0]) == [("a", 3, 1), ("b", 0, 4)]
+        assert shape(step(scheduler)[0]) == [("a", 4, 1), ("b", 4, 4)]
 
     def test_prefills_share_a_step(self) -> None:
         scheduler = make(max_batch_tokens=8)
