@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from app.kernels import PagedLayout, native
-from app.kernels.arena import large_pages
+from app.kernels.arena import Arena
 from app.kernels.recording import Workspace
 from app.machine import usable_cores
 from app.transformer.attention import Paged
@@ -54,7 +54,8 @@ def best(run: Callable[[], object], rounds: int = 20) -> float:
 
 def measure_limits() -> Limits:
     """The memory's by finding the largest of a gigabyte of floats, which is reading them."""
-    floats = large_pages(torch.empty(64, 1 << 22)).fill_(1.0)
+    floats = torch.ones(64, 1 << 22)
+    floats = Arena(floats.nbytes).put(floats)
     memory = floats.nbytes / best(lambda: native.greatest(floats), 5)
     torch.set_num_threads(len(usable_cores()))
     rows, weights = torch.ones(512, 1024), torch.ones(6144, 1024)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 
 import torch
 from torch import Tensor
 
 _LINE = 64
-_LARGE_PAGE = 1 << 21
 
 
 class Arena:
@@ -41,11 +39,21 @@ class Arena:
         return copy.view(tensor.shape).copy_(tensor)
 
 
-def large_pages(tensor: Tensor) -> Tensor:
-    """Ask for large pages before the first write: reading weights is then a tenth faster."""
-    if tensor.nbytes >= _LARGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = (tensor.data_ptr() + tensor.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-        advise = ctypes.CDLL(None).madvise
-        advise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
-    return tensor
+class Arenas:
+    """Arenas one after the other, each of `nbytes` or of what a larger matrix needs.
+
+    For matrices whose number is not known before: those of a model, most of them smaller than a few
+    large pages, so that in pages of their own they would get none.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes, self._left = nbytes, 0
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy that lies in one of them."""
+        room = Arena.room(tensor.nbytes, 1)
+        if room > self._left:
+            self._left = max(room, self._nbytes)
+            self._arena = Arena(self._left)
+        self._left -= room
+        return self._arena.put(tensor)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.kernels.arena import Arena, large_pages
+from app.kernels.arena import Arena, Arenas
 from app.kernels.drawing import Cuts
 from app.kernels.layout import PagedLayout
 from app.kernels.recording import Workspace
@@ -33,6 +33,8 @@ _F32, _BF16, _INT8, _INT4 = range(4)
 _INPUTS = (torch.float32, torch.bfloat16, torch.int8, torch.int8)
 LANES = 16  # outputs that a line of a packed matrix holds
 
+# Where the matrices of models lie.
+_arenas = Arenas(1 << 26)
 # Where results go while a recording is made; else torch's allocator has room for them.
 _workspace: Workspace | None = None
 
@@ -177,10 +179,8 @@ def _pack(
     padded = _pad(_pad(rows, 1, width * (1 if kind in (_F32, _INT4) else LANES)), 0)
     units = padded.view(torch.int32)
     lines = units.unflatten(0, (-1, LANES)).transpose(1, 2)
-    if arena is None:
-        codes = large_pages(torch.empty(lines.shape, dtype=torch.int32)).copy_(lines)
-    else:
-        codes, scale = arena.put(lines), None if scale is None else arena.put(scale)
+    memory = arena or _arenas
+    codes, scale = memory.put(lines), None if scale is None else memory.put(scale)
     wide_bias = None if bias is None else _pad(bias.float(), 0)
     kept = codes, scale, wide_bias, input_scale
     tensors = tuple(t for t in kept if t is not None)
@@ -348,11 +348,9 @@ def attend(
     )  # fmt: skip
     out = _empty(tokens, heads * head_dim, dtype=q.dtype)
     _cpu.attention(
-        q.data_ptr(), kind, q.stride(0), out.data_ptr(), kind, heads * head_dim, kept,
-        keys.data_ptr(), values.data_ptr(), heads, kv_heads, head_dim, layout.block_size,
-        layout.block_tables.data_ptr(), layout.block_tables.stride(0),
-        layout.starts.data_ptr(), layout.lengths.data_ptr(),
-        len(layout.context_lengths), window or 0, head_dim**-0.5,
+        q.data_ptr(), kind, q.stride(0), out.data_ptr(), kind, heads * head_dim,
+        *_read(cache, layout, kv_heads, head_dim),
+        heads, layout.starts.data_ptr(), window or 0, head_dim**-0.5,
     )  # fmt: skip
     return out
 
@@ -362,8 +360,15 @@ def fetch(cache: tuple[Tensor, Tensor], layout: PagedLayout, kv_heads: int, head
 
     The next attention is the one over `cache` with this layout.
     """
+    _cpu.fetch(*_read(cache, layout, kv_heads, head_dim))
+
+
+def _read(
+    cache: tuple[Tensor, Tensor], layout: PagedLayout, kv_heads: int, head_dim: int
+) -> tuple[int, ...]:
+    """What an attention reads, as the extension wants it."""
     keys, values = cache
-    _cpu.fetch(
+    return (
         _DTYPES[keys.dtype], keys.data_ptr(), values.data_ptr(), kv_heads, head_dim,
         layout.block_size, layout.block_tables.data_ptr(), layout.block_tables.stride(0),
         layout.lengths.data_ptr(), len(layout.context_lengths),

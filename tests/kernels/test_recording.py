@@ -31,6 +31,27 @@ def test_a_replay_reads_its_inputs_again():
     assert torch.equal(replay(), step())
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_rows_that_go_through_several_operations_at_once_come_to_the_same(rows):
+    generator = torch.Generator().manual_seed(rows)
+    inputs = torch.randn(rows, 96, generator=generator).bfloat16()
+    norm = torch.rand(96, generator=generator).bfloat16()
+    up, down = (
+        native.pack_int8(*native.quantize_rows(torch.randn(*shape, generator=generator)))
+        for shape in ((128, 96), (96, 64))
+    )
+
+    def step():
+        hidden = inputs
+        for _ in range(3):
+            inner = native.linear(native.rms_norm(hidden, norm, 1e-6), up)
+            hidden = native.linear(native.silu_and_mul(inner), down, residual=hidden)
+        return native.rms_norm(native.rms_norm(hidden, norm, 1e-6), norm, 1e-6)
+
+    replay = native.record(step, Workspace())
+    assert torch.equal(replay(), step())
+
+
 def test_dead_tensors_give_their_memory_to_later_ones():
     workspace = Workspace()
     first = workspace.empty(2, 3000, dtype=torch.float32)

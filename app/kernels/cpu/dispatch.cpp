@@ -93,10 +93,13 @@ const Kernels* find_kernels(const char* name) {
 
 void use_kernels(const Kernels* kernels) { active = kernels; }
 
-void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
-                const void* residual, const Bank* bank, const int32_t* slots) {
+void run_rows(const RowWork& work) { split(work.rows, work.bytes, work); }
+
+void run_linear(const LinearWork& work) {
   static thread_local Scratch row_scratch, scale_scratch, offset_scratch;
   static thread_local ChangedRows changed;
+  const Weight& weight = *work.weight;
+  const int64_t rows = work.rows;
   const int64_t item = weight.format == Format::f32 ? 4 : weight.format == Format::bf16 ? 2 : 1;
   const int64_t stride = weight.units * inputs_per_unit(weight.format) + kBytesBetweenRows / item;
   const int64_t padded = round_up(rows, 16);
@@ -105,13 +108,14 @@ void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matri
   const int64_t groups = weight.format == Format::int4 ? weight.groups() : 1;
   int32_t* offsets = offset_scratch.get<int32_t>(padded * groups);
   std::memset(prepared + rows * stride * item, 0, (padded - rows) * stride * item);
-  Linear call{weight, {prepared, rows, stride, scale, offsets}, out, residual};
+  Linear call{weight, {prepared, rows, stride, scale, offsets}, work.out, work.residual};
   if (!upcoming.empty()) call.upcoming = &upcoming;
-  if (bank) changed.group(*bank, slots, rows, stride * item);
+  if (work.bank) changed.group(*work.bank, work.slots, rows, stride * item);
   // A thread-local object would be another one inside the workers.
-  ChangedRows* const changes = bank && changed.any() ? &changed : nullptr;
-  split(rows, weight.in * 4, [&, changes](int64_t row) {
-    active->prepare(weight, x, row, prepared, stride, scale, offsets);
+  ChangedRows* const changes = work.bank && changed.any() ? &changed : nullptr;
+  split(rows, work.before.bytes + weight.in * 4, [&, changes](int64_t row) {
+    work.before(row);
+    active->prepare(weight, work.x, row, prepared, stride, scale, offsets);
     if (changes) changes->take(weight, call.x, row);
   });
   if (changes) changes->shrink(*active, stride);
@@ -127,15 +131,22 @@ void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matri
   });
 }
 
-void run_rms_norm(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
-                  const Matrix& out) {
-  split(rows, features * 4,
-        [&](int64_t row) { active->rms_norm(x, weight, eps, features, out, row); });
+RowWork rms_norm_rows(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
+                      const Matrix& out) {
+  return {rows, features * 4, {[=](int64_t row) { active->rms_norm(x, weight, eps, features, out, row); }}};
 }
 
-void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out) {
-  split(rows, features * 8,
-        [&](int64_t row) { active->silu_and_mul(gate_up, features, out, row); });
+RowWork silu_and_mul_rows(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out) {
+  return {rows, features * 8, {[=](int64_t row) { active->silu_and_mul(gate_up, features, out, row); }}};
+}
+
+RowWork rotary_rows(const Rotary& r) {
+  return {r.tokens, (r.heads + r.kv_heads) * r.head_dim * 4,
+          {[=](int64_t token) { active->rotary(r, token); }}};
+}
+
+RowWork store_rows(const Store& s) {
+  return {s.tokens, s.kv_heads * s.head_dim * 16, {[=](int64_t token) { active->store(s, token); }}};
 }
 
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out) {
@@ -159,15 +170,6 @@ void run_angles(const Angles& a) {
       a.sin[token * a.count + i] = std::sin(angle) * a.magnitude;
     }
   });
-}
-
-void run_rotary(const Rotary& r) {
-  split(r.tokens, (r.heads + r.kv_heads) * r.head_dim * 4,
-        [&](int64_t token) { active->rotary(r, token); });
-}
-
-void run_store(const Store& s) {
-  split(s.tokens, s.kv_heads * s.head_dim * 16, [&](int64_t token) { active->store(s, token); });
 }
 
 void run_draw(const Draw& d) {

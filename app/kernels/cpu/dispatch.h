@@ -1,6 +1,9 @@
 // Picks the instruction set once, and splits every operation over the pool's threads.
 #pragma once
 
+#include <functional>
+#include <vector>
+
 #include "ops.h"
 
 namespace hagane {
@@ -9,18 +12,48 @@ namespace hagane {
 const Kernels* find_kernels(const char* name);
 void use_kernels(const Kernels* kernels);
 
-// `slots` [rows] says whose change in `bank` each row has, -1 for none; both null for none at all.
-void run_linear(const Weight& weight, const Matrix& x, int64_t rows, const Matrix& out,
-                const void* residual, const Bank* bank, const int32_t* slots);
-void run_rms_norm(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
-                  const Matrix& out);
-void run_silu_and_mul(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
+// An operation, or several one after the other, of which each computes row r from the same row of what it
+// reads, and writes where no other row is read.
+struct RowWork {
+  int64_t rows = 0;
+  int64_t bytes = 0;  // of work for each row, as reading them would take
+  std::vector<std::function<void(int64_t row)>> passes;
+
+  void operator()(int64_t row) const {
+    for (const auto& pass : passes) pass(row);
+  }
+  // Whether `next` could be taken in.
+  bool append(const RowWork& next) {
+    if (rows != next.rows) return false;
+    bytes += next.bytes;
+    passes.insert(passes.end(), next.passes.begin(), next.passes.end());
+    return true;
+  }
+};
+
+struct LinearWork {
+  const Weight* weight;
+  Matrix x;
+  int64_t rows;
+  Matrix out;
+  const void* residual;   // like out, or null
+  // Whose change in `bank` each row has, -1 for none; both null for none at all.
+  const Bank* bank;
+  const int32_t* slots;   // [rows]
+  RowWork before{};       // what x waits for, if anything
+};
+
+void run_rows(const RowWork& work);
+void run_linear(const LinearWork& work);
+RowWork rms_norm_rows(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
+                      const Matrix& out);
+RowWork silu_and_mul_rows(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
+RowWork rotary_rows(const Rotary& rotary);
+RowWork store_rows(const Store& store);
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out);
 void run_angles(const Angles& a);
 // Rows `indices` of x, one after the other.
 void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t features, const Matrix& out);
-void run_rotary(const Rotary& rotary);
-void run_store(const Store& store);
 // What that attention reads: to be fetched by the products before it.
 void run_fetch(const Attention& attention);
 void run_attention(const Attention& attention);

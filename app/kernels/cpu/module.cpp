@@ -1,11 +1,9 @@
 // The Python extension module: addresses and numbers in, nothing out. Shapes and dtypes are checked
 // by app/kernels/native.py, the only caller.
-#include <functional>
-#include <vector>
-
 #include "arguments.h"
 #include "dispatch.h"
 #include "pool.h"
+#include "recording.h"
 
 namespace {
 
@@ -14,21 +12,25 @@ using hagane::Bank;
 using hagane::DType;
 using hagane::LowRank;
 using hagane::Matrix;
+using hagane::Recording;
 using hagane::Weight;
 
 constexpr const char* kWeight = "hagane.weight";
 constexpr const char* kLowRank = "hagane.low_rank";
 constexpr const char* kBank = "hagane.bank";
-
-// The kernels of one step, in order, with all their arguments.
-using Recording = std::vector<std::function<void()>>;
 constexpr const char* kRecording = "hagane.recording";
 Recording* recording = nullptr;  // the one being made
 
 template <class Kernel>
 PyObject* perform(const Kernel& kernel) {
-  if (recording) recording->push_back(kernel);
+  if (recording) recording->add(kernel);
   else kernel();
+  Py_RETURN_NONE;
+}
+
+PyObject* perform_rows(hagane::RowWork work) {
+  if (recording) recording->add(std::move(work));
+  else hagane::run_rows(work);
   Py_RETURN_NONE;
 }
 
@@ -59,7 +61,7 @@ PyObject* replay(PyObject*, PyObject* const* values, Py_ssize_t count) {
   if (!kernels) return PyErr_Occurred() ? nullptr : PyErr_Format(PyExc_TypeError, "replay takes one recording");
   // Other threads may pack adapters meanwhile.
   Py_BEGIN_ALLOW_THREADS
-  for (const auto& kernel : *kernels) kernel();
+  kernels->replay();
   Py_END_ALLOW_THREADS
   Py_RETURN_NONE;
 }
@@ -112,15 +114,18 @@ PyObject* place(PyObject*, PyObject* const* values, Py_ssize_t count) {
 
 PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
-  const Weight* weight = in.weight();
-  Matrix x = in.matrix();
-  int64_t rows = in.integer();
-  Matrix out = in.matrix();
-  auto* residual = in.address<const void>();
-  const Bank* bank = in.capsule<const Bank>(kBank);
-  auto* slots = in.address<const int32_t>();
+  hagane::LinearWork work{};
+  work.weight = in.weight();
+  work.x = in.matrix();
+  work.rows = in.integer();
+  work.out = in.matrix();
+  work.residual = in.address<const void>();
+  work.bank = in.capsule<const Bank>(kBank);
+  work.slots = in.address<const int32_t>();
   if (!in.complete()) return nullptr;
-  return perform([=] { hagane::run_linear(*weight, x, rows, out, residual, bank, slots); });
+  if (recording) recording->add(std::move(work));
+  else hagane::run_linear(work);
+  Py_RETURN_NONE;
 }
 
 PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -131,7 +136,7 @@ PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
   int64_t rows = in.integer(), features = in.integer();
   Matrix out = in.matrix();
   if (!in.complete()) return nullptr;
-  return perform([=] { hagane::run_rms_norm(x, weight, eps, rows, features, out); });
+  return perform_rows(hagane::rms_norm_rows(x, weight, eps, rows, features, out));
 }
 
 PyObject* silu_and_mul(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -140,7 +145,7 @@ PyObject* silu_and_mul(PyObject*, PyObject* const* values, Py_ssize_t count) {
   int64_t rows = in.integer(), features = in.integer();
   Matrix out = in.matrix();
   if (!in.complete()) return nullptr;
-  return perform([=] { hagane::run_silu_and_mul(x, rows, features, out); });
+  return perform_rows(hagane::silu_and_mul_rows(x, rows, features, out));
 }
 
 PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -172,7 +177,7 @@ PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
   hagane::Rotary r = rotary_arguments(in);
   if (!in.complete()) return nullptr;
-  return perform([=] { hagane::run_rotary(r); });
+  return perform_rows(hagane::rotary_rows(r));
 }
 
 PyObject* gather(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -213,7 +218,21 @@ PyObject* store(PyObject*, PyObject* const* values, Py_ssize_t count) {
   s.head_dim = in.integer();
   s.block_size = in.integer();
   if (!in.complete()) return nullptr;
-  return perform([=] { hagane::run_store(s); });
+  return perform_rows(hagane::store_rows(s));
+}
+
+// What an attention reads.
+void read_cache(Arguments& in, hagane::Attention& a) {
+  a.cache_dtype = in.dtype();
+  a.keys = in.address<void>();
+  a.values = in.address<void>();
+  a.kv_heads = in.integer();
+  a.head_dim = in.integer();
+  a.block_size = in.integer();
+  a.block_tables = in.address<const int32_t>();
+  a.table_stride = in.integer();
+  a.context_lengths = in.address<const int32_t>();
+  a.sequences = in.integer();
 }
 
 PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -221,18 +240,9 @@ PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
   hagane::Attention a{};
   a.q = in.matrix();
   a.out = in.matrix();
-  a.cache_dtype = in.dtype();
-  a.keys = in.address<void>();
-  a.values = in.address<void>();
+  read_cache(in, a);
   a.heads = in.integer();
-  a.kv_heads = in.integer();
-  a.head_dim = in.integer();
-  a.block_size = in.integer();
-  a.block_tables = in.address<const int32_t>();
-  a.table_stride = in.integer();
   a.query_starts = in.address<const int32_t>();
-  a.context_lengths = in.address<const int32_t>();
-  a.sequences = in.integer();
   a.window = in.integer();
   a.scale = in.real();
   if (!in.complete()) return nullptr;
@@ -242,16 +252,7 @@ PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
 PyObject* fetch(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
   hagane::Attention a{};
-  a.cache_dtype = in.dtype();
-  a.keys = in.address<void>();
-  a.values = in.address<void>();
-  a.kv_heads = in.integer();
-  a.head_dim = in.integer();
-  a.block_size = in.integer();
-  a.block_tables = in.address<const int32_t>();
-  a.table_stride = in.integer();
-  a.context_lengths = in.address<const int32_t>();
-  a.sequences = in.integer();
+  read_cache(in, a);
   if (!in.complete()) return nullptr;
   return perform([=] { hagane::run_fetch(a); });
 }
