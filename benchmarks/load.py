@@ -68,7 +68,9 @@ def measure(directory: Path, label: str, *arguments: str) -> str:
         )
         asyncio.run(generate(url, 1, seed=99))
         rates = {
-            n: statistics.median(asyncio.run(generate(url, n, seed=i)) for i in range(ROUNDS))
+            n: statistics.median(
+                asyncio.run(generate(url, n, seed=1000 * n + i)) for i in range(ROUNDS)
+            )
             for n in (1, 16)
         }
         server.terminate()
