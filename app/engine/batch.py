@@ -95,16 +95,14 @@ def _flatten(ordered: Rows[Chunk], starts: np.ndarray, block_size: int) -> _Arra
     widths = [-(-(chunk.start + chunk.length) // block_size) for chunk in ordered]
     tables = np.zeros((len(ordered), max(widths)), dtype=np.int32)
     tokens = np.zeros(starts[-1], dtype=np.int64)
-    positions = np.empty(starts[-1], dtype=np.int64)
-    slots = np.empty(starts[-1], dtype=np.int64)
     for row, chunk in enumerate(ordered):
-        start, end = chunk.start, chunk.start + chunk.length
-        span = slice(starts[row], starts[row + 1])
         tables[row, : widths[row]] = chunk.sequence.blocks[: widths[row]]
-        known = chunk.sequence.tokens[start:end]
+        known = chunk.sequence.tokens[chunk.start : chunk.start + chunk.length]
         tokens[starts[row] : starts[row] + len(known)] = known
-        positions[span] = np.arange(start, end)
-        slots[span] = tables[row, positions[span] // block_size] * block_size
+    rows = np.repeat(np.arange(len(ordered)), np.diff(starts))
+    offsets = np.array([chunk.start for chunk in ordered]) - starts[:-1]
+    positions = np.arange(starts[-1]) + offsets[rows]
+    slots = tables[rows, positions // block_size].astype(np.int64) * block_size
     slots += positions % block_size
     return {"tokens": tokens, "positions": positions, "slots": slots, "tables": tables}
 
