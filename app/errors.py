@@ -111,6 +111,12 @@ class DeadlineExceededError(HaganeError):
     code = "deadline_exceeded"
 
 
+class DiskFullError(HaganeError):
+    """Nothing more can be written to the data directory until somebody frees space there."""
+
+    code = "disk_full"
+
+
 class TrainingError(HaganeError):
     """A run that cannot go on; its last checkpoint stays. `code` says why in one word.
 

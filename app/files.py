@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from app.errors import DiskFullError
+
+# No space, no quota, or a file larger than the system allows.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def commit(partial: Path, final: Path) -> None:
@@ -18,6 +26,31 @@ def commit(partial: Path, final: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def refused_when_full(directory: Path) -> Iterator[None]:
+    """Raises DiskFullError instead of the system's error when `directory` has no room left."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise full(directory) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk without room is behind `error`: torch's writer fails anew over it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__context__
+    return False
+
+
+def full(directory: Path) -> DiskFullError:
+    """What to tell whoever would have written to `directory`."""
+    return DiskFullError(f"The disk of {directory} is full: free some of it, then try again.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -104,7 +104,10 @@ class Server:
         raise AssertionError(f"not ready after {seconds} s:\n{self.log.read_text()}")
 
 
-def start_server(model: Path, log: Path, *flags: str, **environment: str) -> Server:
+def start_server(
+    model: Path, log: Path, *flags: str, prefix: tuple[str, ...] = (), **environment: str
+) -> Server:
+    """`prefix` is a command that runs the server's as its arguments."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -112,7 +115,7 @@ def start_server(model: Path, log: Path, *flags: str, **environment: str) -> Ser
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HAGANE_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--threads", "1", *flags],
+            [*prefix, *command, "--port", str(port), "--threads", "1", *flags],
             stdout=output,
             stderr=output,
             env=clean | environment,

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from app.errors import (
     ConflictError,
     DeadlineExceededError,
+    DiskFullError,
     EngineCrashedError,
     EngineUnavailableError,
     HaganeError,
@@ -86,6 +87,8 @@ def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
         return 503, body, {"Retry-After": str(math.ceil(error.retry_after))}
     if isinstance(error, EngineCrashedError):
         return 503, body, {"Retry-After": "1"}
+    if isinstance(error, DiskFullError):
+        return 507, body, {}
     return (504 if isinstance(error, DeadlineExceededError) else 500), body, {}
 
 

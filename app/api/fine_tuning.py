@@ -113,10 +113,17 @@ def pause_job(job_id: str, request: Request) -> dict[str, Any]:
 def resume_job(job_id: str, request: Request) -> dict[str, Any]:
     """Queue a paused job, or one that failed in training, to go on from its last checkpoint.
 
-    Raises NotFoundError or ConflictError.
+    One that was refused for its memory is validated again: the limit may be another by now. Raises
+    NotFoundError or ConflictError.
     """
     job = get_serving(request).store.jobs.get(job_id)
     sources: tuple[Status, ...] = ("paused",) if job.plan is None else ("paused", "failed")
+    if job.plan is None and (job.error or {}).get("code") == "out_of_memory":
+        sources = ("failed",)
+        return _change(
+            request, job_id, sources, "validating_files", "The job is validated again",
+            error=None, finished_at=None,
+        )  # fmt: skip
     return _change(
         request, job_id, sources, "queued", "The job was resumed",
         error=None, finished_at=None, deaths=0,

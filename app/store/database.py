@@ -6,6 +6,7 @@ write lock at its beginning, so that what it has read cannot change under it.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.errors import ConfigurationError
+from app.files import full
 from app.store.migrations import MIGRATIONS
 
 _BUSY_SECONDS = 30.0
+# The latter where the index of the write-ahead log has to grow.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 class Database:
@@ -50,17 +54,26 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """All or nothing, durable at the end, one writer at a time."""
-        with self._writing.begin() as connection:
-            yield connection
+        """All or nothing, durable at the end, one writer at a time. Raises DiskFullError."""
+        try:
+            with self._writing.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) not in _FULL:
+                raise
+            raise full(Path(self._engine.url.database or "").parent) from error
 
     def close(self) -> None:
         """Give all connections back."""
         self._engine.dispose()
 
     def _migrate(self) -> None:
+        with self.read() as connection:
+            if _version(connection) == len(MIGRATIONS):
+                # Nothing to write: a full disk does not keep a server or a worker from its start.
+                return
         with self.write() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            version = _version(connection)
             if version > len(MIGRATIONS):
                 raise ConfigurationError(
                     f"the database {self._engine.url.database} has schema {version}; this program "
@@ -70,6 +83,11 @@ class Database:
                 for statement in step:
                     connection.exec_driver_sql(statement)
             connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _version(connection: sa.Connection) -> int:
+    version: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    return version
 
 
 def _configure(connection: Any, _: object) -> None:

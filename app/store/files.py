@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 import uuid
@@ -12,7 +13,7 @@ from types import TracebackType
 import sqlalchemy as sa
 
 from app.errors import ConflictError, NotFoundError
-from app.files import commit
+from app.files import commit, refused_when_full
 from app.store import tables
 from app.store.database import Database
 from app.store.jobs import UNFINISHED
@@ -46,18 +47,21 @@ class Upload:
         self.size = 0
         self._hash = hashlib.sha256()
         self._partial = files.path(self.id).with_suffix(".partial")
-        self._stream = self._partial.open("wb")
+        with refused_when_full(self._partial.parent):
+            self._stream = self._partial.open("wb")
 
     def write(self, data: bytes) -> None:
-        """Append `data`."""
-        self._stream.write(data)
+        """Append `data`. Raises DiskFullError."""
+        with refused_when_full(self._partial.parent):
+            self._stream.write(data)
         self._hash.update(data)
         self.size += len(data)
 
     def finish(self, filename: str, purpose: str) -> StoredFile:
-        """Make it durable and enter it in the list."""
-        self._stream.close()
-        commit(self._partial, self._files.path(self.id))
+        """Make it durable and enter it in the list. Raises DiskFullError."""
+        with refused_when_full(self._partial.parent):
+            self._stream.close()
+            commit(self._partial, self._files.path(self.id))
         stored = StoredFile(
             self.id, filename, purpose, self.size, self._hash.hexdigest(), int(time.time())
         )
@@ -73,7 +77,9 @@ class Upload:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stream.close()
+        # What is still buffered may not fit on the disk, and is not wanted.
+        with contextlib.suppress(OSError):
+            self._stream.close()
         self._partial.unlink(missing_ok=True)
 
 

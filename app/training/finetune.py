@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import resource
 import shutil
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from app.errors import ModelError, TrainingError, TrainingInterrupted
-from app.files import commit
+from app.files import commit, is_full
 from app.training.batches import batch, micro_batches
 from app.training.checkpoint import Progress, StateFile
 from app.training.examples import Data, Example, load
@@ -218,16 +218,15 @@ def _explained() -> Iterator[None]:
         yield
     except ModelError as error:
         raise TrainingError(str(error), code="invalid_model") from error
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
         raise _explanation(error) from error
 
 
 def _explanation(error: Exception) -> Exception:
     text = str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or "No space left" in text:
+    if is_full(error) or "No space left" in text:
         return TrainingError(
-            f"the disk is full: {text}; free some and resume from the last checkpoint",
+            "the disk is full: free some of it and resume from the last checkpoint",
             code="disk_full",
         )
     if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:

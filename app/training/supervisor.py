@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.errors import TrainingError
+from app.errors import DiskFullError, TrainingError
 from app.store.jobs import Event, Job
 from app.store.store import Store
 from app.training.inspection import Inspection, exit_reason, inspect_files
@@ -154,6 +154,10 @@ async def _forever(step: Callable[[], Awaitable[bool]]) -> None:
     while True:
         try:
             busy = await step()
+        except DiskFullError as error:
+            # Not even that a job failed can be written down: it goes on once there is room.
+            logger.error("fine-tuning pauses for %.0f s: %s", _TROUBLE_SECONDS, error)
+            await asyncio.sleep(_TROUBLE_SECONDS)
         except (sa.exc.DBAPIError, OSError):
             logger.exception("fine-tuning pauses for %.0f s", _TROUBLE_SECONDS)
             await asyncio.sleep(_TROUBLE_SECONDS)

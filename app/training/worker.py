@@ -22,7 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from app.errors import HaganeError, TrainingInterrupted
+from app.errors import DiskFullError, HaganeError, TrainingInterrupted
+from app.files import is_full
 from app.store.adapters import StoredAdapter
 from app.store.jobs import Checkpoint, Event, Job, Status
 from app.store.store import Store
@@ -209,7 +210,8 @@ def _fail(store: Store, job: Job, error: Exception) -> None:
     for partial in store.job_directory(job.id).rglob("*.partial"):
         with contextlib.suppress(OSError):
             partial.unlink()
-    code = error.code if isinstance(error, HaganeError) else "training_error"
+    code = "disk_full" if is_full(error) else "training_error"
+    code = error.code if isinstance(error, HaganeError) else code
     message = str(error) if isinstance(error, HaganeError) else f"{type(error).__name__}: {error}"
     param = "training_file" if code == "invalid_file" else None
     reason = {"code": code, "message": message, "param": param}
@@ -269,4 +271,7 @@ def main(directory: Path, job_id: str, options: JobOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], JobOptions.model_validate_json(sys.argv[3]))
+    try:
+        main(Path(sys.argv[1]), sys.argv[2], JobOptions.model_validate_json(sys.argv[3]))
+    except DiskFullError as full:
+        sys.exit(str(full))

@@ -96,8 +96,9 @@ function head(job) {
   if (bar) made.append(bar);
   if (job.error) made.append(classed("p", "trouble", job.error.message));
   const words = ACTIONS[job.status] ?? [];
-  // Only a job that failed while it was trained has somewhere to go on from.
-  const usable = job.status === "failed" && !job.extra.plan ? [] : words;
+  // A job whose files were refused has nothing to go on from; memory may be another by now.
+  const refused = job.status === "failed" && !job.extra.plan && job.error?.code !== "out_of_memory";
+  const usable = refused ? [] : words;
   const buttons = usable.map((word) => button(word, () => change(job, word)));
   if (job.extra.result && !job.fine_tuned_model) buttons.push(button("promote", () => promote(job)));
   const links = job.fine_tuned_model ? [chatLink(job.fine_tuned_model)] : [];
