@@ -5,8 +5,9 @@ first come first served):
 
 - One token budget per step. Each decoding sequence takes one token, then prefills take what is
   left in order, in chunks where they do not fit (Sarathi-Serve, Agrawal et al. 2024,
-  arXiv:2403.02310). Beside decoding sequences they take half a budget at most: a step's time is
-  that of its tokens, and all who decode wait for it, as do prompts that came to their end.
+  arXiv:2403.02310). While no more prompts wait than sequences decode, they take half a budget at
+  most: a step's time is that of its tokens, and all who decode wait for it. With more of them the
+  longer steps, in which fewer decoding tokens run in all, let the queue pass sooner.
 - Waiting sequences are admitted in order, never past one that does not fit yet, when there are
   blocks for all their tokens and one more for each running sequence: since a sequence fills at
   most one block in `block_size` steps, nobody is preempted for that long (but for the copies
@@ -255,7 +256,7 @@ class Scheduler:
         chunks = [_chunk(sequence, 1) for sequence in decodes]
         prefills = deque(sequence for sequence in self._running if sequence.uncomputed > 1)
         budget = self.max_batch_tokens - len(chunks)
-        if chunks:
+        if len(chunks) >= len(prefills) + len(self._waiting):
             budget = min(budget, max(self.max_batch_tokens // 2, 1))
         while budget > 0:
             sequence = None

@@ -34,6 +34,14 @@ class TestBudget:
         assert shape(step(scheduler)[0]) == [("a", 3, 1), ("b", 0, 4)]
         assert shape(step(scheduler)[0]) == [("a", 4, 1), ("b", 4, 4)]
 
+    def test_a_queue_longer_than_the_decodes_gets_all_the_budget(self) -> None:
+        scheduler = make(max_batch_tokens=8)
+        scheduler.add(request("a", 3), 0.0)
+        step(scheduler)
+        for name in "bc":
+            scheduler.add(request(name, 10), 0.0)
+        assert shape(step(scheduler)[0]) == [("a", 3, 1), ("b", 0, 7)]
+
     def test_prefills_share_a_step(self) -> None:
         scheduler = make(max_batch_tokens=8)
         for name in "abc":
