@@ -14,6 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from app.store.store import Store
 from tests.conftest import ADMIN_KEY, Server, start_server, stop_server
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -140,6 +141,20 @@ def test_a_bad_file_fails_the_job_with_every_line_named(admin):
     with pytest.raises(openai.ConflictError):
         admin.fine_tuning.jobs.resume(job.id)
     admin.files.delete(file.id)
+
+
+def test_a_run_refused_for_its_memory_may_be_asked_for_again(admin, admin_server, training_file):
+    jobs = admin.fine_tuning.jobs
+    made = jobs.create(model="tiny", training_file=training_file)
+    jobs.cancel(made.id)
+    store = Store.open(admin_server.log.parent / "data")
+    refusal = {"code": "out_of_memory", "message": "too large", "param": None}
+    store.jobs.record(made.id, status="failed", plan=None, error=refusal)
+    store.database.close()
+    again = jobs.resume(made.id)
+    assert (again.status, again.error) == ("validating_files", None)
+    wait(admin, made.id, "queued", "running")
+    jobs.cancel(made.id)
 
 
 def test_a_report_tells_beforehand(admin, admin_server, training_file):
