@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,8 @@ def available_memory() -> int:
 
 def usable_cores() -> list[int]:
     """Core numbers by affinity, no more of them than the control group's quota of CPU time."""
+    if sys.platform != "linux":
+        return list(range(os.cpu_count() or 1))
     cores = sorted(os.sched_getaffinity(0))
     try:
         quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()

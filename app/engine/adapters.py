@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from app.engine.messages import AdapterRef, AdapterStats, GenerateRequest
 from app.errors import HaganeError, ModelError
+from app.machine import usable_cores
 from app.transformer.adapted import AdapterBanks, PackedAdapter
 from app.transformer.adapter import Adapter, load_adapter
 
@@ -44,7 +45,7 @@ class Adapters:
     def __init__(self, banks: AdapterBanks, memory: int) -> None:
         self.slots: dict[str, int] = {}
         self._banks, self._memory = banks, memory
-        self._thread = ThreadPoolExecutor(1, "adapters", _let_steps_go_first)
+        self._thread = ThreadPoolExecutor(1, "adapters", _let_steps_go_first, (usable_cores(),))
         # By digest, each in order; what is loaded or has its room reserved counts its bytes.
         self._reading: dict[str, Future[Adapter]] = {}
         self._fitting: dict[str, Adapter] = {}
@@ -188,10 +189,11 @@ def _digest(request: GenerateRequest) -> str:
     return request.adapter.digest if request.adapter else ""
 
 
-def _let_steps_go_first() -> None:
-    """Steps keep the cores where they compete with the loading thread."""
+def _let_steps_go_first(cores: list[int]) -> None:
+    """The loading thread may use any of `cores`, and yields to steps there."""
     if sys.platform.startswith("linux"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        os.sched_setaffinity(0, cores)
 
 
 def _read(adapter: AdapterRef, banks: AdapterBanks) -> Adapter:

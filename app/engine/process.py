@@ -309,6 +309,7 @@ def main(descriptor: int) -> None:
         except HaganeError as error:
             channel.send(EngineFailed(error.code, str(error)))
             return
+        engine.runner.settle()
         engine.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         logger.info("the API process is gone; the engine ends")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -125,6 +126,15 @@ class ModelRunner:
                 "leave it at auto"
             )
         return torch.int8
+
+    def settle(self) -> None:
+        """Keep the calling thread on the core that the kernels' pool leaves to it.
+
+        It takes its part in every operation, and would at times share a core with a pinned worker
+        while its own is idle. Threads that it starts from now on begin there, too.
+        """
+        if self.operations is kernels.native:
+            os.sched_setaffinity(0, usable_cores()[:1])
 
     def _start_threads(self, threads: int | None) -> None:
         if self.operations is not kernels.native:

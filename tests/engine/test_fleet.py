@@ -15,6 +15,8 @@ from app.engine.client import EngineClient
 from app.engine.fleet import Fleet, Residency
 from app.engine.messages import GenerateRequest, SamplingParams
 from app.errors import EngineUnavailableError
+from app.kernels import native
+from app.machine import usable_cores
 from tests.engine.adapters import config
 
 
@@ -69,6 +71,18 @@ def test_one_unused_makes_room_and_requests_keep_theirs(tiny_model_dir, models):
                 assert await tokens_of(engine) == answer
             await releasing
             assert fleet.residents == ()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+def test_the_thread_that_drives_the_kernels_has_a_core_of_its_own(tiny_model_dir):
+    async def scenario() -> None:
+        async with running(tiny_model_dir) as fleet:
+            await fleet.start()
+            await fleet.base.ready()
+            assert len(await tokens_of(fleet.base)) == 4
+            assert psutil.Process(fleet.base.info.pid).cpu_affinity() == usable_cores()[:1]
 
     asyncio.run(scenario())
 
