@@ -117,13 +117,12 @@ def resume_job(job_id: str, request: Request) -> dict[str, Any]:
     NotFoundError or ConflictError.
     """
     job = get_serving(request).store.jobs.get(job_id)
-    sources: tuple[Status, ...] = ("paused",) if job.plan is None else ("paused", "failed")
     if job.plan is None and (job.error or {}).get("code") == "out_of_memory":
-        sources = ("failed",)
         return _change(
-            request, job_id, sources, "validating_files", "The job is validated again",
+            request, job_id, ("failed",), "validating_files", "The job is validated again",
             error=None, finished_at=None,
         )  # fmt: skip
+    sources: tuple[Status, ...] = ("paused",) if job.plan is None else ("paused", "failed")
     return _change(
         request, job_id, sources, "queued", "The job was resumed",
         error=None, finished_at=None, deaths=0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.machine import usable_cores
+from app.machine import cuda_driver_present, usable_cores
 from app.training.spec import FineTuneSpec, Plan
 from app.transformer.config import ModelConfig
 
@@ -25,7 +25,7 @@ def seconds(config: ModelConfig, spec: FineTuneSpec, plan: Plan, tokens: int) ->
     weights = parameters(config) + config.vocab_size * config.hidden_size
     # Two each way, and two for the gradient of a weight.
     operations = plan.epochs * tokens * (6.0 if spec.full else 4.0) * weights
-    if spec.device.startswith("cuda"):
+    if spec.device != "cpu" and cuda_driver_present():
         return operations / _GPU
     core = _CORE if spec.quantize == "none" else _CORE_IN_INTEGERS
     return operations / (core * (spec.threads or len(usable_cores())))

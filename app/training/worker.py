@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import DiskFullError, HaganeError, TrainingInterrupted
-from app.files import is_full
+from app.files import full, is_full
 from app.store.adapters import StoredAdapter
 from app.store.jobs import Checkpoint, Event, Job, Status
 from app.store.store import Store
@@ -210,8 +210,9 @@ def _fail(store: Store, job: Job, error: Exception) -> None:
     for partial in store.job_directory(job.id).rglob("*.partial"):
         with contextlib.suppress(OSError):
             partial.unlink()
-    code = "disk_full" if is_full(error) else "training_error"
-    code = error.code if isinstance(error, HaganeError) else code
+    if not isinstance(error, HaganeError) and is_full(error):
+        error = full(store.job_directory(job.id))
+    code = error.code if isinstance(error, HaganeError) else "training_error"
     message = str(error) if isinstance(error, HaganeError) else f"{type(error).__name__}: {error}"
     param = "training_file" if code == "invalid_file" else None
     reason = {"code": code, "message": message, "param": param}
@@ -273,5 +274,5 @@ def main(directory: Path, job_id: str, options: JobOptions) -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), sys.argv[2], JobOptions.model_validate_json(sys.argv[3]))
-    except DiskFullError as full:
-        sys.exit(str(full))
+    except DiskFullError as error:
+        sys.exit(str(error))

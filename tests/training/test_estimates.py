@@ -14,7 +14,7 @@ from app.training import estimates, trainee
 from app.training.examples import Example
 from app.training.masking import Sequence
 from app.training.objective import supervised_loss
-from app.training.spec import FineTuneSpec
+from app.training.spec import FineTuneSpec, Plan
 from app.transformer.config import ModelConfig
 
 LLAMA_8B = {
@@ -35,6 +35,27 @@ def spec_of(model: Path) -> FineTuneSpec:
         model=model, training_file=model / "unread", dtype="bfloat16", device="cpu",
         quantize="int4", rank=16,
     )  # fmt: skip
+
+
+def test_time_follows_from_work_and_threads(tmp_path):
+    config = ModelConfig.from_dict(SMALL)
+    plan = Plan(
+        epochs=2,
+        batch_size=4,
+        steps=100,
+        warmup_steps=3,
+        learning_rate=1e-4,
+        beta=0.1,
+        checkpoint_every=50,
+    )
+
+    def seconds(**changes):
+        spec = spec_of(tmp_path).model_copy(update={"quantize": "none", "threads": 2} | changes)
+        return estimates.seconds(config, spec, plan, 10_000)
+
+    assert seconds(threads=4) == pytest.approx(seconds() / 2)
+    assert seconds(full=True) == pytest.approx(seconds() * 1.5)
+    assert seconds(quantize="int8") == seconds(quantize="int4") < seconds()
 
 
 @pytest.mark.parametrize("length", [512, 1024])

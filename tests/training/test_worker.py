@@ -83,15 +83,20 @@ def test_a_model_trained_whole_goes_live_as_adapters_do(store, play):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "words"),
     [
-        (TrainingError("loss is no number", code="non_finite_loss"), "non_finite_loss"),
-        (TrainingError("the disk is full", code="disk_full"), "disk_full"),
-        (OSError(errno.EIO, "broken disk"), "training_error"),
-        (ValueError("unforeseen"), "training_error"),
+        (
+            TrainingError("loss is no number", code="non_finite_loss"),
+            "non_finite_loss",
+            "loss is no number",
+        ),
+        (TrainingError("the disk is full", code="disk_full"), "disk_full", "the disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", "free some of it"),
+        (OSError(errno.EIO, "broken disk"), "training_error", "broken disk"),
+        (ValueError("unforeseen"), "training_error", "unforeseen"),
     ],
 )
-def test_failures_give_their_reason_and_free_what_is_half_written(store, play, error, code):
+def test_failures_give_their_reason_and_free_what_is_half_written(store, play, error, code, words):
     def run(spec, directory, listener) -> Result:
         (directory / "state").mkdir(parents=True)
         for name in ("checkpoint.pt", "checkpoint.partial", ".adapter.safetensors.partial"):
@@ -101,7 +106,7 @@ def test_failures_give_their_reason_and_free_what_is_half_written(store, play, e
     job = play(run)
     assert job.status == "failed"
     assert job.error["code"] == code
-    assert str(error) in job.error["message"]
+    assert words in job.error["message"]
     left = [path.name for path in (store.job_directory(job.id) / "state").iterdir()]
     assert left == ["checkpoint.pt"]
 
