@@ -71,7 +71,8 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         512,
         ge=1,
-        description="token budget of one engine step; half of it for prompts, unless more wait than generate",
+        description="token budget of one engine step; half of it for prompts, unless more of them "
+        "wait than generate",
     )
     max_sequences: int = Field(64, ge=1, description="sequences generated at a time")
     max_waiting: int = Field(256, ge=1, description="waiting requests before 429")

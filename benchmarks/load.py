@@ -1,7 +1,7 @@
 """Load time, memory and tokens per second of a random model in Qwen3-0.6B's shape, by quantization.
 
-"cached" starts from what `hagane quantize` wrote beforehand; the other rows quantize at load. Memory
-is the engine's after the runs, with a KV cache of 1 GiB.
+"cached" starts from what `hagane quantize` wrote beforehand; the other rows quantize at load.
+Memory is the engine's, with a KV cache of 1 GiB.
 
 Usage: python benchmarks/load.py [DIRECTORY]   (about 1.2 GB are written there once)
 """
@@ -70,24 +70,19 @@ def measure(directory: Path, label: str, *arguments: str) -> str:
             )
             for n in (1, 16)
         }
-        # After the runs: an idle engine touches its KV cache beforehand, so that less is there at first.
+        # An idle engine touches its KV cache beforehand: at its start less is there.
         status = Path(f"/proc/{engine.pid}/status").read_text()
-        peak, now = (
-            int(re.search(rf"{key}:\s+(\d+)", status)[1]) / 1e6 for key in ("VmHWM", "VmRSS")
-        )
+        peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6
         server.terminate()
-    return (
-        f"| {label} | {seconds:.1f} s | {now:.2f} GB | {peak:.2f} GB "
-        f"| {rates[1]:.1f} | {rates[16]:.1f} |"
-    )
+    return f"| {label} | {seconds:.1f} s | {peak:.2f} GB | {rates[1]:.1f} | {rates[16]:.1f} |"
 
 
 def main() -> None:
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/qwen3-0.6b-shape")
     if not (directory / "config.json").is_file():
         make_model(directory)
-    print("| weights | start to ready | memory | peak | 1 stream, tok/s | 16 streams, tok/s |")
-    print("|---|---|---|---|---|---|")
+    print("| weights | start to ready | peak memory | 1 stream, tok/s | 16 streams, tok/s |")
+    print("|---|---|---|---|---|")
     print(measure(directory, "none"), flush=True)
     for quantize in ("int8", "int4"):
         print(measure(directory, quantize, "--quantize", quantize), flush=True)

@@ -118,8 +118,9 @@ def resume_job(job_id: str, request: Request) -> dict[str, Any]:
     """
     job = get_serving(request).store.jobs.get(job_id)
     if job.plan is None and (job.error or {}).get("code") == "out_of_memory":
+        refused: tuple[Status] = ("failed",)
         return _change(
-            request, job_id, ("failed",), "validating_files", "The job is validated again",
+            request, job_id, refused, "validating_files", "The job is validated again",
             error=None, finished_at=None,
         )  # fmt: skip
     sources: tuple[Status, ...] = ("paused",) if job.plan is None else ("paused", "failed")
