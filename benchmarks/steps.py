@@ -1,6 +1,7 @@
 """Where the time of a step on the CPU goes: every kind of operation beside the machine's limit.
 
 Usage: python benchmarks/steps.py MODEL [--prefill N ...] [--streams N ...] [--context N]
+       [--kv-cache bf16|int8]
 
 MODEL is a directory; its weights are used as they are stored. A prefill is one chunk of N tokens, a
 decode step brings one token each of N sequences of `context` tokens. Limits are measured first: the
@@ -24,7 +25,7 @@ from app.kernels import PagedLayout, native
 from app.kernels.arena import Arena
 from app.kernels.recording import Workspace
 from app.machine import usable_cores
-from app.transformer.attention import Paged
+from app.transformer.attention import Fetching, Paged
 from app.transformer.config import ModelConfig
 from app.transformer.model import Transformer
 from app.transformer.weights import load_model
@@ -111,27 +112,37 @@ def layout_of(queries: int, contexts: list[int]) -> tuple[PagedLayout, Tensor]:
     return layout, torch.cat(rows)
 
 
-class Step:
-    """A model and a cache that hold `contexts` tokens of each sequence."""
+def fill(cache: Tensor, value: float, scales: int) -> None:
+    """Every key or value of a cache with `value`; an int8 block ends with that many scales."""
+    if cache.dtype != torch.int8:
+        cache.fill_(value)
+        return
+    cache.fill_(127)
+    cache[:, -4 * scales :].view(torch.float32).fill_(value / 127)
 
-    def __init__(self, model: Transformer, queries: int, contexts: list[int]) -> None:
+
+class Step:
+    """A model and a cache, in bfloat16 or int8, that hold `contexts` tokens of each sequence."""
+
+    def __init__(
+        self, model: Transformer, kept: torch.dtype, queries: int, contexts: list[int]
+    ) -> None:
         self.model = model
         self.layout, self.positions = layout_of(queries, contexts)
         config = model.config
         shape = self.layout.block_tables.numel(), BLOCK, config.kv_heads, config.head_dim
-        self.caches = [
-            native.allocate_cache(*shape, torch.bfloat16, None) for _ in range(config.layers)
-        ]
+        self.caches = [native.allocate_cache(*shape, kept, None) for _ in range(config.layers)]
         for keys, values in self.caches:
-            keys.fill_(0.5)
-            values.fill_(0.25)
+            fill(keys, 0.5, BLOCK * config.kv_heads)
+            fill(values, 0.25, BLOCK * config.kv_heads)
         self.ids = torch.randint(10, config.vocab_size, self.positions.shape)
         # The last token of every sequence is sampled from.
         self.last = self.layout.starts[1:].long() - 1
 
     def hidden(self) -> Tensor:
-        """Of all tokens, without the head."""
-        return self.model(self.ids, Paged(self.positions, self.layout, self.caches, native))
+        """Of all tokens, without the head; a decode step as the engine runs it."""
+        attention = Fetching if self.layout.decodes else Paged
+        return self.model(self.ids, attention(self.positions, self.layout, self.caches, native))
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
@@ -147,10 +158,9 @@ def names_of(model: Transformer) -> dict[int, str]:
     return names
 
 
-def work_of(
-    model: Transformer, layout: PagedLayout, sampled: int
-) -> dict[str, tuple[float, float]]:
+def work_of(step: Step) -> dict[str, tuple[float, float]]:
     """Operations, and bytes read, of the kinds that have a limit; of matrices and of attention."""
+    model, layout, sampled = step.model, step.layout, len(step.last)
     rows = layout.query_starts[-1]
     work: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     names = names_of(model)
@@ -174,10 +184,10 @@ def work_of(
             layout.query_starts, layout.query_starts[1:], layout.context_lengths, strict=False
         )
     )
-    width = config.layers * config.head_dim
+    kept = sum(keys.nbytes + values.nbytes for keys, values in step.caches)
     work["attention"] = (
-        4.0 * pairs * config.heads * width,
-        4.0 * sum(layout.context_lengths) * config.kv_heads * width,
+        4.0 * pairs * config.layers * config.heads * config.head_dim,
+        kept * sum(layout.context_lengths) / (layout.block_tables.numel() * BLOCK),
     )
     return work
 
@@ -196,7 +206,7 @@ def timed_run(step: Step) -> tuple[float, dict[str, float]]:
 def report(title: str, step: Step, limits: Limits) -> None:
     step()
     whole, spent = min((timed_run(step) for _ in range(ROUNDS)), key=lambda run: run[0])
-    work = work_of(step.model, step.layout, len(step.last))
+    work = work_of(step)
     print(
         f"\n{title}: {1000 * whole:.2f} ms, of which outside of kernels "
         f"{1000 * (whole - sum(spent.values())):.2f} ms\n"
@@ -225,6 +235,7 @@ def main() -> None:
     parser.add_argument("--prefill", nargs="*", type=int, default=[512, 2048])
     parser.add_argument("--streams", nargs="*", type=int, default=[1, 16, 32])
     parser.add_argument("--context", type=int, default=160)
+    parser.add_argument("--kv-cache", choices=["bf16", "int8"], default="bf16")
     parser.add_argument("--instructions")
     options = parser.parse_args()
     chosen = native.start(None, options.instructions)
@@ -238,12 +249,13 @@ def main() -> None:
         operations=native,
     )  # fmt: skip
     model.eval()
+    kept = torch.int8 if options.kv_cache == "int8" else torch.bfloat16
     for tokens in options.prefill:
-        step = Step(model, tokens, [tokens])
+        step = Step(model, kept, tokens, [tokens])
         report(f"Prefill of {tokens}", step, limits)
         print(f"\nreplayed, without head: {1000 * replayed(step):.2f} ms")
     for streams in options.streams:
-        step = Step(model, 1, [options.context] * streams)
+        step = Step(model, kept, 1, [options.context] * streams)
         report(f"Decode of {streams} at {options.context}", step, limits)
         print(f"\nreplayed, without head: {1000 * replayed(step):.2f} ms")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -21,9 +20,9 @@ from app.transformer.linear import (
     unpack_int4,
 )
 from app.transformer.serving import for_serving
+from tests.kernels.paging import SETS, layout_of
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
-SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -189,29 +188,6 @@ def test_embeddings_are_the_rows_of_their_matrix(dtype):
     assert torch.equal(for_serving(layer, native, dtype)(ids), layer(ids))
 
 
-def layout_of(lengths: list[int], contexts: list[int], block_size: int, blocks: int) -> PagedLayout:
-    """Sequences whose blocks are scattered over the cache."""
-    order = torch.randperm(blocks).tolist()
-    tables, slots, starts = [], [], [0]
-    for length, context in zip(lengths, contexts, strict=True):
-        table = [order.pop() for _ in range(-(-context // block_size))]
-        positions = range(context - length, context)
-        slots += [table[p // block_size] * block_size + p % block_size for p in positions]
-        tables.append(table)
-        starts.append(starts[-1] + length)
-    width = max(map(len, tables))
-    return PagedLayout(
-        slots=torch.tensor(slots),
-        block_tables=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32),
-        starts=torch.tensor(starts, dtype=torch.int32),
-        lengths=torch.tensor(contexts, dtype=torch.int32),
-        query_starts=tuple(starts),
-        context_lengths=tuple(contexts),
-        decodes=len(list(itertools.takewhile(lambda length: length == 1, lengths))),
-        block_size=block_size,
-    )
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     sequences=st.lists(
@@ -260,16 +236,6 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
         query_starts=tuple(starts), context_lengths=whole.context_lengths,
         decodes=sum(n == 1 for n in lengths), block_size=block_size,
     )  # fmt: skip
-    decoded, _ = attend(again, q[rows], k[rows], v[rows])
-    assert torch.equal(decoded, prefill[rows])
-
-    # int8 keys and values: less exact, as independent of the batch.
-    caches[0] = native.allocate_cache(
-        64, block_size, kv_heads, head_dim, torch.int8, torch.device("cpu")
-    )
-    caches[0][1].fill_(-1)  # what earlier sequences left behind, scales that are NaN included
-    prefill, _ = attend(whole, q, k, v)
-    torch.testing.assert_close(prefill, expected, atol=0.1, rtol=0.05)
     decoded, _ = attend(again, q[rows], k[rows], v[rows])
     assert torch.equal(decoded, prefill[rows])
 

@@ -21,6 +21,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "store.inc"
 #include "training.inc"
 #include "pretraining.inc"
 #include "sampling.inc"
@@ -30,11 +31,12 @@ namespace {
 #include "linear_amx.inc"
 #include "lora.inc"
 #include "attention_spans.inc"
+#include "attention_int8.inc"
 #include "attention_amx.inc"
 #include "attention_training.inc"
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend_spans<TileMultiplier>,
+                           silu_and_mul, embed, rotary, store, attend_spans<CodeMultiplier, attend_spans<TileMultiplier, attend>>,
                            draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
                            norm, norm_backward, causal_softmax,

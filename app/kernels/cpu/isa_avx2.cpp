@@ -19,6 +19,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "store.inc"
 #include "training.inc"
 #include "pretraining.inc"
 #include "sampling.inc"

@@ -20,6 +20,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "store.inc"
 #include "training.inc"
 #include "pretraining.inc"
 #include "sampling.inc"
@@ -27,10 +28,12 @@ namespace {
 #include "tiles.inc"
 #include "linear_vnni.inc"
 #include "lora.inc"
+#include "attention_spans.inc"
+#include "attention_int8.inc"
 #include "attention_training.inc"
 
 constexpr Kernels kKernels{"avx512", prepare, linear_vnni, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend, draw, greatest,
+                           silu_and_mul, embed, rotary, store, attend_spans<CodeMultiplier, attend>, draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
                            norm, norm_backward, causal_softmax,
                            attend_sequence<linear_vnni>, attend_sequence_backward<linear_vnni>};

@@ -21,6 +21,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "store.inc"
 #include "training.inc"
 #include "pretraining.inc"
 #include "sampling.inc"
@@ -29,11 +30,12 @@ namespace {
 #include "linear_vnni.inc"
 #include "lora.inc"
 #include "attention_spans.inc"
+#include "attention_int8.inc"
 #include "attention_bf16.inc"
 #include "attention_training.inc"
 
 constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend_spans<VectorMultiplier>,
+                           silu_and_mul, embed, rotary, store, attend_spans<CodeMultiplier, attend_spans<VectorMultiplier, attend>>,
                            draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
                            norm, norm_backward, causal_softmax,

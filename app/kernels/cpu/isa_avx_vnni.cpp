@@ -20,6 +20,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "store.inc"
 #include "training.inc"
 #include "pretraining.inc"
 #include "sampling.inc"
