@@ -1,4 +1,4 @@
-"""Bits per byte of a text file by quantization, beside llama.cpp with the same weights.
+"""Bits per byte of a text by quantization and KV cache, beside llama.cpp with the same weights.
 
 Usage: python benchmarks/quality.py MODEL TEXT [--llama PYTHON] [--windows N]
 
@@ -44,13 +44,14 @@ def windows(model: Path, text: Path, count: int) -> tuple[list[list[int]], int]:
     return cut, size
 
 
-def hagane(model: Path, quantize: str, parts: list[list[int]]) -> float:
+def hagane(model: Path, quantize: str, kept: str, parts: list[list[int]]) -> float:
     """Nats of all windows through a server of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "serve", "--model", str(model), "--port", str(port),
-               "--served-model-name", "m", "--quantize", quantize]  # fmt: skip
+               "--served-model-name", "m", "--quantize", quantize,
+               "--kv-cache-dtype", kept]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         for _ in range(600):
@@ -91,7 +92,13 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=100)
     options = parser.parse_args()
     parts, size = windows(options.model, options.text, options.windows)
-    scores = {f"Hagane {q}": hagane(options.model, q, parts) for q in ("none", "int8", "int4")}
+    scores = {
+        f"Hagane {quantize}{', KV cache int8' if kept == 'int8' else ''}": hagane(
+            options.model, quantize, kept, parts
+        )
+        for quantize in ("none", "int8", "int4")
+        for kept in ("auto", "int8")
+    }
     for kind in ("F32", "Q8_0", "Q4_0") if options.llama else ():
         scores[f"llama.cpp {kind}"] = llama(options.llama, options.model, kind, parts)
     print(f"{len(parts)} windows of {WINDOW} tokens, {size} bytes of {options.text.name}\n")
