@@ -54,6 +54,8 @@ logger = logging.getLogger("app.engine.process")
 
 # How soon an idle engine notices that an adapter was read.
 _LOADING_POLL_SECONDS = 0.002
+# How long a start is put off for the KV cache's memory; an idle engine goes on with it.
+_TOUCHING_SECONDS = 0.75
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Engine:
         self._failures: list[RequestFailed] = []
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
         self._announced: EngineStats | None = None
+        deadline = time.monotonic() + _TOUCHING_SECONDS
+        while time.monotonic() < deadline and self.runner.touch():
+            pass
         channel.send(
             EngineReady(
                 pid=os.getpid(),

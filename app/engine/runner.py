@@ -109,8 +109,8 @@ class ModelRunner:
     def touch(self) -> bool:
         """Have the system back two more megabytes of KV cache; False once it all is.
 
-        Memory is handed out when it is first written, at up to 2 ms for a page: time that requests
-        need not wait for if the engine has been idle for a while before.
+        Memory is handed out when it is first written, at up to 2 ms for a page, for which all
+        threads of a kernel wait: requests need not, if it was done before they came.
         """
         page = next(self._untouched, None)
         if page is not None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from app import kernels
+from app.engine.channel import EngineChannel
+from app.engine.process import Engine
 from app.engine.runner import ModelRunner
 from app.errors import ConfigurationError
 from app.transformer.config import Quantization
@@ -51,3 +58,17 @@ def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, 
     assert answers[0].logprobs == answers[1].logprobs
     with pytest.raises(ConfigurationError, match="stored in fp8"):
         ModelRunner(config(tmp_path / "fp8", quantize="int8"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_kv_cache_s_memory_is_there_before_the_first_request(tiny_model_dir):
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size = 64 << 20
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before = resident()
+        engine = Engine(config(tiny_model_dir, kv_cache_memory=size), EngineChannel(theirs))
+        assert resident() - before > size * 0.9
+        del engine
