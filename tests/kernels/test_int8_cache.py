@@ -99,7 +99,7 @@ def test_attention_is_that_of_the_dequantized_cache_in_any_chunks(
         assert ((ours - exact).abs() <= 0.501 * step).all()
     plain = reference.allocate_cache(BLOCKS, block_size, kv_heads, head_dim, torch.float64, CPU)
     expected = reference.attend(q.double(), *kept, plain, whole, window=window)
-    # Rounding to bfloat16 takes most of what is allowed, otherwise queries and weights of 16 bits do.
+    # Rounding to bfloat16 takes most of what is allowed, or else queries and weights of 16 bits do.
     relative = 0.004 if dtype == torch.bfloat16 else 0.0
     integers = instruction_set in ("avx512", "avx512_bf16", "amx") and head_dim % 32 == 0
     absolute = 4e-4 if integers or dtype == torch.bfloat16 else 1e-5
