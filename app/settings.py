@@ -52,9 +52,10 @@ class Settings(BaseSettings):
         64, description="inputs per int4 scale"
     )
     context_length: int | None = Field(None, ge=1, description="tokens; default: the model's")
-    kv_cache_dtype: Literal["auto", "int8"] = Field(
+    kv_cache_dtype: Literal["auto", "model", "int8"] = Field(
         "auto",
-        description="auto: the model's own; int8 holds nearly twice the tokens (CPU kernels)",
+        description="model: the model's own; int8 holds nearly twice the tokens (CPU kernels); "
+        "auto: int8 for int8 and int4 weights on CPUs that are faster so",
     )
     kv_cache_memory: ByteSize | None = Field(
         None, description="memory of the KV cache such as 2GiB; default: up to half of what is free"

@@ -205,7 +205,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_length: int | None
     kv_cache_memory: int | None
     kv_cache_limit: int | None = None
-    kv_cache_dtype: Literal["auto", "int8"]
+    kv_cache_dtype: Literal["auto", "model", "int8"]
     gpu_memory_fraction: float = 0.9
     beside_another: bool = False
     max_batch_tokens: int

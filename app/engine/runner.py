@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 # The part of free memory that the KV cache may take when no figure is given.
 _CPU_MEMORY_FRACTION = 0.5
+# Where attention multiplies an int8 cache's codes as they are, half the bytes to read, for heads of
+# whole lines; others expand codes. AMX does so too, but has tiles for bfloat16: which of them is
+# faster there has not been measured.
+_INT8_CACHE_SETS = ("avx512", "avx512_bf16")
+_INT8_CACHE_FEATURES = 32
 # Ada and Hopper: the first whose tensor cores multiply 8-bit floats.
 _FP8_CAPABILITY = (8, 9)
 
@@ -52,11 +57,12 @@ class ModelRunner:
                 f"block_size is {config.block_size}: the native CPU kernels need a multiple of "
                 f"{kernels.native.LANES}"
             )
+        quantization = _quantization(config, model_config, self.device)
         self.model, report = load_model(
             directory,
             device=str(self.device),
             dtype=self.dtype,
-            quantization=_quantization(config, model_config, self.device),
+            quantization=quantization,
             operations=self.operations,
         )
         self.model.eval()
@@ -69,7 +75,7 @@ class ModelRunner:
             report.seconds,
         )
         self.block_size = config.block_size
-        self.cache_dtype = self._cache_dtype(config)
+        self.cache_dtype = self._cache_dtype(config, model_config, quantization)
         self.blocks = self._count_blocks(config, model_config)
         shape = (self.blocks, self.block_size, model_config.kv_heads, model_config.head_dim)
         self.caches = tuple(
@@ -117,15 +123,23 @@ class ModelRunner:
             page.bitwise_or_(0)
         return page is not None
 
-    def _cache_dtype(self, config: EngineConfig) -> torch.dtype:
-        if config.kv_cache_dtype == "auto":
-            return self.dtype
-        if self.operations is not kernels.native:
+    def _cache_dtype(
+        self, config: EngineConfig, model: ModelConfig, quantization: Quantization | None
+    ) -> torch.dtype:
+        native = self.operations is kernels.native
+        if config.kv_cache_dtype == "int8" and not native:
             raise ConfigurationError(
                 "kv_cache_dtype int8 needs the native CPU kernels, in float32 or bfloat16: "
                 "leave it at auto"
             )
-        return torch.int8
+        wanted = config.kv_cache_dtype
+        if wanted == "auto" and native and quantization is not None:
+            # fp8 weights are dense on a CPU, for whoever wants small values kept precisely.
+            coarse = quantization.format in ("int8", "int4")
+            whole = model.head_dim % _INT8_CACHE_FEATURES == 0
+            if coarse and whole and kernels.native.instruction_set() in _INT8_CACHE_SETS:
+                wanted = "int8"
+        return torch.int8 if wanted == "int8" else self.dtype
 
     def settle(self) -> None:
         """Keep the calling thread on the core that the kernels' pool leaves to it.
