@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from app.engine.batch import Batch
+from app.engine.batch import Inputs
 from app.kernels import PagedLayout
 from app.kernels.low_rank import AdapterRows
 from app.transformer.attention import Paged
@@ -60,21 +60,21 @@ class CudaGraphs:
         for size in reversed(self._sizes):
             self._replays[size, False] = self._capture(partial(self._step, size, False))
 
-    def run(self, batch: Batch) -> Tensor | None:
+    def run(self, inputs: Inputs) -> Tensor | None:
         """Float32 logits [sequences, vocab], valid until the next step; None for other batches."""
-        rows, layout = batch.token_ids.shape[0], batch.layout
-        if layout.decodes != rows or batch.logit_rows.shape[0] != rows or rows > len(self._slots):
+        rows, layout = inputs.token_ids.shape[0], inputs.layout
+        if layout.decodes != rows or inputs.logit_rows.shape[0] != rows or rows > len(self._slots):
             return None
         size = next(size for size in self._sizes if size >= rows)
-        self._token_ids[:rows] = batch.token_ids
-        self._positions[:rows] = batch.positions
+        self._token_ids[:rows] = inputs.token_ids
+        self._positions[:rows] = inputs.positions
         self._slots[:rows] = layout.slots
         self._tables[:rows, : layout.block_tables.shape[1]] = layout.block_tables
         self._lengths[:rows] = layout.lengths
         self._lengths[rows:size] = 0
-        adapted = batch.adapters is not None
-        if batch.adapters is not None:
-            self._adapters[:rows] = batch.adapters.slots
+        adapted = inputs.adapters is not None
+        if inputs.adapters is not None:
+            self._adapters[:rows] = inputs.adapters.slots
             self._adapters[rows:size] = -1
         if (size, adapted) not in self._replays:
             self._replays[size, adapted] = self._capture(partial(self._step, size, adapted))

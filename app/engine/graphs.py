@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.batch import Batch
+from app.engine.batch import Batch, Inputs
 from app.kernels import PagedLayout, native
 from app.kernels.low_rank import AdapterRows
 from app.kernels.recording import Workspace
@@ -35,66 +36,73 @@ class DecodeGraphs:
         block_size: int,
     ) -> None:
         self._model, self._caches, self._block_size = model, caches, block_size
-        self._token_ids = torch.zeros(max_sequences, dtype=torch.int64)
-        self._positions = torch.zeros(max_sequences, dtype=torch.int64)
-        self._slots = torch.zeros(max_sequences, dtype=torch.int64)
-        self._tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32)
-        self._starts = torch.arange(max_sequences + 1, dtype=torch.int32)
-        self._lengths = torch.zeros(max_sequences, dtype=torch.int32)
-        self._adapters = torch.full((max_sequences,), -1, dtype=torch.int32)
+        # numpy's: to copy a list or an array into torch's takes ten times as long.
+        self._token_ids = np.zeros(max_sequences, dtype=np.int64)
+        self._positions = np.zeros(max_sequences, dtype=np.int64)
+        self._slots = np.zeros(max_sequences, dtype=np.int64)
+        self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
+        self._starts = np.arange(max_sequences + 1, dtype=np.int32)
+        self._lengths = np.zeros(max_sequences, dtype=np.int32)
+        self._adapters = np.full(max_sequences, -1, dtype=np.int32)
         self._workspace = Workspace()
         # By rows, and whether any has an adapter: steps without pay nothing for those with.
         self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}
 
     def run(self, batch: Batch) -> Tensor:
         """Float32 logits [rows asked for by the batch, vocab], valid until the next step."""
-        rows, layout = batch.token_ids.shape[0], batch.layout
-        if layout.decodes != rows or batch.logit_rows.shape[0] != rows or rows > len(self._slots):
-            return self._run_once(batch)
+        rows = len(batch.token_ids)
+        decodes = batch.decodes == len(batch.logit_rows) == rows <= len(self._slots)
+        if not decodes or batch.drawing:
+            return self._run_once(batch.to(torch.device("cpu")))
         self._token_ids[:rows] = batch.token_ids
         self._positions[:rows] = batch.positions
-        self._slots[:rows] = layout.slots
-        self._tables[:rows, : layout.block_tables.shape[1]] = layout.block_tables
-        self._lengths[:rows] = layout.lengths
+        self._slots[:rows] = batch.slots
+        self._tables[:rows, : len(batch.tables[0])] = batch.tables
+        self._lengths[:rows] = batch.lengths
         adapted = batch.adapters is not None
         if batch.adapters is not None:
-            self._adapters[:rows] = batch.adapters.slots
+            self._adapters[:rows] = batch.adapters
         replay = self._replays.get((rows, adapted))
         if replay is None:
-            replay = native.record(lambda: self._step(rows, adapted), self._workspace)
-            self._replays[rows, adapted] = replay
+            replay = self._replays[rows, adapted] = self._record(rows, adapted)
         return replay()
 
-    def _run_once(self, batch: Batch) -> Tensor:
-        rows, context = self._narrow(batch)
-        replay = native.record(lambda: self._model(batch.token_ids, context), self._workspace)
-        return self._model.logits(replay()[torch.searchsorted(rows, batch.logit_rows)])
+    @torch.inference_mode()
+    def _run_once(self, inputs: Inputs) -> Tensor:
+        rows, context = self._narrow(inputs)
+        replay = native.record(lambda: self._model(inputs.token_ids, context), self._workspace)
+        return self._model.logits(replay()[torch.searchsorted(rows, inputs.logit_rows)])
 
-    def _narrow(self, batch: Batch) -> tuple[Tensor, Paged]:
+    def _narrow(self, inputs: Inputs) -> tuple[Tensor, Paged]:
         """The rows that the model shall return, and the context that drops the others."""
-        layout, tokens = batch.layout, batch.token_ids.shape[0]
-        inputs = batch.positions, layout, self._caches, native, batch.adapters
-        rows = batch.logit_rows.unique()
+        layout, tokens = inputs.layout, inputs.token_ids.shape[0]
+        whole = inputs.positions, layout, self._caches, native, inputs.adapters
+        rows = inputs.logit_rows.unique()
         if len(rows) == tokens:
-            return rows, Paged(*inputs)
+            return rows, Paged(*whole)
         if not len(rows):  # no kernel takes none
             rows = torch.tensor([tokens - 1])
         starts = torch.searchsorted(rows, layout.starts.long()).int()
         ends = replace(layout, starts=starts)
-        changes = batch.adapters and AdapterRows(batch.adapters.slots[rows])
-        return rows, Narrowing(*inputs, rows=rows, ends=ends, changes=changes)
+        changes = inputs.adapters and AdapterRows(inputs.adapters.slots[rows])
+        return rows, Narrowing(*whole, rows=rows, ends=ends, changes=changes)
+
+    @torch.inference_mode()
+    def _record(self, rows: int, adapted: bool) -> Callable[[], Tensor]:
+        return native.record(lambda: self._step(rows, adapted), self._workspace)
 
     def _step(self, rows: int, adapted: bool) -> Tensor:
+        token_ids, positions = map(torch.from_numpy, (self._token_ids, self._positions))
         layout = PagedLayout(
-            slots=self._slots[:rows],
-            block_tables=self._tables[:rows],
-            starts=self._starts[: rows + 1],
-            lengths=self._lengths[:rows],
+            slots=torch.from_numpy(self._slots[:rows]),
+            block_tables=torch.from_numpy(self._tables[:rows]),
+            starts=torch.from_numpy(self._starts[: rows + 1]),
+            lengths=torch.from_numpy(self._lengths[:rows]),
             query_starts=tuple(range(rows + 1)),
             context_lengths=(0,) * rows,
             decodes=rows,
             block_size=self._block_size,
         )
-        adapters = AdapterRows(self._adapters[:rows]) if adapted else None
-        context = Fetching(self._positions[:rows], layout, self._caches, native, adapters)
-        return self._model.logits(self._model(self._token_ids[:rows], context))
+        adapters = AdapterRows(torch.from_numpy(self._adapters[:rows])) if adapted else None
+        context = Fetching(positions[:rows], layout, self._caches, native, adapters)
+        return self._model.logits(self._model(token_ids[:rows], context))

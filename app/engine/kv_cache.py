@@ -112,6 +112,9 @@ class KVCache:
         missing = self.blocks_for(sequence.length) - len(sequence.blocks)
         tail, filled = divmod(sequence.computed, self.block_size)
         shared = filled > 0 and self._references[sequence.blocks[tail]] > 1
+        # Most often the last block has room.
+        if not missing and not shared:
+            return ()
         if missing + shared > self.free:
             return None
         sequence.blocks += [self._allocate() for _ in range(missing)]

@@ -2,7 +2,7 @@
 
 All are immutable msgspec structs, sent as MessagePack by `app.engine.channel`. Times are
 seconds: durations as floats, moments as `time.monotonic()` values (one clock for all processes
-of a machine).
+of a machine). What every step sends is without the names of its fields.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice of the next token asks which ones came before it."""
+        penalties = self.presence_penalty or self.frequency_penalty
+        return bool(self.repetition_penalty != 1 or penalties)
 
 
 class AdapterRef(msgspec.Struct, frozen=True):
@@ -102,7 +108,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
+class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """New tokens of one continuation; the last delta carries `finish_reason`.
 
     `tokens` includes the end-of-text or stop token that ended the text (`stopped_on_token` is
@@ -129,7 +135,7 @@ class RequestFailed(msgspec.Struct, frozen=True):
     message: str
 
 
-class AdapterStats(msgspec.Struct, frozen=True, kw_only=True):
+class AdapterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Adapters in memory and their bytes; `requests` wait for theirs. Then counters."""
 
     loaded: int = 0
@@ -139,7 +145,7 @@ class AdapterStats(msgspec.Struct, frozen=True, kw_only=True):
     evictions: int = 0
 
 
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Gauges as of now, and counters since the engine process started."""
 
     running: int = 0

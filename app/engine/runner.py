@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app import kernels
-from app.engine.batch import Batch
+from app.engine.batch import Batch, Inputs
 from app.engine.cuda_graphs import CudaGraphs
 from app.engine.graphs import DecodeGraphs
 from app.engine.memory import cuda_cache_memory
@@ -198,23 +198,29 @@ class ModelRunner:
             return cuda_cache_memory(self.model, config, tokens, self.device, self.dtype)
         return int(available_memory() * _CPU_MEMORY_FRACTION)
 
-    @torch.inference_mode()
     def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:
         """Float32 logits [rows asked for by the batch, vocab]; copies blocks first.
 
         They are valid until the next call.
         """
-        self._copy_blocks(copies)
-        logits = None if self._graphs is None else self._graphs.run(batch)
+        if copies:
+            self._copy_blocks(copies)
+        if isinstance(self._graphs, DecodeGraphs):
+            return self._graphs.run(batch)
+        return self._run(batch.to(self.device))
+
+    @torch.inference_mode()
+    def _run(self, inputs: Inputs) -> Tensor:
+        logits = self._graphs.run(inputs) if isinstance(self._graphs, CudaGraphs) else None
         if logits is not None:
             return logits
-        context = Paged(batch.positions, batch.layout, self.caches, self.operations, batch.adapters)
-        hidden = self.model(batch.token_ids, context)
-        return self.model.logits(hidden[batch.logit_rows])
+        context = Paged(
+            inputs.positions, inputs.layout, self.caches, self.operations, inputs.adapters
+        )
+        hidden = self.model(inputs.token_ids, context)
+        return self.model.logits(hidden[inputs.logit_rows])
 
     def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        if not copies:
-            return
         sources, destinations = send(list(torch.tensor(copies).T), self.device)
         for keys, values in self.caches:
             keys[destinations] = keys[sources]

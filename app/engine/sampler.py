@@ -28,10 +28,13 @@ _MASK64 = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """One entry per row; rows in `failed` had logits that are not numbers."""
+    """One token per row, and the log-probabilities of the sequences that asked for theirs.
+
+    Rows in `failed` had logits that are not numbers.
+    """
 
     tokens: list[int]
-    logprobs: list[TokenLogprobs | None]
+    logprobs: dict[Sequence, TokenLogprobs]
     failed: tuple[int, ...]
 
 
@@ -40,9 +43,7 @@ class _Logprobs:
     """Of some rows: the chosen token's, then ids and values of the most likely ones."""
 
     rows: list[int]
-    chosen: Fetch
-    ids: Fetch
-    values: Fetch
+    found: Fetch
 
 
 class Drawn:
@@ -59,7 +60,7 @@ class Drawn:
         logprobs: Rows[_Logprobs],
     ) -> None:
         self.sequences, self.tokens = sequences, tokens
-        self._found = Fetch(torch.stack((tokens, finite.long())))
+        self._found = Fetch(tokens, finite)
         self._logprobs = logprobs
 
     @cached_property
@@ -69,14 +70,14 @@ class Drawn:
 
     def wait(self) -> SampledTokens:
         """The tokens on the host: the one thing in a step that waits for the device."""
-        ids, whole = self._found.wait().tolist()
-        report: list[TokenLogprobs | None] = [None] * len(ids)
+        tokens, finite = self._found.wait()
+        ids, whole = tokens.tolist(), finite.tolist()
+        report: dict[Sequence, TokenLogprobs] = {}
         for part in self._logprobs:
-            measured = (part.chosen.wait(), part.ids.wait(), part.values.wait())
-            entries = _entries([ids[row] for row in part.rows], *measured)
+            entries = _entries([ids[row] for row in part.rows], *part.found.wait())
             for row, entry in zip(part.rows, entries, strict=True):
-                report[row] = entry
-        failed = tuple(row for row, number in enumerate(whole) if not number)
+                report[self.sequences[row]] = entry
+        failed = tuple([row for row, number in enumerate(whole) if not number])
         return SampledTokens(ids, report, failed)
 
 
@@ -146,7 +147,7 @@ def _sent(ids: Rows[int], device: torch.device) -> Tensor:
 
 def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """Penalties, bias and end masks; returns `logits` itself where no row asks for any."""
-    rows = [i for i, s in enumerate(sequences) if _needs_adjustment(s)]
+    rows = [i for i, sequence in enumerate(sequences) if sequence.adjusts]
     if not rows:
         return logits
     logits = logits.clone()
@@ -162,11 +163,6 @@ def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
             ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)
             row.index_fill_(0, _sent(ends, row.device), -torch.inf)
     return logits
-
-
-def _needs_adjustment(sequence: Sequence) -> bool:
-    p = sequence.sampling
-    return bool(sequence.needs_history or p.logit_bias or sequence.drawn < p.min_tokens)
 
 
 def _penalize(row: Tensor, sequence: Sequence) -> None:
@@ -193,7 +189,7 @@ def _measure(logits: Tensor, sequences: Rows[Sequence], tokens: Tensor) -> list[
     for width, rows in by_width.items():
         at = _sent(rows, logits.device)
         parts = _logprobs(logits[at], tokens[at], width)
-        measured.append(_Logprobs(rows, *map(Fetch, parts)))
+        measured.append(_Logprobs(rows, Fetch(*parts)))
     return measured
 
 

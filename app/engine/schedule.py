@@ -1,17 +1,23 @@
-"""What the scheduler decides, and what becomes of it: plain data."""
+"""What the scheduler decides, and what becomes of it: plain data.
+
+What there is one of for every sequence and step is a msgspec struct: made in a fifth of the time
+that a frozen dataclass takes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+
+import msgspec
 
 from app.engine.kv_cache import BlockCopy
 from app.engine.messages import FinishReason
 from app.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """Tokens `[start, start + length)` of a sequence, to be run in one step.
 
     `samplers` are the sequences that draw their next token from the logits of the chunk's last
@@ -30,7 +36,7 @@ class Chunk:
         return bool(self.samplers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Schedule:
     """One step's work.
 
@@ -49,14 +55,13 @@ class Schedule:
         """Tokens that pass through the model in this step."""
         return sum(chunk.length for chunk in self.chunks)
 
-    @property
+    @cached_property
     def samplers(self) -> tuple[Sequence, ...]:
         """All sequences that draw a token, in the order `Scheduler.update` wants the tokens."""
         return tuple(chain.from_iterable(chunk.samplers for chunk in self.chunks))
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True):
     """A token that became part of a sequence, and whether it was the last one.
 
     `stopped_on_token` says that the token is an end-of-text or stop token, not text.

@@ -220,8 +220,8 @@ class Scheduler:
     def _expire(self, now: float) -> tuple[str, ...]:
         expired = tuple(
             request_id
-            for request_id, (first, *_) in self._requests.items()
-            if first.deadline is not None and first.deadline <= now
+            for request_id, sequences in self._requests.items()
+            if (deadline := sequences[0].deadline) is not None and deadline <= now
         )
         for request_id in expired:
             self.cancel(request_id)
@@ -252,20 +252,24 @@ class Scheduler:
 
     def _fill_budget(self, now: float, admitting: bool) -> list[Chunk]:
         """Decoding sequences first, then prefills, running and newly admitted ones in order."""
-        decodes = (s for s in self._running if s.uncomputed == 1 and not self._is_full(s))
-        chunks = [_chunk(sequence, 1) for sequence in decodes]
-        prefills = deque(sequence for sequence in self._running if sequence.uncomputed > 1)
+        chunks: list[Chunk] = []
+        prefills: deque[Sequence] = deque()
+        for sequence in self._running:
+            if sequence.uncomputed > 1:
+                prefills.append(sequence)
+            elif not self._is_full(sequence):
+                chunks.append(_chunk(sequence, 1))
         budget = self.max_batch_tokens - len(chunks)
         if len(chunks) >= len(prefills) + len(self._waiting):
             budget = min(budget, max(self.max_batch_tokens // 2, 1))
         while budget > 0:
-            sequence = None
+            admitted = None
             if admitting and self._waiting and _leads(self._waiting, prefills):
-                sequence = self._admit(now)
-                admitting = sequence is not None
-            if sequence is None and not prefills:
+                admitted = self._admit(now)
+                admitting = admitted is not None
+            if admitted is None and not prefills:
                 break
-            sequence = sequence or prefills.popleft()
+            sequence = admitted or prefills.popleft()
             length = min(sequence.uncomputed, budget)
             chunks.append(_chunk(sequence, length))
             budget -= length
@@ -314,8 +318,8 @@ class Scheduler:
 
     def _is_full(self, sequence: Sequence) -> bool:
         """Whether it has all the tokens it may have; it ends when the last of them is known."""
-        most = sequence.sampling.max_tokens
-        return sequence.drawn >= most or sequence.length >= self.context_length
+        most = min(sequence.prompt_length + sequence.sampling.max_tokens, self.context_length)
+        return sequence.length >= most
 
     def _remove(self, sequence: Sequence) -> None:
         (self._running if sequence.blocks else self._waiting).remove(sequence)

@@ -29,6 +29,8 @@ class Sequence:
         deadline: `time.monotonic()` moment after which the request is dropped, or None.
         cache_salt: sequences of different salts never share blocks by content.
         adapter: digest of its adapter, "" for the base; they never share blocks either.
+        adjusts: whether its logits are to be changed before a token is chosen. Known once, since
+            every step asks.
         pending: indices of the siblings to fork off after the prefill.
         drawing: how many more tokens are being drawn, by a device that is still at work.
         computed: number of leading tokens whose keys and values are in the cache, or will be when
@@ -51,6 +53,7 @@ class Sequence:
     deadline: float | None = None
     cache_salt: str = ""
     adapter: str = ""
+    adjusts: bool = False
     pending: list[int] = field(default_factory=list)
     drawing: int = 0
     computed: int = 0
@@ -63,18 +66,20 @@ class Sequence:
     @classmethod
     def of(cls, request: GenerateRequest, arrival: int, now: float) -> Sequence:
         """The sequence that prefills `request` for all its `n` continuations."""
+        sampling = request.sampling
         return cls(
             request_id=request.request_id,
             index=0,
             tokens=list(request.prompt),
             prompt_length=len(request.prompt),
-            sampling=request.sampling,
+            sampling=sampling,
             priority=request.priority,
             arrival=arrival,
             arrived=now,
             deadline=request.deadline,
             cache_salt=request.cache_salt,
             adapter=request.adapter.digest if request.adapter else "",
+            adjusts=bool(sampling.needs_history or sampling.logit_bias or sampling.min_tokens),
             pending=list(range(1, request.n)),
         )
 
@@ -124,8 +129,7 @@ class Sequence:
     @property
     def needs_history(self) -> bool:
         """Whether the choice of the next token asks which ones came before it."""
-        p = self.sampling
-        return bool(p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty)
+        return self.sampling.needs_history
 
     @property
     def queue_seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import sys
@@ -31,12 +32,17 @@ class Workspace:
                 buffer.madvise(mmap.MADV_HUGEPAGE)
             address = torch.frombuffer(buffer, dtype=torch.int8).data_ptr()
             self._buffers[address] = buffer
-        return self.at(address, *shape, dtype=dtype)
-
-    def at(self, address: int, *shape: int, dtype: torch.dtype) -> Tensor:
-        """The tensor at the start of the buffer at `address`, as it is now."""
         buffer = self._buffers[address]
         return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(shape)
+
+    def alias(self, tensor: Tensor) -> Tensor:
+        """The same memory, where others may lie as soon as `tensor` is gone; keeps the workspace.
+
+        `tensor` is one of `empty`'s, or the start of one.
+        """
+        memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+        memory.workspace = self  # type: ignore[attr-defined]
+        return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
 
     def _find(self, size: int) -> int | None:
         for address in self._buffers:

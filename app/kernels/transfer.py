@@ -47,19 +47,21 @@ def _padded(tensor: Tensor) -> int:
 
 
 class Fetch:
-    """The copy of a tensor to the host, begun now: what the device is given later delays no one."""
+    """Copies of a device's tensors to the host, begun now: what it is given later delays no one."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor
+    def __init__(self, *tensors: Tensor) -> None:
+        self._copies = tensors
         self._done: torch.cuda.Event | None = None
-        if tensor.is_cuda:
-            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._copy.copy_(tensor, non_blocking=True)
+        if tensors[0].is_cuda:
+            self._copies = tuple(
+                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+                for t in tensors
+            )
             self._done = torch.cuda.Event()
             self._done.record()
 
-    def wait(self) -> Tensor:
-        """The copy, once it is whole."""
+    def wait(self) -> tuple[Tensor, ...]:
+        """The copies, once they are whole."""
         if self._done is not None:
             self._done.synchronize()
-        return self._copy
+        return self._copies

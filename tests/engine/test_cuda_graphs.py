@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from app import kernels
-from app.engine.batch import Batch
+from app.engine.batch import Inputs
 from app.engine.cuda_graphs import CudaGraphs, batch_sizes
 from app.engine.memory import run_full_step
 from app.kernels import PagedLayout, reference
@@ -34,7 +34,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK = 16
 
 
-def batch_of(tokens: list[list[int]], pasts: list[int], tables: list[list[int]]) -> Batch:
+def batch_of(tokens: list[list[int]], pasts: list[int], tables: list[list[int]]) -> Inputs:
     """Each sequence brings its `tokens` after `pasts` earlier ones; its last row is sampled."""
     positions = [
         list(range(past, past + len(new))) for past, new in zip(pasts, tokens, strict=True)
@@ -60,7 +60,7 @@ def batch_of(tokens: list[list[int]], pasts: list[int], tables: list[list[int]])
         flat = torch.tensor([token for new in tokens for token in new])
         places = torch.tensor([p for row in positions for p in row])
         ends = torch.tensor(starts[1:]) - 1
-    return Batch(flat, places, layout, ends, tuple((i, i + 1) for i in range(len(tokens))))
+    return Inputs(flat, places, layout, ends)
 
 
 def served(stored: Transformer, quantization: Quantization | None) -> Transformer:
@@ -102,7 +102,7 @@ def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, q
         capture=None if DEVICE.type == "cuda" else lambda step: step,
     )
 
-    def expected(batch: Batch) -> torch.Tensor:
+    def expected(batch: Inputs) -> torch.Tensor:
         context = Paged(batch.positions, batch.layout, theirs, reference)
         return stored.logits(stored(batch.token_ids, context)[batch.logit_rows])
 
@@ -143,7 +143,7 @@ def test_adapters_change_their_rows_of_a_padded_step(tiny_model_dir, tmp_path, m
     owners = torch.tensor([-1, 1, 1], dtype=torch.int32, device=DEVICE)
     adapted = replace(batch, adapters=AdapterRows(owners, ((1, rows),)))
 
-    def expected(batch: Batch) -> torch.Tensor:
+    def expected(batch: Inputs) -> torch.Tensor:
         context = Paged(batch.positions, batch.layout, peers, reference, batch.adapters)
         return stored.logits(stored(batch.token_ids, context))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -10,13 +11,13 @@ import torch
 from app import kernels
 from app.engine.batch import Batch
 from app.engine.graphs import DecodeGraphs
-from app.kernels import PagedLayout
 from app.transformer.attention import Paged
 from app.transformer.config import ModelConfig
 from app.transformer.weights import load_model
 
 pytestmark = pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
 BLOCK, BLOCKS, MOST = 16, 40, 6
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +47,21 @@ def decode_batch(rng: random.Random, contexts: list[int], vocab: int) -> Batch:
     rows = len(contexts)
     width = max(-(-c // BLOCK) for c in contexts)
     own = BLOCKS // MOST
-    tables = torch.zeros(rows, width, dtype=torch.int32)
-    for i, context in enumerate(contexts):
-        used = -(-context // BLOCK)
-        tables[i, :used] = torch.arange(i * own, i * own + used)
-    positions = torch.tensor(contexts) - 1
-    blocks = tables[torch.arange(rows), positions // BLOCK].long()
-    layout = PagedLayout(
-        slots=blocks * BLOCK + positions % BLOCK,
-        block_tables=tables,
-        starts=torch.arange(rows + 1, dtype=torch.int32),
-        lengths=torch.tensor(contexts, dtype=torch.int32),
-        query_starts=tuple(range(rows + 1)),
-        context_lengths=tuple(contexts),
+    used = [-(-context // BLOCK) for context in contexts]
+    return Batch(
+        token_ids=[rng.randrange(vocab) for _ in contexts],
+        positions=[context - 1 for context in contexts],
+        slots=[i * own * BLOCK + context - 1 for i, context in enumerate(contexts)],
+        tables=[
+            [*range(i * own, i * own + count), *[0] * (width - count)]
+            for i, count in enumerate(used)
+        ],
+        starts=list(range(rows + 1)),
+        lengths=contexts,
         decodes=rows,
         block_size=BLOCK,
+        logit_rows=list(range(rows)),
     )
-    ids = torch.tensor([rng.randrange(vocab) for _ in contexts])
-    return Batch(ids, positions, layout, torch.arange(rows), tuple((i, i + 1) for i in range(rows)))
 
 
 @torch.inference_mode()
@@ -78,8 +76,9 @@ def test_replays_equal_steps_that_run_by_themselves(model):
     for _ in range(60):
         rows = rng.choice([1, 2, 3, MOST])
         batch = decode_batch(rng, contexts[:rows], config.vocab_size)
-        context = Paged(batch.positions, batch.layout, plain, kernels.native)
-        expected = model.logits(model(batch.token_ids, context))
+        inputs = batch.to(CPU)
+        context = Paged(inputs.positions, inputs.layout, plain, kernels.native)
+        expected = model.logits(model(inputs.token_ids, context))
         assert torch.equal(graphs.run(batch), expected)
         contexts[:rows] = [c + 1 for c in contexts[:rows]]
 
@@ -89,28 +88,23 @@ def mixed_batch(rng: random.Random, starts: list[int], vocab: int) -> Batch:
     own = BLOCKS // MOST
     lengths = [rng.randint(1, own * BLOCK - start) for start in starts]
     ends = [start + length for start, length in zip(starts, lengths, strict=True)]
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    tables = torch.arange(len(starts) * own, dtype=torch.int32).view(len(starts), own)
-    positions = [torch.arange(start, end) for start, end in zip(starts, ends, strict=True)]
-    slots = [tables[i, p // BLOCK].long() * BLOCK + p % BLOCK for i, p in enumerate(positions)]
-    wanted, spans = [], []
+    offsets = [0, *itertools.accumulate(lengths)]
+    positions = [range(start, end) for start, end in zip(starts, ends, strict=True)]
+    wanted: list[int] = []
     for i in rng.sample(range(len(starts)), len(starts)):
-        rows = torch.arange(offsets[i], offsets[i + 1])[-rng.choice([1, 1, lengths[i]]) :]
-        rows = rows if rng.random() < 0.7 else rows[:0]
-        spans.append((sum(map(len, wanted)), sum(map(len, wanted)) + len(rows)))
-        wanted.append(rows)
-    layout = PagedLayout(
-        slots=torch.cat(slots),
-        block_tables=tables,
-        starts=offsets.int(),
-        lengths=torch.tensor(ends, dtype=torch.int32),
-        query_starts=tuple(offsets.tolist()),
-        context_lengths=tuple(ends),
+        rows = range(offsets[i], offsets[i + 1])[-rng.choice([1, 1, lengths[i]]) :]
+        wanted += rows if rng.random() < 0.7 else ()
+    return Batch(
+        token_ids=[rng.randrange(vocab) for _ in range(sum(lengths))],
+        positions=[p for places in positions for p in places],
+        slots=[i * own * BLOCK + p for i, places in enumerate(positions) for p in places],
+        tables=[list(range(i * own, i * own + own)) for i in range(len(starts))],
+        starts=offsets,
+        lengths=ends,
         decodes=0,
         block_size=BLOCK,
+        logit_rows=wanted,
     )
-    ids = torch.tensor([rng.randrange(vocab) for _ in range(sum(lengths))])
-    return Batch(ids, torch.cat(positions), layout, torch.cat(wanted), tuple(spans))
 
 
 @torch.inference_mode()
@@ -124,8 +118,9 @@ def test_rows_that_nobody_wants_are_dropped_behind_the_last_attention(model):
     for _ in range(40):
         starts = [rng.randint(0, 50) for _ in range(rng.randint(1, MOST))]
         batch = mixed_batch(rng, starts, config.vocab_size)
-        context = Paged(batch.positions, batch.layout, plain, kernels.native)
-        expected = model.logits(model(batch.token_ids, context)[batch.logit_rows])
+        inputs = batch.to(CPU)
+        context = Paged(inputs.positions, inputs.layout, plain, kernels.native)
+        expected = model.logits(model(inputs.token_ids, context)[inputs.logit_rows])
         assert torch.equal(graphs.run(batch), expected)
         for one, other in zip(graphed, plain, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -117,8 +117,8 @@ def random_request(chance: random.Random, name: str, adapters: list) -> Generate
     )
 
 
-def play(loop: Loop, seed: int, adapters: list) -> set[tuple[str, int]]:
-    """Random arrivals, cancellations and turns; which continuations were cancelled."""
+def play(loop: Loop, seed: int, adapters: list) -> set[str]:
+    """Random arrivals, cancellations and turns; of which requests something was cancelled."""
     chance = random.Random(seed)
     requests, cancelled = [], set()
     for turn in range(150):
@@ -129,8 +129,7 @@ def play(loop: Loop, seed: int, adapters: list) -> set[tuple[str, int]]:
             victim = chance.choice(requests)
             index = chance.choice([None, 0])
             loop.handle(CancelRequest(victim.request_id, index))
-            lost = range(victim.n) if index is None else (index,)
-            cancelled |= {(victim.request_id, i) for i in lost}
+            cancelled.add(victim.request_id)
         loop.turn()
     loop.drain()
     return cancelled
@@ -145,12 +144,13 @@ def test_answers_are_those_of_steps_in_turn(tiny_model_dir, tmp_path, seed):
     cancelled = set().union(*(play(loop, seed, adapters) for loop in loops))
     in_turn, ahead = (loop.said.answers() for loop in loops)
     assert not loops[1].said.failed
-    whole = in_turn.keys() - cancelled
+    # Which continuation has the prompt's log-probabilities depends on when another was cancelled.
+    whole, same = ({key for key in said if key[0] not in cancelled} for said in (in_turn, ahead))
     assert len(whole) > 15
-    assert whole == ahead.keys() - cancelled
+    assert whole == same
     for key in whole:
         assert ahead[key] == in_turn[key]
-    for key in in_turn.keys() & ahead.keys() & cancelled:
+    for key in in_turn.keys() & ahead.keys() - whole:
         pairs = zip(in_turn[key][0], ahead[key][0], strict=False)
         assert all(ours == theirs for ours, theirs in pairs)
     assert any(loop.engine.scheduler.stats().preemptions for loop in loops)

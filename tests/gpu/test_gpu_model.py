@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from app.engine.batch import Batch
 from app.engine.messages import GenerateRequest, SamplingParams
 from app.engine.runner import ModelRunner
-from app.kernels import PagedLayout
 from tests.engine.adapters import RunningEngine, logprobs_of, make_adapter, merged
 from tests.engine.adapters import config as config_of
 from tests.engine.greedy import assert_greedy_text_is_transformers, needs_builtin
@@ -34,21 +33,17 @@ def batch_of(tokens: list[list[int]], pasts: list[int], width: int) -> Batch:
     positions = [p for past, end in zip(pasts, contexts, strict=True) for p in range(past, end)]
     owners = [i for i, new in enumerate(tokens) for _ in new]
     slots = [i * width * BLOCK + p for i, p in zip(owners, positions, strict=True)]
-    with torch.device("cuda"):
-        layout = PagedLayout(
-            slots=torch.tensor(slots),
-            block_tables=torch.arange(len(tokens) * width, dtype=torch.int32).view(-1, width),
-            starts=torch.tensor(starts, dtype=torch.int32),
-            lengths=torch.tensor(contexts, dtype=torch.int32),
-            query_starts=tuple(starts),
-            context_lengths=tuple(contexts),
-            decodes=sum(len(new) == 1 for new in tokens),
-            block_size=BLOCK,
-        )
-        flat = torch.tensor([token for new in tokens for token in new])
-        rows = torch.arange(len(flat))
-        spans = tuple((starts[i], starts[i + 1]) for i in range(len(tokens)))
-        return Batch(flat, torch.tensor(positions), layout, rows, spans)
+    return Batch(
+        token_ids=[token for new in tokens for token in new],
+        positions=positions,
+        slots=slots,
+        tables=[list(range(i * width, i * width + width)) for i in range(len(tokens))],
+        starts=starts,
+        lengths=contexts,
+        decodes=sum(len(new) == 1 for new in tokens),
+        block_size=BLOCK,
+        logit_rows=list(range(len(positions))),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,19 +108,9 @@ def test_quantized_logits_are_near_those_of_the_stored_weights(qwen3_dir, quanti
     runner = runner_of(qwen3_dir, "bfloat16", quantize)
     torch_only = runner_of(qwen3_dir, "float32", quantize, "cpu")
     rows = [[random.Random(2).randrange(3, 300) for _ in range(90)]]
-    ours = runner.execute(batch_of(rows, [0], 8), ()).float().cpu()
     batch = batch_of(rows, [0], 8)
-    layout = PagedLayout(
-        **{
-            name: value.cpu() if isinstance(value, torch.Tensor) else value
-            for name, value in vars(batch.layout).items()
-        }
-    )
-    on_cpu = Batch(
-        batch.token_ids.cpu(), batch.positions.cpu(), layout, batch.logit_rows.cpu(),
-        batch.logit_spans,
-    )  # fmt: skip
-    theirs = torch_only.execute(on_cpu, ()).float()
+    ours = runner.execute(batch, ()).float().cpu()
+    theirs = torch_only.execute(batch, ()).float()
     cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=1)
     assert cosine.min() > 0.98
 

@@ -26,4 +26,4 @@ def test_parts_keep_values_shapes_and_alignment():
 def test_on_the_host_nothing_is_copied():
     tensor = torch.rand(4)
     assert send([tensor], torch.device("cpu"))[0] is tensor
-    assert Fetch(tensor).wait() is tensor
+    assert Fetch(tensor).wait()[0] is tensor
