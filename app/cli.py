@@ -28,13 +28,16 @@ def serve(arguments: list[str]) -> int:
     settings = Settings(_cli_parse_args=arguments, _cli_prog_name="hagane serve")
     configure_logging(settings.log_level, settings.log_format)
     configure_tracing()
+    from app.engine.launch import launch
+
+    launched = launch()
     from app.main import create_app
     from app.server import DrainingServer
 
     def shut_down() -> None:
         server.should_exit = True
 
-    app = create_app(settings, shut_down)
+    app = create_app(settings, shut_down, launched)
     server = DrainingServer(app, settings)
     server.run()
     failure = app.state.serving.client.failure

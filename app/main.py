@@ -35,6 +35,7 @@ from app.api.middleware import BodyLimit, RequestContext, asked_by_machines
 from app.api.serving import ServedModel, Serving
 from app.api.sse import ClientDisconnectedError
 from app.engine.fleet import Fleet, Residency
+from app.engine.launch import Launched
 from app.engine.messages import EngineConfig
 from app.errors import ConfigurationError
 from app.server import AdminListener
@@ -53,16 +54,19 @@ _PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
 _ADMIN = (adapters, admin, admin_page, aliases, files, fine_tuning, pretraining)
 
 
-def create_app(settings: Settings, shut_down: Callable[[], None]) -> FastAPI:
+def create_app(
+    settings: Settings, shut_down: Callable[[], None], launched: Launched | None = None
+) -> FastAPI:
     """The application that serves the model of `settings`; its engine runs while the app does.
 
     `shut_down` ends the server that runs the application: called when the engine cannot start.
+    `launched` is the engine's process, where it is under way already.
 
     Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
     """
     directory = resolve_model(settings.model, model_stores(settings))
     model = ServedModel.load(directory, settings.served_model_name)
-    fleet = Fleet(engine_config(settings, str(directory)), residency(settings))
+    fleet = Fleet(engine_config(settings, str(directory)), residency(settings), launched)
     store = open_store(settings)
     recorded = metrics.Metrics(fleet, store.jobs)
     accounts = Accounts(settings, recorded.registry)

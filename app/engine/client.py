@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import sys
+import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Literal
 
 from app.engine.channel import ClientChannel
+from app.engine.launch import Launched, launch
 from app.engine.messages import (
     AdapterChecked,
     AdapterRef,
@@ -58,17 +58,21 @@ _MOST_FAILED_STARTS = 3
 
 
 class EngineClient:
-    """Owns the engine process and the streams that wait for its tokens."""
+    """Owns the engine process and the streams that wait for its tokens.
 
-    def __init__(self, config: EngineConfig) -> None:
+    `launched` is the first one, where it is under way already.
+    """
+
+    def __init__(self, config: EngineConfig, launched: Launched | None = None) -> None:
         self.config = config
+        self._launched = launched
         self.state: State = "stopped"
         self.info: EngineReady | None = None
         self.failure: EngineFailed | None = None
         self.stats = EngineStats()
         self.restarts = 0
         self._channel: ClientChannel | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._streams: dict[str, asyncio.Queue[TokenDelta | HaganeError]] = {}
         self._checks: dict[str, asyncio.Future[str | None]] = {}
@@ -117,7 +121,7 @@ class EngineClient:
             self._channel.send(Shutdown())
         if self._process is not None:
             try:
-                await asyncio.wait_for(self._process.wait(), grace)
+                await asyncio.wait_for(asyncio.to_thread(self._process.wait), grace)
             except TimeoutError:
                 self._process.kill()
         if self._supervision is not None:
@@ -210,16 +214,9 @@ class EngineClient:
 
     async def _run_once(self) -> None:
         """One life of the engine process, from its start to its end of file."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "app.engine.process",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-            )
-        self._channel = await ClientChannel.open(ours)
+        launched = self._launched or launch()
+        self._launched, self._process = None, launched.process
+        self._channel = await ClientChannel.open(launched.connection)
         try:
             self._channel.send(self.config)
             async for message in self._channel.messages():
@@ -227,20 +224,19 @@ class EngineClient:
         finally:
             self._channel.close()
             self._channel = None
-            if self._process.returncode is None:
-                await self._reap(self._process)
+            await self._reap(self._process)
             self._fail_streams(
                 EngineCrashedError("The engine stopped while this request ran. Send it again.")
             )
 
     @staticmethod
-    async def _reap(process: asyncio.subprocess.Process) -> None:
+    async def _reap(process: subprocess.Popen[bytes]) -> None:
         """An engine whose channel is closed has nothing left to do."""
         try:
-            await asyncio.wait_for(process.wait(), 5.0)
+            await asyncio.wait_for(asyncio.to_thread(process.wait), 5.0)
         except (TimeoutError, asyncio.CancelledError):
             process.kill()
-            await process.wait()
+            await asyncio.to_thread(process.wait)
 
     def _route(self, message: FromEngine) -> None:
         if isinstance(message, StepOutput):

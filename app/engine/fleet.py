@@ -20,6 +20,7 @@ import msgspec
 from safetensors import safe_open
 
 from app.engine.client import EngineClient
+from app.engine.launch import Launched
 from app.engine.messages import EngineConfig
 from app.errors import EngineUnavailableError, HaganeError
 from app.machine import available_memory, cuda_driver_present
@@ -67,8 +68,10 @@ class Resident:
 class Fleet:
     """All engines of a server. `base` is always there; whole models come and go."""
 
-    def __init__(self, config: EngineConfig, residency: Residency) -> None:
-        self.base = EngineClient(config)
+    def __init__(
+        self, config: EngineConfig, residency: Residency, launched: Launched | None = None
+    ) -> None:
+        self.base = EngineClient(config, launched)
         self._residency = residency
         self._residents: dict[Path, Resident] = {}
         self._stopping: set[asyncio.Task[None]] = set()
