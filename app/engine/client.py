@@ -234,8 +234,10 @@ class EngineClient:
         """An engine whose channel is closed has nothing left to do."""
         try:
             await asyncio.wait_for(asyncio.to_thread(process.wait), 5.0)
-        except (TimeoutError, asyncio.CancelledError):
-            process.kill()
+        except TimeoutError:
+            pass
+        finally:
+            process.kill()  # does nothing to one that has ended
             await asyncio.to_thread(process.wait)
 
     def _route(self, message: FromEngine) -> None:
@@ -249,7 +251,8 @@ class EngineClient:
                     queue.put_nowait(_error(failure))
         elif isinstance(message, EngineReady):
             self.info = message
-            if self.state != "draining":
+            # One that gets ready while the server ends changes nothing about that.
+            if self.state in ("starting", "restarting"):
                 self.state = "ready"
         elif isinstance(message, AdapterChecked):
             if (answer := self._checks.pop(message.digest, None)) is not None:

@@ -317,7 +317,9 @@ def main(descriptor: int) -> None:
 def _receive_config(channel: EngineChannel) -> EngineConfig:
     while not (messages := channel.receive(timeout=None)):
         pass
-    (config,) = messages
+    config, *more = messages
+    if any(isinstance(message, Shutdown) for message in more):
+        raise EOFError("told to end before it began")
     if not isinstance(config, EngineConfig):
         raise TypeError(f"the first message must be the engine's config, not {type(config)}")
     return config

@@ -6,6 +6,8 @@ import asyncio
 import subprocess
 import sys
 
+import psutil
+
 from app.engine.client import EngineClient
 from app.engine.launch import launch
 from tests.engine.adapters import config
@@ -27,6 +29,25 @@ def test_a_client_takes_over_a_launched_process_and_starts_the_next_itself(tiny_
             await client.stop(5)
 
     asyncio.run(scenario())
+
+
+def test_a_client_stopped_while_its_engine_starts_stays_stopped(tiny_model_dir):
+    """It is told to end when it has its config and is about to say that it is ready."""
+
+    async def scenario() -> EngineClient:
+        launched = launch()
+        client = EngineClient(config(tiny_model_dir, kv_cache_memory=1 << 30), launched)
+        await client.start()
+        engine = psutil.Process(launched.process.pid)
+        async with asyncio.timeout(60):
+            # More than its imports take: pages of its cache.
+            while client.state == "starting" and engine.memory_info().rss < 400 << 20:
+                await asyncio.sleep(0.001)
+        await asyncio.wait_for(client.stop(30), 60)
+        return client
+
+    client = asyncio.run(scenario())
+    assert (client.state, client.restarts) == ("stopped", 0)
 
 
 def test_a_process_that_nobody_takes_over_ends_by_itself():
