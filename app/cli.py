@@ -30,6 +30,7 @@ def serve(arguments: list[str]) -> int:
     configure_tracing()
     from app.engine.launch import launch
 
+    # Before the imports that follow: the engine's own take as long.
     launched = launch()
     from app.main import create_app
     from app.server import DrainingServer

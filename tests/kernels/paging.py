@@ -13,8 +13,10 @@ from app.kernels import PagedLayout
 SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
 
 
-def layout_of(lengths: list[int], contexts: list[int], block_size: int, blocks: int) -> PagedLayout:
-    """Sequences whose blocks are scattered over the cache."""
+def layout_of(
+    lengths: list[int], contexts: list[int], block_size: int, blocks: int, device: str = "cpu"
+) -> PagedLayout:
+    """Sequences whose blocks are scattered over a cache of `blocks`."""
     order = torch.randperm(blocks).tolist()
     tables, slots, starts = [], [], [0]
     for length, context in zip(lengths, contexts, strict=True):
@@ -24,11 +26,12 @@ def layout_of(lengths: list[int], contexts: list[int], block_size: int, blocks: 
         tables.append(table)
         starts.append(starts[-1] + length)
     width = max(map(len, tables))
+    padded = [table + [0] * (width - len(table)) for table in tables]
     return PagedLayout(
-        slots=torch.tensor(slots),
-        block_tables=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32),
-        starts=torch.tensor(starts, dtype=torch.int32),
-        lengths=torch.tensor(contexts, dtype=torch.int32),
+        slots=torch.tensor(slots, device=device),
+        block_tables=torch.tensor(padded, dtype=torch.int32, device=device),
+        starts=torch.tensor(starts, dtype=torch.int32, device=device),
+        lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
         query_starts=tuple(starts),
         context_lengths=tuple(contexts),
         decodes=len(list(itertools.takewhile(lambda length: length == 1, lengths))),

@@ -13,8 +13,8 @@ from app.machine import usable_cores
 from app.transformer.adapted import Adapted, PackedAdapted
 from app.transformer.linear import Dense, Int4, Int8
 from app.transformer.serving import for_serving
+from tests.kernels.paging import SETS
 
-SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
 CPU = torch.device("cpu")
 
 

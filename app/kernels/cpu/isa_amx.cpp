@@ -36,8 +36,8 @@ namespace {
 #include "attention_training.inc"
 
 constexpr Kernels kKernels{"amx", prepare, linear_amx, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend_spans<CodeMultiplier, attend_spans<TileMultiplier, attend>>,
-                           draw, greatest,
+                           silu_and_mul, embed, rotary, store,
+                           attend_spans<CodeMultiplier, attend_spans<TileMultiplier, attend>>, draw, greatest,
                            rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
                            norm, norm_backward, causal_softmax,
                            attend_sequence<linear_amx>, attend_sequence_backward<linear_amx>};

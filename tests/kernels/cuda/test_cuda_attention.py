@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.kernels import PagedLayout, reference
+from tests.kernels.paging import layout_of
 
 cuda = pytest.importorskip("app.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCKS = 48
-
-
-def layout_of(lengths: list[int], contexts: list[int], block_size: int) -> PagedLayout:
-    """Sequences whose blocks are scattered over the cache."""
-    order = torch.randperm(BLOCKS).tolist()
-    tables, slots, starts = [], [], [0]
-    for length, context in zip(lengths, contexts, strict=True):
-        table = [order.pop() for _ in range(-(-context // block_size))]
-        positions = range(context - length, context)
-        slots += [table[p // block_size] * block_size + p % block_size for p in positions]
-        tables.append(table)
-        starts.append(starts[-1] + length)
-    width = max(map(len, tables))
-    padded = [table + [0] * (width - len(table)) for table in tables]
-    return PagedLayout(
-        slots=torch.tensor(slots, device=DEVICE),
-        block_tables=torch.tensor(padded, dtype=torch.int32, device=DEVICE),
-        starts=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
-        lengths=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
-        query_starts=tuple(starts),
-        context_lengths=tuple(contexts),
-        decodes=len(list(itertools.takewhile(lambda length: length == 1, lengths))),
-        block_size=block_size,
-    )
 
 
 @settings(max_examples=7, deadline=None)
@@ -56,7 +31,7 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
     heads, kv_heads, head_dim = shape
     sequences = sorted(sequences, key=lambda s: s[0] > 1)
     lengths = [new for new, _ in sequences]
-    layout = layout_of(lengths, [past + new for new, past in sequences], block_size)
+    layout = layout_of(lengths, [past + new for new, past in sequences], block_size, BLOCKS, DEVICE)
     shape = (BLOCKS, block_size, kv_heads, head_dim, dtype, torch.device(DEVICE))
     ours = tuple(torch.randn_like(part) for part in cuda.allocate_cache(*shape))
     exact = tuple(part.double() for part in ours)
@@ -73,7 +48,7 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
 
 
 def test_rows_that_pad_a_batch_write_nothing():
-    layout = layout_of([1, 1], [20, 33], 16)
+    layout = layout_of([1, 1], [20, 33], 16, BLOCKS, DEVICE)
     padded = PagedLayout(
         slots=torch.nn.functional.pad(layout.slots, (0, 2)),
         block_tables=torch.nn.functional.pad(layout.block_tables, (0, 0, 0, 2)),
