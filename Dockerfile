@@ -42,7 +42,7 @@ RUN pip install --no-deps .
 # Headers, static libraries and pip are for building. Bytecode is made here once: the root file
 # system may be read-only later. Paths are those of the final stage.
 WORKDIR /opt/hagane
-RUN python -c 'from app.kernels import native; assert native.available(), "kernels not built"' \
+RUN python -c 'from hagane.kernels import native; assert native.available(), "kernels not built"' \
     && site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
     && rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test "$site"/pip "$site"/pip-* bin/pip* \
     && find "$site" -name '*.a' -delete \

@@ -12,7 +12,7 @@ help:  ## list the targets
 
 install: $(STAMP)  ## make .venv with Hagane and everything its tests need
 
-KERNELS := setup.py $(wildcard app/kernels/cpu/*)
+KERNELS := setup.py $(wildcard app/hagane/kernels/cpu/*)
 
 $(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -m venv $(VENV)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCES = Path("app/kernels/cpu")
+SOURCES = Path("app/hagane/kernels/cpu")
 
 setup(
     ext_modules=[
         Extension(
-            "app.kernels._cpu",
+            "hagane.kernels._cpu",
             sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
             depends=sorted(str(path) for path in SOURCES.glob("*") if path.suffix != ".cpp"),
             language="c++",

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import httpx
 import torch
+from hagane.lora.config import AdapterConfig
+from hagane.lora.files import linear_shapes, save_adapter
+from hagane.models.config import ModelConfig
 from model import make_model
-
-from app.transformer.adapter import linear_shapes, save_adapter
-from app.transformer.adapter_config import AdapterConfig
-from app.transformer.config import ModelConfig
 
 STREAMS, ADAPTERS, RANK = 16, 8, 16
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 32, 48, 3
@@ -82,7 +81,7 @@ def measure(model: Path, data: Path) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(model),
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(model),
                "--port", str(port), "--served-model-name", "base",
                "--context-length", "1024"]  # fmt: skip
     for name in NAMES:

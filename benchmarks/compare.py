@@ -27,9 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from hagane.system.machine import usable_cores
 from model import make_model
-
-from app.machine import usable_cores
 
 HERE = Path(__file__).resolve().parent
 PLAN = {
@@ -79,7 +78,7 @@ def run(command: list[str]) -> dict:
 def hagane(model: Path, plan: dict) -> dict:
     numbers = {key: ",".join(map(str, plan[key])) for key in ("streams", "prompts")}
     return run([
-        sys.executable, "-m", "app.cli", "bench", str(model), "--json",
+        sys.executable, "-m", "hagane.cli", "bench", str(model), "--json",
         "--streams", numbers["streams"], "--prompts", numbers["prompts"], "--rounds", "1",
         "--new-tokens", str(plan["new_tokens"]), "--threads", str(plan["threads"]),
     ])  # fmt: skip
@@ -93,7 +92,7 @@ def prepare(model: Path, llama: str | None, openvino: str | None) -> dict[str, P
     for bits in ("int8", "int4"):
         files[bits] = model.with_name(f"{model.name}-{bits}")
         if not files[bits].is_dir():
-            command = [sys.executable, "-m", "app.cli", "quantize", str(model), str(files[bits])]
+            command = [sys.executable, "-m", "hagane.cli", "quantize", str(model), str(files[bits])]
             subprocess.run([*command, f"--{bits}"], check=True)
     for kind in ("Q8_0", "Q4_0") if llama else ():
         files[kind] = model.with_name(f"{model.name}-{kind}.gguf")

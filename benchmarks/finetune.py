@@ -26,13 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from hagane.system.machine import usable_cores
+from hagane.training.finetune.loop import finetune
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.report.listener import CheckpointReport, StepReport
 from model import make_model
 from tokenizers import Tokenizer, pre_tokenizers
-
-from app.machine import usable_cores
-from app.training.finetune import finetune
-from app.training.listener import CheckpointReport, StepReport
-from app.training.spec import FineTuneSpec
 
 PLAN = {"rows": 4, "length": 512, "rank": 16, "checkpointing": False}
 OURS = {"Hagane, bf16 base": "none", "Hagane, int8 base": "int8"}

@@ -35,11 +35,10 @@ from pathlib import Path
 
 import torch
 from gpu_shapes import LLAMA_8B, QWEN3_06B, TINY, Shape, write_model
-
-from app.engine.client import EngineClient
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.main import engine_config
-from app.settings import Settings
+from hagane.pool.client import EngineClient
+from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.server.app import engine_config
+from hagane.system.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("rates", "bf16", "int4", "fp8", "small", "transformers", "training", "pretraining")

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from app.training.config import PretrainConfig
-from app.training.pretrain import Learner
-from app.training.utilisation import Utilisation
-from app.transformer.config import ModelConfig
-from app.transformer.model import Transformer
+from hagane.models.config import ModelConfig
+from hagane.models.decoder import Transformer
+from hagane.training.pretrain.config import PretrainConfig
+from hagane.training.pretrain.loop import Learner
+from hagane.training.pretrain.utilisation import Utilisation
 
 
 def measure(directory: Path, plan: dict) -> dict:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from app.training.batches import micro_batches
-from app.training.examples import Example
-from app.training.masking import Sequence
-from app.training.objective import supervised_loss
-from app.training.spec import FineTuneSpec
-from app.training.trainee import load_trainee
+from hagane.training.finetune.batches import micro_batches
+from hagane.training.finetune.examples import Example
+from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.model import load_trainee
+from hagane.training.finetune.objective import supervised_loss
+from hagane.training.finetune.spec import FineTuneSpec
 
 
 def measure(directory: Path, plan: dict) -> dict:

@@ -40,10 +40,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from hagane.system.machine import usable_cores
 from model import make_model
 from openai import AsyncOpenAI
-
-from app.machine import usable_cores
 
 PROMPT_TOKENS, NEW_TOKENS = 256, 64
 CLIENTS = {1: 4, 16: 2, 64: 1}  # and how many requests each sends
@@ -156,9 +155,9 @@ def servers(model: Path, vllm: str | None, llama: str | None) -> dict[str, Serve
     for kind in ("bf16", "int8", "int4"):
         directory = model if kind == "bf16" else model.with_name(f"{model.name}-{kind}")
         if not directory.is_dir():
-            command = [sys.executable, "-m", "app.cli", "quantize", str(model), str(directory)]
+            command = [sys.executable, "-m", "hagane.cli", "quantize", str(model), str(directory)]
             subprocess.run([*command, f"--{kind}"], check=True, stderr=subprocess.DEVNULL)
-        command = [sys.executable, "-m", "app.cli", "serve", "--model", str(directory)]
+        command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(directory)]
         command += ["--served-model-name", "m", "--context-length", "2048"]
         found[f"Hagane {kind}"] = Server([*command, "--kv-cache-memory", "3GiB"])
     if vllm:

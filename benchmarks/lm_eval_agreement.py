@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 
 import httpx
-
-from app.transformer.store import resolve_model
+from hagane.text.hub import resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = """\
@@ -100,7 +99,8 @@ def start_server(model: Path) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(model), "--port", str(port),
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(model),
+               "--port", str(port),
                "--served-model-name", "m"]  # fmt: skip
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -129,7 +129,7 @@ def harness(python: str, model: Path, url: str, directory: Path) -> dict[str, di
 
 
 def hagane(model: Path, files: dict[str, Path]) -> dict[str, dict[str, float]]:
-    command = [sys.executable, "-m", "app.cli", "eval", str(model), "--json"]
+    command = [sys.executable, "-m", "hagane.cli", "eval", str(model), "--json"]
     command += ["--text", str(files["text"])]
     command += ["--questions", str(files["questions"]), str(files["words"])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -45,7 +45,7 @@ def measure(directory: Path, label: str, *arguments: str) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(directory),
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(directory),
                "--port", str(port), "--served-model-name", "m",
                "--context-length", "4096", "--kv-cache-memory", "1GiB", *arguments]  # fmt: skip
     started = time.monotonic()
@@ -88,7 +88,7 @@ def main() -> None:
         print(measure(directory, quantize, "--quantize", quantize), flush=True)
         cached = directory.with_name(f"{directory.name}-{quantize}")
         if not (cached / "config.json").is_file():
-            command = [sys.executable, "-m", "app.cli", "quantize", str(directory), str(cached)]
+            command = [sys.executable, "-m", "hagane.cli", "quantize", str(directory), str(cached)]
             subprocess.run([*command, f"--{quantize}"], check=True, stderr=subprocess.DEVNULL)
         print(measure(cached, f"{quantize} cached"), flush=True)
 

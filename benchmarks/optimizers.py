@@ -16,11 +16,10 @@ import time
 from pathlib import Path
 
 import torch
-
-from app.training.config import PretrainConfig
-from app.training.group import ALONE
-from app.training.preparation import prepare
-from app.training.pretrain import Run
+from hagane.training.pretrain.config import PretrainConfig
+from hagane.training.pretrain.group import ALONE
+from hagane.training.pretrain.loop import Run
+from hagane.training.pretrain.preparation import prepare
 
 RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muon": (6e-3, 1.2e-2, 2.4e-2)}
 PROBE = 8

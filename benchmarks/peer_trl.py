@@ -11,20 +11,19 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from hagane.lora.config import TARGETS, AdapterConfig
+from hagane.lora.files import save_adapter
+from hagane.lora.train import attach, factors
+from hagane.models.config import ModelConfig
+from hagane.text.hub import resolve_model
+from hagane.training.finetune.examples import read
+from hagane.training.finetune.objective import dpo_loss
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.weights.load import load_model
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
-
-from app.training.examples import read
-from app.training.objective import dpo_loss
-from app.training.spec import FineTuneSpec
-from app.transformer.adapter import save_adapter
-from app.transformer.adapter_config import TARGETS, AdapterConfig
-from app.transformer.config import ModelConfig
-from app.transformer.lora import attach, factors
-from app.transformer.store import resolve_model
-from app.transformer.weights import load_model
 
 BETA = 0.3
 PAIRS = [

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 
 import torch
+from hagane.models.config import ModelConfig
+from hagane.models.decoder import Transformer
+from hagane.training.pretrain.config import PretrainConfig
+from hagane.training.pretrain.loop import Learner
+from hagane.training.pretrain.shards import PackedRows
 from pretrain import LENGTH, ROWS, STEPS, VOCABULARY
-
-from app.training.config import PretrainConfig
-from app.training.pretrain import Learner
-from app.training.shards import PackedRows
-from app.transformer.config import ModelConfig
-from app.transformer.model import Transformer
 
 
 def main(tokens: Path) -> None:

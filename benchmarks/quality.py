@@ -19,9 +19,8 @@ from pathlib import Path
 
 import httpx
 import tokenizers
-
-from app.training.config import Corpus
-from app.training.corpus import documents
+from hagane.training.pretrain.config import Corpus
+from hagane.training.pretrain.corpus import documents
 
 HERE = Path(__file__).resolve().parent
 WINDOW = 256
@@ -49,7 +48,8 @@ def hagane(model: Path, quantize: str, kept: str, parts: list[list[int]]) -> flo
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(model), "--port", str(port),
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(model),
+               "--port", str(port),
                "--served-model-name", "m", "--quantize", quantize,
                "--kv-cache-dtype", kept]  # fmt: skip
     url = f"http://127.0.0.1:{port}"

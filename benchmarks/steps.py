@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hagane.kernels import PagedLayout, native
+from hagane.kernels.arena import Arena
+from hagane.kernels.recording import Workspace
+from hagane.models.attention import Fetching, Paged
+from hagane.models.config import ModelConfig
+from hagane.models.decoder import Transformer
+from hagane.system.machine import usable_cores
+from hagane.weights.load import load_model
 from torch import Tensor
-
-from app.kernels import PagedLayout, native
-from app.kernels.arena import Arena
-from app.kernels.recording import Workspace
-from app.machine import usable_cores
-from app.transformer.attention import Fetching, Paged
-from app.transformer.config import ModelConfig
-from app.transformer.model import Transformer
-from app.transformer.weights import load_model
 
 BLOCK = 16
 ROUNDS = 7

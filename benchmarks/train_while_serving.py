@@ -76,7 +76,7 @@ def training(client: openai.OpenAI, file: str) -> Iterator[psutil.Process]:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    return "app.training.worker" in (process.info["cmdline"] or [])
+    return "hagane.training.jobs.worker" in (process.info["cmdline"] or [])
 
 
 def busy_worker() -> psutil.Process:
@@ -124,7 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
         make_model(options.model)
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(options.model)]
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(options.model)]
     command += ["--served-model-name", "m", "--context-length", "1024"]
     command += ["--kv-cache-memory", "1GiB", *options.serve]
     if options.threads:

@@ -111,7 +111,7 @@ def start_server(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(model)]
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(model)]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HAGANE_")}
     with log.open("wb") as output:
         process = subprocess.Popen(

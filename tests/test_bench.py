@@ -8,7 +8,8 @@ import sys
 
 
 def test_bench_prints_every_figure(tiny_model_dir):
-    command = [sys.executable, "-m", "app.cli", "bench", str(tiny_model_dir), "--json", "--streams",
+    command = [sys.executable, "-m", "hagane.cli", "bench", str(tiny_model_dir), "--json",
+               "--streams",
                "1,3", "--prompts", "40", "--rounds", "1", "--new-tokens", "8"]  # fmt: skip
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     result = json.loads(output)
@@ -23,7 +24,7 @@ def test_bench_prints_every_figure(tiny_model_dir):
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "app.cli", "bench", str(tmp_path / "nothing")]
+    command = [sys.executable, "-m", "hagane.cli", "bench", str(tmp_path / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ import httpx
 
 
 def chat(url: str, typed: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli", "chat", "--url", url, *flags]
+    command = [sys.executable, "-m", "hagane.cli", "chat", "--url", url, *flags]
     return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60)
 
 

@@ -12,7 +12,7 @@ import pytest
 def hagane(*arguments: str, text: str | None = None, **environment: str):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HAGANE_")}
     return subprocess.run(
-        [sys.executable, "-m", "app.cli", *arguments],
+        [sys.executable, "-m", "hagane.cli", *arguments],
         capture_output=True,
         text=True,
         input=text,
@@ -23,7 +23,7 @@ def hagane(*arguments: str, text: str | None = None, **environment: str):
 
 
 def test_serve_help_explains_every_setting():
-    from app.settings import Settings
+    from hagane.system.settings import Settings
 
     shown = hagane("serve", "--help").stdout
     for name, field in Settings.model_fields.items():
@@ -52,7 +52,7 @@ def test_mistakes_are_one_line_and_status_2(arguments, environment, part):
 
 
 def test_toml_environment_and_flags_in_order_of_precedence(tmp_path, monkeypatch):
-    from app.settings import Settings
+    from hagane.system.settings import Settings
 
     file = tmp_path / "hagane.toml"
     file.write_text('port = 1\nhost = "127.0.0.2"\nmax_sequences = 3\n')

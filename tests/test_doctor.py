@@ -6,10 +6,10 @@ import json
 import socket
 
 import pytest
+from hagane.cli import doctor
+from hagane.kernels import native
+from hagane.system.settings import Settings
 
-from app import doctor
-from app.kernels import native
-from app.settings import Settings
 from tests.test_cli import hagane
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import psutil
 import pytest
-
-from app import machine
+from hagane.system import machine
 
 GIB = 1 << 30
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from app.errors import ConfigurationError
-from app.main import engine_config, job_options, residency
-from app.settings import Settings
+from hagane.server.app import engine_config, job_options, residency
+from hagane.system.errors import ConfigurationError
+from hagane.system.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import json
 
 import httpx
 import torch
+from hagane.models.config import Quantization
+from hagane.training.finetune.loop import finetune
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.pretrain.config import PretrainConfig
+from hagane.training.pretrain.loop import pretrain
+from hagane.weights.quantize import quantize_directory
 
-from app.training.config import PretrainConfig
-from app.training.finetune import finetune
-from app.training.pretrain import pretrain
-from app.training.spec import FineTuneSpec
-from app.transformer.config import Quantization
-from app.transformer.quantize import quantize_directory
 from tests.conftest import start_server, stop_server
 
 ANSWERS = {"What colour is the sky?": "The sky is blue.", "空は何色ですか。": "空は青いです。"}

@@ -124,8 +124,8 @@ def test_lines_of_every_process_carry_the_request_id(answered, traced):
         assert appears(traced, text)
     lines = [json.loads(line) for line in traced.log.read_text().splitlines()]
     about = [line for line in lines if line["request_id"].startswith("order-66")]
-    assert {line["logger"] for line in about} >= {"app.api.middleware", "app.engine.process"}
-    (access,) = [line for line in about if line["logger"] == "app.api.middleware"]
+    assert {line["logger"] for line in about} >= {"hagane.server.middleware", "hagane.engine.loop"}
+    (access,) = [line for line in about if line["logger"] == "hagane.server.middleware"]
     assert (access["method"], access["path"]) == ("POST", "/v1/completions")
     assert access["status"] == 200
     # Probes come every few seconds; they are not worth a line.

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from hagane.system.errors import ConfigurationError
+from hagane.system.settings import Settings
 
-from app.errors import ConfigurationError
-from app.settings import Settings
 from tests.conftest import start_server, stop_server
 from tests.engine.adapters import make_adapter, merged
 

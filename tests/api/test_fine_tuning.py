@@ -12,9 +12,9 @@ import httpx
 import openai
 import psutil
 import pytest
+from hagane.store.store import Store
 from safetensors.torch import load_file, save_file
 
-from app.store.store import Store
 from tests.conftest import ADMIN_KEY, Server, start_server, stop_server
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -238,7 +238,7 @@ def workers(server: Server) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "app.training.worker" in command and data in command:
+        if "hagane.training.jobs.worker" in command and data in command:
             found.append(process)
     return found
 

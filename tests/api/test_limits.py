@@ -8,11 +8,11 @@ import threading
 import httpx
 import openai
 import pytest
+from hagane.api.limits import Account, Bucket, Usage
+from hagane.system.errors import RateLimitError
+from hagane.system.settings import Settings
 from prometheus_client import CollectorRegistry
 
-from app.api.limits import Account, Bucket, Usage
-from app.errors import RateLimitError
-from app.settings import Settings
 from tests.conftest import start_server, stop_server
 
 

@@ -12,10 +12,10 @@ import httpx
 import openai
 import psutil
 import pytest
+from hagane.models.config import ModelConfig
+from hagane.text.hub import local_model
+from hagane.text.tokenizer import Tokenizer
 
-from app.transformer.config import ModelConfig
-from app.transformer.store import local_model
-from app.transformer.tokenizer import Tokenizer
 from tests.conftest import ADMIN_KEY
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}

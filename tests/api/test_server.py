@@ -14,9 +14,9 @@ import httpx
 import openai
 import pytest
 import torch
+from hagane.kernels import native
 from transformers import AutoModelForCausalLM
 
-from app.kernels import native
 from tests.conftest import start_server, stop_server
 
 MESSAGES = [{"role": "user", "content": "Once upon a time 今日は"}]
@@ -252,7 +252,7 @@ def test_disconnect_frees_the_blocks(server):
 
 
 def test_deadline(server):
-    response = complete(server, max_tokens=500, ignore_eos=True, timeout=0.05)
+    response = complete(server, max_tokens=500, ignore_eos=True, timeout=0.001)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
 
@@ -313,7 +313,7 @@ def test_a_broken_model_is_one_line_and_status_2(tiny_model_dir, tmp_path, break
             (broken / file.name).write_bytes(file.read_bytes()[:5000])
         elif file.name != breakage:
             (broken / file.name).symlink_to(file)
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(broken), "--port", "0"]
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(broken), "--port", "0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
     last = result.stderr.strip().splitlines()[-1]
@@ -344,7 +344,7 @@ def test_an_int8_cache_holds_more_tokens_in_the_same_memory(tiny_model_dir, tmp_
 
 
 def test_an_int8_cache_without_native_kernels_is_refused(tiny_model_dir):
-    command = [sys.executable, "-m", "app.cli", "serve", "--model", str(tiny_model_dir)]
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(tiny_model_dir)]
     command += ["--port", "0", "--dtype", "float16", "--kv-cache-dtype", "int8"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2

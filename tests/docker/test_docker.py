@@ -10,8 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-
-from app.settings import PREFIX, Settings
+from hagane.system.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hagane.system.settings import PREFIX, Settings
+from hagane.text.hub import BUILTIN_MODELS
 
-from app.settings import PREFIX, Settings
-from app.transformer.store import BUILTIN_MODELS
 from tests.conftest import start_server, stop_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,7 @@ def workplace(tmp_path) -> Path:
     binaries.mkdir(parents=True)
     (binaries / "python").symlink_to(sys.executable)
     command = binaries / "hagane"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hagane.cli.main "$@"\n')
     command.chmod(0o755)
     return folder
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import msgspec
 import torch
-from transformers import AutoModelForCausalLM
-
-from app.engine.channel import EngineChannel, encode
-from app.engine.messages import (
+from hagane.engine.loop import Engine
+from hagane.lora.config import TARGETS, AdapterConfig, adapter_digest
+from hagane.lora.files import linear_shapes, load_adapter, save_adapter
+from hagane.models.config import ModelConfig
+from hagane.pool.channel import EngineChannel, encode
+from hagane.pool.messages import (
     AdapterChecked,
     AdapterRef,
     EngineConfig,
@@ -28,10 +30,7 @@ from app.engine.messages import (
     StepOutput,
     TokenDelta,
 )
-from app.engine.process import Engine
-from app.transformer.adapter import linear_shapes, load_adapter, save_adapter
-from app.transformer.adapter_config import TARGETS, AdapterConfig, adapter_digest
-from app.transformer.config import ModelConfig
+from transformers import AutoModelForCausalLM
 
 _DEADLINE_SECONDS = 60
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.models.config import ModelConfig
+from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.text.hub import BUILTIN_MODELS
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.transformer.config import ModelConfig
-from app.transformer.store import BUILTIN_MODELS
 from tests.engine.adapters import RunningEngine, config
 
 BUILTIN = BUILTIN_MODELS / "hagane-mini"

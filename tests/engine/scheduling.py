@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-from app.engine.kv_cache import KVCache
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.engine.schedule import Sampled, Schedule
-from app.engine.scheduler import Scheduler
+from hagane.engine.cache.blocks import KVCache
+from hagane.engine.schedule.plan import Sampled, Schedule
+from hagane.engine.schedule.scheduler import Scheduler
+from hagane.pool.messages import GenerateRequest, SamplingParams
 
 FILLER = 1_000
 

@@ -6,12 +6,12 @@ import threading
 
 import pytest
 import torch
+from hagane import kernels
+from hagane.engine import adapters as engine_adapters
+from hagane.lora.config import TARGETS, adapter_digest
+from hagane.pool.messages import AdapterRef, CancelRequest, CheckAdapter, UnloadAdapter
 from safetensors.torch import load_file, save_file
 
-from app import kernels
-from app.engine import adapters as engine_adapters
-from app.engine.messages import AdapterRef, CancelRequest, CheckAdapter, UnloadAdapter
-from app.transformer.adapter_config import TARGETS, adapter_digest
 from tests.engine.adapters import RunningEngine, config, logprobs_of, make_adapter, merged
 
 PROMPT = tuple(range(40, 75))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 
 import torch
-
-from app.engine.batch import build_batch
-from app.engine.messages import AdapterRef, GenerateRequest, SamplingParams
-from app.engine.sampler import Drawn
-from app.engine.schedule import Chunk
-from app.engine.sequence import Sequence
+from hagane.engine.sampling.sampler import Drawn
+from hagane.engine.schedule.plan import Chunk
+from hagane.engine.schedule.sequence import Sequence
+from hagane.engine.step.batch import build_batch
+from hagane.pool.messages import AdapterRef, GenerateRequest, SamplingParams
 
 BLOCK = 4
 CPU = torch.device("cpu")

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hagane import kernels
+from hagane.engine.step.batch import Batch
+from hagane.engine.step.graphs import DecodeGraphs
+from hagane.models.config import Quantization
+from hagane.weights.load import load_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from app import kernels
-from app.engine.batch import Batch
-from app.engine.graphs import DecodeGraphs
-from app.transformer.config import Quantization
-from app.transformer.weights import load_model
 
 pytestmark = pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
 BLOCK, BLOCKS, LONGEST, MOST = 16, 400, 300, 7

@@ -6,9 +6,8 @@ import asyncio
 import socket
 
 import pytest
-
-from app.engine.channel import ClientChannel, EngineChannel, encode
-from app.engine.messages import CancelRequest, EngineFailed, FromEngine, Shutdown
+from hagane.pool.channel import ClientChannel, EngineChannel, encode
+from hagane.pool.messages import CancelRequest, EngineFailed, FromEngine, Shutdown
 
 MESSAGES = [EngineFailed("a", "x" * 300), EngineFailed("b", ""), EngineFailed("c", "\u00e9")]
 

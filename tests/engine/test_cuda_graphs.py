@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from hagane import kernels
+from hagane.engine.step.batch import Inputs
+from hagane.engine.step.cuda_graphs import CudaGraphs, batch_sizes
+from hagane.engine.step.memory import run_full_step
+from hagane.kernels import PagedLayout, reference
+from hagane.kernels.low_rank import AdapterRows
+from hagane.lora.banks import AdapterBanks
+from hagane.lora.files import load_adapter
+from hagane.models.attention import Paged
+from hagane.models.config import Quantization
+from hagane.models.decoder import Transformer
+from hagane.models.serving import for_serving
+from hagane.weights.load import load_model
 
-from app import kernels
-from app.engine.batch import Inputs
-from app.engine.cuda_graphs import CudaGraphs, batch_sizes
-from app.engine.memory import run_full_step
-from app.kernels import PagedLayout, reference
-from app.kernels.low_rank import AdapterRows
-from app.transformer.adapted import AdapterBanks
-from app.transformer.adapter import load_adapter
-from app.transformer.attention import Paged
-from app.transformer.config import Quantization
-from app.transformer.model import Transformer
-from app.transformer.serving import for_serving
-from app.transformer.weights import load_model
 from tests.engine.adapters import make_adapter
 
 pytest.importorskip("triton")
-from app.kernels import cuda
-from app.kernels.cuda import low_rank, tiles
+from hagane.kernels import cuda
+from hagane.kernels.cuda import low_rank, tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK = 16

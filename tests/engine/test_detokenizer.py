@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import tokenizers
+from hagane.generation.detokenizer import Detokenizer
+from hagane.text.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
-
-from app.engine.detokenizer import Detokenizer
-from app.transformer.tokenizer import Tokenizer
 
 TEXT = [
     "The cat sat on the mat. ",

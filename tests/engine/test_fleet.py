@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hagane.kernels import native
+from hagane.pool import models as module
+from hagane.pool.client import EngineClient
+from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.pool.models import Fleet, Residency
+from hagane.system.errors import EngineUnavailableError
+from hagane.system.machine import usable_cores
 
-from app.engine import fleet as module
-from app.engine.client import EngineClient
-from app.engine.fleet import Fleet, Residency
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.errors import EngineUnavailableError
-from app.kernels import native
-from app.machine import usable_cores
 from tests.engine.adapters import config
 
 

@@ -7,13 +7,12 @@ import random
 
 import pytest
 import torch
-
-from app import kernels
-from app.engine.batch import Batch
-from app.engine.graphs import DecodeGraphs
-from app.transformer.attention import Paged
-from app.transformer.config import ModelConfig
-from app.transformer.weights import load_model
+from hagane import kernels
+from hagane.engine.step.batch import Batch
+from hagane.engine.step.graphs import DecodeGraphs
+from hagane.models.attention import Paged
+from hagane.models.config import ModelConfig
+from hagane.weights.load import load_model
 
 pytestmark = pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
 BLOCK, BLOCKS, MOST = 16, 40, 6

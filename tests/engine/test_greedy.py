@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hagane import kernels
 
-from app import kernels
 from tests.engine.greedy import assert_greedy_text_is_transformers, needs_builtin
 
 

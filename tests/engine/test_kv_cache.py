@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hagane.engine.cache.blocks import KVCache
+from hagane.engine.schedule.sequence import Sequence
+from hagane.pool.messages import SamplingParams
+from hagane.system.errors import ConfigurationError
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-
-from app.engine.kv_cache import KVCache
-from app.engine.messages import SamplingParams
-from app.engine.sequence import Sequence
-from app.errors import ConfigurationError
 
 SIZE = 4
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import psutil
+from hagane.pool.client import EngineClient
+from hagane.pool.launch import launch
 
-from app.engine.client import EngineClient
-from app.engine.launch import launch
 from tests.engine.adapters import config
 
 
@@ -58,6 +58,6 @@ def test_a_process_that_nobody_takes_over_ends_by_itself():
 
 def test_launching_waits_for_no_heavy_import():
     heavy = {"torch", "fastapi", "numpy"}
-    program = f"import app.engine.launch, sys; print({heavy} & set(sys.modules))"
+    program = f"import hagane.pool.launch, sys; print({heavy} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert output.stdout.decode().strip() == "set()"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+from hagane.engine.step import memory
 
-from app.engine import memory
 from tests.engine.adapters import config
 
 GB = 10**9

@@ -10,8 +10,9 @@ from collections import defaultdict
 
 import msgspec
 import pytest
-
-from app.engine.messages import (
+from hagane.engine.loop import Engine
+from hagane.engine.step.runner import ModelRunner
+from hagane.pool.messages import (
     CancelRequest,
     EngineReady,
     GenerateRequest,
@@ -19,8 +20,7 @@ from app.engine.messages import (
     StepOutput,
     TokenDelta,
 )
-from app.engine.process import Engine
-from app.engine.runner import ModelRunner
+
 from tests.engine.adapters import config, make_adapter
 
 VOCABULARY = 300

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hagane.engine.step.runner import ModelRunner
 
-from app.engine.runner import ModelRunner
 from tests.engine.adapters import RunningEngine, config
 
 

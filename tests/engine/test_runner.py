@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hagane import kernels
+from hagane.engine.loop import Engine
+from hagane.engine.step.runner import ModelRunner
+from hagane.models.config import Quantization
+from hagane.pool.channel import EngineChannel
+from hagane.system.errors import ConfigurationError
+from hagane.weights.quantize import quantize_directory
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from app import kernels
-from app.engine.channel import EngineChannel
-from app.engine.process import Engine
-from app.engine.runner import ModelRunner
-from app.errors import ConfigurationError
-from app.transformer.config import Quantization
-from app.transformer.quantize import quantize_directory
 from tests.engine.adapters import RunningEngine, config
 
 
@@ -34,7 +34,7 @@ def test_fp8_needs_a_gpu_that_multiplies_it(tiny_model_dir, monkeypatch, capabil
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr("app.engine.runner.load_model", load)
+    monkeypatch.setattr("hagane.engine.step.runner.load_model", load)
     with pytest.raises(ConfigurationError if refused else LoadedError) as raised:
         ModelRunner(config(tiny_model_dir, device="cuda", quantize="fp8"))
     if refused:

@@ -7,12 +7,11 @@ from collections import Counter
 
 import pytest
 import torch
-
-from app import kernels
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.engine.sampler import Sampler, prompt_logprobs, uniform
-from app.engine.sequence import Sequence
-from app.kernels import native, reference
+from hagane import kernels
+from hagane.engine.sampling.sampler import Sampler, prompt_logprobs, uniform
+from hagane.engine.schedule.sequence import Sequence
+from hagane.kernels import native, reference
+from hagane.pool.messages import GenerateRequest, SamplingParams
 
 VOCAB = 50
 

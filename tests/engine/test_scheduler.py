@@ -5,11 +5,16 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hagane.engine.schedule.plan import Sampled
+from hagane.engine.schedule.scheduler import Scheduler
+from hagane.engine.schedule.sequence import PRIORITY_SECONDS
+from hagane.system.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    InvalidRequestError,
+    QueueFullError,
+)
 
-from app.engine.schedule import Sampled
-from app.engine.scheduler import Scheduler
-from app.engine.sequence import PRIORITY_SECONDS
-from app.errors import ConfigurationError, ContextLengthError, InvalidRequestError, QueueFullError
 from tests.engine.scheduling import drain, land, make, request, shape, step
 
 

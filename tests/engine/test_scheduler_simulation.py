@@ -11,15 +11,14 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
+from hagane.engine.cache.blocks import KVCache
+from hagane.engine.schedule.plan import Chunk, Sampled, Schedule
+from hagane.engine.schedule.scheduler import Scheduler
+from hagane.engine.schedule.sequence import Sequence
+from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.system.errors import QueueFullError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from app.engine.kv_cache import KVCache
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.engine.schedule import Chunk, Sampled, Schedule
-from app.engine.scheduler import Scheduler
-from app.engine.sequence import Sequence
-from app.errors import QueueFullError
 
 END = 1
 CONTEXT = 40

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.engine.sequence import PRIORITY_SECONDS, Sequence
+from hagane.engine.schedule.sequence import PRIORITY_SECONDS, Sequence
+from hagane.pool.messages import GenerateRequest, SamplingParams
 
 
 def sequence(*, priority: int = 0, now: float = 0.0, arrival: int = 0, **request) -> Sequence:

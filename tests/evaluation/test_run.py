@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hagane.evaluation.choices import read_questions
+from hagane.evaluation.text import windows
+from hagane.system.errors import InvalidRequestError
+from hagane.text.hub import BUILTIN_MODELS
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from app.errors import InvalidRequestError
-from app.evaluation.choices import read_questions
-from app.evaluation.text import windows
-from app.transformer.store import BUILTIN_MODELS
 
 ARC = {
     "question": "What is a cat?",
@@ -52,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def results(files: dict[str, Path]) -> dict[str, dict]:
-    command = [sys.executable, "-m", "app.cli", "eval", "hagane-mini", "--json", "--threads",
+    command = [sys.executable, "-m", "hagane.cli", "eval", "hagane-mini", "--json", "--threads",
                "1", "--dtype", "float32", "--text", str(files["text"]),
                "--questions", str(files["questions"]), str(files["words"])]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -163,7 +162,7 @@ def test_windows_cover_a_document_once_with_all_the_context_that_fits():
 
 @pytest.mark.parametrize("flags", [[], ["--text", "nowhere.txt"]])
 def test_what_cannot_be_evaluated_is_said_at_once(flags):
-    command = [sys.executable, "-m", "app.cli", "eval", "hagane-mini", *flags]
+    command = [sys.executable, "-m", "hagane.cli", "eval", "hagane-mini", *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert ("nowhere.txt" if flags else "--text or --questions") in done.stderr

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels import Cuts, PagedLayout, reference
+from hagane.kernels.drawing import draw as draw_by_sorting
+from hagane.models.linear import Fp8, Int4, quantize_int8
 
-from app.kernels import Cuts, PagedLayout, reference
-from app.kernels.drawing import draw as draw_by_sorting
-from app.transformer.linear import Fp8, Int4, quantize_int8
-
-cuda = pytest.importorskip("app.kernels.cuda")
-linear = pytest.importorskip("app.kernels.cuda.linear")
+cuda = pytest.importorskip("hagane.kernels.cuda")
+linear = pytest.importorskip("hagane.kernels.cuda.linear")
 DEVICE = torch.device("cuda")
 
 

@@ -6,11 +6,11 @@ import random
 
 import pytest
 import torch
+from hagane.engine.step.batch import Batch
+from hagane.engine.step.runner import ModelRunner
+from hagane.pool.messages import GenerateRequest, SamplingParams
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from app.engine.batch import Batch
-from app.engine.messages import GenerateRequest, SamplingParams
-from app.engine.runner import ModelRunner
 from tests.engine.adapters import RunningEngine, logprobs_of, make_adapter, merged
 from tests.engine.adapters import config as config_of
 from tests.engine.greedy import assert_greedy_text_is_transformers, needs_builtin

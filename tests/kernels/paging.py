@@ -6,9 +6,8 @@ import itertools
 from dataclasses import replace
 
 import torch
+from hagane.kernels import PagedLayout
 from torch import Tensor
-
-from app.kernels import PagedLayout
 
 SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-
-from app.kernels.arena import Arena, Arenas
+from hagane.kernels.arena import Arena, Arenas
 
 _LINE = 64
 

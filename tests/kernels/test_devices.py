@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from app.errors import ConfigurationError
-from app.kernels.devices import resolve_device
+from hagane.kernels.devices import resolve_device
+from hagane.system.errors import ConfigurationError
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hagane.kernels import native, reference
+from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.kernels import native, reference
-from app.machine import usable_cores
 from tests.kernels.paging import SETS, layout_of, part_of
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels import native
+from hagane.kernels.low_rank import AdapterRows, NativeBank, Part, TorchBank
+from hagane.lora.banks import Adapted, PackedAdapted
+from hagane.models.linear import Dense, Int4, Int8
+from hagane.models.serving import for_serving
+from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.kernels import native
-from app.kernels.low_rank import AdapterRows, NativeBank, Part, TorchBank
-from app.machine import usable_cores
-from app.transformer.adapted import Adapted, PackedAdapted
-from app.transformer.linear import Dense, Int4, Int8
-from app.transformer.serving import for_serving
 from tests.kernels.paging import SETS
 
 CPU = torch.device("cpu")

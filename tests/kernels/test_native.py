@@ -6,20 +6,13 @@ import math
 
 import pytest
 import torch
+from hagane.kernels import Cuts, PagedLayout, native, reference
+from hagane.models.linear import Dense, Int4, Int8, Int8Embedding, quantize_int8, unpack_int4
+from hagane.models.serving import for_serving
+from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.kernels import Cuts, PagedLayout, native, reference
-from app.machine import usable_cores
-from app.transformer.linear import (
-    Dense,
-    Int4,
-    Int8,
-    Int8Embedding,
-    quantize_int8,
-    unpack_int4,
-)
-from app.transformer.serving import for_serving
 from tests.kernels.paging import SETS, layout_of
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels import Pretraining, native, reference
 from torch.nn import functional as F  # noqa: N812
-
-from app.kernels import Pretraining, native, reference
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.05}}
@@ -86,7 +85,7 @@ def test_linear(dtype, bias, residual):
 
 @pytest.mark.parametrize("logits", [1 << 24, 300])
 def test_mean_loss(dtype, logits, monkeypatch):
-    monkeypatch.setattr("app.kernels.pretraining._LOGITS", logits)
+    monkeypatch.setattr("hagane.kernels.pretraining._LOGITS", logits)
     count = 27
     hidden, weight = torch.randn(count, 24).to(dtype), 0.3 * torch.randn(50, 24)
     targets = torch.randint(50, (count,))

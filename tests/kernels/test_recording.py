@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from app.kernels import native
-from app.kernels.recording import Workspace
+from hagane.kernels import native
+from hagane.kernels.recording import Workspace
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from app.kernels import native, reference, training
+from hagane.kernels import native, reference, training
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.05}}

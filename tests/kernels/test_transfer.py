@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-
-from app.kernels.transfer import Fetch, pack, send, unpack
+from hagane.kernels.transfer import Fetch, pack, send, unpack
 
 
 def test_parts_keep_values_shapes_and_alignment():

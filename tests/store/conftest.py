@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-
-from app.store.store import Store
+from hagane.store.store import Store
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import threading
 from collections import Counter
 
 import pytest
-
-from app.errors import ConflictError, NotFoundError
-from app.store.aliases import AliasGeneration
+from hagane.store.aliases import AliasGeneration
+from hagane.system.errors import ConflictError, NotFoundError
 
 
 def test_generations_count_up_and_the_last_is_in_force(store):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
-from app.errors import ConflictError, ModelNotFoundError
-from app.store.adapters import StoredAdapter
-from app.store.aliases import AliasGeneration
-from app.store.catalogue import Catalogue
-from app.store.jobs import Checkpoint, Job, new_job_id
+from hagane.store.adapters import StoredAdapter
+from hagane.store.aliases import AliasGeneration
+from hagane.store.catalogue import Catalogue
+from hagane.store.jobs import Checkpoint, Job, new_job_id
+from hagane.system.errors import ConflictError, ModelNotFoundError
 
 
 @pytest.fixture

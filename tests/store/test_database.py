@@ -10,11 +10,10 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-
-from app.errors import ConfigurationError
-from app.store import tables
-from app.store.database import Database
-from app.store.migrations import MIGRATIONS
+from hagane.store import tables
+from hagane.store.database import Database
+from hagane.store.migrations import MIGRATIONS
+from hagane.system.errors import ConfigurationError
 
 
 def test_migrations_make_the_tables_that_queries_name(tmp_path):
@@ -84,7 +83,7 @@ def test_what_a_killed_process_committed_is_there_and_the_rest_is_not(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from app.store.database import Database
+from hagane.store.database import Database
 database = Database(Path(sys.argv[1]))
 with database.write() as connection:
     connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")

@@ -6,10 +6,9 @@ import hashlib
 import os
 
 import pytest
-
-from app.errors import ConflictError, InvalidRequestError, NotFoundError
-from app.store.jobs import Job, new_job_id
-from app.store.paging import Paging
+from hagane.store.jobs import Job, new_job_id
+from hagane.store.paging import Paging
+from hagane.system.errors import ConflictError, InvalidRequestError, NotFoundError
 
 
 def put(store, content: bytes = b"one\n", name: str = "a.jsonl"):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from app.errors import NotFoundError
-from app.store.adapters import StoredAdapter
-from app.store.jobs import Checkpoint, Event, Job, new_job_id
-from app.store.paging import Paging
+from hagane.store.adapters import StoredAdapter
+from hagane.store.jobs import Checkpoint, Event, Job, new_job_id
+from hagane.store.paging import Paging
+from hagane.system.errors import NotFoundError
 
 
 def add(store, status="queued") -> Job:

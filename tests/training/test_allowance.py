@@ -6,10 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from app.errors import TrainingError
-from app.machine import memory_limit
-from app.training import allowance
+from hagane.system.errors import TrainingError
+from hagane.system.machine import memory_limit
+from hagane.training.jobs import allowance
 
 GB = 10**9
 

@@ -7,8 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-
-from app.training.bar import Bar
+from hagane.training.report.bar import Bar
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from app.training.console import Console, sketch
-from app.training.listener import CheckpointReport, StepReport
+from hagane.training.report.console import Console, sketch
+from hagane.training.report.listener import CheckpointReport, StepReport
 
 
 def report(step: int, valid: float | None = None) -> StepReport:

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hagane.models.config import ModelConfig
+from hagane.training.finetune import model as trainee
+from hagane.training.finetune.examples import Example
+from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.objective import supervised_loss
+from hagane.training.finetune.spec import FineTuneSpec, Plan
+from hagane.training.jobs import estimates
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from app.training import estimates, trainee
-from app.training.examples import Example
-from app.training.masking import Sequence
-from app.training.objective import supervised_loss
-from app.training.spec import FineTuneSpec, Plan
-from app.transformer.config import ModelConfig
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256, "hidden_size": 4096,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from app.training.examples import inspect, load
-from app.training.spec import FineTuneSpec
+from hagane.training.finetune.examples import inspect, load
+from hagane.training.finetune.spec import FineTuneSpec
 
 LINE = json.dumps({"prompt": "Say {}", "completion": "{} " * 5})
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hagane.system.errors import TrainingError, TrainingInterrupted
+from hagane.training.finetune import checkpoint as checkpoint_module
+from hagane.training.finetune import model as trainee_module
+from hagane.training.finetune.examples import report
+from hagane.training.finetune.loop import finetune
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.report.listener import CheckpointReport, StepReport
 from torch.utils.checkpoint import checkpoint
-
-from app.errors import TrainingError, TrainingInterrupted
-from app.training import checkpoint as checkpoint_module
-from app.training import trainee as trainee_module
-from app.training.examples import report
-from app.training.finetune import finetune
-from app.training.listener import CheckpointReport, StepReport
-from app.training.spec import FineTuneSpec
 
 SKY = "The sky is blue."
 

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
-
-from app.training.gate import judgement, opens
-from app.training.listener import PretrainResult
+from hagane.training.jobs.gate import judgement, opens
+from hagane.training.report.listener import PretrainResult
 
 
 def result(bits: float, base: float | None = None) -> PretrainResult:

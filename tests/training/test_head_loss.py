@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from app.kernels import Pretraining, native
-from app.training.head_loss import NativeLoss, TorchLoss
-from app.transformer.config import ModelConfig
-from app.transformer.model import Transformer, use_operations
+from hagane.kernels import Pretraining, native
+from hagane.models.config import ModelConfig
+from hagane.models.decoder import Transformer, use_operations
+from hagane.training.pretrain.head_loss import NativeLoss, TorchLoss
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 SHAPE = {

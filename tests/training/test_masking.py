@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from hagane.training.finetune.masking import Renderer
+from hagane.training.finetune.records import RecordError, parse
 
-from app.training.masking import Renderer
-from app.training.records import RecordError, parse
 from tests.conftest import TEMPLATE
 
 LLAMA3 = (

@@ -7,16 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hagane.lora.config import AdapterConfig
+from hagane.lora.files import save_adapter
+from hagane.lora.merge import merge_directory
+from hagane.lora.train import attach, factors
+from hagane.training.finetune.examples import Example
+from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.objective import dpo_loss, supervised_loss
+from hagane.weights.load import load_model
 from transformers import AutoModelForCausalLM
-
-from app.training.examples import Example
-from app.training.masking import Sequence
-from app.training.objective import dpo_loss, supervised_loss
-from app.transformer.adapter import save_adapter
-from app.transformer.adapter_config import AdapterConfig
-from app.transformer.lora import attach, factors
-from app.transformer.merge import merge_directory
-from app.transformer.weights import load_model
 
 CONFIG = AdapterConfig(rank=4, alpha=8.0)
 BETA = 0.3

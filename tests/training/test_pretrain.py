@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hagane.models.attention import PackedCausal
+from hagane.system.errors import ConfigurationError, TrainingInterrupted
+from hagane.training.pretrain.config import Corpus, PretrainConfig, Shape
+from hagane.training.pretrain.corpus import documents, split, token_bytes, train_tokenizer
+from hagane.training.pretrain.group import Group
+from hagane.training.pretrain.loop import pretrain
+from hagane.training.pretrain.optimizer import schedule
+from hagane.training.pretrain.shards import MixedRows, PackedRows
+from hagane.training.report.listener import PretrainReport
+from hagane.weights.load import load_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from app.errors import ConfigurationError, TrainingInterrupted
-from app.training.config import Corpus, PretrainConfig, Shape
-from app.training.corpus import documents, split, token_bytes, train_tokenizer
-from app.training.group import Group
-from app.training.listener import PretrainReport
-from app.training.optimizer import schedule
-from app.training.pretrain import pretrain
-from app.training.shards import MixedRows, PackedRows
-from app.transformer.attention import PackedCausal
-from app.transformer.weights import load_model
 
 
 class Told:
@@ -142,7 +141,13 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path):
     config = config.model_copy(update={"checkpoint_every": 4, "steps": 24, "log_every": 4})
     pretrain(config, Told())
     again = config.model_copy(update={"output": tmp_path / "again"})
-    command = [sys.executable, "-m", "app.cli", "pretrain", str(write(again, tmp_path / "c.toml"))]
+    command = [
+        sys.executable,
+        "-m",
+        "hagane.cli",
+        "pretrain",
+        str(write(again, tmp_path / "c.toml")),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         while not (again.output / "state" / "checkpoint.pt").is_file():
@@ -158,7 +163,7 @@ def test_two_processes_learn_what_one_learns(config, tmp_path):
     alone = pretrain(config, Told()).bits_per_byte
     shared = config.model_copy(update={"output": tmp_path / "shared"})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node", "2", "-m", "app.cli", "pretrain"]  # fmt: skip
+               "--nproc-per-node", "2", "-m", "hagane.cli", "pretrain"]  # fmt: skip
     subprocess.run(
         [*command, str(write(shared, tmp_path / "c.toml"))],
         check=True,

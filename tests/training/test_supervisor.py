@@ -8,13 +8,12 @@ import shutil
 
 import psutil
 import pytest
-
-from app.store.jobs import Job, new_job_id
-from app.store.paging import Paging
-from app.store.store import Store
-from app.training.options import JobOptions
-from app.training.spec import FineTuneSpec
-from app.training.supervisor import Supervisor
+from hagane.store.jobs import Job, new_job_id
+from hagane.store.paging import Paging
+from hagane.store.store import Store
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.jobs.options import JobOptions
+from hagane.training.jobs.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -35,7 +34,8 @@ def workers() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and "app.training.worker" in child.cmdline()
+        if child.status() != psutil.STATUS_ZOMBIE
+        and "hagane.training.jobs.worker" in child.cmdline()
     ]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.models.config import ModelConfig
+from hagane.models.decoder import Transformer
+from hagane.training.pretrain.head_loss import TorchLoss
+from hagane.training.pretrain.utilisation import Utilisation, flops_per_token
 from torch.utils.flop_counter import FlopCounterMode
-
-from app.training.head_loss import TorchLoss
-from app.training.utilisation import Utilisation, flops_per_token
-from app.transformer.config import ModelConfig
-from app.transformer.model import Transformer
 
 
 def model(tied: bool) -> Transformer:

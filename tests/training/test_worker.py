@@ -7,16 +7,15 @@ import subprocess
 import sys
 
 import pytest
-
-from app.errors import TrainingError, TrainingInterrupted
-from app.store.catalogue import Catalogue
-from app.store.jobs import Job, new_job_id
-from app.store.paging import Paging
-from app.store.store import Store
-from app.training import finetune as real
-from app.training.listener import CheckpointReport, Result, StepReport
-from app.training.options import JobOptions
-from app.training.worker import StoreListener, work
+from hagane.store.catalogue import Catalogue
+from hagane.store.jobs import Job, new_job_id
+from hagane.store.paging import Paging
+from hagane.store.store import Store
+from hagane.system.errors import TrainingError, TrainingInterrupted
+from hagane.training.finetune import loop as real
+from hagane.training.jobs.options import JobOptions
+from hagane.training.jobs.worker import StoreListener, work
+from hagane.training.report.listener import CheckpointReport, Result, StepReport
 
 
 @pytest.fixture
@@ -189,7 +188,7 @@ def test_a_worker_with_nothing_to_do_ends_in_peace(store):
     job = Job(new_job_id(), 1, "cancelled", "tiny", "file", {}, {})
     store.jobs.add(job)
     command = [
-        sys.executable, "-m", "app.training.worker", str(store.directory), job.id,
+        sys.executable, "-m", "hagane.training.jobs.worker", str(store.directory), job.id,
         JobOptions().model_dump_json(),
     ]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as worker:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hagane.lora.config import AdapterConfig, adapter_digest
+from hagane.lora.files import linear_shapes, load_adapter, save_adapter
+from hagane.models.config import ModelConfig
+from hagane.system.errors import ModelError
 from safetensors.torch import load_file, save_file
-
-from app.errors import ModelError
-from app.transformer.adapter import linear_shapes, load_adapter, save_adapter
-from app.transformer.adapter_config import AdapterConfig, adapter_digest
-from app.transformer.config import ModelConfig
 
 RANK = 4
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hagane.system.errors import InvalidRequestError, ModelError
+from hagane.text.chat_template import ChatTemplate
+from hagane.text.tokenizer import Tokenizer
 from transformers import AutoTokenizer
-
-from app.errors import InvalidRequestError, ModelError
-from app.transformer.chat_template import ChatTemplate
-from app.transformer.tokenizer import Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels import native, training
+from hagane.lora.config import AdapterConfig
+from hagane.lora.train import attach, factors, set_factors
+from hagane.models.config import Quantization
+from hagane.models.decoder import use_operations
+from hagane.models.frozen import IntegerEmbedding, Integers, Widened, compute_in_integers
+from hagane.models.linear import Int8Embedding, make_linear, quantize_int8
+from hagane.text.hub import BUILTIN_MODELS
+from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.objective import score
+from hagane.weights.load import load_model
 from tokenizers import Tokenizer
-
-from app.kernels import native, training
-from app.training.masking import Sequence
-from app.training.objective import score
-from app.transformer.adapter_config import AdapterConfig
-from app.transformer.config import Quantization
-from app.transformer.frozen import IntegerEmbedding, Integers, Widened, compute_in_integers
-from app.transformer.linear import Int8Embedding, make_linear, quantize_int8
-from app.transformer.lora import attach, factors, set_factors
-from app.transformer.model import use_operations
-from app.transformer.store import BUILTIN_MODELS
-from app.transformer.weights import load_model
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 SHAPES = [(64, 96), (40, 24), (33, 1), (96, 515)]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels import native, reference, training
+from hagane.lora.config import TARGETS, AdapterConfig
+from hagane.lora.files import load_adapter, save_adapter
+from hagane.lora.merge import merge_directory
+from hagane.lora.train import attach, disabled, factors, set_factors
+from hagane.models.attention import PackedSequences
+from hagane.models.config import Quantization
+from hagane.system.errors import ConfigurationError
+from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.model import use_operations
+from hagane.training.finetune.objective import score
+from hagane.weights.load import load_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
-
-from app.errors import ConfigurationError
-from app.kernels import native, reference, training
-from app.training.masking import Sequence
-from app.training.objective import score
-from app.training.trainee import use_operations
-from app.transformer.adapter import load_adapter, save_adapter
-from app.transformer.adapter_config import TARGETS, AdapterConfig
-from app.transformer.attention import PackedSequences
-from app.transformer.config import Quantization
-from app.transformer.lora import attach, disabled, factors, set_factors
-from app.transformer.merge import merge_directory
-from app.transformer.weights import load_model
 
 IDS = (torch.arange(24) * 7 + 5) % 300
 CONFIG = AdapterConfig(rank=4, alpha=8.0)

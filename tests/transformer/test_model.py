@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hagane import kernels
+from hagane.kernels import PagedLayout
+from hagane.models.attention import PackedCausal, Paged
+from hagane.models.config import ModelConfig, Quantization
+from hagane.models.decoder import Transformer
+from hagane.weights.load import load_model
 from transformers import AutoConfig, AutoModelForCausalLM
-
-from app import kernels
-from app.kernels import PagedLayout
-from app.transformer.attention import PackedCausal, Paged
-from app.transformer.config import ModelConfig, Quantization
-from app.transformer.model import Transformer
-from app.transformer.weights import load_model
 
 BASE = {
     "vocab_size": 160,

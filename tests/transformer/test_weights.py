@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hagane import kernels
+from hagane.models.attention import PackedCausal
+from hagane.models.config import ModelConfig, Quantization
+from hagane.models.decoder import Transformer
+from hagane.models.linear import Fp8, Int4, make_linear, unpack_int4
+from hagane.models.serving import for_serving
+from hagane.system.errors import ConfigurationError, ModelError
+from hagane.weights.load import load_model, save_model
+from hagane.weights.quantize import quantize_directory
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
-from app import kernels
-from app.errors import ConfigurationError, ModelError
-from app.transformer.attention import PackedCausal
-from app.transformer.config import ModelConfig, Quantization
-from app.transformer.linear import Fp8, Int4, make_linear, unpack_int4
-from app.transformer.model import Transformer
-from app.transformer.quantize import quantize_directory
-from app.transformer.serving import for_serving
-from app.transformer.weights import load_model, save_model
 
 CONFIG = ModelConfig.from_dict(
     {
@@ -172,8 +171,8 @@ import sys
 from pathlib import Path
 import psutil, torch
 from app import kernels
-from app.transformer.config import Quantization
-from app.transformer.weights import load_model
+from hagane.models.config import Quantization
+from hagane.weights.load import load_model
 
 def load(directory, name):
     return load_model(

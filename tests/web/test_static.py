@@ -6,8 +6,7 @@ import re
 
 import httpx
 import pytest
-
-from app.api.web import FOLDER, load_assets
+from hagane.api.hagane.web import FOLDER, load_assets
 
 NAMES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*"))
 ASSETS = ("/web/chat/app.js", "/web/shared/base.css", "/web/shared/favicon.svg")

@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from app.kernels.cuda import attention, linear, low_rank, rows, sampling
-from app.kernels.cuda.tiles import (
+from hagane.kernels.cuda import attention, linear, low_rank, rows, sampling
+from hagane.kernels.cuda.tiles import (
     LARGE,
     Tiles,
     decode_tiles,
@@ -26,6 +23,8 @@ from app.kernels.cuda.tiles import (
     small_tiles,
     vector_tiles,
 )
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 TARGET = GPUTarget("cuda", 90, 32)

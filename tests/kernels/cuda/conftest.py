@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-tiles = pytest.importorskip("app.kernels.cuda.tiles")
+tiles = pytest.importorskip("hagane.kernels.cuda.tiles")
 
 
 @pytest.fixture(scope="session", autouse=True)

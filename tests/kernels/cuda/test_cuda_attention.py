@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels import PagedLayout, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.kernels import PagedLayout, reference
 from tests.kernels.paging import layout_of
 
-cuda = pytest.importorskip("app.kernels.cuda")
+cuda = pytest.importorskip("hagane.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCKS = 48
 

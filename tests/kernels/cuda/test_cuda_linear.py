@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
+from hagane.models.linear import Fp8, Int4, quantize_int8, unpack_int4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.transformer.linear import Fp8, Int4, quantize_int8, unpack_int4
-
-linear = pytest.importorskip("app.kernels.cuda.linear")
+linear = pytest.importorskip("hagane.kernels.cuda.linear")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

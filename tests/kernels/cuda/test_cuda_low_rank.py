@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels.low_rank import AdapterRows, Part
 
-from app.kernels.low_rank import AdapterRows, Part
-
-low_rank = pytest.importorskip("app.kernels.cuda.low_rank")
+low_rank = pytest.importorskip("hagane.kernels.cuda.low_rank")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OUT, INPUTS = 300, 70
 

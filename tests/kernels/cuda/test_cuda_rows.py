@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hagane.kernels import reference
 
-from app.kernels import reference
-
-cuda = pytest.importorskip("app.kernels.cuda")
+cuda = pytest.importorskip("hagane.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 

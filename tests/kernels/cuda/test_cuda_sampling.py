@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
+from hagane.kernels import Cuts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.kernels import Cuts
-
-cuda = pytest.importorskip("app.kernels.cuda")
+cuda = pytest.importorskip("hagane.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

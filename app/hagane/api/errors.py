@@ -1,0 +1,170 @@
+"""From exceptions to OpenAI's error shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from hagane.system.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    DiskFullError,
+    EngineCrashedError,
+    EngineUnavailableError,
+    HaganeError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotFoundError,
+    QueueFullError,
+    RateLimitError,
+    TooLargeError,
+)
+
+logger = logging.getLogger(__name__)
+
+# OpenAI parameters that need a capability this server does not have.
+_UNSUPPORTED = {
+    "audio", "functions", "function_call", "logit_bias_type", "modalities", "prediction",
+    "prompt_cache_key", "reasoning_effort", "safety_identifier", "suffix", "tools", "verbosity",
+    "web_search_options",
+}  # fmt: skip
+_BOUNDS = {
+    "less_than_equal": "above_max_value",
+    "less_than": "above_max_value",
+    "greater_than_equal": "below_min_value",
+    "greater_than": "below_min_value",
+}
+_UNION_TAGS = {"str", "int", "float", "bool"}
+
+
+class AuthenticationError(HaganeError):
+    """No key, or a wrong one."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(HaganeError):
+    """A route that is closed, or closed to the holder of this key."""
+
+    code = "permission_denied"
+
+
+def error_body(
+    message: str, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The JSON of one error, all four keys always there."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """(HTTP status, body, headers) of an error of ours."""
+    message = str(error)
+    if isinstance(error, InvalidRequestError):
+        body = error_body(message, "invalid_request_error", error.param, error.code)
+        if isinstance(error, ConflictError):
+            # The SDK repeats a request after 409 unless it is told not to.
+            return 409, body, {"x-should-retry": "false"}
+        if isinstance(error, TooLargeError):
+            return 413, body, {}
+        return (404 if isinstance(error, ModelNotFoundError | NotFoundError) else 400), body, {}
+    if isinstance(error, AuthenticationError):
+        body = error_body(message, "invalid_request_error", None, error.code)
+        return 401, body, {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, PermissionDeniedError):
+        return 403, error_body(message, "invalid_request_error", None, error.code), {}
+    if isinstance(error, QueueFullError | RateLimitError):
+        body = error_body(message, "rate_limit_exceeded", None, "rate_limit_exceeded")
+        return 429, body, {"Retry-After": str(math.ceil(error.retry_after))}
+    body = error_body(message, "server_error", None, error.code)
+    if isinstance(error, EngineUnavailableError):
+        return 503, body, {"Retry-After": str(math.ceil(error.retry_after))}
+    if isinstance(error, EngineCrashedError):
+        return 503, body, {"Retry-After": "1"}
+    if isinstance(error, DiskFullError):
+        return 507, body, {}
+    return (504 if isinstance(error, DeadlineExceededError) else 500), body, {}
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers of everything a route or the framework may raise."""
+
+    @app.exception_handler(HaganeError)
+    async def ours(_: Request, error: HaganeError) -> JSONResponse:
+        status, body, headers = describe(error)
+        return JSONResponse(body, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse(_validation_body(error.errors()), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        body = error_body(str(error.detail), "invalid_request_error", None, _http_code(error))
+        return JSONResponse(body, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        logger.error("unforeseen error", exc_info=error)
+        body = error_body("Internal error; the log has the details.", "server_error", None, None)
+        return JSONResponse(body, 500)
+
+
+def _http_code(error: HTTPException) -> str:
+    return {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+
+
+def _validation_body(errors: Sequence[Any]) -> dict[str, Any]:
+    """The first problem, in OpenAI's words as far as they exist."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        reason = (first.get("ctx") or {}).get("error", "malformed")
+        message = f"The request body is not valid JSON: {reason}."
+        return error_body(message, "invalid_request_error", None, "invalid_json")
+    param = _path(first["loc"][1:])
+    code = _code(first, param)
+    if code == "unsupported_parameter":
+        message = f"The parameter '{param}' is not supported by this server; leave it out."
+    elif code == "unknown_parameter":
+        message = f"Unknown parameter: '{param}'."
+    elif code == "missing_required_parameter":
+        message = f"Missing required parameter: '{param}'."
+    else:
+        reason = first["msg"].removeprefix("Value error, ")
+        message = f"Invalid value for '{param or 'body'}': {reason}."
+        # What several fields together came to is not what the client sent.
+        if not (first["type"] == "value_error" and isinstance(first.get("input"), dict)):
+            got = repr(first.get("input"))
+            message += f" Got {got if len(got) <= 80 else got[:77] + '...'}."
+    return error_body(message, "invalid_request_error", param, code)
+
+
+def _code(error: Any, param: str | None) -> str:
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return "unsupported_parameter" if param in _UNSUPPORTED else "unknown_parameter"
+    if kind == "missing":
+        return "missing_required_parameter"
+    if kind in _BOUNDS:
+        number = "integer" if isinstance(error.get("input"), int) else "decimal"
+        return f"{number}_{_BOUNDS[kind]}"
+    if kind == "too_short":
+        return "empty_array"
+    return "invalid_type" if kind.endswith("_type") else "invalid_value"
+
+
+def _path(location: Sequence[str | int]) -> str | None:
+    """("messages", 0, "content", "str") -> "messages[0].content"; tags of unions are left out."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in _UNION_TAGS and part.isidentifier() and not part[0].isupper():
+            path += f".{part}" if path else part
+    return path or None

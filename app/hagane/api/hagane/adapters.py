@@ -1,0 +1,93 @@
+"""POST /v1/load_lora_adapter and /v1/unload_lora_adapter. Admin only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
+
+from hagane.api.hagane.aliases import Name
+from hagane.api.openai.models import describe_model
+from hagane.api.schemas import Body
+from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.lora.config import adapter_digest
+from hagane.pool.messages import AdapterRef
+from hagane.system.errors import InvalidRequestError, ModelError
+
+router = APIRouter(prefix="/v1", dependencies=[Depends(authenticate_admin)])
+
+
+class LoadBody(Body):
+    """A name for the adapter in a PEFT directory; `load_inplace` puts it in the place of another.
+
+    A relative path is looked for in every directory that adapters may be loaded from.
+    """
+
+    lora_name: Name
+    lora_path: Annotated[str, Field(min_length=1)]
+    load_inplace: bool = False
+
+
+class UnloadBody(Body):
+    lora_name: Name
+
+
+@router.post("/load_lora_adapter")
+async def load(body: LoadBody, request: Request) -> dict[str, Any]:
+    """Serve an adapter from now on, once the engine has found that it fits the model.
+
+    Raises InvalidRequestError saying what is wrong with it, or ConflictError if the name is taken.
+    """
+    serving = get_serving(request)
+    directory = _find(body.lora_path, serving)
+    before = serving.store.adapters.find(body.lora_name)
+    try:
+        digest = await run_in_threadpool(adapter_digest, directory)
+        await serving.client.check_adapter(AdapterRef(body.lora_name, str(directory), digest))
+    except ModelError as error:
+        raise InvalidRequestError(str(error), param="lora_path", code="invalid_adapter") from None
+    served = serving.catalogue.register(
+        body.lora_name, directory, digest, replace=body.load_inplace
+    )
+    if before is not None and before.digest != digest:
+        serving.client.release_adapter(before.digest)
+    return describe_model(serving, served)
+
+
+@router.post("/unload_lora_adapter")
+async def unload(body: UnloadBody, request: Request) -> dict[str, Any]:
+    """Take no more requests for an adapter, wait for those that run, and free its memory.
+
+    Its files stay. Raises ModelNotFoundError, or ConflictError while an alias points to it.
+    """
+    serving = get_serving(request)
+    _require_adapter(serving, body.lora_name)
+    removed = serving.store.adapters.delete(body.lora_name)
+    await serving.client.unload_adapter(removed.digest)
+    return {"id": body.lora_name, "object": "model", "deleted": True}
+
+
+def _require_adapter(serving: Serving, name: str) -> None:
+    found = serving.store.adapters.find(name)
+    if found is not None and found.whole:
+        raise InvalidRequestError(
+            f"'{name}' is a whole model, no adapter: DELETE /v1/models/{name} removes it.",
+            param="lora_name",
+        )
+
+
+def _find(path: str, serving: Serving) -> Path:
+    """The directory `path`, links followed, inside one of those that adapters may come from."""
+    roots = [root.resolve() for root in serving.settings.roots]
+    for root in roots:
+        directory = (root / path).resolve()
+        if directory.is_dir() and directory.is_relative_to(root):
+            return directory
+    raise InvalidRequestError(
+        f"'lora_path' is no directory in {' or '.join(map(str, roots))}; move the adapter there, "
+        "or name its parent in adapter_roots.",
+        param="lora_path",
+    )

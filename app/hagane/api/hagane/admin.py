@@ -1,0 +1,90 @@
+"""What an operator asks: how the server is doing, and to remove a model. Admin only."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+
+from hagane import __version__
+from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.pool.models import Resident
+from hagane.system.errors import ConflictError
+
+router = APIRouter(dependencies=[Depends(authenticate_admin)])
+
+
+@router.get("/admin/status")
+def status(request: Request) -> dict[str, Any]:
+    """The engine, the load on it, and the fine-tuning job that runs."""
+    serving = get_serving(request)
+    client, stats = serving.client, serving.client.stats
+    job = serving.store.jobs.first("running")
+    return {
+        "version": __version__,
+        "model": serving.model.id,
+        "engine": {
+            "state": client.state,
+            "restarts": client.restarts,
+            "pid": client.info.pid if client.info else None,
+            "context_length": serving.context_length(serving.model.config),
+        },
+        "resident_models": [_describe_resident(one) for one in serving.fleet.residents],
+        "requests": {"running": stats.running, "waiting": stats.waiting},
+        "kv_cache": {
+            "blocks_used": stats.blocks_used,
+            "blocks_cached": stats.blocks_cached,
+            "blocks_total": stats.blocks_total,
+            "usage_ratio": stats.blocks_used / max(stats.blocks_total, 1),
+        },
+        "tokens_per_second": serving.metrics.tokens_per_second(),
+        "job": None if job is None else {"id": job.id, "progress": job.progress},
+    }
+
+
+@router.delete("/v1/models/{model_id:path}")
+async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
+    """Remove an adapter or a whole model once its last request is done, with all that its job
+    left on disk.
+
+    The job's checkpoints go with it; the job and its events stay. Raises ModelNotFoundError, or
+    ConflictError while an alias points to one of them or the server's base is what is to go.
+    """
+    serving = get_serving(request)
+    store = serving.store
+    _require_not_base(serving, model_id)
+    removed = await run_in_threadpool(store.adapters.delete, model_id)
+    if not removed.whole:
+        await serving.client.unload_adapter(removed.digest)
+    if removed.job is not None:
+        folder = store.job_directory(removed.job)
+        store.models.withdraw(model_id)
+        await serving.fleet.release(folder)
+        others = [stored.path for stored in await run_in_threadpool(store.adapters.list)]
+        # What is in there may have been loaded under another name, too.
+        if not any(path.is_relative_to(folder) for path in others):
+            await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+    return {"id": model_id, "object": "model", "deleted": True}
+
+
+def _require_not_base(serving: Serving, model_id: str) -> None:
+    found = serving.store.adapters.find(model_id)
+    if found is not None and found.path.resolve() == serving.model.directory:
+        raise ConflictError(
+            f"'{model_id}' is what this server was started on: serve another model first.",
+            param="model",
+            code="model_in_use",
+        )
+
+
+def _describe_resident(resident: Resident) -> dict[str, Any]:
+    client = resident.client
+    return {
+        "model": resident.name,
+        "state": client.state,
+        "restarts": client.restarts,
+        "pid": client.info.pid if client.info else None,
+        "requests": {"running": client.stats.running, "waiting": client.stats.waiting},
+    }

@@ -1,0 +1,15 @@
+"""GET /admin: the page of administration, on the listener that has the admin routes."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from hagane.api.hagane import web
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/admin", methods=["GET", "HEAD"])
+async def admin(request: Request) -> Response:
+    """The page. It holds no data: its scripts ask for that with the admin key."""
+    return web.answer(request, "admin/index.html")

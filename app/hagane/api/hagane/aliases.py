@@ -1,0 +1,131 @@
+"""/admin/aliases and /admin/adapters: which name leads to which model. Admin only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from hagane.api.schemas import Body, Count, Number
+from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.store.adapters import StoredAdapter
+from hagane.store.aliases import AliasGeneration
+from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
+
+router = APIRouter(prefix="/admin", dependencies=[Depends(authenticate_admin)])
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s]+$")]
+Generation = Annotated[Count, Field(ge=0)]
+
+
+class AliasBody(Body):
+    """POST /admin/aliases: where the name leads, from the next request on."""
+
+    name: Name
+    target: str
+    candidate: str | None = None
+    percentage: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    expected_generation: Generation | None = None
+
+
+class RollbackBody(Body):
+    """POST /admin/aliases/{name}/rollback: back to `generation`, or to the one before."""
+
+    generation: Generation | None = None
+    expected_generation: Generation | None = None
+
+
+@router.post("/aliases")
+def set_alias(body: AliasBody, request: Request) -> dict[str, Any]:
+    """Point a name to a model, and a share of its requests to a candidate.
+
+    Raises ModelNotFoundError, or ConflictError when another generation is in force.
+    """
+    serving = get_serving(request)
+    if body.name == serving.model.id or serving.store.adapters.find(body.name) is not None:
+        raise ConflictError(f"'{body.name}' is a model's own name; choose another.", param="name")
+    if body.percentage and body.candidate is None:
+        raise InvalidRequestError("'percentage' needs a 'candidate'.", param="percentage")
+    for param, model in (("target", body.target), ("candidate", body.candidate)):
+        if model is not None:
+            _require_model(serving, model, param)
+    wanted = AliasGeneration(body.name, body.target, body.candidate, body.percentage)
+    return _describe(serving.store.aliases.set(wanted, body.expected_generation))
+
+
+@router.get("/aliases")
+def list_aliases(request: Request) -> dict[str, Any]:
+    """Every alias as it is now."""
+    aliases = get_serving(request).store.aliases.current()
+    return {"object": "list", "data": [_describe(alias) for alias in aliases]}
+
+
+@router.get("/aliases/{name:path}")
+def get_alias(name: str, request: Request) -> dict[str, Any]:
+    """One alias and all its generations, newest first. Raises NotFoundError."""
+    aliases = get_serving(request).store.aliases
+    history = [_describe(generation) for generation in aliases.history(name)]
+    return {**_describe(aliases.get(name)), "history": history}
+
+
+@router.post("/aliases/{name:path}/rollback")
+def roll_back(name: str, request: Request, body: RollbackBody | None = None) -> dict[str, Any]:
+    """Point the name where it pointed before. Raises NotFoundError or ConflictError."""
+    asked = body or RollbackBody()
+    aliases = get_serving(request).store.aliases
+    return _describe(aliases.rollback(name, asked.generation, asked.expected_generation))
+
+
+@router.delete("/aliases/{name:path}")
+def delete_alias(name: str, request: Request) -> dict[str, Any]:
+    """Raises NotFoundError."""
+    get_serving(request).store.aliases.delete(name)
+    return {"name": name, "object": "alias", "deleted": True}
+
+
+@router.get("/adapters")
+def list_adapters(request: Request) -> dict[str, Any]:
+    """Every adapter and whole model that is kept, promoted or not."""
+    adapters = get_serving(request).store.adapters.list()
+    return {"object": "list", "data": [_adapter(stored) for stored in adapters]}
+
+
+@router.post("/adapters/{name:path}/promote")
+def promote(name: str, request: Request) -> dict[str, Any]:
+    """Serve what was kept without being promoted. Raises ModelNotFoundError."""
+    return _adapter(get_serving(request).store.adapters.promote(name))
+
+
+def _require_model(serving: Serving, model: str, param: str) -> None:
+    if any(alias.name == model for alias in serving.store.aliases.current()):
+        raise InvalidRequestError(
+            f"'{model}' is an alias itself; name the model it leads to.", param=param
+        )
+    if model != serving.model.id and serving.catalogue.resolve(model) is None:
+        raise ModelNotFoundError(f"The model '{model}' does not exist here.", param=param)
+
+
+def _describe(alias: AliasGeneration) -> dict[str, Any]:
+    return {
+        "object": "alias",
+        "name": alias.name,
+        "target": alias.target,
+        "candidate": alias.candidate,
+        "percentage": alias.percentage,
+        "generation": alias.generation,
+        "created_at": alias.created_at,
+    }
+
+
+def _adapter(stored: StoredAdapter) -> dict[str, Any]:
+    return {
+        "object": "model" if stored.whole else "adapter",
+        "name": stored.name,
+        "base_model": stored.root,
+        "directory": stored.directory,
+        "digest": stored.digest,
+        "promoted": stored.promoted,
+        "job": stored.job,
+        "created_at": stored.created_at,
+    }

@@ -1,0 +1,31 @@
+"""Liveness and readiness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from hagane.api.serving import get_serving
+
+router = APIRouter()
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """200 as long as the server answers at all."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> JSONResponse:
+    """200 when requests are taken, 503 with the engine's state when not."""
+    client = get_serving(request).client
+    state: dict[str, Any] = {"status": client.state}
+    if client.info is not None:
+        state["engine_pid"] = client.info.pid
+        state["context_length"] = client.info.context_length
+    if client.state == "ready":
+        return JSONResponse(state)
+    return JSONResponse(state, 503, {"Retry-After": "1"})

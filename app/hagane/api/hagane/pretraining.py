@@ -1,0 +1,154 @@
+"""/admin/pretraining/jobs: models from text, in the queue of the fine-tuning jobs. Admin only."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError
+
+from hagane.api.openai import fine_tuning
+from hagane.api.openai.fine_tuning import Limit
+from hagane.api.openai.fine_tuning_schemas import describe_job
+from hagane.api.schemas import Body
+from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.store.adapters import StoredAdapter
+from hagane.store.jobs import Event, Job, new_job_id
+from hagane.store.paging import Paging
+from hagane.system.errors import InvalidRequestError, ModelError
+from hagane.text.hub import local_model, model_stores
+from hagane.training.jobs.gate import Policy
+from hagane.training.pretrain.config import PretrainConfig
+
+router = APIRouter(dependencies=[Depends(authenticate_admin)])
+
+_JOBS = "/admin/pretraining/jobs"
+_JOB = _JOBS + "/{job_id}"
+
+
+class PretrainingBody(Body):
+    """`config` has the keys of `hagane pretrain`'s TOML file but `output`.
+
+    A corpus' `path` is a path on the server or the id of an uploaded file; `start_from` may also be
+    the name of a model in the store, or of one that an earlier job made. `promote` is the gate:
+    whether the model gets a name and goes live always, if held-out text costs it at most
+    `max_bits_per_byte` and less than the model it started from, or when asked to.
+    """
+
+    # A file's name too, with the job's id behind it.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")] = "pretrained"
+    config: dict[str, Any]
+    promote: Policy = "if_better"
+    max_bits_per_byte: Annotated[float, Field(gt=0)] | None = None
+    metadata: dict[str, str] | None = None
+
+
+@router.post(_JOBS)
+def create_job(body: PretrainingBody, request: Request) -> dict[str, Any]:
+    """Queue a job. Raises InvalidRequestError naming the key at fault."""
+    serving = get_serving(request)
+    job_id = new_job_id()
+    config = _config(serving, body.config, job_id)
+    job = Job(
+        id=job_id,
+        created_at=int(time.time()),
+        status="queued",
+        model=body.name,
+        training_file="",
+        request={
+            "kind": "pretraining",
+            "metadata": body.metadata,
+            "promote": body.promote,
+            "max_bits_per_byte": body.max_bits_per_byte,
+        },
+        spec=config.model_dump(mode="json"),
+        plan={"steps": config.steps},
+    )
+    serving.store.jobs.add(job, Event(f"Created pretraining job: {job.id}"))
+    return describe_job(job)
+
+
+@router.get(_JOBS)
+def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+    """The pretraining jobs, newest first."""
+    page = get_serving(request).store.jobs.list(Paging(after, limit), kind="pretraining")
+    data = [describe_job(job) for job in page.items]
+    return {"object": "list", "data": data, "has_more": page.has_more}
+
+
+router.get(_JOB)(fine_tuning.get_job)
+router.post(_JOB + "/cancel")(fine_tuning.cancel_job)
+router.post(_JOB + "/pause")(fine_tuning.pause_job)
+router.post(_JOB + "/resume")(fine_tuning.resume_job)
+router.get(_JOB + "/events", response_model=None)(fine_tuning.list_events)
+
+
+@router.post(_JOB + "/promote")
+def promote(job_id: str, request: Request) -> dict[str, Any]:
+    """Serve the model of a job that succeeded, under its name.
+
+    Raises InvalidRequestError before that.
+    """
+    store = get_serving(request).store
+    job = store.jobs.get(job_id)
+    if job.kind != "pretraining" or job.status != "succeeded" or job.result is None:
+        raise InvalidRequestError(
+            f"Job '{job_id}' has made no model to promote (status: {job.status}).", param="job_id"
+        )
+    if job.fine_tuned_model is None:
+        model = StoredAdapter.pretrained(job_id, job.pretrained_name, Path(job.result["directory"]))
+        store.models.publish(model.name, model.path)
+        store.adapters.put(model)
+        store.jobs.record(
+            job_id, (Event(f"Promoted as {model.name}"),), fine_tuned_model=model.name
+        )
+    return describe_job(store.jobs.get(job_id))
+
+
+def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainConfig:
+    """What the worker is told. Raises RequestValidationError or InvalidRequestError."""
+    if "output" in values:
+        raise InvalidRequestError(
+            "'config.output' is the job's own directory; leave it out.", param="config.output"
+        )
+    threads = serving.settings.training_threads or max(1, (os.cpu_count() or 1) // 2)
+    own = {"output": serving.store.job_directory(job_id) / "model", "threads": threads}
+    if isinstance(start := values.get("start_from"), str):
+        own["start_from"] = _start(serving, start)
+        values = {key: value for key, value in values.items() if key != "start_from"}
+    try:
+        config = PretrainConfig.model_validate(own | values)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**e, "loc": ("body", "config", *e["loc"])} for e in error.errors()]
+        ) from None
+    files = serving.store.files
+    corpora = []
+    for number, corpus in enumerate(config.corpora):
+        if str(corpus.path).startswith("file-"):
+            stored = files.get(str(corpus.path))
+            kind = "jsonl" if stored.filename.endswith(".jsonl") else "text"
+            corpus = corpus.model_copy(update={"path": files.path(stored.id), "format": kind})
+        elif not corpus.path.is_absolute():
+            raise InvalidRequestError(
+                f"'{corpus.path}' is neither an absolute path nor the id of an uploaded file.",
+                param=f"config.corpora[{number}].path",
+            )
+        corpora.append(corpus)
+    return config.model_copy(update={"corpora": corpora})
+
+
+def _start(serving: Serving, name: str) -> Path:
+    try:
+        directory = local_model(name, model_stores(serving.settings))
+    except ModelError as error:
+        raise InvalidRequestError(f"{error}.", param="config.start_from") from None
+    if directory is None:
+        raise InvalidRequestError(
+            f"'{name}' is not on this server: fetch it first.", param="config.start_from"
+        )
+    return directory

@@ -1,0 +1,172 @@
+"""What each API key may use a minute and at a time, and what it has used.
+
+The headers are OpenAI's: https://platform.openai.com/docs/guides/rate-limits
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from hagane.system.errors import RateLimitError
+from hagane.system.settings import Settings
+
+ANONYMOUS = "anonymous"
+_MINUTE = 60.0
+# A refusal because of concurrency has no moment at which it ends; clients shall not spin.
+_RETRY_SECONDS = 1.0
+
+
+def key_label(key: str) -> str:
+    """A short name of an API key, for metrics and logs: the key cannot be told from it."""
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
+
+
+class Bucket:
+    """An allowance of `capacity` a minute that refills evenly.
+
+    It may be overdrawn, since what a request will use is not known before it has run; the debt
+    delays the next one.
+    """
+
+    def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.capacity = capacity
+        self._clock = clock
+        self._level = float(capacity)
+        self._updated = clock()
+
+    @property
+    def level(self) -> float:
+        """What is left now; negative when overdrawn."""
+        now = self._clock()
+        refill = (now - self._updated) * self.capacity / _MINUTE
+        self._level = min(self._level + refill, float(self.capacity))
+        self._updated = now
+        return self._level
+
+    def take(self, amount: float) -> None:
+        self._level = self.level - amount
+
+    def seconds_until(self, level: float) -> float:
+        """Time until `level` is there, 0 if it is."""
+        return max(level - self.level, 0.0) * _MINUTE / self.capacity
+
+
+class Usage:
+    """Counters of what every key has used."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "hagane_key_requests", "Requests of a key", ["key", "outcome"], registry=registry
+        )
+        self.tokens = Counter(
+            "hagane_key_tokens", "Tokens of a key", ["key", "kind"], registry=registry
+        )
+        self.running = Gauge(
+            "hagane_key_requests_running", "Requests of a key now", ["key"], registry=registry
+        )
+
+
+class Account:
+    """One API key: what is left to it, and what it uses.
+
+    A request is admitted while both allowances have at least one left; its tokens are deducted as
+    they come, the prompt's first.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        usage: Usage,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.label = label
+        self._usage = usage
+        self._running = 0
+        self._most_running = settings.max_concurrent_requests
+        limits = {
+            "requests": settings.rate_limit_requests,
+            "tokens": settings.rate_limit_tokens,
+        }
+        self._buckets = {
+            name: Bucket(limit, clock) for name, limit in limits.items() if limit is not None
+        }
+
+    @contextmanager
+    def request(self) -> Iterator[Account]:
+        """The time of one request. Raises RateLimitError if it has to wait."""
+        try:
+            self._check()
+        except RateLimitError:
+            self._usage.requests.labels(self.label, "refused").inc()
+            raise
+        if (requests := self._buckets.get("requests")) is not None:
+            requests.take(1)
+        self._usage.requests.labels(self.label, "admitted").inc()
+        self._count(1)
+        try:
+            yield self
+        finally:
+            self._count(-1)
+
+    def charge(self, kind: str, tokens: int) -> None:
+        """Deduct tokens that were read (`prompt`) or made (`generated`)."""
+        self._usage.tokens.labels(self.label, kind).inc(tokens)
+        if (bucket := self._buckets.get("tokens")) is not None:
+            bucket.take(tokens)
+
+    def headers(self) -> dict[str, str]:
+        """OpenAI's x-ratelimit-* headers for the limits that are set."""
+        headers = {}
+        for name, bucket in self._buckets.items():
+            headers[f"x-ratelimit-limit-{name}"] = str(bucket.capacity)
+            headers[f"x-ratelimit-remaining-{name}"] = str(max(int(bucket.level), 0))
+            full = bucket.seconds_until(bucket.capacity)
+            headers[f"x-ratelimit-reset-{name}"] = _duration(full)
+        return headers
+
+    def _check(self) -> None:
+        for name, bucket in self._buckets.items():
+            wait = bucket.seconds_until(1)
+            if wait > 0:
+                raise RateLimitError(
+                    f"Rate limit reached for {name} per minute (rate_limit_{name}): the limit is "
+                    f"{bucket.capacity}. Try again in {_duration(wait)}.",
+                    retry_after=wait,
+                )
+        if self._most_running is not None and self._running >= self._most_running:
+            raise RateLimitError(
+                f"{self._running} requests of this key are running, as many as it may have at a "
+                "time (max_concurrent_requests). Try again when one has finished.",
+                retry_after=_RETRY_SECONDS,
+            )
+
+    def _count(self, change: int) -> None:
+        self._running += change
+        self._usage.running.labels(self.label).set(self._running)
+
+
+class Accounts:
+    """The accounts of all configured keys, the admin's among them, and one for who needs none."""
+
+    def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
+        usage = Usage(registry)
+        admin = settings.admin_key.get_secret_value()
+        labels = [key_label(key) for key in (*settings.keys, admin) if key]
+        self._accounts = {label: Account(label, usage, settings) for label in (*labels, ANONYMOUS)}
+
+    def __getitem__(self, label: str) -> Account:
+        return self._accounts[label]
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: 17ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{int(rest)}s" if minutes else f"{rest:.3g}s"

@@ -1,0 +1,83 @@
+"""/v1/files: upload, list, read, delete, and look into a training file. Admin only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse
+
+from hagane.api.openai.upload import receive
+from hagane.api.serving import authenticate_admin, get_serving
+from hagane.store.files import StoredFile
+from hagane.store.paging import Paging
+
+PATH = "/v1/files"
+router = APIRouter(dependencies=[Depends(authenticate_admin)])
+
+
+@router.post(PATH)
+async def upload(request: Request) -> dict[str, Any]:
+    """Store a file of examples."""
+    serving = get_serving(request)
+    limit = int(serving.settings.max_file_bytes)
+    return _describe(await receive(request, serving.store.files, limit))
+
+
+@router.get(PATH)
+def list_files(
+    request: Request,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> dict[str, Any]:
+    """The files, newest first unless asked otherwise."""
+    paging = Paging(after, limit, newest_first=order == "desc")
+    page = get_serving(request).store.files.list(paging, purpose)
+    data = [_describe(stored) for stored in page.items]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": page.has_more,
+    }
+
+
+@router.get(PATH + "/{file_id}")
+def get_file(file_id: str, request: Request) -> dict[str, Any]:
+    """One file. Raises NotFoundError."""
+    return _describe(get_serving(request).store.files.get(file_id))
+
+
+@router.get(PATH + "/{file_id}/content")
+def get_content(file_id: str, request: Request) -> FileResponse:
+    """What was uploaded, byte for byte. Raises NotFoundError."""
+    files = get_serving(request).store.files
+    stored = files.get(file_id)
+    return FileResponse(
+        files.path(stored.id), media_type="application/octet-stream", filename=stored.filename
+    )
+
+
+@router.delete(PATH + "/{file_id}")
+def delete_file(file_id: str, request: Request) -> dict[str, Any]:
+    """Raises NotFoundError, or ConflictError while a job needs the file."""
+    get_serving(request).store.files.delete(file_id)
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+def _describe(stored: StoredFile) -> dict[str, Any]:
+    return {
+        "id": stored.id,
+        "object": "file",
+        "bytes": stored.bytes,
+        "created_at": stored.created_at,
+        "filename": stored.filename,
+        "purpose": stored.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": None,
+        "sha256": stored.sha256,
+    }

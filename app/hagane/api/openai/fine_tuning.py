@@ -1,0 +1,328 @@
+"""/v1/fine_tuning/jobs: OpenAI's contract for training what is served. Admin only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Collection
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from sse_starlette import EventSourceResponse
+
+from hagane.api.openai.fine_tuning_schemas import (
+    Dpo,
+    Hyperparameters,
+    JobBody,
+    Method,
+    Supervised,
+    describe_checkpoint,
+    describe_event,
+    describe_job,
+)
+from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.api.sse import stream
+from hagane.store.jobs import Event, Job, Status, new_job_id
+from hagane.store.paging import Paging
+from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.jobs.inspection import inspect_files
+
+router = APIRouter(dependencies=[Depends(authenticate_admin)])
+
+_JOBS = "/v1/fine_tuning/jobs"
+_JOB = _JOBS + "/{job_id}"
+_EXTRA = ("body", "extra")
+_STREAM_POLL_SECONDS = 0.25
+_STREAM_PAGE = 100
+_METADATA = re.compile(r"metadata\[(.+)\]")
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+
+
+@router.post(_JOBS)
+def create_job(body: JobBody, request: Request) -> dict[str, Any]:
+    """Queue a job. Its files are read before it is, and a bad one fails it with a report.
+
+    Raises InvalidRequestError naming the field at fault.
+    """
+    serving = get_serving(request)
+    _require_base(serving, body.model)
+    method = _method(body)
+    seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
+    job = Job(
+        id=new_job_id(),
+        created_at=int(time.time()),
+        status="validating_files",
+        model=body.model,
+        suffix=body.suffix,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        request={
+            "method": method.model_dump(exclude_none=True),
+            "seed": seed,
+            "metadata": body.metadata,
+            "extra": body.extra.model_dump(exclude_none=True),
+        },
+        spec=_spec(serving, body, method, seed).model_dump(mode="json"),
+    )
+    message = f"Created fine-tuning job: {job.id}"
+    validating = f"Validating training file: {job.training_file}"
+    serving.store.jobs.add(job, Event(message), Event(validating))
+    return describe_job(job)
+
+
+@router.get(_JOBS)
+def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+    """The jobs, newest first; `metadata[KEY]=VALUE` keeps those that carry it."""
+    wanted = {
+        match[1]: value
+        for key, value in request.query_params.items()
+        if (match := _METADATA.fullmatch(key))
+    }
+    page = get_serving(request).store.jobs.list(Paging(after, limit), wanted)
+    data = [describe_job(job) for job in page.items]
+    return {"object": "list", "data": data, "has_more": page.has_more}
+
+
+@router.get(_JOB)
+def get_job(job_id: str, request: Request) -> dict[str, Any]:
+    """One job. Raises NotFoundError."""
+    return describe_job(get_serving(request).store.jobs.get(job_id))
+
+
+@router.post(_JOB + "/cancel")
+def cancel_job(job_id: str, request: Request) -> dict[str, Any]:
+    """End a job for good; its checkpoints stay. Raises NotFoundError or ConflictError."""
+    sources: tuple[Status, ...] = ("validating_files", "queued", "running", "paused")
+    return _change(request, job_id, sources, "cancelled", "The job was cancelled")
+
+
+@router.post(_JOB + "/pause")
+def pause_job(job_id: str, request: Request) -> dict[str, Any]:
+    """Stop after the step that runs, with a checkpoint. Raises NotFoundError or ConflictError."""
+    return _change(request, job_id, ("queued", "running"), "paused", "The job was paused")
+
+
+@router.post(_JOB + "/resume")
+def resume_job(job_id: str, request: Request) -> dict[str, Any]:
+    """Queue a paused job, or one that failed in training, to go on from its last checkpoint.
+
+    One that was refused for its memory is validated again: the limit may be another by now. Raises
+    NotFoundError or ConflictError.
+    """
+    job = get_serving(request).store.jobs.get(job_id)
+    if job.plan is None and (job.error or {}).get("code") == "out_of_memory":
+        refused: tuple[Status] = ("failed",)
+        return _change(
+            request, job_id, refused, "validating_files", "The job is validated again",
+            error=None, finished_at=None,
+        )  # fmt: skip
+    sources: tuple[Status, ...] = ("paused",) if job.plan is None else ("paused", "failed")
+    return _change(
+        request, job_id, sources, "queued", "The job was resumed",
+        error=None, finished_at=None, deaths=0,
+    )  # fmt: skip
+
+
+@router.get(_JOB + "/events", response_model=None)
+async def list_events(
+    job_id: str,
+    request: Request,
+    after: str | None = None,
+    limit: Limit = 20,
+    stream: bool = False,
+) -> dict[str, Any] | EventSourceResponse:
+    """What happened, newest first; or `stream=true`: from the beginning, as it happens.
+
+    Raises NotFoundError.
+    """
+    serving = get_serving(request)
+    await asyncio.to_thread(serving.store.jobs.get, job_id)
+    if stream:
+        return await _stream(serving, request, job_id, after)
+    page = await asyncio.to_thread(serving.store.jobs.events, job_id, Paging(after, limit))
+    data = [describe_event(event) for event in page.items]
+    return {"object": "list", "data": data, "has_more": page.has_more}
+
+
+@router.get(_JOB + "/checkpoints")
+def list_checkpoints(
+    job_id: str, request: Request, after: str | None = None, limit: Limit = 10
+) -> dict[str, Any]:
+    """The checkpoints, newest first; each can be chatted with by name. Raises NotFoundError."""
+    jobs = get_serving(request).store.jobs
+    jobs.get(job_id)
+    page = jobs.checkpoints(job_id, Paging(after, limit))
+    data = [describe_checkpoint(checkpoint, job_id) for checkpoint in page.items]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": page.has_more,
+    }
+
+
+@router.get("/v1/files/{file_id}/report")
+async def file_report(
+    file_id: str,
+    request: Request,
+    model: str | None = None,
+    method: Literal["supervised", "dpo"] = "supervised",
+    sequence_length: Annotated[int | None, Query(ge=8)] = None,
+) -> dict[str, Any]:
+    """What training on the file would meet: bad lines, tokens, steps, time, memory.
+
+    Raises NotFoundError, ModelNotFoundError, or TrainingError when the file cannot be read.
+    """
+    serving = get_serving(request)
+    _require_base(serving, model or serving.model.id)
+    await asyncio.to_thread(serving.store.files.get, file_id)
+    spec = FineTuneSpec(
+        model=serving.model.directory,
+        training_file=serving.store.files.path(file_id),
+        method=method,
+        sequence_length=sequence_length,
+        device=serving.settings.device,
+    )
+    inspection = await inspect_files(spec, serving.settings.job_gpu_memory_fraction)
+    return {"object": "file.report", "file": file_id, **asdict(inspection)}
+
+
+async def _stream(
+    serving: Serving, request: Request, job_id: str, after: str | None
+) -> EventSourceResponse:
+    events = _events(serving, job_id, after)
+    return await stream(request, events, serving.settings.keep_alive_seconds)
+
+
+async def _events(
+    serving: Serving, job_id: str, after: str | None
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Every event after `after`, oldest first, until the job has finished and all are told."""
+    jobs = serving.store.jobs
+    while True:
+        # Asked before the events are read: what a finished job had to say is there by then.
+        finished = (await asyncio.to_thread(jobs.get, job_id)).finished
+        paging = Paging(after, _STREAM_PAGE, newest_first=False)
+        page = await asyncio.to_thread(jobs.events, job_id, paging)
+        for event in page.items:
+            yield describe_event(event)
+            after = event.id
+        if page.has_more:
+            continue
+        if finished:
+            return
+        await asyncio.sleep(_STREAM_POLL_SECONDS)
+
+
+def _require_base(serving: Serving, model: str) -> None:
+    if model == serving.model.id:
+        return
+    if serving.catalogue.resolve(model) is not None:
+        raise InvalidRequestError(
+            f"'{model}' is not a base model; train '{serving.model.id}', which is served here.",
+            param="model",
+            code="model_not_available",
+        )
+    raise ModelNotFoundError(
+        f"The model '{model}' does not exist here; this server trains '{serving.model.id}'.",
+        param="model",
+    )
+
+
+def _method(body: JobBody) -> Method:
+    """The method with its hyperparameters, wherever the client put them."""
+    method = body.method or Method(type="supervised")
+    other = "dpo" if method.type == "supervised" else "supervised"
+    if getattr(method, other) is not None:
+        raise InvalidRequestError(
+            f"'method.{other}' does not go with 'method.type' '{method.type}'.",
+            param=f"method.{other}",
+        )
+    if body.hyperparameters is not None and body.method is not None:
+        raise InvalidRequestError(
+            "Give 'method' or the older 'hyperparameters', not both.", param="hyperparameters"
+        )
+    if method.type == "dpo":
+        return method.model_copy(update={"dpo": method.dpo or Dpo()})
+    older = Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
+    return method.model_copy(update={"supervised": method.supervised or older})
+
+
+def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTuneSpec:
+    """What the worker is told. Raises RequestValidationError where a value is out of bounds."""
+    files = serving.store.files
+    for param, file_id in (("training_file", body.training_file),
+                           ("validation_file", body.validation_file)):  # fmt: skip
+        if file_id is not None:
+            _require_examples(serving, file_id, param)
+    hyperparameters = (method.supervised or method.dpo or Supervised()).hyperparameters.model_dump()
+    extra = body.extra.model_dump(exclude_none=True, exclude={"promote"})
+    settings = serving.settings
+    served = {"quantize": "none" if body.extra.full else settings.quantize}
+    try:
+        return FineTuneSpec(
+            model=serving.model.directory,
+            training_file=files.path(body.training_file),
+            validation_file=body.validation_file and files.path(body.validation_file),
+            method=method.type,
+            seed=seed,
+            dtype="auto" if settings.dtype == "float16" else settings.dtype,
+            device=settings.device,
+            threads=settings.training_threads or max(1, (os.cpu_count() or 1) // 2),
+            **hyperparameters,
+            **(served | extra),
+        )
+    except ValidationError as error:
+        place = ("body", "method", method.type, "hyperparameters")
+        raise RequestValidationError(
+            [
+                {
+                    **e,
+                    "loc": (
+                        *(place if set(e["loc"]) & set(hyperparameters) else _EXTRA),
+                        *e["loc"],
+                    ),
+                }
+                for e in error.errors()
+            ]
+        ) from None
+
+
+def _require_examples(serving: Serving, file_id: str, param: str) -> None:
+    try:
+        stored = serving.store.files.get(file_id)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(str(error), param=param, code="file_not_found") from None
+    if stored.purpose != "fine-tune":
+        raise InvalidRequestError(
+            f"The file '{file_id}' has the purpose '{stored.purpose}', not 'fine-tune'.",
+            param=param,
+        )
+
+
+def _change(
+    request: Request,
+    job_id: str,
+    sources: Collection[Status],
+    target: Status,
+    message: str,
+    **values: Any,
+) -> dict[str, Any]:
+    jobs = get_serving(request).store.jobs
+    job = jobs.get(job_id)
+    if not jobs.transition(job_id, sources, target, Event(message), **values):
+        raise ConflictError(
+            f"The job '{job_id}' is {job.status}; only one that is {' or '.join(sources)} can "
+            f"become {target}.",
+            param="fine_tuning_job_id",
+            code="invalid_job_status",
+        )
+    return describe_job(jobs.get(job_id))

@@ -1,0 +1,45 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from hagane.api.serving import Serving, authenticate, get_serving
+from hagane.models.config import ModelConfig
+from hagane.store.catalogue import Served
+
+router = APIRouter(dependencies=[Depends(authenticate)])
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """Every model that requests may name."""
+    serving = get_serving(request)
+    models = [serving.base, *serving.catalogue.list()]
+    return {"object": "list", "data": [describe_model(serving, model) for model in models]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(model_id: str, request: Request) -> dict[str, Any]:
+    """One model. Raises ModelNotFoundError."""
+    serving = get_serving(request)
+    return {**describe_model(serving, serving.resolve(model_id)), "id": model_id}
+
+
+def describe_model(serving: Serving, model: Served) -> dict[str, Any]:
+    """`root` is what the weights are, `parent` what they, or an alias, stand on."""
+    whole = model.model_directory
+    config = serving.model.config if whole is None else ModelConfig.load(whole)
+    stands_alone = model.adapter_directory is not None or whole is not None
+    parent = serving.model.id if whole is None else model.root
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created or serving.model.created,
+        "owned_by": "hagane",
+        "root": model.id if stands_alone else model.root,
+        "parent": None if parent == model.id else parent,
+        "max_model_len": serving.context_length(config),
+    }

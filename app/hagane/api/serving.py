@@ -1,0 +1,232 @@
+"""What every route needs: the models' text sides, their engines, the metrics, the checks."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from hagane.api.errors import AuthenticationError, PermissionDeniedError
+from hagane.api.limits import ANONYMOUS, Account, Accounts, key_label
+from hagane.api.metrics import Metrics
+from hagane.models.config import ModelConfig
+from hagane.pool.client import EngineClient
+from hagane.pool.models import Fleet
+from hagane.store.catalogue import Catalogue, Served
+from hagane.store.store import Store
+from hagane.system.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    RateLimitError,
+)
+from hagane.system.settings import Settings
+from hagane.text.chat_template import ChatTemplate
+from hagane.text.generation_defaults import GenerationDefaults
+from hagane.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as its text side: everything but the weights."""
+
+    id: str
+    directory: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def load(cls, directory: Path, name: str | None) -> ServedModel:
+        """Raises ModelError naming the file at fault."""
+        config = ModelConfig.load(directory)
+        tokenizer = Tokenizer.load(directory)
+        return cls(
+            id=name or directory.name,
+            directory=directory,
+            config=config,
+            tokenizer=tokenizer,
+            template=ChatTemplate.load(directory, tokenizer),
+            defaults=GenerationDefaults.load(directory, tokenizer, config),
+        )
+
+
+# Those of whole models beside the base; their directories never change.
+_load_text = lru_cache(maxsize=8)(ServedModel.load)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What answers one request: which weights, their text side, and the longest context, tokens."""
+
+    served: Served
+    model: ServedModel
+    context_length: int
+
+    def check_prompt(self, prompt: list[int], wanted: int | None, param: str) -> int:
+        """Room for new tokens, in tokens: `wanted`, or all that is left when that is None.
+
+        Raises ContextLengthError with both numbers, InvalidRequestError for unusable prompts.
+        """
+        limit, length = self.context_length, len(prompt)
+        if not prompt:
+            raise InvalidRequestError(f"'{param}' has no tokens; send some text.", param=param)
+        largest = max(prompt)
+        if largest >= self.model.config.vocab_size:
+            raise InvalidRequestError(
+                f"Token id {largest} is outside the vocabulary of "
+                f"{self.model.config.vocab_size} tokens.",
+                param=param,
+            )
+        room = limit - length
+        if room < max(wanted or 1, 1):
+            asked = f" and {wanted} in the completion" if wanted else ""
+            raise ContextLengthError(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{length + (wanted or 0)} tokens ({length} in the {param}{asked}). Shorten the "
+                f"{param} or ask for fewer tokens.",
+                param=param,
+            )
+        return room if wanted is None else wanted
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One application's parts, kept in `app.state.serving`."""
+
+    settings: Settings
+    model: ServedModel
+    fleet: Fleet
+    metrics: Metrics
+    accounts: Accounts
+    store: Store
+    catalogue: Catalogue
+
+    @property
+    def client(self) -> EngineClient:
+        """The base model's engine, which adapters run on too."""
+        return self.fleet.base
+
+    @property
+    def base(self) -> Served:
+        """The base model itself."""
+        return Served(self.model.id, self.model.id, None, None, self.model.created)
+
+    def resolve(self, name: str) -> Served:
+        """What answers to `name`: the base, an adapter on it, a whole model, or what an alias
+        leads to.
+
+        Raises ModelNotFoundError.
+        """
+        found = self.base if name == self.model.id else self.catalogue.resolve(name)
+        if found is None:
+            raise ModelNotFoundError(
+                f"The model '{name}' does not exist here; this server has '{self.model.id}' and "
+                "what GET /v1/models lists beside it.",
+                param="model",
+            )
+        return found
+
+    async def target(self, name: str) -> Target:
+        """As `resolve`, with what the text of a request goes through. Raises ModelError, too."""
+        served = self.resolve(name)
+        model = self.model
+        if served.model_directory is not None:
+            model = await asyncio.to_thread(_load_text, served.model_directory, served.id)
+        return Target(served, model, self.context_length(model.config))
+
+    def context_length(self, config: ModelConfig) -> int:
+        """The most tokens of a prompt and its continuation."""
+        longest = config.max_position_embeddings
+        return min(self.settings.context_length or longest, longest)
+
+    def engine(self, served: Served) -> AbstractAsyncContextManager[EngineClient]:
+        """The engine that `served` runs on, there as long as the context is open.
+
+        Raises EngineUnavailableError on entry.
+        """
+        if served.model_directory is None:
+            return nullcontext(self.client)
+        return self.fleet.engine(served.id, served.model_directory)
+
+
+def get_serving(request: Request) -> Serving:
+    """Dependency of the routes that need a model."""
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+async def authenticate(request: Request) -> str:
+    """Dependency of the /v1 routes: the label of a known key, where keys are configured.
+
+    Raises AuthenticationError. Every key is compared, in constant time each.
+    """
+    settings = get_serving(request).settings
+    if not settings.keys:
+        return ANONYMOUS
+    if not _holds(request, *settings.keys, settings.admin_key.get_secret_value()):
+        raise _wrong_key()
+    return key_label(_given(request))
+
+
+async def meter(
+    request: Request, label: Annotated[str, Depends(authenticate)]
+) -> AsyncIterator[Account]:
+    """Dependency of the routes that generate: the key's account, while the request lasts.
+
+    Raises RateLimitError.
+    """
+    account = get_serving(request).accounts[label]
+    try:
+        with account.request():
+            request.state.headers = account.headers()
+            yield account
+    except RateLimitError:
+        request.state.headers = account.headers()
+        raise
+
+
+async def authenticate_admin(request: Request) -> None:
+    """Dependency of the routes that change the server: the admin key and no other.
+
+    Raises PermissionDeniedError while no admin key is configured, and for keys that may only chat.
+    """
+    settings = get_serving(request).settings
+    key = settings.admin_key.get_secret_value()
+    if not key:
+        raise PermissionDeniedError(
+            "The admin routes are closed: start the server with HAGANE_ADMIN_KEY to open them."
+        )
+    if _holds(request, key):
+        return
+    if _holds(request, *settings.keys):
+        raise PermissionDeniedError("This key may chat; this route needs the admin key.")
+    raise _wrong_key()
+
+
+def _holds(request: Request, *keys: str) -> bool:
+    given = _given(request).encode()
+    matches = [hmac.compare_digest(given, key.encode()) for key in keys if key]
+    return any(matches)
+
+
+def _given(request: Request) -> str:
+    """The bearer's key, or nothing."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return given if scheme.lower() == "bearer" else ""
+
+
+def _wrong_key() -> AuthenticationError:
+    return AuthenticationError(
+        "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this server."
+    )

@@ -1,0 +1,90 @@
+"""Server-sent events, and noticing that nobody listens any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from hagane.api.errors import describe
+from hagane.system.errors import HaganeError
+
+T = TypeVar("T")
+
+
+class ClientDisconnectedError(Exception):
+    """The client went away; there is nobody to answer."""
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled the moment the client disconnects."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnectedError
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def stream(
+    request: Request, events: AsyncGenerator[dict[str, Any], None], keep_alive: float
+) -> EventSourceResponse:
+    """Answer with `events` as JSON data lines and [DONE].
+
+    What goes wrong before the first event is still an HTTP error: the response starts with it, or
+    when the keep-alive interval has passed without one.
+    """
+    first = asyncio.ensure_future(anext(events, None))
+    watch = asyncio.ensure_future(_disconnected(request))
+    await asyncio.wait((first, watch), timeout=keep_alive, return_when=asyncio.FIRST_COMPLETED)
+    gone = watch.done()
+    watch.cancel()
+    if gone or (first.done() and first.exception() is not None):
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await events.aclose()
+        if gone:
+            raise ClientDisconnectedError
+        first.result()
+    return EventSourceResponse(
+        _lines(first, events),
+        ping=max(1, round(keep_alive)),
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive"),
+        sep="\n",
+    )
+
+
+async def _lines(
+    first: asyncio.Future[dict[str, Any] | None], events: AsyncGenerator[dict[str, Any], None]
+) -> AsyncIterator[bytes]:
+    async with aclosing(events):
+        try:
+            if (event := await first) is not None:
+                yield _line(event)
+            async for event in events:
+                yield _line(event)
+            yield b"data: [DONE]\n\n"
+        except HaganeError as error:
+            yield _line(describe(error)[1])
+        finally:
+            first.cancel()
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    # JSON has no line breaks of its own: an event is one line.
+    return b"data: %b\n\n" % msgspec.json.encode(event)

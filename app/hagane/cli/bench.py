@@ -1,0 +1,130 @@
+"""`hagane bench`: how fast a model runs here, measured through the engine as the server uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from hagane.pool.client import EngineClient
+from hagane.pool.messages import EngineConfig, GenerateRequest, SamplingParams
+from hagane.system.errors import HaganeError
+
+# Token ids from here on are text in every vocabulary that Hagane serves.
+_FIRST_TOKEN = 10
+# What follows a prefix that is already cached, in tokens: more than a cache block.
+_TAIL = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: lengths are in tokens, every figure is the median of `rounds`."""
+
+    streams: tuple[int, ...] = (1, 4, 16, 32)
+    prompts: tuple[int, ...] = (512,)
+    context: int = 128
+    new_tokens: int = 32
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds from the engine's start to ready, its peak memory in bytes, tokens per second.
+
+    `decode` counts all streams together, from the moment when the last one had its first token.
+    `prefill` is the prompt's length over the time to the first token of a lone request, and
+    `prefix_hit` the seconds to the first token of one that differs from an earlier one of that
+    length in its last tokens alone.
+    """
+
+    ready_seconds: float
+    peak_memory: int
+    prefill: dict[int, float]
+    prefix_hit: dict[int, float]
+    decode: dict[int, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:
+    """Run `plan` on an engine of its own. Raises HaganeError if the engine cannot start."""
+    started = time.monotonic()
+    client = EngineClient(config)
+    await client.start()
+    info = await client.ready()
+    ready = time.monotonic() - started
+    rng = random.Random(0)  # noqa: S311 - reproducible prompts
+
+    def prompt(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(_FIRST_TOKEN, vocab_size) for _ in range(length))
+
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("measuring", total=len(plan.prompts) + len(plan.streams))
+        # As in a server that has been up for a moment: the engine prepares its memory while idle.
+        await asyncio.sleep(1)
+        await _decode(client, [prompt(plan.context)], 4)
+        prefill, prefix_hit, decode = {}, {}, {}
+        for length in plan.prompts:
+            fresh, hits = [], []
+            for _ in range(plan.rounds):
+                first = prompt(length)
+                fresh.append(await _prefill(client, first))
+                hits.append(await _prefill(client, first[:-_TAIL] + prompt(min(length, _TAIL))))
+            prefill[length] = length / statistics.median(fresh)
+            prefix_hit[length] = statistics.median(hits)
+            progress.advance(bar)
+        for streams in plan.streams:
+            rates = []
+            for _ in range(plan.rounds):
+                prompts = [prompt(plan.context) for _ in range(streams)]
+                rates.append(await _decode(client, prompts, plan.new_tokens))
+            decode[streams] = statistics.median(rates)
+            progress.advance(bar)
+    peak = _peak_memory(info.pid)
+    await client.stop(grace=5.0)
+    return Result(ready, peak, prefill, prefix_hit, decode)
+
+
+def _peak_memory(pid: int) -> int:
+    """Bytes; 0 where the system does not say."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+async def _prefill(client: EngineClient, prompt: tuple[int, ...]) -> float:
+    """Seconds to the first token."""
+    started = time.monotonic()
+    async for _ in client.generate(_request(prompt, 1)):
+        return time.monotonic() - started
+    raise HaganeError("the engine answered without a token")
+
+
+async def _decode(client: EngineClient, prompts: list[tuple[int, ...]], new_tokens: int) -> float:
+    """Tokens per second of all prompts together once all are decoding."""
+    arrivals: list[list[float]] = [[] for _ in prompts]
+
+    async def run(index: int, prompt: tuple[int, ...]) -> None:
+        async for delta in client.generate(_request(prompt, new_tokens)):
+            arrivals[index] += [time.monotonic()] * len(delta.tokens)
+
+    await asyncio.gather(*(run(i, prompt) for i, prompt in enumerate(prompts)))
+    begin = max(times[0] for times in arrivals)
+    end = min(times[-1] for times in arrivals)
+    count = sum(begin < moment <= end for times in arrivals for moment in times)
+    return count / (end - begin) if end > begin else 0.0
+
+
+def _request(prompt: tuple[int, ...], new_tokens: int) -> GenerateRequest:
+    sampling = SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+    request_id = f"{random.getrandbits(64):016x}"
+    return GenerateRequest(request_id=request_id, prompt=prompt, sampling=sampling)

@@ -1,0 +1,73 @@
+"""What the scheduler decides, and what becomes of it: plain data.
+
+What there is one of for every sequence and step is a msgspec struct: made in a fifth of the time
+that a frozen dataclass takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import msgspec
+
+from hagane.engine.cache.blocks import BlockCopy
+from hagane.engine.schedule.sequence import Sequence
+from hagane.pool.messages import FinishReason
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Tokens `[start, start + length)` of a sequence, to be run in one step.
+
+    `samplers` are the sequences that draw their next token from the logits of the chunk's last
+    token: none while a prefill is unfinished, the sequence itself, and after it, when the prefill
+    of a request with `n` > 1 is done, its siblings, which hold no blocks before `advance`.
+    """
+
+    sequence: Sequence
+    start: int
+    length: int
+    samplers: tuple[Sequence, ...] = ()
+
+    @property
+    def samples(self) -> bool:
+        """Whether the logits of the chunk's last token are wanted."""
+        return bool(self.samplers)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One step's work.
+
+    `chunks` of one token come first, as attention kernels like them. `copies` are to be done before
+    the step, in order (or all sources read before any destination is written: a source may be the
+    destination of a later copy, never of an earlier one).
+    `expired` are the ids of requests whose deadline has passed; they are gone already.
+    """
+
+    chunks: tuple[Chunk, ...]
+    copies: tuple[BlockCopy, ...]
+    expired: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass through the model in this step."""
+        return sum(chunk.length for chunk in self.chunks)
+
+    @cached_property
+    def samplers(self) -> tuple[Sequence, ...]:
+        """All sequences that draw a token, in the order `Scheduler.update` wants the tokens."""
+        return tuple(chain.from_iterable(chunk.samplers for chunk in self.chunks))
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """A token that became part of a sequence, and whether it was the last one.
+
+    `stopped_on_token` says that the token is an end-of-text or stop token, not text.
+    """
+
+    sequence: Sequence
+    token: int
+    finish_reason: FinishReason | None = None
+    stopped_on_token: bool = False

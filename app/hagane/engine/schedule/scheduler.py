@@ -1,0 +1,370 @@
+"""Which tokens of which sequences run in the next step: continuous batching, pure Python.
+
+All policies follow from one total order (`Sequence.order`: priority, ageing with waiting time, then
+first come first served):
+
+- One token budget per step. Each decoding sequence takes one token, then prefills take what is
+  left in order, in chunks where they do not fit (Sarathi-Serve, Agrawal et al. 2024,
+  arXiv:2403.02310). While no more prompts wait than sequences decode, they take half a budget at
+  most: a step's time is that of its tokens, and all who decode wait for it. With more of them the
+  longer steps, in which fewer decoding tokens run in all, let the queue pass sooner.
+- Waiting sequences are admitted in order, never past one that does not fit yet, when there are
+  blocks for all their tokens and one more for each running sequence: since a sequence fills at
+  most one block in `block_size` steps, nobody is preempted for that long (but for the copies
+  that forks may need).
+- When blocks run out, the last running sequence in order is preempted: it gives up its blocks,
+  keeps its tokens and waits, a step at least. Its keys and values are computed again later, as far
+  as the prefix cache lost them.
+
+The first sequence in order is never preempted for another, and always fits alone: every step
+advances it, so there is no deadlock and no thrashing without progress.
+
+A step may be decided on before the tokens of the one before it are known: `advance` counts them,
+`update` says which they are. A sequence that turns out to have ended runs once more for nothing;
+one that will have all its tokens by then does not.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from itertools import chain, count
+from operator import attrgetter
+
+from hagane.engine.cache.blocks import BlockCopy, KVCache
+from hagane.engine.schedule.plan import Chunk, Sampled, Schedule
+from hagane.engine.schedule.sequence import Sequence
+from hagane.pool.messages import EngineStats, FinishReason, GenerateRequest
+from hagane.system.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    InvalidRequestError,
+    QueueFullError,
+)
+
+_by_order = attrgetter("order")
+
+
+class Scheduler:
+    """Waiting and running sequences, and the loop's verbs: add, schedule, advance, update.
+
+    Args:
+        kv: the block book-keeping; this scheduler is its only user.
+        max_batch_tokens: token budget of one step.
+        max_sequences: most sequences running at a time.
+        max_waiting: most sequences waiting before `add` refuses.
+        context_length: most tokens of a sequence, prompt and generated.
+
+    Raises:
+        ConfigurationError: the figures cannot work together.
+    """
+
+    def __init__(
+        self,
+        kv: KVCache,
+        max_batch_tokens: int,
+        max_sequences: int,
+        max_waiting: int,
+        context_length: int,
+    ) -> None:
+        _check_limits(kv, max_batch_tokens, max_sequences, max_waiting, context_length)
+        self.kv = kv
+        self.max_batch_tokens = max_batch_tokens
+        self.max_sequences = max_sequences
+        self.max_waiting = max_waiting
+        self.context_length = context_length
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._requests: dict[str, list[Sequence]] = {}
+        self._tickets = count()
+        self._last_wait, self._preemptions, self._steps = 0.0, 0, 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is live; if so, a schedule always runs or expires something."""
+        return bool(self._requests)
+
+    @property
+    def adapters(self) -> set[str]:
+        """Digests of the adapters in use."""
+        return {s.adapter for s in chain(self._running, self._waiting) if s.adapter}
+
+    def add(self, request: GenerateRequest, now: float) -> None:
+        """Queue a request. `now` is a `time.monotonic()` moment, here and below.
+
+        Raises:
+            InvalidRequestError: it can never run as it stands.
+            ContextLengthError: its prompt leaves no room for a token.
+            QueueFullError: too many are waiting; carries an estimate of when to try again.
+        """
+        self._check_request(request)
+        if len(self._waiting) >= self.max_waiting:
+            seconds = self._retry_after(now)
+            raise QueueFullError(
+                f"The queue is full: {len(self._waiting)} requests are waiting "
+                f"(max_waiting is {self.max_waiting}). Try again in {seconds:.0f} s.",
+                retry_after=seconds,
+            )
+        sequence = Sequence.of(request, next(self._tickets), now)
+        self._requests[request.request_id] = [sequence]
+        insort(self._waiting, sequence, key=_by_order)
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one of its continuations; its blocks are free at once.
+
+        Unknown and finished ones are ignored. A continuation cancelled before the fork leaves the
+        shared prefill to its siblings.
+        """
+        for sequence in tuple(self._requests.get(request_id, ())):
+            if index is None:
+                self._remove(sequence)
+            elif index in sequence.pending:
+                sequence.pending.remove(index)
+            elif index != sequence.index:
+                continue
+            elif sequence.pending:
+                sequence.index = sequence.pending.pop(0)
+            else:
+                self._remove(sequence)
+
+    def schedule(self, now: float) -> Schedule:
+        """Decide the next step; at most the one before it has not been told to `update` yet."""
+        expired = self._expire(now)
+        preemptions = self._preemptions
+        copies = self._secure_blocks()
+        # Whoever was just preempted would fit again at once if others hold equal blocks by now.
+        chunks = self._fill_budget(now, admitting=self._preemptions == preemptions)
+        self._steps += bool(chunks)
+        return Schedule(chunks=tuple(chunks), copies=tuple(copies), expired=expired)
+
+    def advance(self, schedule: Schedule) -> None:
+        """Count a step as done: its tokens as computed, and one more as drawn for each sampler.
+
+        Sequences cancelled since `schedule` are passed over, here and in `update`.
+        """
+        for chunk in schedule.chunks:
+            if not chunk.sequence.blocks:
+                continue
+            chunk.sequence.computed += chunk.length
+            self.kv.register(chunk.sequence)
+            self._fork(chunk.sequence, chunk.samplers[1:])
+            for sampler in chunk.samplers:
+                sampler.drawing += bool(sampler.blocks)
+
+    def update(self, schedule: Schedule, tokens: list[int]) -> list[Sampled]:
+        """Record what a step drew; `tokens` are one per `schedule.samplers`.
+
+        Finished sequences are freed. Those preempted since draw their token again.
+
+        Raises:
+            ValueError: not as many tokens as samplers.
+        """
+        if len(tokens) != len(schedule.samplers):
+            raise ValueError(f"{len(tokens)} tokens for {len(schedule.samplers)} samplers")
+        pairs = zip(schedule.samplers, tokens, strict=True)
+        return [self._append(sampler, token) for sampler, token in pairs if sampler.blocks]
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters as of now."""
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            blocks_used=self.kv.used,
+            blocks_cached=self.kv.cached,
+            blocks_total=self.kv.total,
+            prefix_tokens_queried=self.kv.prefix_tokens_queried,
+            prefix_tokens_hit=self.kv.prefix_tokens_hit,
+            preemptions=self._preemptions,
+            steps=self._steps,
+        )
+
+    def check(self) -> None:
+        """Verify that no block is lost or used without right.
+
+        Raises:
+            RuntimeError: the book-keeping is wrong.
+        """
+        self.kv.check(self._running)
+        live = sum(len(sequences) for sequences in self._requests.values())
+        if live != len(self._running) + len(self._waiting):
+            raise RuntimeError(
+                f"scheduler corrupt: {live} live sequences, {len(self._running)} running "
+                f"and {len(self._waiting)} waiting"
+            )
+
+    def _check_request(self, request: GenerateRequest) -> None:
+        if request.request_id in self._requests:
+            raise InvalidRequestError(
+                f"request_id {request.request_id!r} is in use; choose another.", param="request_id"
+            )
+        if not 1 <= request.n <= self.max_sequences:
+            raise InvalidRequestError(
+                f"n is {request.n}; this server runs 1 to {self.max_sequences} sequences at a "
+                "time. Ask for fewer in each request.",
+                param="n",
+            )
+        if request.sampling.max_tokens < 1:
+            raise InvalidRequestError(
+                f"max_tokens is {request.sampling.max_tokens}; it must be at least 1.",
+                param="max_tokens",
+            )
+        if not request.prompt:
+            raise InvalidRequestError("The prompt has no tokens; send some.", param="prompt")
+        if len(request.prompt) >= self.context_length:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.context_length} tokens. "
+                f"The prompt has {len(request.prompt)}, which leaves no room for an answer; "
+                "shorten it.",
+                param="prompt",
+            )
+
+    def _retry_after(self, now: float) -> float:
+        # A queue turns over in about the time that those at its head have spent in it.
+        return min(max(self._last_wait, now - self._waiting[0].arrived, 1.0), 60.0)
+
+    def _expire(self, now: float) -> tuple[str, ...]:
+        expired = tuple(
+            request_id
+            for request_id, sequences in self._requests.items()
+            if (deadline := sequences[0].deadline) is not None and deadline <= now
+        )
+        for request_id in expired:
+            self.cancel(request_id)
+        return expired
+
+    def _secure_blocks(self) -> list[BlockCopy]:
+        """Give the running sequences the blocks of their next tokens, preempting from the end."""
+        copies: list[BlockCopy] = []
+        position = 0
+        while position < len(self._running):
+            if self._is_full(self._running[position]):
+                position += 1
+                continue
+            granted = self.kv.extend(self._running[position])
+            if granted is None:
+                self._preempt(self._running[-1])
+                continue
+            copies += granted
+            position += 1
+        return copies
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self.kv.release(sequence)
+        sequence.drawing = 0
+        insort(self._waiting, sequence, key=_by_order)
+        self._preemptions += 1
+
+    def _fill_budget(self, now: float, admitting: bool) -> list[Chunk]:
+        """Decoding sequences first, then prefills, running and newly admitted ones in order."""
+        chunks: list[Chunk] = []
+        prefills: deque[Sequence] = deque()
+        for sequence in self._running:
+            if sequence.uncomputed > 1:
+                prefills.append(sequence)
+            elif not self._is_full(sequence):
+                chunks.append(_chunk(sequence, 1))
+        budget = self.max_batch_tokens - len(chunks)
+        if len(chunks) >= len(prefills) + len(self._waiting):
+            budget = min(budget, max(self.max_batch_tokens // 2, 1))
+        while budget > 0:
+            admitted = None
+            if admitting and self._waiting and _leads(self._waiting, prefills):
+                admitted = self._admit(now)
+                admitting = admitted is not None
+            if admitted is None and not prefills:
+                break
+            sequence = admitted or prefills.popleft()
+            length = min(sequence.uncomputed, budget)
+            chunks.append(_chunk(sequence, length))
+            budget -= length
+        return sorted(chunks, key=lambda chunk: chunk.length > 1)
+
+    def _admit(self, now: float) -> Sequence | None:
+        """Start the first waiting sequence if there is room for it to stay."""
+        sequence = self._waiting[0]
+        width = sequence.width + sum(running.width for running in self._running)
+        if width > self.max_sequences:
+            return None
+        if not self.kv.admit(sequence, spare=width if self._running else 0):
+            return None
+        del self._waiting[0]
+        insort(self._running, sequence, key=_by_order)
+        if sequence.first_scheduled is None:
+            sequence.first_scheduled = now
+            sequence.cached_tokens = sequence.computed
+            self._last_wait = sequence.queue_seconds
+        return sequence
+
+    def _fork(self, parent: Sequence, children: tuple[Sequence, ...]) -> None:
+        """Start the siblings that were not cancelled since they were scheduled."""
+        for child in children:
+            if child.index not in parent.pending:
+                continue
+            parent.pending.remove(child.index)
+            self.kv.fork(parent, child)
+            self._requests[child.request_id].append(child)
+            insort(self._running, child, key=_by_order)
+
+    def _append(self, sequence: Sequence, token: int) -> Sampled:
+        """Add a drawn token; end the sequence if that was its last."""
+        sampling = sequence.sampling
+        ends = token in sampling.stop_token_ids or (
+            token in sampling.eos_token_ids and not sampling.ignore_eos
+        )
+        stopped = ends and sequence.generated >= sampling.min_tokens
+        sequence.tokens.append(token)
+        sequence.drawing -= 1
+        exhausted = self._is_full(sequence) and not sequence.drawing
+        reason: FinishReason | None = "stop" if stopped else "length" if exhausted else None
+        if reason is not None:
+            self._remove(sequence)
+        return Sampled(sequence, token, reason, stopped)
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        """Whether it has all the tokens it may have; it ends when the last of them is known."""
+        most = min(sequence.prompt_length + sequence.sampling.max_tokens, self.context_length)
+        return sequence.length >= most
+
+    def _remove(self, sequence: Sequence) -> None:
+        (self._running if sequence.blocks else self._waiting).remove(sequence)
+        self.kv.release(sequence)
+        siblings = self._requests[sequence.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._requests[sequence.request_id]
+
+
+def _chunk(sequence: Sequence, length: int) -> Chunk:
+    samplers: tuple[Sequence, ...] = ()
+    if length == sequence.uncomputed:
+        samplers = (sequence, *map(sequence.sibling, sequence.pending))
+    return Chunk(sequence, sequence.computed, length, samplers)
+
+
+def _leads(waiting: list[Sequence], prefills: deque[Sequence]) -> bool:
+    return not prefills or waiting[0].order < prefills[0].order
+
+
+def _check_limits(
+    kv: KVCache, max_batch_tokens: int, max_sequences: int, max_waiting: int, context_length: int
+) -> None:
+    limits = {
+        "max_sequences": max_sequences,
+        "max_waiting": max_waiting,
+        "context_length": context_length,
+    }
+    for name, value in limits.items():
+        if value < 1:
+            raise ConfigurationError(f"{name} is {value}; it must be at least 1")
+    if max_batch_tokens < max_sequences:
+        raise ConfigurationError(
+            f"max_batch_tokens is {max_batch_tokens}, less than max_sequences ({max_sequences}): "
+            "a step must have room for a token of each; raise the first or lower the second"
+        )
+    capacity = kv.total * kv.block_size
+    if capacity < context_length:
+        raise ConfigurationError(
+            f"the KV cache holds {capacity} tokens, less than one sequence of context_length "
+            f"{context_length}; raise kv_cache_memory or lower context_length"
+        )

@@ -1,0 +1,148 @@
+"""One continuation of a request, as the scheduler and the KV cache see it: plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hagane.pool.messages import GenerateRequest, SamplingParams
+
+PRIORITY_SECONDS = 10.0
+"""What one level of priority is worth, in seconds of waiting."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The tokens of one continuation and where their keys and values lie.
+
+    A sequence holds blocks exactly while it runs. A request with `n` > 1 is one sequence until its
+    prefill is done: `pending` are the indices of the continuations that will then be forked off.
+
+    Attributes:
+        request_id: the request it belongs to.
+        index: which of the request's continuations it is, from 0.
+        tokens: prompt, then generated token ids, as far as they are known; only ever appended to.
+        prompt_length: how many of `tokens` are the prompt.
+        sampling: how the next token is chosen.
+        priority: smaller runs first.
+        arrival: ticket of the request, rising by one from request to request.
+        arrived: `time.monotonic()` moment the request was added, seconds.
+        deadline: `time.monotonic()` moment after which the request is dropped, or None.
+        cache_salt: sequences of different salts never share blocks by content.
+        adapter: digest of its adapter, "" for the base; they never share blocks either.
+        adjusts: whether its logits are to be changed before a token is chosen. Known once, since
+            every step asks.
+        pending: indices of the siblings to fork off after the prefill.
+        drawing: how many more tokens are being drawn, by a device that is still at work.
+        computed: number of leading tokens whose keys and values are in the cache, or will be when
+            the device has done what it was given.
+        blocks: block table; `blocks[p // block_size]` holds position `p`.
+        digests: content hashes of the leading full blocks, as far as they were needed yet.
+        registered: number of leading blocks already offered to the prefix cache.
+        cached_tokens: prompt tokens found in the prefix cache at the first admission.
+        first_scheduled: `time.monotonic()` moment of the first admission, or None.
+    """
+
+    request_id: str
+    index: int
+    tokens: list[int]
+    prompt_length: int
+    sampling: SamplingParams
+    priority: int
+    arrival: int
+    arrived: float
+    deadline: float | None = None
+    cache_salt: str = ""
+    adapter: str = ""
+    adjusts: bool = False
+    pending: list[int] = field(default_factory=list)
+    drawing: int = 0
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    registered: int = 0
+    cached_tokens: int = 0
+    first_scheduled: float | None = None
+
+    @classmethod
+    def of(cls, request: GenerateRequest, arrival: int, now: float) -> Sequence:
+        """The sequence that prefills `request` for all its `n` continuations."""
+        sampling = request.sampling
+        return cls(
+            request_id=request.request_id,
+            index=0,
+            tokens=list(request.prompt),
+            prompt_length=len(request.prompt),
+            sampling=sampling,
+            priority=request.priority,
+            arrival=arrival,
+            arrived=now,
+            deadline=request.deadline,
+            cache_salt=request.cache_salt,
+            adapter=request.adapter.digest if request.adapter else "",
+            adjusts=bool(sampling.needs_history or sampling.logit_bias or sampling.min_tokens),
+            pending=list(range(1, request.n)),
+        )
+
+    def sibling(self, index: int) -> Sequence:
+        """Continuation `index` of the same request: equal tokens so far, no blocks yet."""
+        return replace(
+            self,
+            index=index,
+            tokens=list(self.tokens),
+            digests=list(self.digests),
+            pending=[],
+            computed=0,
+            blocks=[],
+            registered=0,
+        )
+
+    @property
+    def length(self) -> int:
+        """Tokens there are: prompt, generated, and those being drawn."""
+        return len(self.tokens) + self.drawing
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far that are known."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def drawn(self) -> int:
+        """Tokens generated so far, known or not: the number of the next one, from 0."""
+        return self.length - self.prompt_length
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens that still have to pass through the model; 1 while decoding."""
+        return self.length - self.computed
+
+    @property
+    def width(self) -> int:
+        """Sequences this one is or will become: 1 and its siblings still to be forked off."""
+        return 1 + len(self.pending)
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether every prompt position must be computed for its logits, cached or not."""
+        return self.sampling.prompt_logprobs is not None and self.drawn == 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice of the next token asks which ones came before it."""
+        return self.sampling.needs_history
+
+    @property
+    def queue_seconds(self) -> float:
+        """Seconds from arrival to the first admission; 0 before it."""
+        return 0.0 if self.first_scheduled is None else self.first_scheduled - self.arrived
+
+    @property
+    def order(self) -> tuple[float, int, int]:
+        """Sort key of scheduling: smaller runs first, larger is preempted first.
+
+        Its head is a virtual arrival time: each level of priority moves a request
+        `PRIORITY_SECONDS` back or forth in time. All requests age at one rate, so the order of two
+        of them never changes, and whatever a request's priority, those that arrive more than its
+        handicap later queue behind it: nobody starves.
+        """
+        return (self.arrived + PRIORITY_SECONDS * self.priority, self.arrival, self.index)

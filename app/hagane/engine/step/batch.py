@@ -1,0 +1,213 @@
+"""Turns a schedule into the flat lists of one forward pass, and these into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hagane.engine.sampling.sampler import Drawn
+from hagane.engine.schedule.plan import Chunk
+from hagane.kernels import PagedLayout
+from hagane.kernels.low_rank import AdapterRows
+from hagane.kernels.transfer import send
+
+# By what they are, or by the slot of the adapter whose rows they name.
+_Arrays = dict[str | int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch on its device, as a forward pass wants it.
+
+    `token_ids` and `positions` are int64 [tokens], `logit_rows` are int64. `adapters` is None when
+    no row has one.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    layout: PagedLayout
+    logit_rows: Tensor
+    adapters: AdapterRows | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's ragged batch, on the host.
+
+    Lists, as between kernels, which have emptied the caches, the first call of each kind into
+    numpy costs 20 microseconds, and into torch 30 to 50: as much as lists of all the tokens of a
+    decode step.
+
+    Sequences are ordered so that those of one token come first: `decodes` of them. `token_ids`,
+    `positions` and `slots` (block * block_size + offset) have an entry for each token. `tables`
+    are the sequences' block tables, padded with 0 to equal lengths, `starts` their row offsets and
+    one more, and `lengths` count the tokens in the cache after this step.
+
+    `logit_rows` selects the rows whose logits are needed: the last row of every chunk that samples,
+    and all rows of chunks whose prompt log-probabilities were asked for. These chunks are in
+    `prompts`, each with the first of its rows of logits. `sampled` has the row of logits of every
+    sampler; None where all rows are sampled from, in order.
+
+    `adapters` has the slot of every row's adapter, -1 for none; None if there are none. `drawn` are
+    the tokens that the step before is still drawing; `drawing` has the rows that will be such
+    tokens, 0 until then, and which of them they are.
+    """
+
+    token_ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    tables: list[list[int]]
+    starts: list[int]
+    lengths: list[int]
+    decodes: int
+    block_size: int
+    logit_rows: list[int]
+    prompts: Rows[tuple[Chunk, int]] = ()
+    sampled: list[int] | None = None
+    adapters: list[int] | None = None
+    drawn: Tensor | None = None
+    drawing: Rows[tuple[int, int]] = ()
+
+    def to(self, device: torch.device) -> Inputs:
+        """In one copy; tokens still being drawn are put in place on the device."""
+        groups = _adapter_rows(self.adapters)
+        arrays: _Arrays = {
+            "tokens": np.array(self.token_ids),
+            "positions": np.array(self.positions),
+            "slots": np.array(self.slots),
+            "tables": np.array(self.tables, dtype=np.int32),
+            "starts": np.array(self.starts, dtype=np.int32),
+            "lengths": np.array(self.lengths, dtype=np.int32),
+            "rows": np.array(self.logit_rows, dtype=np.int64),
+            "drawing": np.array(self.drawing, dtype=np.int64).reshape(-1, 2).T,
+            **groups,
+        }
+        on_host = [torch.from_numpy(array) for array in arrays.values()]
+        sent = dict(zip(arrays, send(on_host, device), strict=True))
+        if self.drawn is not None:
+            target, source = sent["drawing"]
+            sent["tokens"].index_copy_(0, target, self.drawn[source])
+        layout = PagedLayout(
+            slots=sent["slots"],
+            block_tables=sent["tables"],
+            starts=sent["starts"],
+            lengths=sent["lengths"],
+            query_starts=tuple(self.starts),
+            context_lengths=tuple(self.lengths),
+            decodes=self.decodes,
+            block_size=self.block_size,
+        )
+        adapters = None
+        if groups:
+            by_slot = tuple((slot, sent[slot]) for slot in groups if isinstance(slot, int))
+            adapters = AdapterRows(sent["owners"], by_slot)
+        return Inputs(sent["tokens"], sent["positions"], layout, sent["rows"], adapters)
+
+
+def build_batch(
+    chunks: Rows[Chunk],
+    block_size: int,
+    adapters: Mapping[str, int],
+    before: Drawn | None = None,
+) -> Batch:
+    """Flatten `chunks`, of which those of one token come first.
+
+    Every block they touch is already in the sequences' block tables. `adapters` knows the slot of
+    every sequence's adapter by its digest. `before` is still drawing the tokens that the sequences
+    do not know yet.
+    """
+    lengths = [chunk.length for chunk in chunks]
+    contexts = [chunk.start + chunk.length for chunk in chunks]
+    starts = [0, *accumulate(lengths)]
+    width = -(-max(contexts) // block_size)
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    tables: list[list[int]] = []
+    for chunk, end in zip(chunks, contexts, strict=True):
+        known, blocks = chunk.sequence.tokens[chunk.start : end], chunk.sequence.blocks[:width]
+        token_ids += known
+        token_ids += [0] * (chunk.length - len(known))
+        positions += range(chunk.start, end)
+        slots += _slots(blocks, chunk.start, end, block_size)
+        tables.append(blocks + [0] * (width - len(blocks)))
+    rows, sampled, prompts = _logit_rows(chunks, starts)
+    return Batch(
+        token_ids=token_ids,
+        positions=positions,
+        slots=slots,
+        tables=tables,
+        starts=starts,
+        lengths=contexts,
+        decodes=lengths.count(1),
+        block_size=block_size,
+        logit_rows=rows,
+        prompts=prompts,
+        # Most often all rows are sampled from, and need not be copied.
+        sampled=None if sampled == list(range(len(rows))) else sampled,
+        adapters=_owners(chunks, adapters),
+        drawn=None if before is None else before.tokens,
+        drawing=() if before is None else _drawing(chunks, starts, before),
+    )
+
+
+def _slots(blocks: list[int], start: int, end: int, block_size: int) -> list[int]:
+    """Of the positions [start, end) of a sequence, block by block."""
+    slots: list[int] = []
+    for number in range(start // block_size, -(-end // block_size)):
+        first = number * block_size
+        shift = blocks[number] * block_size - first
+        slots += range(max(start, first) + shift, min(end, first + block_size) + shift)
+    return slots
+
+
+def _logit_rows(
+    chunks: Rows[Chunk], starts: list[int]
+) -> tuple[list[int], list[int], list[tuple[Chunk, int]]]:
+    """`logit_rows` of a batch, the row of logits of every sampler, and `prompts`."""
+    rows: list[int] = []
+    sampled: list[int] = []
+    prompts: list[tuple[Chunk, int]] = []
+    for index, chunk in enumerate(chunks):
+        if chunk.sequence.needs_prompt_logits:
+            prompts.append((chunk, len(rows)))
+            rows += range(starts[index], starts[index + 1])
+        elif chunk.samplers:
+            rows.append(starts[index + 1] - 1)
+        sampled += [len(rows) - 1] * len(chunk.samplers)
+    return rows, sampled, prompts
+
+
+def _owners(chunks: Rows[Chunk], slots: Mapping[str, int]) -> list[int] | None:
+    adapters = [chunk.sequence.adapter for chunk in chunks]
+    if not any(adapters):
+        return None
+    owners: list[int] = []
+    for chunk, adapter in zip(chunks, adapters, strict=True):
+        owners += [slots[adapter] if adapter else -1] * chunk.length
+    return owners
+
+
+def _adapter_rows(owners: list[int] | None) -> _Arrays:
+    """As "owners" the slot of every row, -1 for none; by slot its rows. Empty if there are none."""
+    if owners is None:
+        return {}
+    array = np.array(owners, dtype=np.int32)
+    arrays: _Arrays = {"owners": array}
+    for slot in sorted(set(owners) - {-1}):
+        arrays[slot] = np.flatnonzero(array == slot)
+    return arrays
+
+
+def _drawing(chunks: Rows[Chunk], starts: list[int], before: Drawn) -> list[tuple[int, int]]:
+    return [
+        (starts[row + 1] - 1, before.rows[chunk.sequence])
+        for row, chunk in enumerate(chunks)
+        if chunk.start + chunk.length > len(chunk.sequence.tokens)
+    ]

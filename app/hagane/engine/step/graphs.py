@@ -1,0 +1,108 @@
+"""Steps recorded before they run, decode steps once for each size: no Python between kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hagane.engine.step.batch import Batch, Inputs
+from hagane.kernels import PagedLayout, native
+from hagane.kernels.low_rank import AdapterRows
+from hagane.kernels.recording import Workspace
+from hagane.models.attention import Fetching, Narrowing, Paged
+from hagane.models.decoder import Transformer
+
+
+class DecodeGraphs:
+    """The native kernels' steps.
+
+    Where every sequence brings one token, and samples one, inputs lie in arrays of fixed addresses
+    for up to `max_sequences` sequences with block tables of up to `max_blocks` entries: a batch is
+    copied there, then its recording replayed. Other steps are recorded anew: between kernels that
+    have emptied the caches Python is slow, and the other threads fall asleep.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        *,
+        max_sequences: int,
+        max_blocks: int,
+        block_size: int,
+    ) -> None:
+        self._model, self._caches, self._block_size = model, caches, block_size
+        # numpy's: to copy a list or an array into torch's takes ten times as long.
+        self._token_ids = np.zeros(max_sequences, dtype=np.int64)
+        self._positions = np.zeros(max_sequences, dtype=np.int64)
+        self._slots = np.zeros(max_sequences, dtype=np.int64)
+        self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
+        self._starts = np.arange(max_sequences + 1, dtype=np.int32)
+        self._lengths = np.zeros(max_sequences, dtype=np.int32)
+        self._adapters = np.full(max_sequences, -1, dtype=np.int32)
+        self._workspace = Workspace()
+        # By rows, and whether any has an adapter: steps without pay nothing for those with.
+        self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}
+
+    def run(self, batch: Batch) -> Tensor:
+        """Float32 logits [rows asked for by the batch, vocab], valid until the next step."""
+        rows = len(batch.token_ids)
+        decodes = batch.decodes == len(batch.logit_rows) == rows <= len(self._slots)
+        if not decodes or batch.drawing:
+            return self._run_once(batch.to(torch.device("cpu")))
+        self._token_ids[:rows] = batch.token_ids
+        self._positions[:rows] = batch.positions
+        self._slots[:rows] = batch.slots
+        self._tables[:rows, : len(batch.tables[0])] = batch.tables
+        self._lengths[:rows] = batch.lengths
+        adapted = batch.adapters is not None
+        if batch.adapters is not None:
+            self._adapters[:rows] = batch.adapters
+        replay = self._replays.get((rows, adapted))
+        if replay is None:
+            replay = self._replays[rows, adapted] = self._record(rows, adapted)
+        return replay()
+
+    @torch.inference_mode()
+    def _run_once(self, inputs: Inputs) -> Tensor:
+        rows, context = self._narrow(inputs)
+        replay = native.record(lambda: self._model(inputs.token_ids, context), self._workspace)
+        return self._model.logits(replay()[torch.searchsorted(rows, inputs.logit_rows)])
+
+    def _narrow(self, inputs: Inputs) -> tuple[Tensor, Paged]:
+        """The rows that the model shall return, and the context that drops the others."""
+        layout, tokens = inputs.layout, inputs.token_ids.shape[0]
+        whole = inputs.positions, layout, self._caches, native, inputs.adapters
+        rows = inputs.logit_rows.unique()
+        if len(rows) == tokens:
+            return rows, Paged(*whole)
+        if not len(rows):  # no kernel takes none
+            rows = torch.tensor([tokens - 1])
+        starts = torch.searchsorted(rows, layout.starts.long()).int()
+        ends = replace(layout, starts=starts)
+        changes = inputs.adapters and AdapterRows(inputs.adapters.slots[rows])
+        return rows, Narrowing(*whole, rows=rows, ends=ends, changes=changes)
+
+    @torch.inference_mode()
+    def _record(self, rows: int, adapted: bool) -> Callable[[], Tensor]:
+        return native.record(lambda: self._step(rows, adapted), self._workspace)
+
+    def _step(self, rows: int, adapted: bool) -> Tensor:
+        token_ids, positions = map(torch.from_numpy, (self._token_ids, self._positions))
+        layout = PagedLayout(
+            slots=torch.from_numpy(self._slots[:rows]),
+            block_tables=torch.from_numpy(self._tables[:rows]),
+            starts=torch.from_numpy(self._starts[: rows + 1]),
+            lengths=torch.from_numpy(self._lengths[:rows]),
+            query_starts=tuple(range(rows + 1)),
+            context_lengths=(0,) * rows,
+            decodes=rows,
+            block_size=self._block_size,
+        )
+        adapters = AdapterRows(torch.from_numpy(self._adapters[:rows])) if adapted else None
+        context = Fetching(positions[:rows], layout, self._caches, native, adapters)
+        return self._model.logits(self._model(token_ids[:rows], context))

@@ -1,0 +1,60 @@
+"""How much of a GPU's memory is left for the KV cache."""
+
+from __future__ import annotations
+
+import torch
+
+from hagane.kernels import PagedLayout
+from hagane.models.attention import Paged
+from hagane.models.decoder import Transformer
+from hagane.pool.messages import EngineConfig
+
+
+def cuda_cache_memory(
+    model: Transformer, config: EngineConfig, tokens: int, device: torch.device, dtype: torch.dtype
+) -> int:
+    """Bytes of `gpu_memory_fraction` that remain beside weights, other programs and a full step,
+    and beside the adapters that requests will ask for. `beside_another` engine, the fraction is
+    this one's own, and other programs do not count.
+
+    What a step needs is measured by running one of `tokens` tokens, the most that one ever has.
+    """
+    rows = min(config.max_sequences, tokens)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run_full_step(model, tokens, rows, config.block_size, device, dtype)
+    step = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    taken = torch.cuda.memory_reserved(device) if config.beside_another else total - free
+    allowed = min(int(total * config.gpu_memory_fraction) - taken, free)
+    return max(allowed - step - config.adapter_memory, 0)
+
+
+@torch.inference_mode()
+def run_full_step(
+    model: Transformer,
+    tokens: int,
+    rows: int,
+    block_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """A prefill of `tokens` tokens and the logits of `rows` of them; compiles the kernels, too."""
+    blocks = -(-tokens // block_size)
+    shape = (blocks, block_size, model.config.kv_heads, model.config.head_dim)
+    cache = model.operations.allocate_cache(*shape, dtype, device)
+    positions = torch.arange(tokens, device=device)
+    layout = PagedLayout(
+        slots=positions,
+        block_tables=torch.arange(blocks, dtype=torch.int32, device=device)[None],
+        starts=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+        lengths=torch.tensor([tokens], dtype=torch.int32, device=device),
+        query_starts=(0, tokens),
+        context_lengths=(tokens,),
+        decodes=int(tokens == 1),
+        block_size=block_size,
+    )
+    # All layers may write to the same cache: nobody reads what they leave there.
+    context = Paged(positions, layout, (cache,) * model.config.layers, model.operations)
+    model.logits(model(torch.zeros_like(positions), context)[:rows])

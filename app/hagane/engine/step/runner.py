@@ -1,0 +1,285 @@
+"""Holds the weights and the KV cache tensors, and runs one forward pass per step."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hagane import kernels
+from hagane.engine.step.batch import Batch, Inputs
+from hagane.engine.step.cuda_graphs import CudaGraphs
+from hagane.engine.step.graphs import DecodeGraphs
+from hagane.engine.step.memory import cuda_cache_memory
+from hagane.kernels.devices import resolve_device
+from hagane.kernels.transfer import send
+from hagane.lora.banks import AdapterBanks
+from hagane.models.attention import Paged
+from hagane.models.config import ModelConfig, Quantization
+from hagane.pool.messages import EngineConfig
+from hagane.system.errors import ConfigurationError
+from hagane.system.machine import available_memory, usable_cores
+from hagane.weights.load import load_model
+
+logger = logging.getLogger(__name__)
+
+# The part of free memory that the KV cache may take when no figure is given.
+_CPU_MEMORY_FRACTION = 0.5
+# Where attention multiplies an int8 cache's codes as they are, half the bytes to read, for heads of
+# whole lines; others expand codes. AMX does so too, but has tiles for bfloat16: which of them is
+# faster there has not been measured.
+_INT8_CACHE_SETS = ("avx512", "avx512_bf16")
+_INT8_CACHE_FEATURES = 32
+# Ada and Hopper: the first whose tensor cores multiply 8-bit floats.
+_FP8_CAPABILITY = (8, 9)
+
+
+class ModelRunner:
+    """A model on its device, with as many KV blocks as memory and use allow."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.device = resolve_device(config.device)
+        if self.device.type == "cuda":
+            # Triton launches on the current device, wherever the tensors are.
+            torch.cuda.set_device(self.device)
+        directory = Path(config.model)
+        model_config = ModelConfig.load(directory)
+        self.dtype = resolve_dtype(config.dtype, model_config.dtype)
+        self.context_length = _context_length(config, model_config)
+        self.operations = kernels.choose(self.device, self.dtype)
+        if self.operations is kernels.native and config.block_size % kernels.native.LANES:
+            # Their attention reads that many keys at a time, and past the end of a smaller block.
+            raise ConfigurationError(
+                f"block_size is {config.block_size}: the native CPU kernels need a multiple of "
+                f"{kernels.native.LANES}"
+            )
+        quantization = _quantization(config, model_config, self.device)
+        self.model, report = load_model(
+            directory,
+            device=str(self.device),
+            dtype=self.dtype,
+            quantization=quantization,
+            operations=self.operations,
+        )
+        self.model.eval()
+        self.banks = AdapterBanks(self.model, self.dtype, self.device)
+        logger.info(
+            "weights: %.1f M parameters, %.2f bits each, %.1f MB, loaded in %.2f s",
+            report.parameters / 1e6,
+            report.bits_per_weight,
+            report.weight_bytes / 1e6,
+            report.seconds,
+        )
+        self.block_size = config.block_size
+        self.cache_dtype = self._cache_dtype(config, model_config, quantization)
+        self.blocks = self._count_blocks(config, model_config)
+        shape = (self.blocks, self.block_size, model_config.kv_heads, model_config.head_dim)
+        self.caches = tuple(
+            self.operations.allocate_cache(*shape, self.cache_dtype, self.device)
+            for _ in range(model_config.layers)
+        )
+        # A device's memory is all there from the start.
+        self._untouched = _huge_pages(self.caches if self.device.type == "cpu" else ())
+        self._start_threads(config.threads)
+        self._graphs = self._make_graphs(config)
+
+    @torch.inference_mode()
+    def _make_graphs(self, config: EngineConfig) -> DecodeGraphs | CudaGraphs | None:
+        """Decode steps without Python in between, for the kernels that can be recorded."""
+        if self.operations is kernels.reference:
+            return None
+        kind = DecodeGraphs if self.operations is kernels.native else CudaGraphs
+        graphs = kind(
+            self.model,
+            self.caches,
+            max_sequences=config.max_sequences,
+            max_blocks=-(-self.context_length // self.block_size),
+            block_size=self.block_size,
+        )
+        if isinstance(graphs, CudaGraphs):
+            graphs.prepare()
+        return graphs
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `execute` returns before its result is there: a device runs beside Python.
+
+        The next step is then prepared and handed over meanwhile.
+        """
+        return self.device.type == "cuda"
+
+    def touch(self) -> bool:
+        """Have the system back two more megabytes of KV cache; False once it all is.
+
+        Memory is handed out when it is first written, at up to 2 ms for a page, for which all
+        threads of a kernel wait: requests need not, if it was done before they came.
+        """
+        page = next(self._untouched, None)
+        if page is not None:
+            page.bitwise_or_(0)
+        return page is not None
+
+    def _cache_dtype(
+        self, config: EngineConfig, model: ModelConfig, quantization: Quantization | None
+    ) -> torch.dtype:
+        native = self.operations is kernels.native
+        if config.kv_cache_dtype == "int8" and not native:
+            raise ConfigurationError(
+                "kv_cache_dtype int8 needs the native CPU kernels, in float32 or bfloat16: "
+                "leave it at auto"
+            )
+        wanted = config.kv_cache_dtype
+        if wanted == "auto" and native and quantization is not None:
+            # fp8 weights are dense on a CPU, for whoever wants small values kept precisely.
+            coarse = quantization.format in ("int8", "int4")
+            whole = model.head_dim % _INT8_CACHE_FEATURES == 0
+            if coarse and whole and kernels.native.instruction_set() in _INT8_CACHE_SETS:
+                wanted = "int8"
+        return torch.int8 if wanted == "int8" else self.dtype
+
+    def settle(self) -> None:
+        """Keep the calling thread on the core that the kernels' pool leaves to it.
+
+        It takes its part in every operation, and would at times share a core with a pinned worker
+        while its own is idle. Threads that it starts from now on begin there, too.
+        """
+        if self.operations is kernels.native:
+            os.sched_setaffinity(0, usable_cores()[:1])
+
+    def _start_threads(self, threads: int | None) -> None:
+        if self.operations is not kernels.native:
+            if threads:
+                torch.set_num_threads(threads)
+            return
+        instructions = kernels.native.start(threads)
+        # From here on torch only samples; a second pool would fight the kernels' for the cores.
+        torch.set_num_threads(1)
+        logger.info(
+            "native kernels: %s on %d threads",
+            instructions,
+            threads or len(usable_cores()),
+        )
+
+    def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:
+        scale = 4 if self.cache_dtype == torch.int8 else 0
+        head_bytes = model.head_dim * self.cache_dtype.itemsize + scale
+        token_bytes = 2 * model.layers * model.kv_heads * head_bytes
+        block_bytes = token_bytes * self.block_size
+        per_context = -(-self.context_length // self.block_size)
+        memory = config.kv_cache_memory
+        if memory is None:
+            wanted = config.max_sequences * per_context * block_bytes
+            if config.kv_cache_limit is not None:
+                wanted = min(wanted, max(config.kv_cache_limit, per_context * block_bytes))
+            memory = min(self._free_memory(config), wanted)
+        blocks = memory // block_bytes
+        if blocks < per_context:
+            raise ConfigurationError(
+                f"kv_cache_memory of {memory} bytes holds {blocks * self.block_size} tokens, less "
+                f"than one context of {self.context_length}: give at least "
+                f"{per_context * block_bytes} bytes or lower context_length"
+            )
+        logger.info(
+            "KV cache: %.1f MB, %d tokens, %.1f requests of the %d-token context",
+            blocks * block_bytes / 1e6,
+            blocks * self.block_size,
+            blocks / per_context,
+            self.context_length,
+        )
+        return blocks
+
+    def _free_memory(self, config: EngineConfig) -> int:
+        if self.device.type == "cuda":
+            tokens = min(config.max_batch_tokens, self.context_length)
+            return cuda_cache_memory(self.model, config, tokens, self.device, self.dtype)
+        return int(available_memory() * _CPU_MEMORY_FRACTION)
+
+    def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:
+        """Float32 logits [rows asked for by the batch, vocab]; copies blocks first.
+
+        They are valid until the next call.
+        """
+        if copies:
+            self._copy_blocks(copies)
+        if isinstance(self._graphs, DecodeGraphs):
+            return self._graphs.run(batch)
+        return self._run(batch.to(self.device))
+
+    @torch.inference_mode()
+    def _run(self, inputs: Inputs) -> Tensor:
+        logits = self._graphs.run(inputs) if isinstance(self._graphs, CudaGraphs) else None
+        if logits is not None:
+            return logits
+        context = Paged(
+            inputs.positions, inputs.layout, self.caches, self.operations, inputs.adapters
+        )
+        hidden = self.model(inputs.token_ids, context)
+        return self.model.logits(hidden[inputs.logit_rows])
+
+    def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        sources, destinations = send(list(torch.tensor(copies).T), self.device)
+        for keys, values in self.caches:
+            keys[destinations] = keys[sources]
+            values[destinations] = values[sources]
+
+
+def _huge_pages(caches: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """One byte of every two megabytes, each as int8 [1]; in the order in which blocks are used."""
+    flat = [tensor.view(-1).view(torch.int8) for pair in caches for tensor in pair]
+    for at in range(0, max(map(len, flat), default=0), 1 << 21):
+        yield from (tensor[at : at + 1] for tensor in flat if at < len(tensor))
+
+
+def resolve_dtype(name: str, of_model: str) -> torch.dtype:
+    """`auto` is the dtype that the model's config.json asks for."""
+    chosen = of_model if name == "auto" else name
+    return {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }[chosen]
+
+
+def _context_length(config: EngineConfig, model: ModelConfig) -> int:
+    if config.context_length is None:
+        return model.max_position_embeddings
+    if config.context_length > model.max_position_embeddings:
+        raise ConfigurationError(
+            f"context_length {config.context_length} exceeds the model's "
+            f"{model.max_position_embeddings} positions"
+        )
+    return config.context_length
+
+
+def _quantization(
+    config: EngineConfig, model: ModelConfig, device: torch.device
+) -> Quantization | None:
+    asked, stored = config.quantize, model.quantization
+    if stored is not None and asked not in ("none", stored.format):
+        raise ConfigurationError(
+            f"quantize {asked} does not fit {config.model}: its weights are stored in "
+            f"{stored.format}; leave the setting out"
+        )
+    found = stored or (None if asked == "none" else Quantization(asked, config.group_size))
+    if found is not None and found.format == "fp8":
+        _check_fp8(device)
+    return found
+
+
+def _check_fp8(device: torch.device) -> None:
+    if device.type == "cpu":
+        logger.warning(
+            "CPUs do not compute in fp8: its weights take as much memory and time as unquantized "
+            "ones; int8 takes half"
+        )
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FP8_CAPABILITY:
+        raise ConfigurationError(
+            f"quantize fp8 needs a GPU of compute capability 8.9 or later, {device} has "
+            f"{capability[0]}.{capability[1]}: use int8"
+        )

@@ -1,0 +1,131 @@
+"""The operations of the forward pass, each named once with one signature.
+
+Floating tensors share one dtype (float32, bfloat16 or float16) unless said otherwise; `tokens` is
+the number of rows of the flat ragged batch. What each operation does is said in `reference`.
+
+| backend | runs |
+|---|---|
+| `reference` | on any device through torch's operators; differentiable |
+| `native` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
+| `training` | as `native`, differentiable by its inputs alone: for adapters on frozen weights |
+| `Pretraining` | as `native`, differentiable by weights too, in float32 or over float32 weights |
+| `cuda` | on CUDA devices through Hagane's own Triton kernels; serving only |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hagane.kernels import native, reference, training
+from hagane.kernels.drawing import Cuts
+from hagane.kernels.layout import PagedLayout
+from hagane.kernels.pretraining import Pretraining
+
+__all__ = [
+    "Cuts",
+    "Differentiable",
+    "Operations",
+    "PagedLayout",
+    "Pretraining",
+    "choose",
+    "native",
+    "reference",
+    "training",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class Operations(Protocol):
+    """A backend. A model is given one when it is made, and asks no further."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor: ...
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, magnitude: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def rotate(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        heads: int,
+        kv_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def allocate_cache(
+        self,
+        blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: tuple[Tensor, Tensor],
+        layout: PagedLayout,
+        *,
+        window: int | None,
+    ) -> Tensor: ...
+
+    def greatest(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def draw(self, logits: Tensor, cuts: Cuts) -> Tensor: ...
+
+
+class Differentiable(Operations, Protocol):
+    """A backend that training can use."""
+
+    def causal_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None
+    ) -> Tensor: ...
+
+    def sequence_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
+    ) -> Tensor: ...
+
+    def token_scores(
+        self, logits: Tensor, targets: Tensor, *, slopes: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Operations:
+    """The fastest backend for serving on `device` in `dtype`."""
+    if device.type == "cuda":
+        return _choose_cuda()
+    if dtype not in (torch.float32, torch.bfloat16):
+        logger.warning("no native kernels for %s: torch's operators are slower", dtype)
+        return reference
+    if not native.available():
+        logger.warning(
+            "the native kernels were not built (no C++ compiler at installation): torch's "
+            "operators are several times slower, and results depend on the batch"
+        )
+        return reference
+    return native
+
+
+def _choose_cuda() -> Operations:
+    try:
+        from hagane.kernels import cuda
+    except ImportError as error:
+        logger.warning("no Triton kernels (%s): torch's operators are several times slower", error)
+        return reference
+    return cuda

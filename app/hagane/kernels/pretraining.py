@@ -1,0 +1,198 @@
+"""The operations of training every weight of a model on the CPU.
+
+Weights, their gradients and the residual stream are float32; products run in `dtype` through
+torch's, everything between them in single native passes, forward and back. Sums run in an order
+that does not depend on the threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hagane.kernels import native, reference, training
+from hagane.kernels.blocked_attention import causal_attention
+from hagane.kernels.native import _DTYPES
+
+try:
+    from hagane.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
+except ImportError:
+    _cpu = None
+
+# Logits at a time: more make for larger products, and take more memory.
+_LOGITS = 1 << 24
+# Rows whose share of a norm's gradient is added up by one task (`NormBackward` in cpu/ops.h).
+_NORM_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A backend in float32 or bfloat16."""
+
+    dtype: torch.dtype
+
+    silu_and_mul = staticmethod(training.silu_and_mul)
+    angles = staticmethod(native.angles)
+    causal_attention = staticmethod(causal_attention)
+    token_scores = staticmethod(training.token_scores)
+    allocate_cache = staticmethod(reference.allocate_cache)
+    attend = staticmethod(reference.attend)
+    greatest = staticmethod(reference.greatest)
+    draw = staticmethod(reference.draw)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Float32 x [rows, features] -> [rows, features] in `dtype`."""
+        out: Tensor = _Norm.apply(x, weight, eps, self.dtype)  # type: ignore[no-untyped-call]
+        return out
+
+    def rotate(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        heads: int,
+        kv_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        counts = heads, kv_heads, kv_heads
+        if norms is not None:
+            head_dim = 2 * cos.shape[1]
+            q, k, v = qkv.split([count * head_dim for count in counts], dim=1)
+            q, k = (
+                self.rms_norm(x.reshape(-1, head_dim).float(), norm, eps).view(x.shape)
+                for x, norm in zip((q, k), norms, strict=True)
+            )
+            qkv = torch.cat((q, k, v), dim=1)
+        q, k, v = _Rotate.apply(qkv, cos, sin, heads, kv_heads)  # type: ignore[no-untyped-call]
+        return q, k, v
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        """x [tokens, in] -> [tokens, out] in `dtype`, or with a float32 residual the new one."""
+        out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return out if residual is None else residual + out
+
+    def mean_loss(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of int64 targets [n], given hidden [n, features].
+
+        `weight` [vocab, features] is the head.
+        """
+        loss: Tensor = _MeanLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        return loss
+
+    def losses(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """`mean_loss` for every target, float32 [n], without a way back."""
+        narrow = weight.to(hidden.dtype)
+        count = _LOGITS // len(weight)
+        parts = [
+            training.token_scores(torch.mm(rows, narrow.t()), wanted, slopes=False)[0]
+            for rows, wanted in zip(hidden.split(count), targets.split(count), strict=True)
+        ]
+        return -torch.cat(parts)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        out = torch.empty_like(x, dtype=dtype)
+        rows, features = x.shape
+        _cpu.norm(
+            x.data_ptr(), weight.data_ptr(), eps, rows, features,
+            out.data_ptr(), _DTYPES[dtype], features,
+        )  # fmt: skip
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows, features = x.shape
+        out, of_weight = torch.empty_like(x), torch.empty_like(weight)
+        parts = torch.empty(-(-rows // _NORM_ROWS), features)
+        _cpu.norm_backward(
+            grad.data_ptr(), _DTYPES[grad.dtype], features, x.data_ptr(), weight.data_ptr(),
+            ctx.eps, rows, features, out.data_ptr(), parts.data_ptr(), of_weight.data_ptr(),
+        )  # fmt: skip
+        return out, of_weight, None, None
+
+
+class _Rotate(torch.autograd.Function):
+    """Turns queries and keys in place: nothing else needs them as they were."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        ctx.heads, ctx.kv_heads = heads, kv_heads
+        q, k, v = native.rotate(
+            qkv.detach(), cos, sin, heads=heads, kv_heads=kv_heads, norms=None, eps=0.0
+        )
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        grad = torch.cat([part.flatten(1) for part in grads], dim=1)
+        kind, stride = _DTYPES[grad.dtype], grad.stride(0)
+        _cpu.rotary_backward(
+            grad.data_ptr(), kind, stride, cos.data_ptr(), sin.data_ptr(), 0, 0, 0.0,
+            len(grad), ctx.heads, ctx.kv_heads, 2 * cos.shape[1], grad.data_ptr(), kind, stride,
+        )  # fmt: skip
+        return grad, None, None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        narrow = weight.to(x.dtype)
+        ctx.save_for_backward(x, narrow)
+        if bias is None:
+            return torch.mm(x, narrow.t())
+        return torch.addmm(bias.to(x.dtype), x, narrow.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, narrow = ctx.saved_tensors
+        of_bias = grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        return torch.mm(grad, narrow), torch.mm(grad.t(), x).float(), of_bias
+
+
+class _MeanLoss(torch.autograd.Function):
+    """Both gradients are computed in the same go, as logits are needed for either."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        narrow = weight.to(hidden.dtype)
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight)
+        total = torch.zeros((), dtype=torch.float64)
+        count = _LOGITS // len(weight)
+        for start in range(0, len(hidden), count):
+            rows = slice(start, start + count)
+            slopes = torch.mm(hidden[rows], narrow.t())
+            logprobs, _ = training.token_scores(slopes, targets[rows], slopes=True)
+            total -= logprobs.sum(dtype=torch.float64)
+            torch.mm(slopes, narrow, out=of_hidden[rows])
+            of_weight += torch.mm(slopes.t(), hidden[rows])
+        ctx.slopes = of_hidden, of_weight
+        return (total / len(hidden)).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_hidden, of_weight = ctx.slopes
+        scale = -grad.item() / len(of_hidden)
+        return of_hidden.mul_(scale), of_weight.mul_(scale), None

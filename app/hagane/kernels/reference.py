@@ -1,0 +1,231 @@
+"""Every operation through torch's own operators, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from hagane.kernels.drawing import draw
+from hagane.kernels.layout import PagedLayout
+
+__all__ = [
+    "allocate_cache",
+    "angles",
+    "attend",
+    "causal_attention",
+    "draw",
+    "greatest",
+    "rms_norm",
+    "rotate",
+    "sequence_attention",
+    "silu_and_mul",
+    "token_scores",
+]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., features] / rms(x) * weight [features], computed in float32.
+
+    Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * (wide * scale).to(x.dtype)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """[tokens, 2 * features] -> [tokens, features]: silu of the first half times the second.
+
+    Shazeer, 2020, https://arxiv.org/abs/2002.05202.
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, times `magnitude`, of int64 positions [tokens] times float32 frequencies [n].
+
+    Each float32 [tokens, n].
+    """
+    product = positions.float()[:, None] * frequencies
+    return product.cos() * magnitude, product.sin() * magnitude
+
+
+def rotate(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values out of qkv [tokens, (heads + 2 * kv_heads) * head_dim].
+
+    Queries and keys are normalised per head if `norms` (of q and of k, [head_dim] each) are given,
+    and rotated by cos, sin float32 [tokens, head_dim / 2]: feature i is paired with
+    i + head_dim / 2, as in Hugging Face checkpoints (Su et al., 2021, arXiv:2104.09864). Returns
+    [tokens, heads, head_dim] and twice [tokens, kv_heads, head_dim]; qkv may be overwritten.
+    """
+    rows = qkv.unflatten(1, (-1, 2 * cos.shape[1]))
+    q, k, v = rows.split((heads, kv_heads, kv_heads), dim=1)
+    if norms is not None:
+        q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None) -> Tensor:
+    """Attention of each token to the earlier ones of its own row.
+
+    q [rows * length, heads, head_dim]; k, v [rows * length, kv_heads, head_dim]. Returns
+    [rows * length, heads * head_dim]. Differentiable.
+    """
+    heads, head_dim = q.shape[1:]
+    q, k, v = (x.view(rows, -1, x.shape[1], head_dim).transpose(1, 2) for x in (q, k, v))
+    length = q.shape[2]
+    mask = None if window is None or window >= length else _mask(length, length, window, q.device)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    return out.transpose(1, 2).reshape(-1, heads * head_dim)
+
+
+def sequence_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
+) -> Tensor:
+    """`causal_attention` of sequences of these lengths, one after the other: none sees another."""
+    return each_sequence(causal_attention, q, k, v, lengths, window)
+
+
+def each_sequence(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    window: int | None,
+) -> Tensor:
+    """`sequence_attention` by one call of `attention` for each."""
+    parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
+    return torch.cat([attention(*part, rows=1, window=window) for part in parts])
+
+
+def allocate_cache(
+    blocks: int,
+    block_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer, each [blocks, block_size, kv_heads, head_dim].
+
+    Zeros, not garbage: a masked NaN in a padded block would still poison the products.
+    """
+    shape = (blocks, block_size, kv_heads, head_dim)
+    return (
+        torch.zeros(shape, dtype=dtype, device=device),
+        torch.zeros(shape, dtype=dtype, device=device),
+    )
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: tuple[Tensor, Tensor],
+    layout: PagedLayout,
+    *,
+    window: int | None,
+) -> Tensor:
+    """Put new keys and values into the cache, then let every new token look at its sequence.
+
+    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window` is the number of most
+    recent tokens seen, the token itself included, None for all. Returns [tokens, heads * head_dim].
+    """
+    keys, values = cache
+    keys.view(-1, *k.shape[1:]).index_copy_(0, layout.slots, k.to(keys.dtype))
+    values.view(-1, *v.shape[1:]).index_copy_(0, layout.slots, v.to(values.dtype))
+    out = torch.empty_like(q)
+    if layout.decodes:
+        out[: layout.decodes] = _decode(q, keys, values, layout, window)
+    for sequence in range(layout.decodes, len(layout.context_lengths)):
+        start, end = layout.query_starts[sequence : sequence + 2]
+        context = layout.context_lengths[sequence]
+        blocks = layout.block_tables[sequence, : -(-context // layout.block_size)]
+        past_keys, past_values = (
+            part[blocks].flatten(0, 1)[:context].transpose(0, 1)[None].to(q.dtype) for part in cache
+        )
+        mask = _mask(end - start, context, window, q.device)
+        queries = q[start:end].transpose(0, 1)[None]
+        result = F.scaled_dot_product_attention(
+            queries, past_keys, past_values, attn_mask=mask, enable_gqa=True
+        )
+        out[start:end] = result[0].transpose(0, 1)
+    return out.flatten(1)
+
+
+def _decode(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, window: int | None
+) -> Tensor:
+    """One query row per sequence, all at once; shorter contexts are masked."""
+    n = layout.decodes
+    longest = max(layout.context_lengths[:n])
+    blocks = layout.block_tables[:n, : -(-longest // key_cache.shape[1])]
+    k, v = (
+        cache[blocks].flatten(1, 2).transpose(1, 2).to(q.dtype)
+        for cache in (key_cache, value_cache)
+    )
+    positions = torch.arange(k.shape[2], device=q.device)
+    lengths = layout.lengths[:n, None]
+    mask = positions < lengths
+    if window is not None:
+        mask &= positions >= lengths - window
+    out = F.scaled_dot_product_attention(
+        q[:n, :, None], k, v, attn_mask=mask[:, None, None], enable_gqa=True
+    )
+    return out[:, :, 0]
+
+
+def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Boolean [queries, keys], true where a query (the last ones of the keys) may look."""
+    query = torch.arange(keys - queries, keys, device=device)[:, None]
+    key = torch.arange(keys, device=device)
+    mask = key <= query
+    if window is not None:
+        mask &= key > query - window
+    return mask
+
+
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of float32 [rows, vocab] each row's most likely token, int64 [rows], of equals the first.
+
+    And bool [rows]: whether the largest logit is a finite number.
+    """
+    return logits.argmax(dim=1), torch.isfinite(logits.amax(dim=1))
+
+
+def token_scores(logits: Tensor, targets: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of int64 targets [rows] under logits [rows, vocab]: float32 [rows].
+
+    And bool [rows]: whether no token is likelier. With `slopes`, logits are overwritten with the
+    derivatives of the log-probabilities by them: 1 at the target, less every token's probability.
+    """
+    wide, wanted = logits.float(), targets[:, None]
+    chosen, total = wide.gather(1, wanted), wide.logsumexp(1, keepdim=True)
+    first = (chosen >= wide.amax(1, keepdim=True))[:, 0]
+    if slopes:
+        spread = wide.sub(total).exp_().neg_()
+        logits.copy_(spread.scatter_add_(1, wanted, torch.ones_like(chosen)))
+    return (chosen - total)[:, 0], first

@@ -1,0 +1,143 @@
+"""The kinds of linear layer that serve adapters: the base's result, changed row by row.
+
+Rows without an adapter get the base's bits. Training has layers of its own for the adapter that it
+makes; here many that are finished share a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hagane.kernels import native
+from hagane.kernels.arena import Arena
+from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, NativeBank, Part, TorchBank
+from hagane.lora.files import Adapter, linear_shapes
+from hagane.models.config import ModelConfig
+from hagane.models.decoder import Transformer
+from hagane.models.serving import CudaLinear, Packed
+from hagane.weights.load import FUSED
+
+if TYPE_CHECKING:
+    from hagane.kernels.cuda.low_rank import CudaBank
+
+_KINDS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+
+
+class Adapted(nn.Module):
+    """Any kind of linear layer, changed by torch's operators or by the Triton kernels."""
+
+    def __init__(self, base: nn.Module, bank: TorchBank | CudaBank) -> None:
+        super().__init__()
+        self.base, self.bank = base, bank
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, rows: AdapterRows | None = None
+    ) -> Tensor:
+        out: Tensor = self.base(x, residual)
+        return out if rows is None else self.bank.add(out, x, rows)
+
+
+class PackedAdapted(nn.Module):
+    """Any kind of linear layer, changed by the native kernels before they round."""
+
+    def __init__(self, weight: native.PackedWeight, bank: NativeBank) -> None:
+        super().__init__()
+        self.weight, self.bank = weight, bank
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, rows: AdapterRows | None = None
+    ) -> Tensor:
+        changes = None if rows is None else (self.bank.handle, rows.slots)
+        return native.linear(x, self.weight, residual=residual, changes=changes)
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """An adapter's changes by the model's layers, ready to be placed."""
+
+    changes: Mapping[str, Any]
+    digest: str
+
+
+class AdapterBanks:
+    """Makes a serving model's linear layers adaptable, and holds the banks of all of them."""
+
+    def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = model.config
+        self._banks: dict[str, Bank] = {}
+        shapes = linear_shapes(model.config)
+        for path, starts in _parts(model.config).items():
+            parent, _, leaf = f"model.{path}".rpartition(".")
+            owner = model.get_submodule(parent)
+            base = owner.get_submodule(leaf)
+            layer: Adapted | PackedAdapted
+            if isinstance(base, Packed):
+                layer = PackedAdapted(base.weight, NativeBank(base.weight))
+            elif isinstance(base, CudaLinear):
+                last = max(starts, key=lambda part: starts[part])
+                out_features = starts[last] + shapes[last][0]
+                layer = Adapted(base, _cuda_bank(out_features, dtype, device))
+            else:
+                layer = Adapted(base, TorchBank(dtype, device))
+            setattr(owner, leaf, layer)
+            self._banks[path] = layer.bank
+
+    def size(self, adapter: Adapter) -> int:
+        """Bytes that the packed adapter takes."""
+        parts = self._group(adapter)
+        return sum(self._banks[path].size(group) for path, group in parts.items())
+
+    def pack(self, adapter: Adapter) -> PackedAdapter:
+        """Allowed in another thread while steps run."""
+        parts = self._group(adapter)
+        arena = Arena(Arena.room(self.size(adapter), MOST_TENSORS * len(parts)))
+        changes = {path: self._banks[path].pack(group, arena) for path, group in parts.items()}
+        return PackedAdapter(changes, adapter.digest)
+
+    def place(self, slot: int, adapter: PackedAdapter) -> None:
+        """Between two steps: from the next one on, rows may name `slot`."""
+        for path, change in adapter.changes.items():
+            self._banks[path].place(slot, change)
+
+    def clear(self, slot: int) -> None:
+        """Between two steps, of which none names `slot` any more."""
+        for bank in self._banks.values():
+            bank.place(slot, None)
+
+    def _group(self, adapter: Adapter) -> dict[str, list[Part]]:
+        groups: dict[str, list[Part]] = {}
+        for path, starts in _parts(self.config).items():
+            for module, first in starts.items():
+                change = adapter.changes.get(module)
+                if change is not None:
+                    part = Part(first, change.a, change.b, change.scale)
+                    groups.setdefault(path, []).append(part)
+        return groups
+
+
+def _cuda_bank(out_features: int, dtype: torch.dtype, device: torch.device) -> CudaBank:
+    # Here, as importing Triton takes a while.
+    from hagane.kernels.cuda.low_rank import CudaBank
+
+    return CudaBank(out_features, dtype, device)
+
+
+def _parts(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """By path of the model's layer: the matrices fused in it, and at which output each begins."""
+    shapes = linear_shapes(config)
+    layers: dict[str, dict[str, int]] = {}
+    for layer in range(config.layers):
+        for kind in _KINDS:
+            path = f"layers.{layer}.{kind}"
+            parent, _, leaf = path.rpartition(".")
+            start, starts = 0, {}
+            for part in FUSED.get(leaf, (leaf,)):
+                starts[f"{parent}.{part}"] = start
+                start += shapes[f"{parent}.{part}"][0]
+            layers[path] = starts
+    return layers

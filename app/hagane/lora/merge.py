@@ -1,0 +1,54 @@
+"""An adapter's changes added to its base: one model that needs no adapter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from hagane.lora.files import load_adapter
+from hagane.lora.train import named_parts
+from hagane.models.config import ModelConfig
+from hagane.models.linear import Dense
+from hagane.system.errors import ConfigurationError, ModelError
+from hagane.weights.load import load_model, save_model
+from hagane.weights.quantize import COMPANIONS
+
+
+@torch.no_grad()
+def merge_directory(base: Path, adapter_directory: Path, destination: Path) -> int:
+    """Write base + adapter as a Hugging Face directory in the base's dtype; returns how many
+    matrices changed.
+
+    Sums are taken in float32. Raises ConfigurationError if the base is quantized or `destination`
+    is not empty, and ModelError if either directory cannot be read or they do not fit together.
+    """
+    config = ModelConfig.load(base)
+    if config.quantization is not None:
+        raise ConfigurationError(f"{base} is quantized: merge into the unquantized model")
+    if destination.exists() and any(destination.iterdir()):
+        raise ConfigurationError(f"{destination} is not empty: name a new directory")
+    adapter = load_adapter(adapter_directory, config)
+    dtype = getattr(torch, config.dtype)
+    model, _ = load_model(base, device="cpu", dtype=dtype, quantization=None)
+    unmerged = set(adapter.changes)
+    for path, layer in model.model.named_modules():
+        if not isinstance(layer, Dense):
+            continue
+        start = 0
+        for name, rows in named_parts(path, model).items():
+            change = adapter.changes.get(name)
+            if change is not None:
+                delta = change.scale * (change.b.float() @ change.a.float())
+                part = layer.weight.data[start : start + rows]
+                part.copy_(part.float() + delta)
+                unmerged.discard(name)
+            start += rows
+    if unmerged:
+        raise ModelError(f"{adapter_directory}: the model has no matrix {min(unmerged)}")
+    save_model(model, destination, dtype=dtype)
+    for name in COMPANIONS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, destination / name)
+    return len(adapter.changes)

@@ -1,0 +1,148 @@
+"""Attention contexts: what "attend" means for a batch, and whose adapter changes which row.
+
+They are handed to the model from outside: serving hands in `Paged`, pretraining `PackedCausal`,
+fine-tuning `PackedSequences`; the model is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hagane import kernels
+from hagane.kernels.low_rank import AdapterRows
+
+
+class AttentionContext(Protocol):
+    """The batch as the layers see it. `positions` is int64 [tokens]."""
+
+    @property
+    def positions(self) -> Tensor: ...
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`layer` of x [tokens, in], with the change that each row's adapter makes to it."""
+        ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> flat like q."""
+        ...
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Serving: keys and values go to the paged cache, queries read it through block tables.
+
+    `caches[layer]` is (keys, values), laid out as `operations` allocated them. `adapters` is None
+    when no row of the batch has one.
+    """
+
+    positions: Tensor
+    layout: kernels.PagedLayout
+    caches: Sequence[tuple[Tensor, Tensor]]
+    operations: kernels.Operations
+    adapters: AdapterRows | None = None
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        changes = () if self.adapters is None else (self.adapters,)
+        out: Tensor = layer(x, residual, *changes)
+        return out
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return self.operations.attend(q, k, v, self.caches[layer], self.layout, window=window)
+
+
+@dataclass(frozen=True)
+class Fetching(Paged):
+    """Serving with the native kernels, of tokens that each read a cache of their own.
+
+    Their attention waits for memory, which the products before it leave idle: these fetch for it.
+    """
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        attended = super().attend(layer, q, k, v, window)
+        if layer + 1 < len(self.caches):
+            kernels.native.fetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
+        return attended
+
+
+@dataclass(frozen=True)
+class Narrowing(Paged):
+    """Serving with the native kernels, where the hidden states of some rows alone are wanted.
+
+    Behind the last layer's attention the others are dropped: the model returns those of `rows`,
+    int64 and ascending, of each sequence its last ones. `ends` is the layout with these as queries,
+    `changes` whose adapters they have: here, as a recorded step needs it to stay where it is.
+    """
+
+    rows: Tensor = field(kw_only=True)
+    ends: kernels.PagedLayout = field(kw_only=True)
+    changes: AdapterRows | None = field(kw_only=True)
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.shape[0] == self.positions.shape[0]:
+            return super().linear(layer, x, residual)
+        if residual is not None and residual.shape[0] != x.shape[0]:
+            residual = kernels.native.gather(residual, self.rows)
+        changes = () if self.changes is None else (self.changes,)
+        out: Tensor = layer(x, residual, *changes)
+        return out
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        layout, cache = self.layout, self.caches[layer]
+        if layer == len(self.caches) - 1:
+            q, layout = kernels.native.gather(q, self.rows), self.ends
+        return self.operations.attend(q, k, v, cache, layout, window=window)
+
+
+class _Training:
+    """The layers as they are: an adapter in training is part of them."""
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out: Tensor = layer(x, residual)
+        return out
+
+
+class PackedCausal(_Training):
+    """Training: `rows` rows of `length` tokens, flattened; causal within a row, no cache."""
+
+    def __init__(self, rows: int, length: int, device: torch.device | str = "cpu") -> None:
+        self.rows = rows
+        self.positions = torch.arange(length, device=device).repeat(rows)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return kernels.reference.causal_attention(q, k, v, rows=self.rows, window=window)
+
+
+class PackedLearning(PackedCausal):
+    """As PackedCausal, where `operations` compute dense layers whose weights learn."""
+
+    def __init__(self, rows: int, length: int, operations: kernels.Pretraining) -> None:
+        super().__init__(rows, length)
+        self.operations = operations
+
+    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.operations.linear(x, layer.weight, layer.bias, residual)  # type: ignore[arg-type]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return self.operations.causal_attention(q, k, v, rows=self.rows, window=window)
+
+
+class PackedSequences(_Training):
+    """Training: sequences of these lengths one after the other, causal, none sees another."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        operations: kernels.Differentiable = kernels.reference,
+    ) -> None:
+        self.lengths = list(lengths)
+        self.operations = operations
+        self.positions = torch.cat([torch.arange(n, device=device) for n in self.lengths])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return self.operations.sequence_attention(q, k, v, lengths=self.lengths, window=window)

@@ -1,0 +1,215 @@
+"""The Transformer: one decoder for serving, fine-tuning and pretraining.
+
+embedding -> layers x (x += attention(norm(x)); x += mlp(norm(x))) -> norm -> head, on a flat
+ragged batch [tokens, hidden]. Which tokens see which, and whose adapter changes which row, is the
+context's business, how weights are stored is the linear layers', and who computes is the
+operations'. Module names follow Hugging Face checkpoints, except that query, key and value, and
+gate and up, are one fused matrix each: fewer, larger products.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hagane.kernels import Operations, reference
+from hagane.models.attention import AttentionContext
+from hagane.models.config import ModelConfig, Quantization
+from hagane.models.frozen import IntegerEmbedding
+from hagane.models.linear import DenseEmbedding, Int8Embedding, make_embedding, make_linear
+from hagane.models.rope import RotaryEmbedding
+from hagane.models.serving import CudaEmbedding, PackedEmbedding
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned scale."""
+
+    def __init__(self, features: int, eps: float, operations: Operations) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.eps = eps
+        self.operations = operations
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operations.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions (Ainslie et al., 2023, arXiv:2305.13245)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        quantization: Quantization | None,
+        operations: Operations,
+    ) -> None:
+        super().__init__()
+        self.operations = operations
+        self.eps = config.rms_norm_eps
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.window = config.sliding_windows[layer] if config.sliding_windows else None
+        self.qkv_proj = make_linear(
+            config.hidden_size,
+            (config.heads + 2 * config.kv_heads) * config.head_dim,
+            bias=config.qkv_bias,
+            quantization=quantization,
+        )
+        self.o_proj = make_linear(
+            config.heads * config.head_dim,
+            config.hidden_size,
+            bias=config.output_bias,
+            quantization=quantization,
+        )
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext, residual: Tensor
+    ) -> Tensor:
+        norms = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = (self.q_norm.weight, self.k_norm.weight)
+        q, k, v = self.operations.rotate(
+            context.linear(self.qkv_proj, x),
+            cos,
+            sin,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            norms=norms,
+            eps=self.eps,
+        )
+        attended = context.attend(self.layer, q, k, v, self.window)
+        return context.linear(self.o_proj, attended, residual)
+
+
+class MLP(nn.Module):
+    """The SwiGLU feed-forward block."""
+
+    def __init__(
+        self, config: ModelConfig, quantization: Quantization | None, operations: Operations
+    ) -> None:
+        super().__init__()
+        self.operations = operations
+        self.gate_up_proj = make_linear(
+            config.hidden_size,
+            2 * config.intermediate_size,
+            bias=config.mlp_bias,
+            quantization=quantization,
+        )
+        self.down_proj = make_linear(
+            config.intermediate_size,
+            config.hidden_size,
+            bias=config.mlp_bias,
+            quantization=quantization,
+        )
+
+    def forward(self, x: Tensor, context: AttentionContext, residual: Tensor) -> Tensor:
+        inner = self.operations.silu_and_mul(context.linear(self.gate_up_proj, x))
+        return context.linear(self.down_proj, inner, residual)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm, each adding to the residual stream."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        quantization: Quantization | None,
+        operations: Operations,
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.self_attn = Attention(config, layer, quantization, operations)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.mlp = MLP(config, quantization, operations)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
+        x = self.self_attn(self.input_layernorm(x), cos, sin, context, residual=x)
+        out: Tensor = self.mlp(self.post_attention_layernorm(x), context, residual=x)
+        return out
+
+
+class Decoder(nn.Module):
+    """Everything but the head; its own module because checkpoints name it `model.`."""
+
+    def __init__(
+        self, config: ModelConfig, quantization: Quantization | None, operations: Operations
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = make_embedding(config.vocab_size, config.hidden_size, quantization)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, quantization, operations) for layer in range(config.layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.rotary = RotaryEmbedding(config.rope, operations)
+
+    def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
+        x = self.embed_tokens(token_ids)
+        cos, sin = self.rotary(context.positions)
+        for layer in self.layers:
+            x = layer(x, cos, sin, context)
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model (Vaswani et al., 2017, arXiv:1706.03762)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        quantization: Quantization | None = None,
+        operations: Operations = reference,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.operations = operations
+        self.model = Decoder(config, quantization, operations)
+        # A tied head is the embedding itself; registering it twice would double its parameters.
+        if not config.tie_word_embeddings:
+            self.lm_head = make_embedding(config.vocab_size, config.hidden_size, quantization)
+
+    def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
+        """int64 ids [tokens] -> final hidden states [tokens, hidden]."""
+        hidden: Tensor = self.model(token_ids, context)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> float32 [n, vocab]. Apart from forward: only some rows need it."""
+        scores: Tensor = self.head.logits(hidden)
+        return scores
+
+    @property
+    def head(
+        self,
+    ) -> DenseEmbedding | Int8Embedding | IntegerEmbedding | PackedEmbedding | CudaEmbedding:
+        """The embedding that scores the vocabulary."""
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Normal(0, 0.02); matrices that write to the residual stream scaled by 1/sqrt(2 layers).
+
+        Radford et al., 2019 (GPT-2). Biases become 0 and norms 1.
+        """
+        residual = (2 * self.config.layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+            parameter.normal_(0.0, 0.02 * (residual if writes else 1.0), generator=generator)
+
+
+def use_operations(model: Transformer, operations: Operations) -> None:
+    """Let a loaded model compute with other operations than it was made with."""
+    for module in model.modules():
+        if hasattr(module, "operations"):
+            module.operations = operations  # type: ignore[assignment]

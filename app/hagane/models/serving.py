@@ -1,0 +1,151 @@
+"""What replaces the kinds of linear layer and embedding when a model is loaded for serving.
+
+Each holds the stored tensors as the operations in use want them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hagane.kernels import Operations, native, reference
+from hagane.models.linear import (
+    Dense,
+    DenseEmbedding,
+    Fp8,
+    Int4,
+    Int8,
+    Int8Embedding,
+    added,
+    unpack_int4,
+)
+
+
+class TorchInt4(nn.Module):
+    """`Int4` for serving with torch's own CPU operator, which wants a layout of its own."""
+
+    def __init__(self, layer: Int4, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.group_size, self.bias = layer.group_size, layer.bias
+        scale = layer.scale.to(dtype)
+        # [in / group, out, (scale, offset)]: the operator subtracts 8 by itself.
+        pairs = torch.stack((scale, torch.zeros_like(scale)), dim=-1)
+        self.scale = pairs.transpose(0, 1).contiguous()
+        codes = unpack_int4(layer.weight_int4).to(torch.int32)
+        self.codes: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.contiguous(), self.codes, self.group_size, self.scale
+        )
+        return added(out if self.bias is None else out + self.bias, residual)
+
+
+class Packed(nn.Module):
+    """Any kind of linear layer, for serving with the native kernels."""
+
+    def __init__(self, weight: native.PackedWeight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return native.linear(x, self.weight, residual=residual)
+
+
+class PackedEmbedding(nn.Module):
+    """Any kind of embedding, for serving with the native kernels in `dtype`."""
+
+    def __init__(self, weight: native.PackedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.dtype = weight, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return native.embed(ids, self.weight, self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return native.linear(hidden, self.weight, torch.float32)
+
+
+class CudaLinear(nn.Module):
+    """Any kind of linear layer, for serving with the Triton kernels.
+
+    `multiply` takes x, the stored tensors, the bias and the residual.
+    """
+
+    def __init__(
+        self, multiply: Callable[..., Tensor], tensors: tuple[Tensor, ...], bias: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.multiply, self.tensors, self.bias = multiply, tensors, bias
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.multiply(x, *self.tensors, self.bias, residual)
+
+
+class CudaEmbedding(nn.Module):
+    """Any kind of embedding; as a head it computes with the Triton kernels."""
+
+    def __init__(
+        self,
+        layer: DenseEmbedding | Int8Embedding,
+        multiply: Callable[..., Tensor],
+        tensors: tuple[Tensor, ...],
+    ) -> None:
+        super().__init__()
+        self.layer, self.multiply, self.tensors = layer, multiply, tensors
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.layer(ids)
+        return rows
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.multiply(hidden, *self.tensors, dtype=torch.float32)
+
+
+def _for_cuda(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    # Here, as importing Triton takes a while.
+    from hagane.kernels.cuda import linear
+
+    match module:
+        case Dense():
+            return CudaLinear(linear.dense, (module.weight.data,), module.bias)
+        case Int8():
+            return CudaLinear(linear.int8, (module.weight_int8, module.scale), module.bias)
+        case Int4():
+            return CudaLinear(linear.int4, (module.weight_int4, module.scale), module.bias)
+        case Fp8():
+            return CudaLinear(linear.fp8, (module.weight_fp8, module.scale), module.bias)
+        case DenseEmbedding():
+            return CudaEmbedding(module, linear.dense, (module.weight.data,))
+        case Int8Embedding():
+            stored = module.weight_int8, module.scale
+            return CudaEmbedding(module, linear.int8, stored)
+    return module
+
+
+def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -> nn.Module:
+    """`module`, or what replaces it when `operations` serve in `dtype`."""
+    if operations is native:
+        match module:
+            case Dense():
+                return Packed(native.pack_dense(module.weight.data, module.bias))
+            case Int8():
+                return Packed(native.pack_int8(module.weight_int8, module.scale, module.bias))
+            case Int4():
+                stored = module.weight_int4, module.scale, module.group_size
+                return Packed(native.pack_int4(*stored, module.bias))
+            case Fp8():
+                # CPUs do not compute in 8-bit floats: as large and as fast as what is dense.
+                return Packed(native.pack_dense(module.matrix(dtype), module.bias))
+            case DenseEmbedding():
+                return PackedEmbedding(native.pack_dense(module.weight.data), dtype)
+            case Int8Embedding():
+                return PackedEmbedding(native.pack_int8(module.weight_int8, module.scale), dtype)
+        return module
+    if operations is not reference:
+        return _for_cuda(module, dtype)
+    if isinstance(module, Int4) and module.weight_int4.device.type == "cpu":
+        return TorchInt4(module, dtype)
+    return module

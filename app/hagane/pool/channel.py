@@ -1,0 +1,109 @@
+"""Messages over a Unix socket pair: a 4-byte little-endian length, then MessagePack.
+
+The socket's end of file is how each side learns, in order and without polling, that the other
+process is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from hagane.pool.messages import FromEngine, ToEngine
+
+_HEADER = struct.Struct("<I")
+_CHUNK_BYTES = 1 << 18
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """One frame: header and body."""
+    body = msgspec.msgpack.encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+class _Frames:
+    """Messages out of a stream of bytes that may be cut anywhere."""
+
+    def __init__(self, messages: Any) -> None:
+        self._buffer = bytearray()
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages)
+
+    def feed(self, data: bytes) -> list[Any]:
+        """What is whole now that `data` has come."""
+        self._buffer += data
+        messages: list[Any] = []
+        offset = 0
+        while len(self._buffer) - offset >= _HEADER.size:
+            (size,) = _HEADER.unpack_from(self._buffer, offset)
+            end = offset + _HEADER.size + size
+            if end > len(self._buffer):
+                break
+            messages.append(self._decoder.decode(self._buffer[offset + _HEADER.size : end]))
+            offset = end
+        del self._buffer[:offset]
+        return messages
+
+
+class EngineChannel:
+    """The engine's end: blocking, read once per step."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._frames = _Frames(ToEngine)
+
+    def send(self, message: FromEngine) -> None:
+        """Raises BrokenPipeError when the API process is gone."""
+        self._socket.sendall(encode(message))
+
+    def receive(self, timeout: float | None) -> list[ToEngine]:
+        """Every whole message at hand, waiting up to `timeout` seconds (None: for ever) for one.
+
+        Raises EOFError when the API process is gone.
+        """
+        messages: list[ToEngine] = []
+        while select.select([self._socket], [], [], timeout)[0]:
+            data = self._socket.recv(_CHUNK_BYTES)
+            if not data:
+                raise EOFError("the API process closed the channel")
+            messages += self._frames.feed(data)
+            timeout = 0.0
+        return messages
+
+
+class ClientChannel:
+    """The API's end: asynchronous, writes are buffered so that sending never waits."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._frames = _Frames(FromEngine)
+
+    @classmethod
+    async def open(cls, connection: socket.socket) -> ClientChannel:
+        connection.setblocking(False)
+        return cls(*await asyncio.open_connection(sock=connection))
+
+    def send(self, message: ToEngine) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(encode(message))
+
+    async def messages(self) -> AsyncIterator[FromEngine]:
+        """Messages until the engine's end is closed, orderly or by its death."""
+        while data := await self._read():
+            for message in self._frames.feed(data):
+                yield message
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._reader.read(_CHUNK_BYTES)
+        except ConnectionError:
+            return b""
+
+    def close(self) -> None:
+        self._writer.close()

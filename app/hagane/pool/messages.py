@@ -1,0 +1,228 @@
+"""The process boundary: every message that crosses between API process and engine process.
+
+All are immutable msgspec structs, sent as MessagePack by `hagane.pool.channel`. Times are
+seconds: durations as floats, moments as `time.monotonic()` values (one clock for all processes
+of a machine). What every step sends is without the names of its fields.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length"]
+FailureCode = Literal["deadline_exceeded", "queue_full", "adapter_error", "engine_error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. Defaults are OpenAI's.
+
+    Temperature 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and penalties at their defaults are
+    off. `logprobs` None is off; k >= 0 reports the chosen token and the k most likely ones.
+    `eos_token_ids` end the text unless `ignore_eos`; `stop_token_ids` end it always; neither
+    does before `min_tokens` tokens.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice of the next token asks which ones came before it."""
+        penalties = self.presence_penalty or self.frequency_penalty
+        return bool(self.repetition_penalty != 1 or penalties)
+
+
+class AdapterRef(msgspec.Struct, frozen=True):
+    """A LoRA adapter: where it lies, and the digest of its content, by which it is known."""
+
+    name: str
+    directory: str
+    digest: str
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One prompt and what to do with it.
+
+    `n` continuations share one prefill and are told apart by `TokenDelta.index`. Smaller
+    `priority` runs first. `deadline` is a `time.monotonic()` moment. Requests share prefix-cache
+    blocks only with requests of equal `cache_salt` and equal adapter.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    n: int = 1
+    priority: int = 0
+    deadline: float | None = None
+    cache_salt: str = ""
+    adapter: AdapterRef | None = None
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Free an adapter's memory as soon as no request uses it. Unknown ones are ignored."""
+
+    digest: str
+
+
+class CheckAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Read an adapter, answer with `AdapterChecked`, and load it if there is room."""
+
+    adapter: AdapterRef
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag=True):
+    """Forget a request, or one continuation of it; its blocks are free in the next step.
+
+    Unknown ids are ignored: the request may just have finished.
+    """
+
+    request_id: str
+    index: int | None = None
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """End the engine process after the current step."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Natural-log probabilities at one position: the token there, then the most likely ones."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """New tokens of one continuation; the last delta carries `finish_reason`.
+
+    `tokens` includes the end-of-text or stop token that ended the text (`stopped_on_token` is
+    then true, and the token is not part of the text). `prompt_logprobs` has one entry per prompt
+    token, None for the first, and comes once, with the first delta of index 0.
+    """
+
+    request_id: str
+    index: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stopped_on_token: bool = False
+    cached_tokens: int = 0
+    queue_seconds: float = 0.0
+
+
+class RequestFailed(msgspec.Struct, frozen=True):
+    """A request the engine gave up on; nothing more follows for its id."""
+
+    request_id: str
+    code: FailureCode
+    message: str
+
+
+class AdapterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Adapters in memory and their bytes; `requests` wait for theirs. Then counters."""
+
+    loaded: int = 0
+    nbytes: int = 0
+    requests: int = 0
+    loads: int = 0
+    evictions: int = 0
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Gauges as of now, and counters since the engine process started."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_total: int = 0
+    prefix_tokens_queried: int = 0
+    prefix_tokens_hit: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    adapters: AdapterStats = AdapterStats()
+
+
+class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Everything one engine step has to say, in one message."""
+
+    deltas: tuple[TokenDelta, ...] = ()
+    failures: tuple[RequestFailed, ...] = ()
+    stats: EngineStats = EngineStats()
+
+
+class AdapterChecked(msgspec.Struct, frozen=True, tag=True):
+    """The adapter fits the model; or why it does not."""
+
+    digest: str
+    error: str | None = None
+
+
+class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The model is loaded and the KV cache allocated."""
+
+    pid: int
+    context_length: int
+    block_size: int
+    blocks_total: int
+    load_seconds: float
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine could not start, for a reason only the user can mend."""
+
+    code: str
+    message: str
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the engine process is told first: the settings it needs, and no others.
+
+    `kv_cache_memory` is in bytes, None lets the engine decide from free memory, on a GPU within
+    `gpu_memory_fraction` of all of it, and take no more than `kv_cache_limit` bytes unless one
+    context needs more. That fraction is what all programs together may take, or this engine alone
+    where it runs `beside_another`. `max_batch_tokens` is the token budget of one step,
+    `adapter_memory` the most bytes of packed adapters.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    quantize: Literal["none", "int8", "int4", "fp8"]
+    group_size: int
+    block_size: int
+    context_length: int | None
+    kv_cache_memory: int | None
+    kv_cache_limit: int | None = None
+    kv_cache_dtype: Literal["auto", "model", "int8"]
+    gpu_memory_fraction: float = 0.9
+    beside_another: bool = False
+    max_batch_tokens: int
+    max_sequences: int
+    max_waiting: int
+    prefix_caching: bool
+    threads: int | None
+    adapter_memory: int
+    log_level: str = "info"
+    log_format: str = "auto"
+
+
+ToEngine = EngineConfig | GenerateRequest | CancelRequest | CheckAdapter | UnloadAdapter | Shutdown
+FromEngine = EngineReady | EngineFailed | StepOutput | AdapterChecked

@@ -1,0 +1,229 @@
+"""Composition: the only place where settings, engine and HTTP meet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import ModuleType
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+
+from hagane import __version__
+from hagane.api import errors, metrics
+from hagane.api.hagane import (
+    adapters,
+    admin,
+    admin_page,
+    aliases,
+    health,
+    pretraining,
+    tokenize,
+    web,
+)
+from hagane.api.limits import Accounts
+from hagane.api.openai import chat, completions, files, fine_tuning, models
+from hagane.api.serving import ServedModel, Serving
+from hagane.api.sse import ClientDisconnectedError
+from hagane.lora.config import AdapterConfig, adapter_digest
+from hagane.pool.launch import Launched
+from hagane.pool.messages import EngineConfig
+from hagane.pool.models import Fleet, Residency
+from hagane.server.middleware import BodyLimit, RequestContext, asked_by_machines
+from hagane.server.run import AdminListener
+from hagane.store.catalogue import Catalogue
+from hagane.store.store import DATABASE_FILE, Store
+from hagane.system.errors import ConfigurationError
+from hagane.system.settings import Settings
+from hagane.text.hub import model_stores, resolve_model
+from hagane.training.jobs.options import JobOptions
+from hagane.training.jobs.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+_PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
+# Behind the admin key, and on a listener of their own where `admin_port` is set.
+_ADMIN = (adapters, admin, admin_page, aliases, files, fine_tuning, pretraining)
+
+
+def create_app(
+    settings: Settings, shut_down: Callable[[], None], launched: Launched | None = None
+) -> FastAPI:
+    """The application that serves the model of `settings`; its engine runs while the app does.
+
+    `shut_down` ends the server that runs the application: called when the engine cannot start.
+    `launched` is the engine's process, where it is under way already.
+
+    Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
+    """
+    directory = resolve_model(settings.model, model_stores(settings))
+    model = ServedModel.load(directory, settings.served_model_name)
+    fleet = Fleet(engine_config(settings, str(directory)), residency(settings), launched)
+    store = open_store(settings)
+    recorded = metrics.Metrics(fleet, store.jobs)
+    accounts = Accounts(settings, recorded.registry)
+    catalogue = Catalogue(store.database, model.id)
+    for name, path in settings.adapters.items():
+        AdapterConfig.load(path)
+        catalogue.register(name, path, adapter_digest(path), replace=True)
+    serving = Serving(settings, model, fleet, recorded, accounts, store, catalogue)
+    supervisor = Supervisor(store, job_options(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await fleet.start()
+        if store.durable:
+            supervisor.start()
+        watch = asyncio.create_task(_watch(serving, shut_down))
+        async with AsyncExitStack() as stack:
+            if settings.admin_port is not None:
+                listener = AdminListener(_application(serving, (*_PUBLIC, *_ADMIN)), settings)
+                await stack.enter_async_context(listener.running())
+            yield
+        watch.cancel()
+        await asyncio.gather(
+            supervisor.stop(grace=settings.shutdown_grace),
+            fleet.stop(grace=settings.shutdown_grace),
+        )
+
+    routes = _PUBLIC if settings.admin_port is not None else (*_PUBLIC, *_ADMIN)
+    return _application(serving, routes, lifespan)
+
+
+def open_store(settings: Settings) -> Store:
+    """The data directory, which is made where an admin key allows to fill it.
+
+    Raises ConfigurationError when it cannot be used, or when the admin key may also chat.
+    """
+    key = settings.admin_key.get_secret_value()
+    if key and key in settings.keys:
+        raise ConfigurationError("admin_key is one of api_keys: who may chat must not administer")
+    if not key and not (settings.data_dir / DATABASE_FILE).is_file():
+        return Store.empty()
+    return Store.open(settings.data_dir)
+
+
+def _application(
+    serving: Serving,
+    routes: Sequence[ModuleType],
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    settings = serving.settings
+    app = FastAPI(
+        title="Hagane",
+        version=__version__,
+        lifespan=lifespan,
+        # These pages would load scripts from elsewhere; /openapi.json stays.
+        docs_url=None,
+        redoc_url=None,
+        # One span per request; `hagane.api.timeline` puts the phases of generation below it.
+        telemetry={
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": asked_by_machines,
+        },
+    )
+    app.state.serving = serving
+    app.state.metrics = serving.metrics
+    for module in routes:
+        app.include_router(module.router)
+    errors.install(app)
+
+    @app.exception_handler(ClientDisconnectedError)
+    async def nobody_listens(*_: object) -> JSONResponse:
+        return JSONResponse(None, 499)
+
+    app.add_middleware(BodyLimit, limit=int(settings.max_body_bytes), streaming=(files.PATH,))
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(RequestContext, metrics=serving.metrics)
+    return app
+
+
+async def _watch(serving: Serving, shut_down: Callable[[], None]) -> None:
+    """Report when the engine is ready; end the server when only the user can mend it."""
+    client = serving.client
+    while client.state not in ("ready", "failed"):
+        await asyncio.sleep(0.02)
+    if client.state == "ready" and client.info is not None:
+        logger.info(
+            "%s is ready on http://%s:%d after %.2f s",
+            serving.model.id,
+            serving.settings.host,
+            serving.settings.port,
+            client.info.load_seconds,
+        )
+        return
+    shut_down()
+
+
+def job_options(settings: Settings) -> JobOptions:
+    """The part of the settings that the processes of jobs need."""
+    return JobOptions(
+        gpu_memory_fraction=settings.job_gpu_memory_fraction,
+        kept_checkpoints=settings.job_checkpoints,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+
+
+def residency(settings: Settings) -> Residency:
+    """The part of the settings that whole models beside the base are bounded by."""
+    return Residency(
+        models=settings.resident_models,
+        cache_bytes=int(settings.resident_cache_memory),
+        gpu_memory_fraction=settings.resident_gpu_memory_fraction,
+        idle_seconds=settings.resident_idle_seconds,
+    )
+
+
+def _engine_share(settings: Settings) -> float:
+    """Of a GPU's memory, without what belongs to jobs and their whole models where there are any.
+
+    Raises ConfigurationError where nothing is left.
+    """
+    if not settings.admin_key.get_secret_value():
+        return settings.gpu_memory_fraction
+    models = settings.resident_models * settings.resident_gpu_memory_fraction
+    left = 1 - settings.job_gpu_memory_fraction - models
+    if left <= 0:
+        raise ConfigurationError(
+            f"resident_models {settings.resident_models} x resident_gpu_memory_fraction "
+            f"{settings.resident_gpu_memory_fraction} and job_gpu_memory_fraction "
+            f"{settings.job_gpu_memory_fraction} leave the base nothing of a GPU: lower one"
+        )
+    return min(settings.gpu_memory_fraction, left)
+
+
+def engine_config(settings: Settings, directory: str) -> EngineConfig:
+    """The part of the settings that the engine process needs."""
+    return EngineConfig(
+        model=directory,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        group_size=settings.group_size,
+        block_size=settings.block_size,
+        context_length=settings.context_length,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        kv_cache_memory=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
+        gpu_memory_fraction=_engine_share(settings),
+        max_batch_tokens=max(settings.max_batch_tokens, settings.max_sequences),
+        max_sequences=settings.max_sequences,
+        max_waiting=settings.max_waiting,
+        prefix_caching=settings.prefix_caching,
+        threads=settings.threads,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+        adapter_memory=int(settings.adapter_memory),
+    )

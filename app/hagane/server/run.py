@@ -1,0 +1,89 @@
+"""The HTTP servers: how the common one ends, and the one for admins beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from hagane.api.serving import Serving
+from hagane.system.settings import Settings
+
+
+class DrainingServer(uvicorn.Server):
+    """Answers 503 to new requests after the first signal, until running ones have finished.
+
+    What still runs after the grace, or at a second signal, ends with an error event. Connections
+    are accepted all the while, so that a load balancer is told rather than refused.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
+            )
+        )
+        self._app = app
+        self._grace = settings.shutdown_grace
+        self._drain: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called between two instructions of the event loop's thread."""
+        if not self.started:
+            super().handle_exit(sig, frame)
+        elif self._drain is None:
+            loop = asyncio.get_event_loop()
+            self._drain = loop.create_task(self._finish(sig, frame))
+            # The loop may be asleep in its selector, which a signal does not wake by itself.
+            loop.call_soon_threadsafe(lambda: None)
+        else:
+            self._drain.cancel()
+
+    async def _finish(self, sig: int, frame: FrameType | None) -> None:
+        serving: Serving = self._app.state.serving
+        try:
+            await serving.fleet.drain(self._grace)
+        finally:
+            super().handle_exit(sig, frame)
+
+
+class AdminListener(uvicorn.Server):
+    """A second listener in the same process, alive as long as the first one."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.admin_host,
+                port=settings.admin_port or 0,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the first server's."""
+        yield
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen until the context is left. Ends the process if the address cannot be had."""
+        listening = self.config.bind_socket()
+        serving = asyncio.create_task(self.serve([listening]))
+        try:
+            yield
+        finally:
+            self.should_exit = True
+            await serving

@@ -1,0 +1,103 @@
+"""The SQLite database: connections as they must be, and its schema brought up to date at start.
+
+Write-ahead logging lets the server read while a worker writes; a transaction that writes takes the
+write lock at its beginning, so that what it has read cannot change under it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from hagane.store.migrations import MIGRATIONS
+from hagane.system.errors import ConfigurationError
+from hagane.system.files import full
+
+_BUSY_SECONDS = 30.0
+# The latter where the index of the write-ahead log has to grow.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+class Database:
+    """Connections to one database file, or to one in memory when `path` is None.
+
+    Raises ConfigurationError when the file cannot be used or is newer than this program.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        if path is None:
+            arguments: dict[str, Any] = {"poolclass": sa.StaticPool}
+            connect: dict[str, Any] = {"check_same_thread": False}
+        else:
+            arguments, connect = {}, {"timeout": _BUSY_SECONDS}
+        self._engine = sa.create_engine(
+            f"sqlite:///{'' if path is None else path}", connect_args=connect, **arguments
+        )
+        sa.event.listen(self._engine, "connect", _configure)
+        sa.event.listen(self._engine, "begin", _begin)
+        self._writing = self._engine.execution_options(begin="IMMEDIATE")
+        try:
+            self._migrate()
+        except sa.exc.DBAPIError as error:
+            raise ConfigurationError(f"the database {path} cannot be used: {error.orig}") from None
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent view."""
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """All or nothing, durable at the end, one writer at a time. Raises DiskFullError."""
+        try:
+            with self._writing.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) not in _FULL:
+                raise
+            raise full(Path(self._engine.url.database or "").parent) from error
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._engine.dispose()
+
+    def _migrate(self) -> None:
+        with self.read() as connection:
+            if _version(connection) == len(MIGRATIONS):
+                # Nothing to write: a full disk does not keep a server or a worker from its start.
+                return
+        with self.write() as connection:
+            version = _version(connection)
+            if version > len(MIGRATIONS):
+                raise ConfigurationError(
+                    f"the database {self._engine.url.database} has schema {version}; this program "
+                    f"knows up to {len(MIGRATIONS)}: start the newer version that wrote it"
+                )
+            for step in MIGRATIONS[version:]:
+                for statement in step:
+                    connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _version(connection: sa.Connection) -> int:
+    version: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    return version
+
+
+def _configure(connection: Any, _: object) -> None:
+    # The driver would begin transactions by its own rules; `_begin` does it instead.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin(connection: sa.Connection) -> None:
+    kind = connection.get_execution_options().get("begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {kind}")

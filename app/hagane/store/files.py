@@ -1,0 +1,151 @@
+"""Uploaded files: rows in the database, contents on disk, one file each."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import sqlalchemy as sa
+
+from hagane.store import tables
+from hagane.store.database import Database
+from hagane.store.jobs import UNFINISHED
+from hagane.store.paging import Page, Paging, select_page, without_sequence
+from hagane.system.errors import ConflictError, NotFoundError
+from hagane.system.files import commit, refused_when_full
+
+_files = tables.files
+_ABANDONED_SECONDS = 86400.0
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file. `bytes` is its size, `sha256` the hash of its content, hexadecimal."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    created_at: int
+
+
+class Upload:
+    """A file on its way in: written piece by piece, there for others only once finished.
+
+    Leaving the context without `finish` removes what was written.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.id = f"file-{uuid.uuid4().hex[:24]}"
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._partial = files.path(self.id).with_suffix(".partial")
+        with refused_when_full(self._partial.parent):
+            self._stream = self._partial.open("wb")
+
+    def write(self, data: bytes) -> None:
+        """Append `data`. Raises DiskFullError."""
+        with refused_when_full(self._partial.parent):
+            self._stream.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def finish(self, filename: str, purpose: str) -> StoredFile:
+        """Make it durable and enter it in the list. Raises DiskFullError."""
+        with refused_when_full(self._partial.parent):
+            self._stream.close()
+            commit(self._partial, self._files.path(self.id))
+        stored = StoredFile(
+            self.id, filename, purpose, self.size, self._hash.hexdigest(), int(time.time())
+        )
+        self._files.add(stored)
+        return stored
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What is still buffered may not fit on the disk, and is not wanted.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self._partial.unlink(missing_ok=True)
+
+
+class Files:
+    """The files of one data directory; contents are in `folder` under their ids."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+
+    def path(self, file_id: str) -> Path:
+        """Where the content of the file lies."""
+        return self._folder / file_id
+
+    def upload(self) -> Upload:
+        """Begin to store a file."""
+        return Upload(self)
+
+    def add(self, stored: StoredFile) -> None:
+        """Enter a file whose content is in place."""
+        with self._database.write() as connection:
+            connection.execute(_files.insert().values(**vars(stored)))
+
+    def get(self, file_id: str) -> StoredFile:
+        """Raises NotFoundError."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(_files).where(_files.c.id == file_id)).mappings()
+            found = row.one_or_none()
+        if found is None:
+            raise NotFoundError(f"There is no file '{file_id}'.", param="file_id")
+        return StoredFile(**without_sequence(found))
+
+    def list(self, paging: Paging, purpose: str | None = None) -> Page[StoredFile]:
+        """Raises InvalidRequestError for an unknown `after`."""
+        conditions = () if purpose is None else (_files.c.purpose == purpose,)
+        with self._database.read() as connection:
+            return select_page(
+                connection, _files, paging, lambda row: StoredFile(**row), *conditions
+            )
+
+    def delete(self, file_id: str) -> None:
+        """Raises NotFoundError, or ConflictError while an unfinished job needs the file."""
+        self.get(file_id)
+        jobs = tables.jobs
+        with self._database.write() as connection:
+            user = connection.execute(
+                sa.select(jobs.c.id).where(
+                    jobs.c.status.in_(UNFINISHED),
+                    sa.or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id),
+                )
+            ).scalar()
+            if user is not None:
+                raise ConflictError(
+                    f"The file '{file_id}' is needed by the job '{user}'; cancel the job, or wait "
+                    "until it has finished.",
+                    param="file_id",
+                    code="file_in_use",
+                )
+            connection.execute(_files.delete().where(_files.c.id == file_id))
+        self.path(file_id).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what uploads and deletions left that a crash cut short."""
+        with self._database.read() as connection:
+            known = set(connection.execute(sa.select(_files.c.id)).scalars())
+        for path in self._folder.iterdir():
+            # Another server of the same directory may be receiving a file right now.
+            if path.name not in known and path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                path.unlink()

@@ -1,0 +1,283 @@
+"""Fine-tuning jobs: a durable queue with their events and checkpoints.
+
+A status changes by `transition` alone, which names the statuses it may come from: of two that
+would change it at once, one is told that it came too late.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from hagane.store import tables
+from hagane.store.adapters import StoredAdapter, put_adapter
+from hagane.store.database import Database
+from hagane.store.paging import Page, Paging, select_page, without_sequence
+from hagane.system.errors import NotFoundError
+
+logger = logging.getLogger(__name__)
+
+_jobs, _events, _checkpoints = tables.jobs, tables.events, tables.checkpoints
+
+Kind = Literal["fine_tuning", "pretraining"]
+Status = Literal[
+    "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
+]
+UNFINISHED: tuple[Status, ...] = ("validating_files", "queued", "running", "paused")
+_FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job. `model` is the base model's id; moments are Unix seconds.
+
+    `request` is what the client asked for, `spec` what the worker is told; `plan` what "auto" came
+    to, `progress` the last step's report, `result` what the gate saw. `deaths` counts workers that
+    died without a word since the last checkpoint.
+    """
+
+    id: str
+    created_at: int
+    status: Status
+    model: str
+    training_file: str
+    request: dict[str, Any]
+    spec: dict[str, Any]
+    suffix: str | None = None
+    validation_file: str | None = None
+    finished_at: int | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int | None = None
+    error: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    heartbeat_at: float | None = None
+    deaths: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """What the job trains: an adapter or weights from a base, or a model from text."""
+        kind: Kind = self.request.get("kind", "fine_tuning")
+        return kind
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in _FINISHED
+
+    @property
+    def model_name(self) -> str:
+        """The name of what the job makes: `ft:BASE:SUFFIX:ID`."""
+        return f"ft:{self.model}:{self.suffix or ''}:{self.id[-8:]}"
+
+    @property
+    def pretrained_name(self) -> str:
+        """The name of a whole model, which is a file's too: `NAME-ID`."""
+        return f"{self.model}-{self.id[-8:]}"
+
+    def checkpoint_name(self, step: int) -> str:
+        """The name that the checkpoint after `step` steps can be chatted with by."""
+        return f"{self.model_name}:ckpt-step-{step}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job."""
+
+    message: str
+    level: Literal["info", "warn", "error"] = "info"
+    type: Literal["message", "metrics"] = "message"
+    data: dict[str, Any] = field(default_factory=dict)
+    created_at: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: f"ftevent-{uuid.uuid4().hex[:24]}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An adapter written on the way; `digest` is its content's (`adapter_digest`).
+
+    It is empty for the whole model that full fine-tuning writes. One that was `asked_for` by name
+    stays, however many come after it.
+    """
+
+    name: str
+    step: int
+    directory: str
+    digest: str
+    metrics: dict[str, Any]
+    asked_for: bool = False
+    created_at: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: f"ftckpt_{uuid.uuid4().hex[:24]}")
+
+
+def new_job_id() -> str:
+    """An identifier that no job has."""
+    return f"ftjob-{uuid.uuid4().hex[:24]}"
+
+
+class Jobs:
+    """All jobs of one data directory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, job: Job, *events: Event) -> None:
+        """Enter a new job with its first events."""
+        with self._database.write() as connection:
+            connection.execute(_jobs.insert().values(**vars(job)))
+            _insert_events(connection, job.id, events)
+        # Under the id of the request that asked; the worker logs under the job's.
+        logger.info("job %s is entered", job.id)
+
+    def get(self, job_id: str) -> Job:
+        """Raises NotFoundError."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).mappings()
+            found = row.one_or_none()
+        if found is None:
+            raise NotFoundError(
+                f"There is no fine-tuning job '{job_id}'.", param="fine_tuning_job_id"
+            )
+        return Job(**without_sequence(found))
+
+    def list(
+        self,
+        paging: Paging,
+        metadata: Mapping[str, str] | None = None,
+        kind: Kind = "fine_tuning",
+    ) -> Page[Job]:
+        """Those of `kind` with `metadata`. Raises InvalidRequestError for an unknown `after`."""
+        carried, stored = _jobs.c.request["metadata"], _jobs.c.request["kind"].as_string()
+        conditions = [carried[key].as_string() == v for key, v in (metadata or {}).items()]
+        conditions.append(sa.func.coalesce(stored, "fine_tuning") == kind)
+        with self._database.read() as connection:
+            return select_page(connection, _jobs, paging, lambda row: Job(**row), *conditions)
+
+    def first(self, *statuses: Status) -> Job | None:
+        """The oldest job in one of `statuses`, which are asked for in order."""
+        with self._database.read() as connection:
+            for status in statuses:
+                query = sa.select(_jobs).where(_jobs.c.status == status)
+                row = connection.execute(query.order_by(_jobs.c.sequence).limit(1)).mappings()
+                if (found := row.one_or_none()) is not None:
+                    return Job(**without_sequence(found))
+        return None
+
+    def status(self, job_id: str) -> Status:
+        """The status alone: cheap enough to ask after every step."""
+        with self._database.read() as connection:
+            query = sa.select(_jobs.c.status).where(_jobs.c.id == job_id)
+            status: Status = connection.execute(query).scalar_one()
+        return status
+
+    def transition(
+        self,
+        job_id: str,
+        source: Collection[Status],
+        target: Status,
+        *events: Event,
+        **values: Any,
+    ) -> bool:
+        """From one of `source` to `target`, with the columns `values`; False if it is elsewhere."""
+        if target in _FINISHED:
+            values["finished_at"] = int(time.time())
+        with self._database.write() as connection:
+            changed = connection.execute(
+                _jobs.update()
+                .where(_jobs.c.id == job_id, _jobs.c.status.in_(source))
+                .values(status=target, **values)
+            ).rowcount
+            if changed:
+                _insert_events(connection, job_id, events)
+        return bool(changed)
+
+    def record(self, job_id: str, events: Sequence[Event] = (), **values: Any) -> None:
+        """Add events and set columns other than the status."""
+        with self._database.write() as connection:
+            if values:
+                connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(**values))
+            _insert_events(connection, job_id, events)
+
+    def succeed(
+        self, job_id: str, model: StoredAdapter | None, events: Sequence[Event], **values: Any
+    ) -> bool:
+        """From running to succeeded, with its result entered; False if it runs no more."""
+        values |= {"status": "succeeded", "finished_at": int(time.time())}
+        running = (_jobs.c.id == job_id, _jobs.c.status == "running")
+        with self._database.write() as connection:
+            if not connection.execute(_jobs.update().where(*running).values(**values)).rowcount:
+                return False
+            if model is not None:
+                put_adapter(connection, model)
+            _insert_events(connection, job_id, events)
+        return True
+
+    def count_death(self, job_id: str, event: Event) -> int:
+        """One more worker died without a word; returns how many since the last checkpoint."""
+        with self._database.write() as connection:
+            deaths: int = connection.execute(
+                _jobs.update()
+                .where(_jobs.c.id == job_id)
+                .values(deaths=_jobs.c.deaths + 1)
+                .returning(_jobs.c.deaths)
+            ).scalar_one()
+            _insert_events(connection, job_id, (event,))
+        return deaths
+
+    def events(self, job_id: str, paging: Paging) -> Page[Event]:
+        """Raises InvalidRequestError for an unknown `after`."""
+        with self._database.read() as connection:
+            return select_page(connection, _events, paging, _event, _events.c.job == job_id)
+
+    def add_checkpoint(self, job_id: str, checkpoint: Checkpoint, *events: Event) -> None:
+        """Enter a checkpoint; one that is entered already, by a worker that died then, stays."""
+        with self._database.write() as connection:
+            known = sa.select(_checkpoints.c.id).where(_checkpoints.c.name == checkpoint.name)
+            if connection.execute(known).scalar() is not None:
+                return
+            connection.execute(_checkpoints.insert().values(job=job_id, **vars(checkpoint)))
+            connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(deaths=0))
+            _insert_events(connection, job_id, events)
+
+    def prune_checkpoints(self, job_id: str, kept: int) -> Sequence[Checkpoint]:
+        """Forget all but `kept` checkpoints, whose directories are the caller's.
+
+        The one of least validation loss stays, then the latest; those asked for stay besides.
+        """
+        query = sa.select(_checkpoints).where(_checkpoints.c.job == job_id)
+        with self._database.write() as connection:
+            rows = connection.execute(query.order_by(_checkpoints.c.step.desc())).mappings()
+            latest = [_checkpoint(without_sequence(row)) for row in rows]
+            best = min(latest, key=lambda c: (c.metrics["valid_loss"], c.step), default=None)
+            candidates = [c for c in latest if c is not best and not c.asked_for]
+            removed = candidates[kept - 1 :]
+            names = [checkpoint.name for checkpoint in removed]
+            connection.execute(_checkpoints.delete().where(_checkpoints.c.name.in_(names)))
+        return removed
+
+    def checkpoints(self, job_id: str, paging: Paging) -> Page[Checkpoint]:
+        """Raises InvalidRequestError for an unknown `after`."""
+        own = _checkpoints.c.job == job_id
+        with self._database.read() as connection:
+            return select_page(connection, _checkpoints, paging, _checkpoint, own)
+
+
+def _insert_events(connection: sa.Connection, job_id: str, events: Sequence[Event]) -> None:
+    if events:
+        rows = [{"job": job_id, **vars(event)} for event in events]
+        connection.execute(_events.insert(), rows)
+
+
+def _event(row: dict[str, Any]) -> Event:
+    return Event(**{name: value for name, value in row.items() if name != "job"})
+
+
+def _checkpoint(row: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(**{name: value for name, value in row.items() if name != "job"})

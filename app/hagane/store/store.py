@@ -1,0 +1,71 @@
+"""Everything durable, opened together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hagane.store.adapters import Adapters
+from hagane.store.aliases import Aliases
+from hagane.store.database import Database
+from hagane.store.files import Files
+from hagane.store.jobs import Jobs
+from hagane.store.models import Models
+from hagane.system.errors import ConfigurationError
+from hagane.text.hub import MODELS_FOLDER
+
+DATABASE_FILE = "hagane.sqlite3"
+
+
+@dataclass(frozen=True)
+class Store:
+    """One data directory: `hagane.sqlite3`, `files/` and, a folder for each job, `jobs/`.
+
+    `durable` is False for one in memory, which has no directory.
+    """
+
+    directory: Path
+    durable: bool
+    database: Database
+    files: Files
+    jobs: Jobs
+    aliases: Aliases
+    adapters: Adapters
+    models: Models
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """Make or open it. Raises ConfigurationError when it cannot be written to."""
+        directory = directory.absolute()
+        try:
+            for folder in ("files", "jobs"):
+                (directory / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"data_dir {directory} cannot be used: {error.strerror}"
+            ) from None
+        store = cls._of(directory, Database(directory / DATABASE_FILE), durable=True)
+        store.files.sweep()
+        return store
+
+    @classmethod
+    def empty(cls) -> Store:
+        """One without anything in it, in memory: for a server that never keeps anything."""
+        return cls._of(Path(), Database(None), durable=False)
+
+    @classmethod
+    def _of(cls, directory: Path, database: Database, durable: bool) -> Store:
+        return cls(
+            directory,
+            durable,
+            database,
+            Files(database, directory / "files"),
+            Jobs(database),
+            Aliases(database),
+            Adapters(database),
+            Models(directory / MODELS_FOLDER),
+        )
+
+    def job_directory(self, job_id: str) -> Path:
+        """The folder that the job's training writes to."""
+        return self.directory / "jobs" / job_id

@@ -1,0 +1,203 @@
+"""Every setting of the server: the same name as a flag, an environment variable and a TOML key.
+
+Flags win over `HAGANE_*` variables, these over the file named by `HAGANE_CONFIG`, these over the
+defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from hagane.system.errors import ConfigurationError
+
+PREFIX = "HAGANE_"
+CONFIG_VARIABLE = "HAGANE_CONFIG"
+
+
+class Settings(BaseSettings):
+    """Serve a model over HTTP behind the OpenAI API."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    model: str = Field("hagane-mini", description="directory, name in models_dir, or hub id")
+    served_model_name: str | None = Field(None, description="id that requests name the model by")
+    models_dir: Path | None = Field(None, description="model store; default: the one shipped")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="dtype of computation; auto: the model's own"
+    )
+    quantize: Literal["none", "int8", "int4", "fp8"] = Field("none", description="quantize weights")
+    # Flags and variables are text, which a literal number would not be equal to.
+    group_size: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = Field(
+        64, description="inputs per int4 scale"
+    )
+    context_length: int | None = Field(None, ge=1, description="tokens; default: the model's")
+    kv_cache_dtype: Literal["auto", "model", "int8"] = Field(
+        "auto",
+        description="model: the model's own; int8 holds nearly twice the tokens (CPU kernels); "
+        "auto: int8 for int8 and int4 weights on CPUs that are faster so",
+    )
+    kv_cache_memory: ByteSize | None = Field(
+        None, description="memory of the KV cache such as 2GiB; default: up to half of what is free"
+    )
+    gpu_memory_fraction: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="part of a GPU's memory to use where kv_cache_memory is not set",
+    )
+    block_size: int = Field(
+        16, ge=16, le=256, multiple_of=16, description="tokens per KV-cache block"
+    )
+    max_batch_tokens: int = Field(
+        512,
+        ge=1,
+        description="token budget of one engine step; half of it for prompts, unless more of them "
+        "wait than generate",
+    )
+    max_sequences: int = Field(64, ge=1, description="sequences generated at a time")
+    max_waiting: int = Field(256, ge=1, description="waiting requests before 429")
+    prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt beginnings")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="comma-separated keys; empty: no key is asked for"
+    )
+    rate_limit_requests: int | None = Field(
+        None, ge=1, description="requests a minute per API key before 429; default: no limit"
+    )
+    rate_limit_tokens: int | None = Field(
+        None, ge=1, description="tokens a minute per API key before 429; default: no limit"
+    )
+    max_concurrent_requests: int | None = Field(
+        None, ge=1, description="requests at a time per API key before 429; default: no limit"
+    )
+    adapter: list[str] = Field(
+        [], description="NAME=PATH of a LoRA adapter to serve (PEFT's format); may be repeated"
+    )
+    adapter_memory: ByteSize = Field(
+        ByteSize(1 << 30), description="memory of the LoRA adapters that are loaded at a time"
+    )
+    adapter_roots: str = Field(
+        "",
+        description="comma-separated directories, beside data_dir and models_dir, that adapters "
+        "may be loaded from",
+    )
+    admin_key: SecretStr = Field(SecretStr(""), description="key of the admin routes")
+    admin_host: str = Field("127.0.0.1", description="address of the admin listener")
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="port of the admin routes; default: on the common one"
+    )
+    data_dir: Path = Field(Path("data"), description="directory of durable state")
+    max_file_bytes: ByteSize = Field(ByteSize(512 << 20), description="largest uploaded file")
+    training_threads: int | None = Field(
+        None, ge=1, description="CPU threads of a fine-tuning job; default: half of the cores"
+    )
+    job_gpu_memory_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="part of a GPU's memory that a job may take; the KV cache leaves it free",
+    )
+    job_checkpoints: int = Field(
+        3,
+        ge=1,
+        description="checkpoints that a job keeps, the best and the last among them, beside those "
+        "that were asked for by name",
+    )
+    resident_models: int = Field(
+        1, ge=0, description="whole models, trained here, kept in memory beside the base"
+    )
+    resident_cache_memory: ByteSize = Field(
+        ByteSize(1 << 30), description="most memory of the KV cache of each of them"
+    )
+    resident_gpu_memory_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="part of a GPU's memory for each of them; the base's KV cache leaves it free",
+    )
+    resident_idle_seconds: float = Field(
+        600.0, gt=0, description="until one that nobody asks for is stopped"
+    )
+    request_timeout: float | None = Field(None, gt=0, description="seconds a request may take")
+    max_body_bytes: ByteSize = Field(ByteSize(8 << 20), description="largest request body")
+    cors_origins: str = Field("", description="comma-separated origins that browsers may call from")
+    keep_alive_seconds: float = Field(15.0, gt=0, description="between comments on quiet streams")
+    shutdown_grace: float = Field(10.0, ge=0, description="seconds streams may take to finish")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
+    log_format: Literal["auto", "json", "pretty"] = Field(
+        "auto", description="auto: pretty on a terminal, else json"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources = (init_settings, env_settings)
+        file = os.environ.get(CONFIG_VARIABLE)
+        if not file:
+            return sources
+        if not Path(file).is_file():
+            raise ConfigurationError(f"{CONFIG_VARIABLE} names {file}, which does not exist")
+        return (*sources, TomlConfigSettingsSource(settings_cls, Path(file)))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The API keys, one by one."""
+        return _split(self.api_keys.get_secret_value())
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Names and directories of the adapters to serve from the start."""
+        pairs = [pair.partition("=") for pair in self.adapter]
+        if wrong := [name for name, _, path in pairs if not (name and path)]:
+            raise ConfigurationError(f"adapter {wrong[0]!r} is not of the form NAME=PATH")
+        return {name: Path(path).expanduser().resolve() for name, _, path in pairs}
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The directories that adapters may be loaded from."""
+        given = [Path(root).expanduser() for root in _split(self.adapter_roots)]
+        return (self.data_dir, *([self.models_dir] if self.models_dir else ()), *given)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins that browsers may call from, one by one."""
+        return _split(self.cors_origins)
+
+
+def refuse_unknown_variables() -> None:
+    """Raises ConfigurationError for a HAGANE_* variable that is no setting: a typing mistake."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    unknown = sorted(v for v in os.environ if v.upper().startswith(PREFIX) and v not in known)
+    if unknown:
+        raise ConfigurationError(f"{unknown[0]} is not a setting; see `hagane serve --help`")
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,236 @@
+"""A training file as examples, or as a report of every line that cannot be one. Needs no torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from hagane.models.config import ModelConfig
+from hagane.system.errors import TrainingError
+from hagane.training.finetune.masking import Renderer, Sequence
+from hagane.training.finetune.records import RecordError, parse
+from hagane.training.finetune.spec import FineTuneSpec, Method, Plan, resolve
+from hagane.training.jobs import estimates
+
+# Of all problems, so many are listed.
+_LISTED = 100
+_LONGEST_LINE = 16 << 20
+_DEFAULT_LENGTH = 4096
+_HELD_OUT, _MOST_HELD_OUT = 0.05, 256
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One sequence to learn, or for DPO the preferred and the other one.
+
+    `digest` is that of its tokens: equal examples are never on both sides of a split.
+    """
+
+    sequences: tuple[Sequence, ...]
+    digest: bytes
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sequences))
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens are learnt."""
+        return sum(int(sequence.learnt.sum()) for sequence in self.sequences)
+
+
+@dataclass
+class FileReport:
+    """What a training file holds. `problems` are (line, reason), the first 100 of them.
+
+    Line 0 stands for the file as a whole. Tokens are counted once, not per epoch; steps, seconds
+    and bytes are estimates, of the whole run: of its least bytes where activations are computed
+    twice. `plan` is the run's, None for a file with problems.
+    """
+
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    total_problems: int = 0
+    examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    truncated: int = 0
+    duplicates: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    least_memory_bytes: int = 0
+    plan: Plan | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def add_problem(self, line: int, reason: str) -> None:
+        self.total_problems += 1
+        if len(self.problems) < _LISTED:
+            self.problems.append((line, reason))
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Examples to train on, and those held out to judge the result by."""
+
+    training: list[Example]
+    validation: list[Example]
+
+    @property
+    def digest(self) -> str:
+        """A hash of all examples in their order, hexadecimal."""
+        digest = blake2b(digest_size=16)
+        for example in (*self.training, *self.validation):
+            digest.update(example.digest)
+        return digest.hexdigest()
+
+
+def context_length(spec_length: int | None, config: ModelConfig) -> int:
+    """The length at which examples are cut, in tokens."""
+    return min(spec_length or _DEFAULT_LENGTH, config.max_position_embeddings)
+
+
+def inspect(
+    path: Path, directory: Path, method: Method, sequence_length: int | None = None
+) -> FileReport:
+    """Read the whole file as training for the model of `directory` would.
+
+    Raises ModelError if the model cannot be read.
+    """
+    spec = FineTuneSpec(
+        model=directory, training_file=path, method=method, sequence_length=sequence_length
+    )
+    return report(spec)
+
+
+def report(spec: FineTuneSpec) -> FileReport:
+    """Read the whole training file of `spec`; steps, time and memory are those of its plan.
+
+    Raises ModelError if the model cannot be read.
+    """
+    config = ModelConfig.load(spec.model)
+    found, examples = read(spec.training_file, spec, config)
+    if not found.total_problems:
+        kept = examples if spec.validation_file else split(examples, spec.seed).training
+        plan = resolve(spec, len(kept), config.hidden_size)
+        found.plan, found.steps = plan, plan.steps
+        found.seconds = estimates.seconds(config, spec, plan, sum(map(len, kept)))
+        longest = max(map(len, examples))
+        found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
+        found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)
+    return found
+
+
+def load(spec: FineTuneSpec) -> Data:
+    """The examples of a run. Raises TrainingError with the first problems of a bad file."""
+    config = ModelConfig.load(spec.model)
+    training = _read_whole(spec.training_file, spec, config)
+    if spec.validation_file is None:
+        return split(training, spec.seed)
+    return Data(training, _read_whole(spec.validation_file, spec, config))
+
+
+def split(examples: list[Example], seed: int) -> Data:
+    """Set a twentieth aside, 256 examples at most, by a shuffle of `seed`."""
+    order = sorted({example.digest for example in examples})
+    random.Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
+    held = set(order[: min(max(1, round(_HELD_OUT * len(order))), _MOST_HELD_OUT)])
+    kept: list[Example] = []
+    reserved: dict[bytes, Example] = {}
+    for example in examples:
+        if example.digest in held:
+            reserved.setdefault(example.digest, example)
+        else:
+            kept.append(example)
+    return Data(kept, list(reserved.values()))
+
+
+def _read_whole(path: Path, spec: FineTuneSpec, config: ModelConfig) -> list[Example]:
+    found, examples = read(path, spec, config)
+    if found.total_problems:
+        first = "; ".join(f"line {n}: {why}" if n else why for n, why in found.problems[:3])
+        more = found.total_problems - 3
+        raise TrainingError(
+            f"{path.name}: {first}" + (f"; and {more} more problems" if more > 0 else ""),
+            code="invalid_file",
+        )
+    return examples
+
+
+def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileReport, list[Example]]:
+    """Every example of a file, and what was found on the way."""
+    found, examples = FileReport(), []
+    renderer = Renderer(spec.model)
+    limit = context_length(spec.sequence_length, config)
+    seen: set[bytes] = set()
+    try:
+        for number, line in _lines(path):
+            try:
+                for example in _examples(line, spec.method, renderer, limit, found):
+                    found.duplicates += example.digest in seen
+                    seen.add(example.digest)
+                    examples.append(example)
+            except RecordError as error:
+                found.add_problem(number, str(error))
+    except RecordError as error:
+        found.add_problem(0, str(error))
+    if not found.total_problems and len(seen) < 2 and spec.validation_file is None:
+        found.add_problem(0, f"has {len(seen)} distinct examples: at least 2 are needed, one of "
+                             "which is held out to judge the result by")  # fmt: skip
+    if not found.total_problems and not examples:
+        found.add_problem(0, "has no examples")
+    found.examples = len(examples)
+    found.tokens = sum(map(len, examples))
+    found.trained_tokens = sum(example.learnt for example in examples)
+    return found, examples
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank. Raises RecordError where the file is no text."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(_LONGEST_LINE + 1):
+                number += 1
+                if len(line) > _LONGEST_LINE:
+                    raise RecordError(f"line {number} is longer than {_LONGEST_LINE >> 20} MiB")
+                if text := _decoded(line, number).strip():
+                    yield number, text
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _decoded(line: bytes, number: int) -> str:
+    if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise RecordError("is UTF-16; save it as UTF-8")
+    if b"\0" in line:
+        raise RecordError(f"is binary or UTF-16 (line {number} has a zero byte); JSON Lines are "
+                          "UTF-8 text")  # fmt: skip
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"is not UTF-8 text: line {number} has byte 0x{line[error.start]:02x} at offset "
+            f"{error.start}"
+        ) from None
+
+
+def _examples(
+    line: str, method: Method, renderer: Renderer, limit: int, found: FileReport
+) -> Iterator[Example]:
+    answers = [renderer.sequences(answer) for answer in parse(line, method)]
+    if method == "dpo" and any(len(sequences) != 1 for sequences in answers):
+        raise RecordError("has several turns that the chat template renders apart: keep one answer")
+    for sequences in zip(*answers, strict=True):
+        found.truncated += any(len(sequence) > limit for sequence in sequences)
+        kept = tuple(sequence.cut(limit) for sequence in sequences)
+        if not all(sequence.learnt.any() for sequence in kept):
+            raise RecordError(f"has nothing to learn in its first {limit} tokens")
+        digest = blake2b(digest_size=16)
+        for sequence in kept:
+            digest.update(sequence.tokens.tobytes() + b"|" + sequence.learnt.tobytes())
+        yield Example(kept, digest.digest())

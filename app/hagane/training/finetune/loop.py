@@ -1,0 +1,237 @@
+"""Fine-tuning: examples in, an adapter out that is measured against its base."""
+
+from __future__ import annotations
+
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from hagane.lora.config import adapter_digest
+from hagane.lora.train import disabled
+from hagane.system.errors import ModelError, TrainingError, TrainingInterrupted
+from hagane.system.files import commit, is_full
+from hagane.training.finetune.batches import batch, micro_batches
+from hagane.training.finetune.checkpoint import Progress, StateFile
+from hagane.training.finetune.examples import Data, Example, load
+from hagane.training.finetune.model import Trainee, load_trainee
+from hagane.training.finetune.objective import dpo_loss, supervised_loss
+from hagane.training.finetune.spec import FineTuneSpec, Plan, resolve
+from hagane.training.report.listener import CheckpointReport, Listener, Result, StepReport
+
+_CLIP = 1.0
+# What a crash between two checkpoints may cost.
+_SAVE_SECONDS = 60.0
+_OBJECTIVES = {"supervised": supervised_loss, "dpo": dpo_loss}
+
+
+def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
+    """Run, or go on with, the training that `spec` describes, in a directory of its own.
+
+    `directory` gets state/ (from which a later call goes on bit for bit), checkpoints/step-N/ and
+    at the end adapter/ (model/ when `full`): the checkpoint of least validation loss. Raises
+    TrainingError saying why it cannot go on, and TrainingInterrupted when the listener asked for an
+    end.
+    """
+    with _explained():
+        run = _Run.prepare(spec, directory)
+        state = StateFile(directory / "state", spec, run.data)
+        progress = state.load(run.trainee, run.optimizer)
+        if progress.base_valid_loss is None:
+            progress.base_valid_loss = run.base_loss()
+        meter, saved = _Meter(run.plan, progress, run.trainee.device), time.monotonic()
+        for step in range(progress.step, run.plan.steps):
+            examples = batch(run.data.training, run.plan, spec.seed, step)
+            train = run.learn(examples, run.plan.rate(step))
+            progress.advance(examples)
+            saving = progress.step in run.plan.checkpoints
+            valid = run.validate() if saving else None
+            listener.progress(meter.report(progress, train, valid))
+            stopping = listener.interrupted() and progress.step < run.plan.steps
+            if valid is not None:
+                run.trainee.save(run.checkpoint_directory(progress.step))
+                progress.score(valid.loss)
+                # Before the state says so: a crash in between tells it twice rather than never.
+                listener.checkpoint(run.checkpoint_report(progress.step, train, valid))
+            if saving or stopping or time.monotonic() > saved + _SAVE_SECONDS:
+                state.save(run.trainee, run.optimizer, progress)
+                saved = time.monotonic()
+            if stopping:
+                raise TrainingInterrupted(f"stopped after step {progress.step}, as asked")
+        return run.finish(progress)
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Mean loss per learnt token (DPO: per pair), and the share of tokens that came first."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    spec: FineTuneSpec
+    directory: Path
+    data: Data
+    plan: Plan
+    trainee: Trainee
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def prepare(cls, spec: FineTuneSpec, directory: Path) -> _Run:
+        torch.set_num_threads(spec.threads or torch.get_num_threads())
+        data = load(spec)
+        trainee = load_trainee(spec, max(len(e) for e in data.training + data.validation))
+        plan = resolve(spec, len(data.training), trainee.model.config.hidden_size)
+        optimizer = torch.optim.AdamW(trainee.parameters(), weight_decay=0.0, fused=True)
+        return cls(spec, directory, data, plan, trainee, optimizer)
+
+    def learn(self, examples: list[Example], rate: float) -> _Score:
+        """One update. Raises TrainingError for a loss that is no finite number."""
+        weight = self._weight(examples)
+        score = self._score(examples, lambda loss: (loss / weight).backward())
+        norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), _CLIP)
+        _require_finite(score.loss, float(norm))
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return score
+
+    @torch.no_grad()
+    def validate(self) -> _Score:
+        """Raises TrainingError too: what has become of the weights is not to be saved."""
+        score = self._score(self.data.validation, lambda loss: None)
+        _require_finite(score.loss)
+        return score
+
+    def _score(self, examples: list[Example], each: Callable[[Tensor], None]) -> _Score:
+        """Mean over all examples, which go through the model a few at a time."""
+        total = correct = learnt = 0.0
+        for part in micro_batches(examples):
+            with self.trainee.autocast():
+                loss = _OBJECTIVES[self.spec.method](self.trainee.model, part, self.plan.beta)
+            each(loss.total)
+            total += loss.total.item()
+            correct += loss.correct
+            learnt += loss.learnt
+        return _Score(total / self._weight(examples), correct / learnt)
+
+    def _weight(self, examples: list[Example]) -> int:
+        """What the summed loss is divided by."""
+        if self.spec.method == "dpo":
+            return len(examples)
+        return sum(example.learnt for example in examples)
+
+    def base_loss(self) -> float:
+        """The validation loss before anything was learnt."""
+        with disabled(self.trainee.model):
+            return self.validate().loss
+
+    def checkpoint_directory(self, step: int) -> Path:
+        return self.directory / "checkpoints" / f"step-{step}"
+
+    def checkpoint_report(self, step: int, train: _Score, valid: _Score) -> CheckpointReport:
+        metrics = {
+            "train_loss": train.loss,
+            "train_mean_token_accuracy": train.accuracy,
+            "valid_loss": valid.loss,
+            "valid_mean_token_accuracy": valid.accuracy,
+        }
+        return CheckpointReport(step, self.checkpoint_directory(step), metrics)
+
+    def finish(self, progress: Progress) -> Result:
+        final = self.directory / ("model" if self.spec.full else "adapter")
+        final.mkdir(exist_ok=True)
+        for file in sorted(self.checkpoint_directory(progress.best_step).iterdir()):
+            partial = final / f".{file.name}.partial"
+            shutil.copyfile(file, partial)
+            commit(partial, final / file.name)
+        return Result(
+            directory=final,
+            digest=None if self.spec.full else adapter_digest(final),
+            step=progress.best_step,
+            trained_tokens=progress.trained_tokens,
+            base_valid_loss=progress.base_valid_loss or 0.0,
+            valid_loss=progress.valid_loss,
+        )
+
+
+def _require_finite(*values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise TrainingError(
+            "the loss is not a finite number any more: lower learning_rate or "
+            "learning_rate_multiplier",
+            code="non_finite_loss",
+        )
+
+
+class _Meter:
+    """Rates since this process began."""
+
+    def __init__(self, plan: Plan, progress: Progress, device: torch.device) -> None:
+        self._plan, self._device = plan, device
+        self._steps, self._tokens = progress.step, progress.trained_tokens
+        self._started = time.monotonic()
+
+    def report(self, progress: Progress, train: _Score, valid: _Score | None) -> StepReport:
+        elapsed = time.monotonic() - self._started
+        left = (self._plan.steps - progress.step) / (progress.step - self._steps)
+        return StepReport(
+            step=progress.step,
+            steps=self._plan.steps,
+            train_loss=train.loss,
+            token_accuracy=train.accuracy,
+            valid_loss=valid.loss if valid else None,
+            valid_token_accuracy=valid.accuracy if valid else None,
+            learning_rate=self._plan.rate(progress.step - 1),
+            tokens_per_second=(progress.trained_tokens - self._tokens) / elapsed,
+            memory_bytes=_peak_memory(self._device),
+            trained_tokens=progress.trained_tokens,
+            eta_seconds=elapsed * left,
+        )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes, where the run has its tensors: of a GPU's memory, or of this process'."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what a machine may run out of into errors that say so."""
+    try:
+        yield
+    except ModelError as error:
+        raise TrainingError(str(error), code="invalid_model") from error
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+        raise _explanation(error) from error
+
+
+def _explanation(error: Exception) -> Exception:
+    text = str(error)
+    if is_full(error) or "No space left" in text:
+        return TrainingError(
+            "the disk is full: free some of it and resume from the last checkpoint",
+            code="disk_full",
+        )
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        return TrainingError(
+            "out of memory: shorten sequence_length, lower rank, or quantize the base",
+            code="out_of_memory",
+        )
+    return error

@@ -1,0 +1,135 @@
+"""The model of a run: loaded, frozen below a fresh adapter or trained whole, and written out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hagane.kernels import native, training
+from hagane.kernels.devices import resolve_device
+from hagane.lora.config import AdapterConfig
+from hagane.lora.files import save_adapter
+from hagane.lora.train import attach, factors
+from hagane.models.config import ModelConfig, Quantization
+from hagane.models.decoder import Transformer, use_operations
+from hagane.models.frozen import compute_in_integers
+from hagane.system.errors import TrainingError
+from hagane.system.machine import available_memory
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.jobs import estimates
+from hagane.weights.load import load_model, save_model
+from hagane.weights.quantize import COMPANIONS
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """A model and what of it is trained; `adapter` is None when that is everything.
+
+    Trained parameters are float32; the frozen base, and all computation, are in `dtype`.
+    """
+
+    model: Transformer
+    adapter: AdapterConfig | None
+    source: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def autocast(self) -> torch.autocast:
+        """Computes in `dtype` from float32 weights; an adapter's layers do so by themselves."""
+        enabled = self.adapter is None and self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
+    def save(self, directory: Path) -> None:
+        """A PEFT directory, or a whole model's."""
+        if self.adapter is not None:
+            save_adapter(directory, self.adapter, factors(self.model, self.adapter))
+            return
+        save_model(self.model, directory, dtype=getattr(torch, self.model.config.dtype))
+        for name in COMPANIONS:
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, directory / name)
+
+
+def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
+    """Raises ModelError for a model that cannot be read and TrainingError for too little memory."""
+    device = resolve_device(spec.device)
+    config = ModelConfig.load(spec.model)
+    dtype = _dtype(spec.dtype, config, device)
+    recompute = _must_recompute(config, spec, longest, device)
+    model, _ = load_model(
+        spec.model,
+        device=str(device),
+        dtype=torch.float32 if spec.full else dtype,
+        quantization=None if spec.quantize == "none" else Quantization(spec.quantize),
+    )
+    adapter = None
+    if not spec.full:
+        adapter = AdapterConfig(
+            rank=spec.rank,
+            alpha=spec.alpha,
+            target_modules=spec.target_modules,
+            rslora=spec.rslora,
+            base_model=spec.model.name,
+        )
+        attach(model, adapter, torch.Generator().manual_seed(spec.seed))
+        if training.usable(device, dtype):
+            native.start_beside_torch(spec.threads)
+            use_operations(model, training)
+            compute_in_integers(model, dtype)
+    if recompute:
+        for layer in model.model.layers:
+            layer.forward = _recomputed(layer.forward)
+    return Trainee(model, adapter, spec.model, device, dtype)
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep a layer's input alone and compute the rest again on the way back (Chen et al., 2016)."""
+
+    def run(*arguments: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*arguments)
+        out: Tensor = checkpoint(forward, *arguments, use_reentrant=False)
+        return out
+
+    return run
+
+
+def _must_recompute(
+    config: ModelConfig, spec: FineTuneSpec, longest: int, device: torch.device
+) -> bool:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # A job is held to a part of the device.
+        free = min(free, int(total * torch.cuda.get_per_process_memory_fraction(device)))
+    else:
+        free = available_memory()
+    least = estimates.memory(config, spec, longest, checkpointing=True)
+    if least > free:
+        raise TrainingError(
+            f"the run needs about {least / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: shorten "
+            "sequence_length, lower rank, or quantize the base; a job's part of a GPU is "
+            "job_gpu_memory_fraction",
+            code="out_of_memory",
+        )
+    return estimates.memory(config, spec, longest, checkpointing=False) > 0.8 * free
+
+
+def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """As asked; else bfloat16 for a model stored in 16 bits, where that is not slower."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    if config.dtype == "float32":
+        return torch.float32
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

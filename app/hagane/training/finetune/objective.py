@@ -1,0 +1,146 @@
+"""What is minimised: the surprise at the tokens to be learnt, or preference's (DPO).
+
+Logits are computed for learnt tokens only, a few hundred rows at a time: a vocabulary of 152,000
+would need 0.6 MB a token. The gradient of a token's log-probability concerns its own hidden state
+alone, so it is computed in the same go and only scaled on the way back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from hagane.kernels import Differentiable, reference, training
+from hagane.lora.train import disabled
+from hagane.models.attention import PackedSequences
+from hagane.models.decoder import Transformer
+from hagane.models.frozen import IntegerEmbedding, WidenedHead
+from hagane.models.linear import DenseEmbedding, Int8Embedding
+from hagane.training.finetune.examples import Example
+from hagane.training.finetune.masking import Sequence
+
+_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Float32 log-probabilities of the learnt tokens of all sequences, in order; how many were the
+    model's first choice; and how many each sequence has.
+    """
+
+    logprobs: Tensor
+    correct: int
+    counts: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """`total` is summed and differentiable; of `learnt` tokens, `correct` were the likeliest."""
+
+    total: Tensor
+    correct: int
+    learnt: int
+
+
+def supervised_loss(model: Transformer, examples: list[Example], beta: float) -> Loss:
+    """Cross-entropy in nats, summed over learnt tokens; `beta` is not used."""
+    scores = score(model, [sequence for e in examples for sequence in e.sequences])
+    return Loss(-scores.logprobs.sum(), scores.correct, len(scores.logprobs))
+
+
+def dpo_loss(model: Transformer, pairs: list[Example], beta: float) -> Loss:
+    """-log sigmoid(beta * (gain of the preferred - gain of the other)), summed over pairs.
+
+    A gain is the log-probability of an answer less the base model's (Rafailov et al., 2023,
+    arXiv:2305.18290). The base is the same model with its adapter switched off. Accuracy counts
+    tokens, of both answers.
+    """
+    sequences = [sequence for pair in pairs for sequence in pair.sequences]
+    with torch.no_grad(), disabled(model):
+        base = score(model, sequences)
+    own = score(model, sequences)
+    gains = (own.logprobs - base.logprobs).split(own.counts)
+    chosen, rejected = torch.stack([gain.sum() for gain in gains]).view(-1, 2).unbind(1)
+    total = -F.logsigmoid(beta * (chosen - rejected)).sum()
+    return Loss(total, own.correct, len(own.logprobs))
+
+
+def score(model: Transformer, sequences: list[Sequence]) -> Scores:
+    """One forward pass over all sequences side by side."""
+    device = next(model.parameters()).device
+    tokens = torch.cat([torch.from_numpy(s.tokens) for s in sequences]).long().to(device)
+    learnt = torch.cat([torch.from_numpy(s.learnt) for s in sequences])
+    rows = learnt.nonzero()[:, 0].to(device)
+    lengths = [len(s) for s in sequences]
+    hidden = model(tokens, PackedSequences(lengths, device, _operations(model)))
+    # A sequence's first token is never learnt: the row before a learnt one is its own sequence's.
+    logprobs, correct = _logprobs(model, hidden[rows - 1], tokens[rows])
+    return Scores(logprobs, int(correct.sum()), [int(s.learnt.sum()) for s in sequences])
+
+
+def _operations(model: Transformer) -> Differentiable:
+    """Those of the model's that have a way back."""
+    return training if model.operations is training else reference
+
+
+def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 [n] log-probabilities of int64 targets [n], and bool [n]: the likeliest tokens."""
+    head = model.head
+    if not isinstance(head, DenseEmbedding | Int8Embedding | IntegerEmbedding):
+        raise TypeError("a model packed for serving cannot be trained")
+    trains_head = any(p.requires_grad for p in head.parameters()) and torch.is_grad_enabled()
+    if not trains_head:
+        frozen = (
+            head if isinstance(head, IntegerEmbedding) else WidenedHead(head.matrix(hidden.dtype))
+        )
+        logprobs, correct = _FrozenHead.apply(hidden, frozen, targets, _operations(model))  # type: ignore[no-untyped-call]
+        return logprobs, correct
+    parts = [
+        checkpoint(_chunk, model, rows, wanted, use_reentrant=False)
+        for rows, wanted in zip(hidden.split(_ROWS), targets.split(_ROWS), strict=True)
+    ]
+    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([first for _, first in parts])
+
+
+def _chunk(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model.logits(hidden)
+    chosen = logits.gather(1, targets[:, None])[:, 0]
+    return chosen - logits.logsumexp(1), (chosen >= logits.amax(1)).detach()
+
+
+class _FrozenHead(torch.autograd.Function):
+    """hidden [n, hidden], a head, int64 targets [n] -> log-probabilities, bools."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: WidenedHead | IntegerEmbedding,
+        targets: Tensor,
+        operations: Differentiable,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        parts, slopes = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), _ROWS):
+            rows = slice(start, start + _ROWS)
+            logits = head.logits(hidden[rows])
+            parts.append(operations.token_scores(logits, targets[rows], slopes=slopes is not None))
+            if slopes is not None:
+                slopes[rows] = head.gradient(logits)
+        logprobs, correct = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(correct)
+        ctx.slopes = slopes
+        return logprobs, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
+        if grad is None:
+            return None, None, None, None
+        return ctx.slopes * grad[:, None].to(ctx.slopes.dtype), None, None, None

@@ -1,0 +1,132 @@
+"""What a fine-tuning run is asked for, and what "auto" turns out to be. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hagane.lora.config import TARGETS
+
+Auto = Literal["auto"]
+Method = Literal["supervised", "dpo"]
+
+# The learning rate of LoRA at hidden size 4096; smaller models want more (Schulman et al., 2025,
+# "LoRA Without Regret": about 10 times that of full fine-tuning, whatever the rank).
+_LORA_RATE, _LORA_WIDTH, _WIDTH_POWER = 2e-4, 4096, 0.75
+_FULL_SHARE = _DPO_SHARE = 0.1
+_DPO_BETA = 0.1
+# "auto" wants that many examples seen altogether, within 1 to 25 passes over the file.
+_FEWEST, _MOST, _EPOCHS, _MOST_EPOCHS = 400, 50_000, 3, 25
+_CHECKPOINTS = 4
+
+
+class FineTuneSpec(BaseModel):
+    """Everything that decides a run; what OpenAI's hyperparameters are called keeps its name.
+
+    `model` is a directory in Hugging Face layout. `learning_rate` is absolute and goes before the
+    multiplier, which scales the rate of "auto". `sequence_length` is in tokens; longer examples are
+    cut. `full` trains every weight instead of an adapter. `quantize` keeps the frozen base in 8 or
+    4 bits (QLoRA, Dettmers et al., 2023, arXiv:2305.14314). `checkpoint_every` is in steps.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path
+    training_file: Path
+    validation_file: Path | None = None
+    method: Method = "supervised"
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
+    beta: Annotated[float, Field(gt=0, le=2)] | Auto = "auto"
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[float, Field(gt=0, le=4096)] = 32.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = TARGETS
+    rslora: bool = False
+    sequence_length: Annotated[int, Field(ge=8)] | None = None
+    full: bool = False
+    quantize: Literal["none", "int8", "int4", "fp8"] = "none"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("target_modules")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(value) - set(TARGETS)):
+            raise ValueError(f"names {unknown[0]!r}; supported are {', '.join(TARGETS)}")
+        return tuple(name for name in TARGETS if name in value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.full and self.quantize != "none":
+            raise ValueError("full fine-tuning needs unquantized weights: set quantize to none")
+        if self.full and self.method == "dpo":
+            raise ValueError("dpo compares with the base below an adapter: it cannot be full")
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in numbers. A step is one update of the weights from `batch_size` examples.
+
+    `beta` is DPO's (Rafailov et al., 2023, arXiv:2305.18290): how dearly departing from the base
+    model is paid. The rate rises over `warmup_steps` to `learning_rate` and falls as a cosine.
+    """
+
+    epochs: int
+    batch_size: int
+    steps: int
+    warmup_steps: int
+    learning_rate: float
+    beta: float
+    checkpoint_every: int
+
+    @property
+    def checkpoints(self) -> frozenset[int]:
+        """The steps after which the run validates and writes a checkpoint, the last among them."""
+        return frozenset((*range(0, self.steps, self.checkpoint_every), self.steps)) - {0}
+
+    def rate(self, step: int) -> float:
+        """The learning rate of `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> Plan:
+    """The plan for `examples` training examples (held-out ones not among them)."""
+    chosen = min(max(examples // 50, 4), 32)
+    batch: int = min(chosen if spec.batch_size == "auto" else spec.batch_size, examples)
+    fewest, most = -(-_FEWEST // examples), max(_MOST // examples, 1)
+    chosen = min(max(_EPOCHS, fewest), most, _MOST_EPOCHS)
+    epochs: int = chosen if spec.n_epochs == "auto" else spec.n_epochs
+    # Batches run on over the end of an epoch, so only the last one may be smaller.
+    steps = -(-epochs * examples // batch)
+    return Plan(
+        epochs=epochs,
+        batch_size=batch,
+        steps=steps,
+        warmup_steps=min(max(steps // 20, 1), 100),
+        learning_rate=_rate(spec, hidden_size),
+        beta=_DPO_BETA if spec.beta == "auto" else spec.beta,
+        checkpoint_every=spec.checkpoint_every or max(-(-steps // _CHECKPOINTS), 1),
+    )
+
+
+def _rate(spec: FineTuneSpec, hidden_size: int) -> float:
+    if spec.learning_rate is not None:
+        return spec.learning_rate
+    rate: float = _LORA_RATE * (_LORA_WIDTH / hidden_size) ** _WIDTH_POWER
+    rate *= _FULL_SHARE if spec.full else 1.0
+    rate *= _DPO_SHARE if spec.method == "dpo" else 1.0
+    multiplier = spec.learning_rate_multiplier
+    return rate if multiplier == "auto" else rate * multiplier

@@ -1,0 +1,98 @@
+"""Training files read by a process of their own: long files must not slow the server's streams.
+
+`python -m hagane.training.jobs.inspection FRACTION` takes a FineTuneSpec as JSON on its
+standard input and answers with the FileReports of its files. Needs no torch where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from hagane.system.errors import HaganeError, TrainingError
+from hagane.training.finetune.examples import report
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.jobs.allowance import allowed_memory
+from hagane.training.jobs.priority import step_back
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The reports (`FileReport`) of a run's files; `plan` is what "auto" came to, if they are fit.
+
+    `validation` is None for a run without a validation file. `allowed_memory` is in bytes.
+    """
+
+    training: dict[str, Any]
+    validation: dict[str, Any] | None
+    plan: dict[str, Any] | None
+    allowed_memory: int
+
+
+async def inspect_files(spec: FineTuneSpec, gpu_memory_fraction: float) -> Inspection:
+    """Read the files of `spec` whole. Raises TrainingError when that is not possible.
+
+    On a GPU the run may take `gpu_memory_fraction` of its memory.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "hagane.training.jobs.inspection",
+        str(gpu_memory_fraction),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, _ = await process.communicate(spec.model_dump_json().encode())
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode:
+        raise TrainingError(
+            f"reading the files ended with {exit_reason(process.returncode)}; the log says more",
+            code="inspection_failed",
+        )
+    answer = json.loads(output)
+    if "error" in answer:
+        raise TrainingError(answer["error"], code="invalid_model")
+    return Inspection(**answer)
+
+
+def exit_reason(code: int) -> str:
+    """A process' exit status in words."""
+    if code >= 0:
+        return f"exit status {code}"
+    return f"signal {-code} ({signal.Signals(-code).name})"
+
+
+def main() -> None:
+    step_back()
+    spec = FineTuneSpec.model_validate_json(sys.stdin.read())
+    try:
+        answer = _answer(spec, float(sys.argv[1]))
+    except HaganeError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+
+
+def _answer(spec: FineTuneSpec, gpu_memory_fraction: float) -> dict[str, Any]:
+    training = report(spec).to_dict()
+    validation = None
+    if spec.validation_file is not None:
+        alone = spec.model_copy(update={"training_file": spec.validation_file})
+        validation = report(alone).to_dict()
+    return {
+        "training": training,
+        "validation": validation,
+        "plan": training.pop("plan"),
+        "allowed_memory": allowed_memory(spec.device, gpu_memory_fraction),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Looks after fine-tuning jobs from inside the server: files are read, workers kept alive.
+
+Needs no torch. Everything it knows is in the store: a server that starts anew goes on where the one
+before it was, however that ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+
+from hagane.store.jobs import Event, Job
+from hagane.store.store import Store
+from hagane.system.errors import DiskFullError, TrainingError
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.jobs.inspection import Inspection, exit_reason, inspect_files
+from hagane.training.jobs.options import JobOptions
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+_TROUBLE_SECONDS = 5.0
+# Without a sign of life for so long a worker is stuck: even on a busy machine it gets some time.
+_SILENCE_SECONDS = 300.0
+_MOST_DEATHS = 3
+
+
+class Supervisor:
+    """Two loops: one reads the files of new jobs, one keeps a worker on the oldest job."""
+
+    def __init__(self, store: Store, options: JobOptions) -> None:
+        self._store, self._options = store, options
+        self._loops: list[asyncio.Task[None]] = []
+        self._worker: asyncio.subprocess.Process | None = None
+
+    def start(self) -> None:
+        """Begin, in the background."""
+        for step in (self._validate_next, self._train_next):
+            self._loops.append(asyncio.create_task(_forever(step)))
+
+    async def stop(self, grace: float) -> None:
+        """End the worker after its step, or after `grace` seconds; the job stays in the queue."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._worker is not None and self._worker.returncode is None:
+            self._worker.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._worker.wait(), grace)
+            await _kill(self._worker)
+
+    async def _validate_next(self) -> bool:
+        job = self._store.jobs.first("validating_files")
+        if job is None:
+            return False
+        try:
+            fraction = self._options.gpu_memory_fraction
+            inspection = await inspect_files(FineTuneSpec.model_validate(job.spec), fraction)
+        except TrainingError as error:
+            reason = {"code": error.code, "message": str(error), "param": "training_file"}
+            await self._reject(job, reason, {})
+            return True
+        if (refusal := _refusal(inspection)) is not None:
+            await self._reject(job, *refusal)
+            return True
+        event = Event("Files validated, moving job to queued state", data=asdict(inspection))
+        await self._move(job, ("validating_files",), "queued", event, plan=inspection.plan)
+        return True
+
+    async def _reject(self, job: Job, reason: dict[str, Any], report: dict[str, Any]) -> None:
+        event = Event(reason["message"], "error", data={**reason, "report": report})
+        await self._move(job, ("validating_files",), "failed", event, error=reason)
+
+    async def _train_next(self) -> bool:
+        job = self._store.jobs.first("running", "queued")
+        if job is None:
+            return False
+        self._worker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "hagane.training.jobs.worker",
+            str(self._store.directory),
+            job.id,
+            self._options.model_dump_json(),
+            # Held open as long as this process lives; the worker ends when it closes.
+            stdin=asyncio.subprocess.PIPE,
+        )
+        code = await self._watch(self._worker, job)
+        await asyncio.to_thread(self._forget_states)
+        if code and self._store.jobs.status(job.id) in ("queued", "running"):
+            await self._count_death(job, code)
+        return True
+
+    def _forget_states(self) -> None:
+        """Remove what a run would go on from, of jobs that never will: most of what they leave."""
+        for folder in (self._store.directory / "jobs").iterdir():
+            states = [
+                path for path in (folder / "state", folder / "model" / "state") if path.is_dir()
+            ]
+            if states and self._store.jobs.status(folder.name) in ("succeeded", "cancelled"):
+                for state in states:
+                    shutil.rmtree(state, ignore_errors=True)
+
+    async def _watch(self, worker: asyncio.subprocess.Process, job: Job) -> int:
+        """Wait for the worker's end, which comes at once for cancelled jobs."""
+        ended = asyncio.ensure_future(worker.wait())
+        started = time.time()
+        while not (await asyncio.wait((ended,), timeout=_POLL_SECONDS))[0]:
+            now = self._store.jobs.get(job.id)
+            # The last sign of life may be an earlier worker's, from before the server was off.
+            silent = time.time() - max(now.heartbeat_at or started, started)
+            if now.status == "cancelled" or silent > _SILENCE_SECONDS:
+                await _kill(worker)
+        return ended.result()
+
+    async def _count_death(self, job: Job, code: int) -> None:
+        why = exit_reason(code)
+        event = Event(f"The worker ended with {why}", "warn")
+        deaths = await asyncio.to_thread(self._store.jobs.count_death, job.id, event)
+        logger.warning("the worker of job %s ended with %s", job.id, why)
+        if deaths < _MOST_DEATHS:
+            return
+        hint = (
+            "; the system most likely ran out of memory: shorten sequence_length, lower rank, or "
+            "quantize the base"
+            if code == -9
+            else ""
+        )
+        reason = {
+            "code": "worker_died",
+            "message": f"The worker ended {deaths} times with {why} before it reached another "
+            f"checkpoint{hint}.",
+            "param": None,
+        }
+        event = Event(reason["message"] or "", "error", data=reason)
+        await self._move(job, ("queued", "running"), "failed", event, error=reason)
+
+    async def _move(self, job: Job, *arguments: Any, **values: Any) -> None:
+        # Waits for other writers and for the disk.
+        await asyncio.to_thread(self._store.jobs.transition, job.id, *arguments, **values)
+
+
+async def _forever(step: Callable[[], Awaitable[bool]]) -> None:
+    """`step` again and again, with pauses when it has nothing to do or the database fails."""
+    while True:
+        try:
+            busy = await step()
+        except DiskFullError as error:
+            # Not even that a job failed can be written down: it goes on once there is room.
+            logger.error("fine-tuning pauses for %.0f s: %s", _TROUBLE_SECONDS, error)
+            await asyncio.sleep(_TROUBLE_SECONDS)
+        except (sa.exc.DBAPIError, OSError):
+            logger.exception("fine-tuning pauses for %.0f s", _TROUBLE_SECONDS)
+            await asyncio.sleep(_TROUBLE_SECONDS)
+        else:
+            if not busy:
+                await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+def _refusal(inspection: Inspection) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Why the job cannot run, and the report that says more; None if nothing is in its way."""
+    for param, report in (
+        ("training_file", inspection.training),
+        ("validation_file", inspection.validation),
+    ):
+        if report is not None and report["total_problems"]:
+            message = _problems(report)
+            return {"code": f"invalid_{param}", "message": message, "param": param}, report
+    least, allowed = inspection.training["least_memory_bytes"], inspection.allowed_memory
+    if least <= allowed:
+        return None
+    message = (
+        f"The run needs about {least / 1e9:.1f} GB and may take {allowed / 1e9:.1f} GB here: "
+        "shorten sequence_length, lower rank, quantize the base, or on a GPU raise "
+        "job_gpu_memory_fraction."
+    )
+    return {"code": "out_of_memory", "message": message, "param": None}, inspection.training
+
+
+def _problems(report: dict[str, Any]) -> str:
+    """Every listed problem on a line of its own."""
+    lines = [f"line {line}: {reason}" if line else reason for line, reason in report["problems"]]
+    total = report["total_problems"]
+    head = f"{total} problem{'s' if total > 1 else ''} in the file" + (
+        f", the first {len(lines)} of them" if total > len(lines) else ""
+    )
+    return "\n".join([f"{head}:", *lines])

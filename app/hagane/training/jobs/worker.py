@@ -1,0 +1,278 @@
+"""One job in a process of its own: between the store and `finetune` or `pretrain`.
+
+Started by `hagane.training.jobs.supervisor` as
+`python -m hagane.training.jobs.worker DATA_DIR JOB_ID OPTIONS`, the last a `JobOptions` as JSON.
+The supervisor holds the other end of its standard input: when that closes, the server is gone, and
+so is the worker. A lock in the data directory lets one worker run at a time, whoever started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hagane.lora.config import adapter_digest
+from hagane.store.adapters import StoredAdapter
+from hagane.store.jobs import Checkpoint, Event, Job, Status
+from hagane.store.store import Store
+from hagane.system.errors import DiskFullError, HaganeError, TrainingInterrupted
+from hagane.system.files import full, is_full
+from hagane.system.logging import configure_logging, request_id
+from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.jobs.allowance import confine
+from hagane.training.jobs.gate import judgement, opens
+from hagane.training.jobs.options import JobOptions
+from hagane.training.jobs.priority import step_back
+from hagane.training.jobs.results import write_results
+from hagane.training.pretrain.config import PretrainConfig
+from hagane.training.report.listener import CheckpointReport, PretrainReport, Result, StepReport
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+_FLUSH_SECONDS = 0.5
+_ATTEMPTS = 5
+_RUNNING: tuple[Status, ...] = ("running",)
+
+
+class StoreListener:
+    """Writes what the run reports to the store, several steps in one transaction.
+
+    Steps that an earlier worker has reported already are not told twice.
+    """
+
+    def __init__(self, store: Store, job: Job, kept_checkpoints: int) -> None:
+        self._jobs = store.jobs
+        self._job = job
+        self._kept_checkpoints = kept_checkpoints
+        self._told: int = (job.progress or {}).get("step", 0)
+        self._events: list[Event] = []
+        self._progress: dict[str, Any] = {}
+        self._flushed = 0.0
+        self._stopping = False
+
+    def stop(self, *_: object) -> None:
+        """From the next step on, `interrupted` is true. May be a signal's handler."""
+        self._stopping = True
+
+    def progress(self, report: StepReport | PretrainReport) -> None:
+        data = asdict(report)
+        if report.step > self._told:
+            self._told = report.step
+            self._events.append(Event(_told(report), type="metrics", data=data))
+        self._progress = data
+        if isinstance(report, PretrainReport) and report.bits_per_byte is not None:
+            # Its checkpoint has been written: it is no longer the worker that keeps on dying.
+            self._flush(deaths=0)
+        elif _validated(report) or time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._flush()
+
+    def checkpoint(self, report: CheckpointReport) -> None:
+        name = self._job.checkpoint_name(report.step)
+        whole = FineTuneSpec.model_validate(self._job.spec).full
+        digest = "" if whole else adapter_digest(report.directory)
+        metrics = {"step": report.step, **report.metrics}
+        self._jobs.add_checkpoint(
+            self._job.id,
+            Checkpoint(name, report.step, str(report.directory), digest, metrics),
+            Event(f"Checkpoint created at step {report.step}", data={"step": report.step}),
+        )
+        for pruned in self._jobs.prune_checkpoints(self._job.id, self._kept_checkpoints):
+            shutil.rmtree(pruned.directory, ignore_errors=True)
+
+    def interrupted(self) -> bool:
+        if not self._stopping and self._jobs.status(self._job.id) == "running":
+            return False
+        self._flush()
+        return True
+
+    def _flush(self, **values: int) -> None:
+        self._jobs.record(self._job.id, self._events, progress=self._progress, **values)
+        self._events, self._flushed = [], time.monotonic()
+
+
+def _validated(report: StepReport | PretrainReport) -> bool:
+    return isinstance(report, StepReport) and report.valid_loss is not None
+
+
+def _told(report: StepReport | PretrainReport) -> str:
+    if isinstance(report, PretrainReport):
+        text = f"Step {report.step}/{report.steps}: training loss={report.loss:.4f}"
+        scores = report.bits_per_byte or {}
+        return ", ".join([text, *(f"{name} {bits:.3f} bits/byte" for name, bits in scores.items())])
+    text = f"Step {report.step}/{report.steps}: training loss={report.train_loss:.4f}"
+    return text if report.valid_loss is None else f"{text}, validation loss={report.valid_loss:.4f}"
+
+
+def work(store: Store, job: Job, listener: StoreListener, gpu_memory_fraction: float) -> None:
+    """Train, and enter what came of it. Raises TrainingInterrupted when asked to stop."""
+    try:
+        confine(job.spec["device"], gpu_memory_fraction)
+        if job.kind == "pretraining":
+            _pretrain(store, job, listener)
+        else:
+            _finetune(store, job, listener)
+    except TrainingInterrupted:
+        raise
+    except Exception as error:
+        logger.exception("job %s failed", job.id)
+        _fail(store, job, error)
+
+
+def _finetune(store: Store, job: Job, listener: StoreListener) -> None:
+    # Takes seconds, and is not needed to find out that there is nothing to do.
+    from hagane.training.finetune.loop import finetune
+
+    directory = store.job_directory(job.id)
+    _succeed(store, job, finetune(FineTuneSpec.model_validate(job.spec), directory, listener))
+
+
+def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
+    from hagane.training.pretrain.loop import pretrain
+
+    config = PretrainConfig.model_validate(job.spec)
+    result = pretrain(config, listener)
+    # Jobs of earlier versions have neither.
+    policy = job.request.get("promote", "if_better")
+    most = job.request.get("max_bits_per_byte")
+    promoted, model = opens(policy, most, result), None
+    if promoted:
+        model = StoredAdapter.pretrained(job.id, job.pretrained_name, result.directory)
+        # Before the success is told: a name without a job does no harm.
+        store.models.publish(model.name, model.path)
+    outcome = {**asdict(result), "directory": str(result.directory), "promoted": promoted}
+    event = Event(judgement(job.pretrained_name, promoted, most, result), data=outcome)
+    store.jobs.succeed(
+        job.id,
+        model,
+        (event, Event("The job has successfully completed")),
+        fine_tuned_model=job.pretrained_name if promoted else None,
+        trained_tokens=config.steps * config.batch_rows * config.sequence_length,
+        result=outcome,
+    )
+
+
+def _succeed(store: Store, job: Job, result: Result) -> None:
+    promoted = _passes(job, result)
+    digest = result.digest or ""
+    outcome = {
+        "directory": str(result.directory),
+        "digest": result.digest,
+        "promoted": promoted,
+        "step": result.step,
+        "base_valid_loss": result.base_valid_loss,
+        "valid_loss": result.valid_loss,
+        "files": [write_results(store, job).id],
+    }
+    store.jobs.succeed(
+        job.id,
+        StoredAdapter(job.model_name, job.model, str(result.directory), digest, promoted, job.id),
+        (_outcome(job, outcome), Event("The job has successfully completed")),
+        fine_tuned_model=job.model_name if promoted else None,
+        trained_tokens=result.trained_tokens,
+        result=outcome,
+    )
+
+
+def _outcome(job: Job, outcome: dict[str, Any]) -> Event:
+    judged = (
+        f"the checkpoint at step {outcome['step']}: validation loss {outcome['valid_loss']:.4f}, "
+        f"the base model's {outcome['base_valid_loss']:.4f}"
+    )
+    if outcome["promoted"]:
+        text = f"New fine-tuned model created: {job.model_name} ({judged})"
+        return Event(text, data=outcome)
+    text = f"{job.model_name} is kept but not promoted ({judged})"
+    return Event(text, "warn", data=outcome)
+
+
+def _passes(job: Job, result: Result) -> bool:
+    """Whether the job's gate lets the result go live; a loss that is no number never passes."""
+    policy = job.request["extra"]["promote"]
+    if policy == "if_better":
+        return result.valid_loss < result.base_valid_loss
+    return bool(policy == "always")
+
+
+def _fail(store: Store, job: Job, error: Exception) -> None:
+    """Record why; half-written files go first, for the disk may be full of them."""
+    for partial in store.job_directory(job.id).rglob("*.partial"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    if not isinstance(error, HaganeError) and is_full(error):
+        error = full(store.job_directory(job.id))
+    code = error.code if isinstance(error, HaganeError) else "training_error"
+    message = str(error) if isinstance(error, HaganeError) else f"{type(error).__name__}: {error}"
+    param = "training_file" if code == "invalid_file" else None
+    reason = {"code": code, "message": message, "param": param}
+    event = Event(f"The job failed: {message}", "error", data=reason)
+    for attempt in range(_ATTEMPTS):
+        try:
+            store.jobs.transition(job.id, _RUNNING, "failed", event, error=reason)
+            return
+        except Exception:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(1)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Until no other worker of this directory is left. The kernel undoes the lock of the dead."""
+    with (directory / "worker.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with_the_server() -> None:
+    # Not through sys.stdin, whose lock this thread would hold while the interpreter shuts down.
+    while os.read(0, 1):
+        continue
+    os._exit(1)
+
+
+def _beat(store: Store, job: Job) -> None:
+    while True:
+        with contextlib.suppress(Exception):
+            store.jobs.record(job.id, heartbeat_at=time.time())
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def main(directory: Path, job_id: str, options: JobOptions) -> None:
+    step_back()
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    configure_logging(options.log_level, options.log_format)
+    request_id.set(job_id)
+    with _alone(directory):
+        store = Store.open(directory)
+        started = Event("Fine-tuning job started")
+        job = store.jobs.get(job_id)
+        if job.status == "running":
+            started = Event("Fine-tuning goes on from the last checkpoint")
+        waiting: tuple[Status, ...] = ("queued", "running")
+        if not store.jobs.transition(job_id, waiting, "running", started, heartbeat_at=time.time()):
+            return
+        listener = StoreListener(store, job, options.kept_checkpoints)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, listener.stop)
+        threading.Thread(target=_beat, args=(store, job), daemon=True).start()
+        with contextlib.suppress(TrainingInterrupted):
+            work(store, job, listener, options.gpu_memory_fraction)
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), sys.argv[2], JobOptions.model_validate_json(sys.argv[3]))
+    except DiskFullError as error:
+        sys.exit(str(error))

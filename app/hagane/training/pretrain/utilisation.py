@@ -1,0 +1,63 @@
+"""Model-FLOPs utilisation: the part of a device's arithmetic that went into the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hagane.models.decoder import Transformer
+
+# Dense bfloat16 products with float32 sums, in FLOP/s, from the makers' data sheets, by a part of
+# the device's name; the first that fits.
+_PEAKS = {
+    "GH200": 990e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """Of one run: a token's FLOPs, forward and back, and the peak of all its devices together."""
+
+    flops_per_token: float
+    peak: float
+
+    @classmethod
+    def of(
+        cls, model: Transformer, length: int, device: torch.device, devices: int
+    ) -> Utilisation | None:
+        """None on a CPU, or on a device whose peak is not known."""
+        if device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(device)
+        peak = next((peak for part, peak in _PEAKS.items() if part in name), None)
+        return None if peak is None else cls(flops_per_token(model, length), peak * devices)
+
+    def at(self, tokens_per_second: float) -> float:
+        """Between 0 and 1."""
+        return self.flops_per_token * tokens_per_second / self.peak
+
+
+def flops_per_token(model: Transformer, length: int) -> float:
+    """Forward and back at `length` tokens a row, as Chowdhery et al., 2022, arXiv:2204.02311,
+    appendix B, count them: 6 for every weight of a product, 12 for every feature of a head and
+    token that it looks at, masked or not. Looking up an embedding is none.
+    """
+    config = model.config
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2)
+    if not config.tie_word_embeddings:
+        matrices -= config.vocab_size * config.hidden_size
+    attention = config.layers * config.heads * config.head_dim * length
+    return 6.0 * matrices + 12.0 * attention

@@ -1,0 +1,55 @@
+"""Writes a quantized copy of a model directory, so that serving need not quantize again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
+from hagane.system.errors import ConfigurationError
+from hagane.weights.load import LoadReport, load_model, write_directory
+
+# What a model directory holds besides weights and config.json.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE",
+)
+
+
+def quantize_directory(source: Path, destination: Path, quantization: Quantization) -> LoadReport:
+    """Quantize the model in `source` into the new directory `destination`.
+
+    Raises ConfigurationError if `source` is quantized already or `destination` is not empty, and
+    ModelError if `source` cannot be read.
+    """
+    config = ModelConfig.load(source)
+    if config.quantization is not None:
+        raise ConfigurationError(
+            f"{source} is quantized to {config.quantization.format} already: start from the "
+            "unquantized model"
+        )
+    if destination.exists() and any(destination.iterdir()):
+        raise ConfigurationError(f"{destination} is not empty: name a new directory")
+    dtype = getattr(torch, config.dtype)
+    model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
+    raw = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
+    raw["quantization_config"] = {
+        "quant_method": "hagane",
+        "format": quantization.format,
+        "group_size": quantization.group_size,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+    write_directory(destination, tensors, raw)
+    return report
