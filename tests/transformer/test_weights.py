@@ -170,7 +170,7 @@ MEASURE_LOADING = """
 import sys
 from pathlib import Path
 import psutil, torch
-from app import kernels
+from hagane import kernels
 from hagane.models.config import Quantization
 from hagane.weights.load import load_model
 
