@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test docs-check lint bench asan format clean
+.PHONY: help install serve test docs-check lint bench gpu-check asan format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ lint: install  ## ruff (lint and format) and mypy, changing nothing
 
 bench: install  ## measure the built-in model on this machine
 	$(BIN)/hagane bench hagane-mini $(ARGS)
+
+gpu-check:  ## test and measure everything on a GPU, in eight minutes; installs nothing
+	PYTHONPATH=app $(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 asan: install  ## test the native kernels under GCC's AddressSanitizer, then build them again without
 	CFLAGS=-fsanitize=address LDFLAGS=-fsanitize=address \

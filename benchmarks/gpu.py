@@ -1,6 +1,7 @@
 """Hagane on a GPU, against what that GPU can do and beside transformers: one call, one table.
 
-Usage: python benchmarks/gpu.py [--parts NAME ...] [--directory DIR] [--json FILE] [--dry-run]
+Usage: python benchmarks/gpu.py [--parts NAME ...] [--rounds N] [--directory DIR] [--json FILE]
+                                [--dry-run]
 
 Parts, each a few minutes at most, results saved after every one:
 
@@ -30,7 +31,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -341,11 +342,13 @@ def table(load: Load, results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, help="repetitions of each measurement")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm/hagane-gpu"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     load = DRY if options.dry_run else FULL
+    load = replace(load, rounds=options.rounds or load.rounds)
     options.directory.mkdir(parents=True, exist_ok=True)
     bench = Bench(load, options.directory)
     bench.run("rates")
