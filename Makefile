@@ -44,7 +44,7 @@ asan: install  ## test the native kernels under GCC's AddressSanitizer, then bui
 		$(BIN)/python setup.py --quiet build_ext --inplace --force
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 \
-		$(BIN)/python -m pytest tests/kernels tests/engine/test_graphs.py --ignore tests/kernels/cuda --timeout 3600; \
+		$(BIN)/python -m pytest tests/kernels tests/engine/step/test_graphs.py --ignore tests/kernels/cuda --timeout 3600; \
 		status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
 
 format: install  ## apply ruff's fixes and formatting

@@ -5,17 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 import tokenizers
@@ -28,8 +20,10 @@ if not torch.cuda.is_available():
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.support.server import ADMIN_KEY, CHAT_KEY, Server, start_server, stop_server
+
 if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton"):
-    from tests.interpreter import prepare_language_once, round_as_devices_do
+    from tests.support.interpreter import prepare_language_once, round_as_devices_do
 
     prepare_language_once()
     round_as_devices_do()
@@ -76,62 +70,6 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running `hagane serve`."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-    def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
-        match = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-        assert match, f"{name} is not among the metrics"
-        return float(match[1])
-
-    def wait_ready(self, seconds: float = 60) -> dict:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                response = httpx.get(f"{self.url}/health/ready")
-                if response.status_code == 200:
-                    return response.json()
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"not ready after {seconds} s:\n{self.log.read_text()}")
-
-
-def start_server(
-    model: Path, log: Path, *flags: str, prefix: tuple[str, ...] = (), **environment: str
-) -> Server:
-    """`prefix` is a command that runs the server's as its arguments."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(model)]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("HAGANE_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*prefix, *command, "--port", str(port), "--threads", "1", *flags],
-            stdout=output,
-            stderr=output,
-            env=clean | environment,
-        )
-    return Server(process, f"http://127.0.0.1:{port}", log)
-
-
-def stop_server(server: Server) -> int:
-    server.process.send_signal(signal.SIGTERM)
-    try:
-        return server.process.wait(20)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        raise
-
-
 @pytest.fixture(scope="session")
 def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that need no settings of their own."""
@@ -140,9 +78,6 @@ def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     running.wait_ready()
     yield running
     stop_server(running)
-
-
-ADMIN_KEY, CHAT_KEY = "admin-key", "chat-key"
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "app"
+TESTS = Path(__file__).resolve().parent
+SOURCE = TESTS.parent / "app"
 
 # From the ground up. Packages of one floor do not import each other.
 FLOORS = (
@@ -144,3 +145,21 @@ def test_the_http_process_starts_without_torch():
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_files_stay_small(name):
     assert len(modules()[name].read_text(encoding="utf-8").splitlines()) <= 400
+
+
+# Tests of something that is no Python package, or that needs a machine of its own.
+OTHER_TESTS = {"docker", "docs", "gpu", "support", "web"}
+
+
+def test_tests_mirror_the_package():
+    """`hagane/x/y.py` is tested by `tests/x/test_y.py`; more of it by `tests/x/test_y_topic.py`."""
+    for path in TESTS.rglob("test_*.py"):
+        folder = path.parent.relative_to(TESTS)
+        if folder == Path() or folder.parts[0] in OTHER_TESTS:
+            continue
+        candidates = [other.stem for other in (SOURCE / "hagane" / folder).glob("*.py")]
+        candidates += [other.stem for other in path.parent.glob("*.py") if other != path]
+        tested = path.stem.removeprefix("test_")
+        assert any(f"{tested}_".startswith(f"{name}_") for name in candidates), (
+            f"{path.relative_to(TESTS)}: no module of hagane/{folder} is called so"
+        )

@@ -13,7 +13,7 @@ from hagane.training.pretrain.config import PretrainConfig
 from hagane.training.pretrain.loop import pretrain
 from hagane.weights.quantize import quantize_directory
 
-from tests.conftest import start_server, stop_server
+from tests.support.server import start_server, stop_server
 
 ANSWERS = {"What colour is the sky?": "The sky is blue.", "空は何色ですか。": "空は青いです。"}
 

@@ -13,7 +13,7 @@ from hagane.system.errors import RateLimitError
 from hagane.system.settings import Settings
 from prometheus_client import CollectorRegistry
 
-from tests.conftest import start_server, stop_server
+from tests.support.server import start_server, stop_server
 
 
 class Clock:

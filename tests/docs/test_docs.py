@@ -19,7 +19,7 @@ import pytest
 from hagane.system.settings import PREFIX, Settings
 from hagane.text.hub import BUILTIN_MODELS
 
-from tests.conftest import start_server, stop_server
+from tests.support.server import start_server, stop_server
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,7 +12,7 @@ from hagane.lora.config import TARGETS, adapter_digest
 from hagane.pool.messages import AdapterRef, CancelRequest, CheckAdapter, UnloadAdapter
 from safetensors.torch import load_file, save_file
 
-from tests.engine.adapters import RunningEngine, config, logprobs_of, make_adapter, merged
+from tests.support.engine import RunningEngine, config, logprobs_of, make_adapter, merged
 
 PROMPT = tuple(range(40, 75))
 BACKENDS = ("native", "reference")

@@ -11,9 +11,9 @@ from hagane.engine.step.runner import ModelRunner
 from hagane.pool.messages import GenerateRequest, SamplingParams
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from tests.engine.adapters import RunningEngine, logprobs_of, make_adapter, merged
-from tests.engine.adapters import config as config_of
-from tests.engine.greedy import assert_greedy_text_is_transformers, needs_builtin
+from tests.support.engine import RunningEngine, logprobs_of, make_adapter, merged
+from tests.support.engine import config as config_of
+from tests.support.greedy import assert_greedy_text_is_transformers, needs_builtin
 
 BLOCK = 16
 

@@ -13,7 +13,7 @@ from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.paging import SETS
+from tests.support.paging import SETS
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.paging import SETS, layout_of
+from tests.support.paging import SETS, layout_of
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
 DTYPES = (torch.float32, torch.bfloat16)

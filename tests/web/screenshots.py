@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from tests.conftest import Server, start_server, stop_server
+from tests.support.server import Server, start_server, stop_server
 from tests.web.browser import ROOT, chromium, send, visit, wait_answer
 
 if TYPE_CHECKING:

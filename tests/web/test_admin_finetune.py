@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.conftest import start_server, stop_server
+from tests.support.server import start_server, stop_server
 from tests.web.browser import send, visit, wait_answer, wait_until
 from tests.web.test_admin_accessibility import go
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.conftest import start_server, stop_server
+from tests.support.server import start_server, stop_server
 from tests.web.browser import endless_model, send, visit, wait_answer, wait_until
 
 HISTORY = (

@@ -1,0 +1,103 @@
+"""What a runner loads, and what it refuses before it loads anything."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hagane import kernels
+from hagane.engine.loop import Engine
+from hagane.engine.step.runner import ModelRunner
+from hagane.models.config import Quantization
+from hagane.pool.channel import EngineChannel
+from hagane.system.errors import ConfigurationError
+from hagane.weights.quantize import quantize_directory
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.support.engine import RunningEngine, config
+
+
+@pytest.mark.parametrize(
+    ("capability", "refused"), [((7, 5), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)]
+)
+def test_fp8_needs_a_gpu_that_multiplies_it(tiny_model_dir, monkeypatch, capability, refused):
+    class LoadedError(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise LoadedError
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr("hagane.engine.step.runner.load_model", load)
+    with pytest.raises(ConfigurationError if refused else LoadedError) as raised:
+        ModelRunner(config(tiny_model_dir, device="cuda", quantize="fp8"))
+    if refused:
+        assert "{}.{}: use int8".format(*capability) in str(raised.value)
+
+
+@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.parametrize("block_size", [8, 24])
+def test_native_kernels_refuse_blocks_they_would_read_past(tiny_model_dir, block_size):
+    with pytest.raises(ConfigurationError, match=f"block_size is {block_size}.*multiple of 16"):
+        ModelRunner(config(tiny_model_dir, block_size=block_size))
+
+
+def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, tmp_path):
+    quantize_directory(tiny_model_dir, tmp_path / "fp8", Quantization("fp8"))
+    answers = []
+    for directory, quantize in ((tiny_model_dir, "fp8"), (tmp_path / "fp8", "none")):
+        with RunningEngine(config(directory, quantize=quantize)) as engine:
+            engine.ask("a", tuple(range(40, 60)), tokens=8)
+            answers += engine.wait("a")
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[0].logprobs == answers[1].logprobs
+    with pytest.raises(ConfigurationError, match="stored in fp8"):
+        ModelRunner(config(tmp_path / "fp8", quantize="int8"))
+
+
+@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.parametrize(
+    ("instructions", "quantize", "asked", "kept"),
+    [
+        ("avx512_bf16", "int4", "auto", torch.int8),
+        ("avx512", "int8", "auto", torch.int8),
+        ("avx512_bf16", "int8", "model", torch.bfloat16),
+        ("avx512_bf16", "none", "auto", torch.bfloat16),
+        ("avx512_bf16", "none", "int8", torch.int8),
+        ("avx512_bf16", "fp8", "auto", torch.bfloat16),
+        ("avx2", "int4", "auto", torch.bfloat16),
+        ("amx", "int4", "auto", torch.bfloat16),
+    ],
+)
+def test_quantized_models_have_an_int8_cache_where_that_is_faster(
+    tmp_path, monkeypatch, instructions, quantize, asked, kept
+):
+    monkeypatch.setattr(kernels.native, "instruction_set", lambda: instructions)
+    shape = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(tmp_path)
+    settings = {"dtype": "bfloat16", "quantize": quantize, "kv_cache_dtype": asked}
+    runner = ModelRunner(config(tmp_path, **settings))
+    assert {part.dtype for pair in runner.caches for part in pair} == {kept}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_kv_cache_s_memory_is_there_before_the_first_request(tiny_model_dir):
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size = 64 << 20
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before = resident()
+        engine = Engine(config(tiny_model_dir, kv_cache_memory=size), EngineChannel(theirs))
+        assert resident() - before > size * 0.9
+        del engine

@@ -1,0 +1,14 @@
+"""Greedy text of the native kernels in bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+from hagane import kernels
+
+from tests.support.greedy import assert_greedy_text_is_transformers, needs_builtin
+
+
+@needs_builtin
+@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+def test_greedy_bfloat16_text_equals_transformers():
+    assert_greedy_text_is_transformers("cpu")

@@ -1,0 +1,124 @@
+"""Engines of whole models beside the base's: started when asked for, bounded, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from hagane.kernels import native
+from hagane.pool import models as module
+from hagane.pool.client import EngineClient
+from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.pool.models import Fleet, Residency
+from hagane.system.errors import EngineUnavailableError
+from hagane.system.machine import usable_cores
+
+from tests.support.engine import config
+
+
+@pytest.fixture
+def models(tiny_model_dir, tmp_path) -> list[Path]:
+    copies = [tmp_path / "job" / name for name in ("a", "b")]
+    for copy in copies:
+        shutil.copytree(tiny_model_dir, copy)
+    return copies
+
+
+@asynccontextmanager
+async def running(model: Path, **changes):
+    limits = {"models": 1, "cache_bytes": 1 << 20, "gpu_memory_fraction": 0.1, "idle_seconds": 60}
+    fleet = Fleet(config(model), Residency(**(limits | changes)))
+    try:
+        yield fleet
+    finally:
+        await fleet.stop(5)
+
+
+async def tokens_of(engine: EngineClient) -> list[int]:
+    sampling = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+    request = GenerateRequest(request_id="r", prompt=tuple(range(40, 50)), sampling=sampling)
+    return [token async for delta in engine.generate(request) for token in delta.tokens]
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def test_one_unused_makes_room_and_requests_keep_theirs(tiny_model_dir, models):
+    first, second = models
+
+    async def scenario() -> None:
+        async with running(tiny_model_dir) as fleet:
+            async with fleet.engine("a", first) as engine:
+                answer, pid = await tokens_of(engine), engine.info.pid
+                # Bounded, but never below one context of 512 tokens.
+                assert engine.info.blocks_total * engine.info.block_size >= 512
+                with pytest.raises(EngineUnavailableError, match=r"'b'.*resident_models allows 1"):
+                    await fleet.engine("b", second).__aenter__()
+            async with fleet.engine("b", second) as engine:
+                assert not psutil.pid_exists(pid)
+                assert await tokens_of(engine) == answer
+                assert [resident.name for resident in fleet.residents] == ["b"]
+                releasing = asyncio.create_task(fleet.release(second.parent))
+                await asyncio.sleep(0.1)
+                assert not releasing.done()
+                assert await tokens_of(engine) == answer
+            await releasing
+            assert fleet.residents == ()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+def test_the_thread_that_drives_the_kernels_has_a_core_of_its_own(tiny_model_dir):
+    async def scenario() -> None:
+        async with running(tiny_model_dir) as fleet:
+            await fleet.start()
+            await fleet.base.ready()
+            assert len(await tokens_of(fleet.base)) == 4
+            assert psutil.Process(fleet.base.info.pid).cpu_affinity() == usable_cores()[:1]
+
+    asyncio.run(scenario())
+
+
+def test_one_that_nobody_asks_for_is_stopped(tiny_model_dir, models):
+    async def scenario() -> None:
+        async with running(tiny_model_dir, idle_seconds=0.2) as fleet:
+            await fleet.start()
+            async with fleet.engine("a", models[0]) as engine:
+                pid = engine.info.pid
+            await until(lambda: not fleet.residents and not psutil.pid_exists(pid))
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_start_is_refused_with_the_reason(tiny_model_dir, models, monkeypatch):
+    (models[0] / "model.safetensors").unlink()
+
+    async def scenario() -> None:
+        async with running(tiny_model_dir) as fleet:
+            with pytest.raises(EngineUnavailableError, match=r"'a' cannot be served.*safetensors"):
+                await fleet.engine("a", models[0]).__aenter__()
+            assert fleet.residents == ()
+            monkeypatch.setattr(module, "available_memory", lambda: 1 << 20)
+            with pytest.raises(EngineUnavailableError, match=r"0\.4 GB and 0\.0 GB .*quantize"):
+                await fleet.engine("b", models[1]).__aenter__()
+            await fleet.drain(0)
+            with pytest.raises(EngineUnavailableError, match="shutting down"):
+                await fleet.engine("b", models[1]).__aenter__()
+
+    asyncio.run(scenario())
+
+
+def test_a_model_is_weighed_in_the_form_in_which_it_is_served(tiny_model_dir, monkeypatch):
+    monkeypatch.setattr(module, "available_memory", lambda: 0)
+    weights = (tiny_model_dir / "model.safetensors").stat().st_size
+    for form, part in (("none", 1.0), ("int8", 0.25), ("int4", 0.15)):
+        settings = config(tiny_model_dir, quantize=form)
+        assert module._weight_bytes(settings) == pytest.approx(part * weights, rel=0.1)
