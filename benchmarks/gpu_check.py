@@ -55,7 +55,7 @@ class Step:
 
 def steps(folder: Path, dry_run: bool) -> Iterator[Step]:
     """All steps in order of how much they tell; their limits add up to less than eight minutes."""
-    kernels = "tests/kernels/cuda/test_cuda_rows.py" if dry_run else "tests/kernels/cuda"
+    kernels = "tests/kernels/cuda/test_rows.py" if dry_run else "tests/kernels/cuda"
     yield Step("kernels", 90, (*TEST, kernels, "tests/gpu/test_gpu_kernels.py"))
     yield Step("parity", 70, (*TEST, "tests/gpu/test_gpu_model.py"))
     limits = {
