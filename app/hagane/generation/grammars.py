@@ -1,0 +1,168 @@
+"""What an answer must look like: JSON of a schema, a regular expression, a choice, a grammar.
+
+Every form that the dialects know becomes one string in llguidance's own notation, which the engine
+turns into token masks. Compiling is linear in the grammar and bounded by llguidance's fuel, so a
+grammar that is too large is refused here and never reaches the engine.
+https://github.com/guidance-ai/llguidance
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import llguidance
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from hagane.system.errors import InvalidRequestError
+
+# Bytes of a grammar as a client writes it. The largest schemas of public benchmarks have 200 kB.
+MOST_BYTES = 1 << 19
+MOST_CHOICES = 10_000
+# Like json.dumps, as models have seen most JSON; free whitespace would let a model pad for ever.
+_JSON_OPTIONS: Any = {
+    "whitespace_flexible": False,
+    "key_separator": ": ",
+    "item_separator": ", ",
+}
+_KEPT_VERDICTS = 512
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar in llguidance's notation, and the field of the request that asked for it."""
+
+    text: str
+    param: str
+
+    @property
+    def digest(self) -> str:
+        """The grammar's name: equal texts share one compiled form."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def any_json_object(param: str) -> Grammar:
+    """Any JSON object, as OpenAI's `response_format: {"type": "json_object"}` wants it."""
+    return from_json_schema({"type": "object"}, param)
+
+
+def from_json_schema(schema: Mapping[str, Any] | bool | str, param: str) -> Grammar:
+    """JSON that validates against `schema`, written compactly, keys in the schema's order.
+
+    Raises InvalidRequestError for what is no schema, for one that is too large, and for
+    `x-guidance`, which would let a request switch llguidance's own checks off.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"{param} is not JSON: {error}.", param=param) from None
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, Mapping):
+        raise InvalidRequestError(f"{param} must be a JSON schema, that is an object.", param=param)
+    if "x-guidance" in schema:
+        raise InvalidRequestError(f"{param}: remove the keyword x-guidance.", param=param)
+    # The dialect changes nothing that llguidance checks, and an unknown one is looked up.
+    schema = {key: value for key, value in schema.items() if key != "$schema"}
+    try:
+        text = json.dumps(schema)
+    except RecursionError:
+        raise InvalidRequestError(f"{param} is nested too deeply.", param=param) from None
+    _check_size(text, param)
+    try:
+        made = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
+    except ValueError as error:
+        raise InvalidRequestError(f"{param} is not a JSON schema: {error}.", param=param) from None
+    return Grammar(made, param)
+
+
+def from_regex(regex: str, param: str) -> Grammar:
+    """Text that `regex` matches as a whole; Rust's syntax, which always matches in linear time."""
+    _check_size(regex, param)
+    return Grammar(llguidance.LLMatcher.grammar_from_regex(regex), param)
+
+
+def from_choices(choices: Sequence[str], param: str) -> Grammar:
+    """One of `choices`, letter by letter.
+
+    Raises InvalidRequestError if there are none, too many, or an empty one.
+    """
+    if not 1 <= len(choices) <= MOST_CHOICES or not all(choices):
+        raise InvalidRequestError(
+            f"{param} has {len(choices)} choices; send 1 to {MOST_CHOICES}, none of them empty.",
+            param=param,
+        )
+    _check_size("".join(choices), param)
+    lines = "\n  | ".join(json.dumps(choice) for choice in choices)
+    return Grammar(llguidance.LLMatcher.grammar_from_lark(f"start: {lines}"), param)
+
+
+def from_text(grammar: str, param: str) -> Grammar:
+    """A context-free grammar in Lark's notation or llama.cpp's GBNF, told apart by `::=`.
+
+    Raises InvalidRequestError for GBNF that cannot be translated.
+    """
+    _check_size(grammar, param)
+    if "::=" in grammar:
+        try:
+            grammar = gbnf_to_lark(grammar)
+        except Exception as error:  # the translator raises what its parser happens to raise
+            raise InvalidRequestError(f"{param} is not GBNF: {error}.", param=param) from None
+    return Grammar(llguidance.LLMatcher.grammar_from_lark(grammar), param)
+
+
+def _check_size(text: str, param: str) -> None:
+    size = len(text.encode("utf-8", errors="replace"))
+    if size > MOST_BYTES:
+        raise InvalidRequestError(
+            f"{param} has {size:,} bytes; a grammar may have {MOST_BYTES:,}. Make it smaller.",
+            param=param,
+        )
+
+
+class GrammarChecker:
+    """Compiles grammars against one model's tokens, and remembers the verdicts. Thread safe.
+
+    `tokenizer` is the text of the model's tokenizer.json. Reading it takes most of a second for a
+    vocabulary of 150,000, so that it waits for the first grammar.
+    """
+
+    def __init__(self, tokenizer: str) -> None:
+        self._source = tokenizer
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._lock = threading.Lock()
+        self._verdicts: OrderedDict[str, str] = OrderedDict()
+
+    def check(self, grammar: Grammar) -> None:
+        """Compile it once: up to a tenth of a second, so never on an event loop.
+
+        Raises InvalidRequestError with llguidance's words: the place, or the keyword.
+        """
+        digest = grammar.digest
+        with self._lock:
+            verdict = self._verdicts.get(digest)
+            if verdict is None:
+                verdict = self._verdicts[digest] = self._compile(grammar.text)
+                if len(self._verdicts) > _KEPT_VERDICTS:
+                    self._verdicts.popitem(last=False)
+        if verdict:
+            raise InvalidRequestError(
+                f"{grammar.param} cannot be enforced: {verdict}",
+                param=grammar.param,
+                code="invalid_grammar",
+            )
+
+    def _compile(self, text: str) -> str:
+        if self._tokenizer is None:
+            self._tokenizer = llguidance.LLTokenizer(self._source)
+        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
+        if not matcher.is_error():
+            # The first mask finds what compiling leaves open: rows or states over the limits.
+            matcher.compute_bitmask()
+        return matcher.get_error() if matcher.is_error() else ""

@@ -1,0 +1,108 @@
+"""Random walks through grammars end in texts that an independent validator accepts."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import jsonschema
+import pytest
+import tokenizers
+import torch
+from hagane.engine.sampling.constraints import Grammars
+from hagane.generation import grammars
+from hagane.system.errors import InvalidRequestError
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a_rather_long_property_name": {"type": "integer", "minimum": 3, "maximum": 4000},
+        "kind": {"enum": ["猫", "dog", None]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+        "name": {"type": "string", "maxLength": 5},
+    },
+    "required": ["a_rather_long_property_name", "kind", "tags"],
+    "additionalProperties": False,
+}
+VOCABULARY = 333  # the head has more rows than the tokenizer has tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir):
+    return tokenizers.Tokenizer.from_file(str(tiny_model_dir / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_model_dir):
+    return Grammars((tiny_model_dir / "tokenizer.json").read_text(), VOCABULARY, ends=(0, 2))
+
+
+def walk(compiled, grammar, seed, forced=True):
+    """Tokens drawn at random among the allowed ones, and how many of them were forced."""
+    rng = random.Random(seed)
+    compiled.compile(grammar.digest, grammar.text)
+    constraint = compiled.constraint(grammar.digest)
+    tokens, given = [], 0
+    while len(tokens) < 2000:
+        more = constraint.forced() if forced else []
+        if more:
+            given += len(more)
+        else:
+            allowed = constraint.allowed()
+            assert allowed.shape == (VOCABULARY,)
+            more = [rng.choice(torch.nonzero(allowed).flatten().tolist())]
+        if more[0] in (0, 2):
+            return tokens, given
+        constraint.advance(*more)
+        tokens += more
+    raise AssertionError("the walk did not end")
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_walks_through_a_schema_validate(compiled, tokenizer, forced):
+    grammar = grammars.from_json_schema(SCHEMA, "p")
+    for seed in range(30):
+        tokens, given = walk(compiled, grammar, seed, forced)
+        jsonschema.validate(json.loads(tokenizer.decode(tokens)), SCHEMA)
+        assert bool(given) is forced
+
+
+def test_walks_through_a_regex_match(compiled, tokenizer):
+    grammar = grammars.from_regex(r"[a-c]{2,4}-[0-9]+(x|yz)", "p")
+    for seed in range(30):
+        tokens, _ = walk(compiled, grammar, seed)
+        assert re.fullmatch(r"[a-c]{2,4}-[0-9]+(x|yz)", tokenizer.decode(tokens))
+
+
+def test_choices(compiled, tokenizer):
+    choices = ["yes", "no", "いいえ", 'say "no"']
+    grammar = grammars.from_choices(choices, "p")
+    found = {tokenizer.decode(walk(compiled, grammar, seed)[0]) for seed in range(60)}
+    assert found == set(choices)
+
+
+def test_a_copy_goes_its_own_way(compiled):
+    grammar = grammars.from_choices(["ab", "cd"], "p")
+    compiled.compile(grammar.digest, grammar.text)
+    first = compiled.constraint(grammar.digest)
+    second = first.copy()
+    first.advance(int(torch.nonzero(first.allowed())[0]))
+    assert not torch.equal(first.allowed(), second.allowed())
+
+
+def test_a_token_that_is_not_allowed_is_an_error(compiled):
+    grammar = grammars.from_choices(["ab"], "p")
+    compiled.compile(grammar.digest, grammar.text)
+    constraint = compiled.constraint(grammar.digest)
+    with pytest.raises(InvalidRequestError):
+        constraint.advance(int(torch.nonzero(~constraint.allowed())[5]))
+
+
+def test_the_end_is_one_of_the_model_s_end_tokens(compiled, tokenizer):
+    grammar = grammars.from_choices(["ab"], "p")
+    compiled.compile(grammar.digest, grammar.text)
+    constraint = compiled.constraint(grammar.digest)
+    constraint.advance(*tokenizer.encode("ab", add_special_tokens=False).ids)
+    assert set(torch.nonzero(constraint.allowed()).flatten().tolist()) <= {0, 2}
+    assert constraint.finished

@@ -1,0 +1,84 @@
+"""Grammars: what is compiled, and what is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from hagane.generation.grammars import (
+    MOST_BYTES,
+    GrammarChecker,
+    any_json_object,
+    from_choices,
+    from_json_schema,
+    from_regex,
+    from_text,
+)
+from hagane.system.errors import InvalidRequestError
+
+
+@pytest.fixture(scope="module")
+def checker(tiny_model_dir):
+    return GrammarChecker((tiny_model_dir / "tokenizer.json").read_text())
+
+
+GOOD = [
+    any_json_object("p"),
+    from_json_schema({"type": "object", "properties": {"a": {"$ref": "#"}}}, "p"),
+    from_json_schema('{"$schema": "http://json-schema.org/nowhere", "type": "integer"}', "p"),
+    from_json_schema(True, "p"),
+    from_regex(r"[0-9]{3}-(a|b)*", "p"),
+    from_regex("(a|a)*(.*)*(.*)*!", "p"),
+    from_choices(["yes", "いいえ", 'say "no"', "a\nb"], "p"),
+    from_text('start: "x" digit+\ndigit: "0" | "1"', "p"),
+    from_text('root ::= "x" [0-9]+', "p"),
+]
+
+
+@pytest.mark.parametrize("grammar", GOOD, ids=range(len(GOOD)))
+def test_accepted(checker, grammar):
+    checker.check(grammar)
+    checker.check(grammar)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "strin"}, "strin"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"if": {}, "then": {}}, "if"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "string", "format": "phone-number"}, "phone-number"),
+        ({"$ref": "#/nowhere"}, "nowhere"),
+        ({"$ref": "https://example.org/schema"}, "example.org"),
+        ({"enum": []}, "Unsatisfiable"),
+        ({"type": "string", "pattern": "("}, "regex"),
+    ],
+)
+def test_a_keyword_that_cannot_be_enforced_is_named(checker, schema, said):
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        checker.check(from_json_schema({"anyOf": [schema]}, "p"))
+    assert caught.value.param == "p"
+
+
+def deep(levels: int) -> str:
+    return '{"type":"array","items":' * levels + "{}" + "}" * levels
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: from_json_schema("{", "p"),
+        lambda: from_json_schema("[1]", "p"),
+        lambda: from_json_schema({"x-guidance": {"lenient": True}}, "p"),
+        lambda: from_json_schema({"enum": ["x" * MOST_BYTES]}, "p"),
+        lambda: from_json_schema(deep(5000), "p"),
+        lambda: from_choices([], "p"),
+        lambda: from_choices(["a", ""], "p"),
+        lambda: from_text("root ::= (", "p"),
+        lambda: from_regex("(a|", "p"),
+        lambda: from_text('start: "a" b', "p"),
+    ],
+)
+def test_refused_with_the_field(checker, make):
+    with pytest.raises(InvalidRequestError) as caught:
+        checker.check(make())
+    assert caught.value.param == "p"
