@@ -1,0 +1,1 @@
+"""Tool calls, one file a notation; `registry` finds a model's."""

@@ -1,0 +1,58 @@
+"""Hermes, Qwen 2.5 and 3: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
+
+Granite 3 and Phi-4-mini write a list of such objects behind a marker of their own, Mistral up to
+v3 behind `[TOOL_CALLS]`.
+"""
+
+from __future__ import annotations
+
+from hagane.generation.events import Event
+from hagane.generation.parsers.json_calls import JsonCall
+from hagane.generation.parsers.tool_calls.delimited import DelimitedCalls
+
+
+class JsonCalls:
+    """One object, or a list of objects; whatever stands between them is skipped."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._call: JsonCall | None = None
+
+    def feed(self, text: str) -> list[Event]:
+        """The events of more text."""
+        events: list[Event] = []
+        while text:
+            if self._call is None:
+                place = text.find("{")
+                if place < 0:
+                    break
+                text = text[place:]
+                self._call = JsonCall(self.count)
+            found, text = self._call.feed(text)
+            events += found
+            if self._call.done:
+                self.count += self._call.name is not None
+                self._call = None
+        return events
+
+    def finish(self) -> list[Event]:
+        """A call that was cut short counts if its name was there."""
+        if self._call is not None and self._call.name is not None:
+            self.count += 1
+        self._call = None
+        return []
+
+
+def hermes() -> DelimitedCalls:
+    """Hermes 2 and 3, Qwen 2.5 and 3, and many fine-tunes."""
+    return DelimitedCalls("<tool_call>", "</tool_call>", JsonCalls)
+
+
+def granite() -> DelimitedCalls:
+    """Granite 3: a list of objects to the end of the answer."""
+    return DelimitedCalls("<|tool_call|>", None, JsonCalls)
+
+
+def phi4_mini() -> DelimitedCalls:
+    """Phi-4-mini: a list of objects between markers."""
+    return DelimitedCalls("<|tool_call|>", "<|/tool_call|>", JsonCalls)
