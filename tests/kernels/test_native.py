@@ -155,13 +155,15 @@ def test_row_operations(dtype, features):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [8, 64, 96, 128])
 @pytest.mark.parametrize("normed", [False, True])
-def test_rotation(dtype, head_dim, normed):
+@pytest.mark.parametrize("centered", [False, True])
+def test_rotation(dtype, head_dim, normed, centered):
     torch.manual_seed(4)
     heads, kv_heads, tokens = 6, 2, 11
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
     angles = torch.rand(tokens, head_dim // 2) * 6
     norms = (torch.rand(head_dim).to(dtype), torch.rand(head_dim).to(dtype)) if normed else None
-    shape = {"heads": heads, "kv_heads": kv_heads, "norms": norms, "eps": 1e-6}
+    center = torch.randn(kv_heads, head_dim) if centered else None
+    shape = {"heads": heads, "kv_heads": kv_heads, "norms": norms, "eps": 1e-6, "center": center}
     expected = reference.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
     result = native.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
     tolerance = 1e-5 if dtype == torch.float32 else 0.03

@@ -40,6 +40,15 @@ def dirty_cache(block_size: int, kv_heads: int, head_dim: int) -> tuple[Tensor, 
     return cache
 
 
+def hadamard(x: Tensor) -> Tensor:
+    """x [..., head_dim] times Sylvester's matrix, in blocks of the largest power of two."""
+    size = x.shape[-1] & -x.shape[-1]
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), matrix)
+    return (x.double().unflatten(-1, (-1, size)) @ matrix / size**0.5).flatten(-2)
+
+
 def dequantized(
     cache: tuple[Tensor, Tensor], block_size: int, kv_heads: int, head_dim: int
 ) -> tuple[Tensor, Tensor]:
@@ -57,7 +66,8 @@ def dequantized(
         for part in cache
     )
     pairs = zip(codes, scales, strict=True)
-    return tuple(code.double() * scale.reshape(-1, kv_heads, 1) for code, scale in pairs)
+    turned, plain = (c.double() * scale.reshape(-1, kv_heads, 1) for c, scale in pairs)
+    return hadamard(turned), plain
 
 
 def rows_of(
@@ -94,7 +104,7 @@ def test_attention_is_that_of_the_dequantized_cache_in_any_chunks(
     result = native.attend(q, k, v, cache, whole, window=window)
 
     kept = [part[whole.slots] for part in dequantized(cache, block_size, kv_heads, head_dim)]
-    for ours, exact in zip(kept, (k.double(), v.double()), strict=True):
+    for ours, exact in ((hadamard(kept[0]), hadamard(k)), (kept[1], v.double())):
         step = exact.abs().amax(-1, keepdim=True) / 127
         assert ((ours - exact).abs() <= 0.501 * step).all()
     plain = reference.allocate_cache(BLOCKS, block_size, kv_heads, head_dim, torch.float64, CPU)

@@ -62,6 +62,7 @@ class Operations(Protocol):
         kv_heads: int,
         norms: tuple[Tensor, Tensor] | None,
         eps: float,
+        center: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def allocate_cache(

@@ -294,13 +294,15 @@ def rotate(
     kv_heads: int,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In place: the results are views of `qkv`."""
     tokens, head_dim = qkv.shape[0], 2 * cos.shape[1]
     q_norm, k_norm = (0, 0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
     _cpu.rotary(
         qkv.data_ptr(), _DTYPES[qkv.dtype], qkv.stride(0), cos.data_ptr(), sin.data_ptr(),
-        q_norm, k_norm, eps, tokens, heads, kv_heads, head_dim,
+        q_norm, k_norm, 0 if center is None else center.data_ptr(),
+        eps, tokens, heads, kv_heads, head_dim,
     )  # fmt: skip
     # The builtin itself: Tensor.split takes several times as long, in every layer of every step.
     q, k, v = torch.split_with_sizes(qkv.view(tokens, -1, head_dim), (heads, kv_heads, kv_heads), 1)

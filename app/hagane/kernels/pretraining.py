@@ -59,6 +59,7 @@ class Pretraining:
         kv_heads: int,
         norms: tuple[Tensor, Tensor] | None,
         eps: float,
+        center: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         counts = heads, kv_heads, kv_heads
         if norms is not None:
@@ -70,7 +71,7 @@ class Pretraining:
             )
             qkv = torch.cat((q, k, v), dim=1)
         q, k, v = _Rotate.apply(qkv, cos, sin, heads, kv_heads)  # type: ignore[no-untyped-call]
-        return q, k, v
+        return q, k if center is None else k - center, v
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
@@ -147,7 +148,7 @@ class _Rotate(torch.autograd.Function):
         grad = torch.cat([part.flatten(1) for part in grads], dim=1)
         kind, stride = _DTYPES[grad.dtype], grad.stride(0)
         _cpu.rotary_backward(
-            grad.data_ptr(), kind, stride, cos.data_ptr(), sin.data_ptr(), 0, 0, 0.0,
+            grad.data_ptr(), kind, stride, cos.data_ptr(), sin.data_ptr(), 0, 0, 0, 0.0,
             len(grad), ctx.heads, ctx.kv_heads, 2 * cos.shape[1], grad.data_ptr(), kind, stride,
         )  # fmt: skip
         return grad, None, None, None, None

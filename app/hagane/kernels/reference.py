@@ -63,26 +63,29 @@ def rotate(
     kv_heads: int,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values out of qkv [tokens, (heads + 2 * kv_heads) * head_dim].
 
     Queries and keys are normalised per head if `norms` (of q and of k, [head_dim] each) are given,
     and rotated by cos, sin float32 [tokens, head_dim / 2]: feature i is paired with
-    i + head_dim / 2, as in Hugging Face checkpoints (Su et al., 2021, arXiv:2104.09864). Returns
-    [tokens, heads, head_dim] and twice [tokens, kv_heads, head_dim]; qkv may be overwritten.
+    i + head_dim / 2, as in Hugging Face checkpoints (Su et al., 2021, arXiv:2104.09864). `center`
+    float32 [kv_heads, head_dim] is taken off the keys. Returns [tokens, heads, head_dim] and twice
+    [tokens, kv_heads, head_dim]; qkv may be overwritten.
     """
     rows = qkv.unflatten(1, (-1, 2 * cos.shape[1]))
     q, k, v = rows.split((heads, kv_heads, kv_heads), dim=1)
     if norms is not None:
         q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
-    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+    return apply_rotation(q, cos, sin), apply_rotation(k, cos, sin, center), v
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor, center: Tensor | None = None) -> Tensor:
+    """x [tokens, heads, head_dim], rotated as in `rotate`, less `center`."""
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    return (rotated if center is None else rotated - center).to(x.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None) -> Tensor:

@@ -192,13 +192,17 @@ def _rotate_backward(
     kv_heads: int,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
+    center: Tensor | None = None,
 ) -> None:
-    """Turns `grad`, of the results of `rotate` side by side, into that of its argument qkv."""
+    """Turns `grad`, of the results of `rotate` side by side, into that of its argument qkv.
+
+    The center is a constant: it has no part in this.
+    """
     tokens, head_dim, kind = qkv.shape[0], 2 * cos.shape[1], _DTYPES[qkv.dtype]
     q_norm, k_norm = (0, 0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
     _cpu.rotary_backward(
         grad.data_ptr(), kind, grad.stride(0), cos.data_ptr(), sin.data_ptr(),
-        q_norm, k_norm, eps, tokens, heads, kv_heads, head_dim,
+        q_norm, k_norm, 0, eps, tokens, heads, kv_heads, head_dim,
         qkv.data_ptr(), kind, qkv.stride(0),
     )  # fmt: skip
 

@@ -20,6 +20,9 @@ from hagane.models.linear import DenseEmbedding, Int8Embedding, make_embedding, 
 from hagane.models.rope import RotaryEmbedding
 from hagane.models.serving import CudaEmbedding, PackedEmbedding
 
+# Where keys are centered on average: later positions turn slow features a little further.
+_CENTERED_POSITIONS = 4096
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation with a learned scale."""
@@ -63,6 +66,8 @@ class Attention(nn.Module):
             bias=config.output_bias,
             quantization=quantization,
         )
+        # Float32 [kv_heads, head_dim], or None: what is taken off every key (see `center_keys`).
+        self.key_center: Tensor | None = None
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if config.qk_norm:
@@ -83,9 +88,26 @@ class Attention(nn.Module):
             kv_heads=self.kv_heads,
             norms=norms,
             eps=self.eps,
+            center=self.key_center,
         )
         attended = context.attend(self.layer, q, k, v, self.window)
         return context.linear(self.o_proj, attended, residual)
+
+    def center_keys(self, rotary: RotaryEmbedding) -> None:
+        """Take the mean of the rotated key bias off every key, unless a norm follows it.
+
+        The softmax ignores what all keys have in common. Where a bias is large, as in Qwen2.5, it
+        lies in features that hardly turn with the position: without it keys need fewer bits
+        (SageAttention, Zhang et al., 2024, arXiv:2410.02367, takes off the keys' own mean).
+        """
+        bias, first, last = self.qkv_proj.bias, self.heads, self.heads + self.kv_heads
+        if bias is None or self.k_norm is not None:
+            return
+        positions = torch.arange(_CENTERED_POSITIONS)
+        cos, sin = reference.angles(positions, rotary.inverse_frequencies, rotary.magnitude)
+        keys = bias.detach().float().view(-1, self.head_dim)[first:last]
+        rotated = reference.apply_rotation(keys.expand(len(positions), -1, -1), cos, sin)
+        self.key_center = rotated.mean(0).contiguous()
 
 
 class MLP(nn.Module):

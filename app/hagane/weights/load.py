@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hagane.kernels import Operations, reference
+from hagane.kernels import Operations, native, reference
 from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
-from hagane.models.decoder import RMSNorm, Transformer
+from hagane.models.decoder import Attention, RMSNorm, Transformer
 from hagane.models.linear import Dense, DenseEmbedding, Int4, Int8Embedding, Linear, Quantized
 from hagane.models.serving import for_serving
 from hagane.system.errors import ModelError
@@ -168,6 +168,9 @@ def load_model(
             setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
         if isinstance(module, Int8Embedding):
             module.dtype = dtype
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if operations is native and isinstance(owner, Attention) and module is owner.qkv_proj:
+            owner.center_keys(model.model.rotary)
         if operations is not None:
             replacement = for_serving(module, operations, dtype)
             if replacement is not module:

@@ -41,7 +41,8 @@ def test_rotation(dtype, head_dim, normed):
     cos, sin = angles.cos(), angles.sin()
     norms = tuple(torch.rand(2, head_dim, device=DEVICE).to(dtype)) if normed else None
     wide = None if norms is None else tuple(norm.double() for norm in norms)
-    shape = {"heads": heads, "kv_heads": kv_heads, "eps": 1e-6}
+    center = torch.randn(kv_heads, head_dim, device=DEVICE)
+    shape = {"heads": heads, "kv_heads": kv_heads, "eps": 1e-6, "center": center}
     exact = reference.rotate(qkv.double(), cos, sin, norms=wide, **shape)
     for ours, theirs in zip(
         cuda.rotate(qkv.clone(), cos, sin, norms=norms, **shape), exact, strict=True

@@ -2,11 +2,13 @@
 #include "ops.h"
 
 #include <cmath>
+#include <utility>
 
 namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "hadamard.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"

@@ -165,6 +165,7 @@ hagane::Rotary rotary_arguments(Arguments& in) {
   r.sin = in.address<const float>();
   r.q_norm = in.address<const void>();
   r.k_norm = in.address<const void>();
+  r.center = in.address<const float>();
   r.eps = in.real();
   r.tokens = in.integer();
   r.heads = in.integer();

@@ -158,7 +158,7 @@ struct Linear {
 //   values  [blocks][kv_heads][block_size / pair][padded head_dim][pair]
 // with pair = 2 for bf16 and int8 and 1 for f32. Padded head_dim is a multiple of 16. In an int8
 // cache the codes of each block are followed by their scales, float [kv_heads][block_size]: one for
-// every token and head, of its key or its value.
+// every token and head, of its key or its value; keys are rotated first (hadamard.inc).
 struct Attention {
   Matrix q, out;  // [tokens, heads * head_dim]
   DType cache_dtype;
@@ -185,12 +185,13 @@ struct Angles {
   float *cos, *sin;
 };
 
-// Normalises (if weights are given) and rotates queries and keys of qkv rows in place, and writes
-// keys and values to their cache slots.
+// Normalises (if weights are given) and rotates queries and keys of qkv rows in place, and takes the
+// center off the keys: a constant, which the softmax does not see.
 struct Rotary {
   Matrix qkv;                // [tokens, (heads + 2 * kv_heads) * head_dim]
   const float *cos, *sin;    // [tokens, head_dim / 2]
   const void *q_norm, *k_norm;  // [head_dim] in qkv's dtype, or null
+  const float* center;          // [kv_heads * head_dim], or null
   float eps;
   int64_t tokens, heads, kv_heads, head_dim;
 };

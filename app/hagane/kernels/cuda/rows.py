@@ -98,6 +98,7 @@ def rotate(
     kv_heads: int,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In place: the results are views of `qkv`."""
     tokens, half = cos.shape
@@ -108,4 +109,6 @@ def rotate(
         HALF=half, PADDED=power_of_two(half), HEADS=_HEADS, NORMED=norms is not None, num_warps=4,
     )  # fmt: skip
     q, k, v = qkv.unflatten(1, (-1, 2 * half)).split((heads, kv_heads, kv_heads), dim=1)
+    if center is not None:
+        k.sub_(center)
     return q, k, v
