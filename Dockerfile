@@ -35,7 +35,8 @@ print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="
     && pip install --constraint constraints.txt --requirement requirements.txt
 
 # The kernels choose their instruction set when they start: one build serves every machine.
-COPY README.md setup.py ./
+COPY LICENSE README.md setup.py ./
+COPY models models
 COPY app app
 RUN pip install --no-deps .
 
@@ -67,7 +68,6 @@ LABEL org.opencontainers.image.title="Hagane" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 COPY --from=builder /opt/hagane /opt/hagane
-COPY models/hagane-mini /opt/hagane/models/hagane-mini
 # Empty folders that belong to the user below, so that fresh named volumes do too.
 COPY --from=builder /volumes/ /
 
@@ -75,7 +75,6 @@ ENV PATH=/opt/hagane/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HAGANE_HOST=0.0.0.0 \
     HAGANE_PORT=8000 \
-    HAGANE_MODEL=/opt/hagane/models/hagane-mini \
     HAGANE_MODELS_DIR=/models \
     HAGANE_DATA_DIR=/data \
     HAGANE_SHUTDOWN_GRACE=25 \

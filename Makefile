@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test docs-check lint bench gpu-check asan format clean
+.PHONY: help install serve test test-all docs-check lint bench gpu-check asan format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ serve: install  ## serve the built-in model on http://127.0.0.1:8000
 
 test: install  ## run the test suite with a coverage report
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+test-all: install  ## run the slow tests, too: they build a wheel and install it
+	$(BIN)/python -m pytest -m "" $(ARGS)
 
 docs-check: install  ## run every command in README and docs that can be run
 	$(BIN)/python -m pytest tests/docs $(ARGS)

@@ -1,12 +1,26 @@
-"""The native kernels; everything else is in pyproject.toml."""
+"""The native kernels, and the built-in model inside the package; the rest is in pyproject.toml."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 SOURCES = Path("app/hagane/kernels/cpu")
 
+
+class BuildWithModels(build_py):
+    """Puts `models/` at `hagane/builtin/`, where `hagane.text.hub` looks for it in a wheel."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "hagane", "builtin")
+            shutil.copytree("models", target, dirs_exist_ok=True)
+
+
 setup(
+    cmdclass={"build_py": BuildWithModels},
     ext_modules=[
         Extension(
             "hagane.kernels._cpu",
@@ -28,5 +42,5 @@ setup(
             # Without a compiler Hagane still installs, and computes with torch's operators.
             optional=True,
         )
-    ]
+    ],
 )

@@ -51,13 +51,18 @@ class Server:
 
 
 def start_server(
-    model: Path, log: Path, *flags: str, prefix: tuple[str, ...] = (), **environment: str
+    model: Path,
+    log: Path,
+    *flags: str,
+    prefix: tuple[str, ...] = (),
+    python: Path = Path(sys.executable),
+    **environment: str,
 ) -> Server:
-    """`prefix` is a command that runs the server's as its arguments."""
+    """`prefix` is a command that runs the server's as its arguments; `python` has it installed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", str(model)]
+    command = [str(python), "-m", "hagane.cli", "serve", "--model", str(model)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*prefix, *command, "--port", str(port), "--threads", "1", *flags],

@@ -14,15 +14,19 @@ from hagane.system.settings import Settings
 
 # In a data directory.
 MODELS_FOLDER = "models"
-BUILTIN_MODELS = Path(__file__).resolve().parents[3] / "models"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel carries the models inside the package (see setup.py); a checkout has them at its root.
+_WHEEL, _CHECKOUT = _PACKAGE / "builtin", _PACKAGE.parents[1] / "models"
+BUILTIN_MODELS = _WHEEL if _WHEEL.is_dir() else _CHECKOUT
 # Weights in safetensors only: pickled files are never fetched, let alone loaded.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_stores(settings: Settings) -> tuple[Path, Path]:
-    """Where a server looks for a model's name: in its store, and among what its jobs have made."""
-    return settings.models_dir or BUILTIN_MODELS, settings.data_dir / MODELS_FOLDER
+def model_stores(settings: Settings) -> tuple[Path, ...]:
+    """Where a server looks for a model's name: its store, the built-in models, its jobs' models."""
+    own = (settings.models_dir,) if settings.models_dir else ()
+    return *own, BUILTIN_MODELS, settings.data_dir / MODELS_FOLDER
 
 
 def resolve_model(name: str, stores: Sequence[Path] = (BUILTIN_MODELS,)) -> Path:
