@@ -56,6 +56,22 @@ class PermissionDeniedError(HaganeError):
     code = "permission_denied"
 
 
+class BodyTimeoutError(HaganeError):
+    """The client sends its body too slowly, or not at all."""
+
+    code = "request_timeout"
+
+
+class OverloadedError(HaganeError):
+    """More is on its way to this server than it holds; try again after `retry_after` seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 def error_body(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
@@ -79,11 +95,13 @@ def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
         return 401, body, {"WWW-Authenticate": "Bearer"}
     if isinstance(error, PermissionDeniedError):
         return 403, error_body(message, "invalid_request_error", None, error.code), {}
+    if isinstance(error, BodyTimeoutError):
+        return 408, error_body(message, "invalid_request_error", None, error.code), {}
     if isinstance(error, QueueFullError | RateLimitError):
         body = error_body(message, "rate_limit_exceeded", None, "rate_limit_exceeded")
         return 429, body, {"Retry-After": str(math.ceil(error.retry_after))}
     body = error_body(message, "server_error", None, error.code)
-    if isinstance(error, EngineUnavailableError):
+    if isinstance(error, EngineUnavailableError | OverloadedError):
         return 503, body, {"Retry-After": str(math.ceil(error.retry_after))}
     if isinstance(error, EngineCrashedError):
         return 503, body, {"Retry-After": "1"}

@@ -164,6 +164,7 @@ def build_generation(
 ) -> Generation:
     """Raises InvalidRequestError for parameters that do not fit this model or server."""
     settings = serving.settings
+    account.check_priority(body.priority)
     n = body.n or 1
     if n > settings.max_sequences:
         raise InvalidRequestError(

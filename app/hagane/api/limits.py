@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from hagane.api.errors import PermissionDeniedError
 from hagane.system.errors import RateLimitError
 from hagane.system.settings import Settings
 
@@ -84,8 +85,11 @@ class Account:
         usage: Usage,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        urgent: bool = True,
     ) -> None:
         self.label = label
+        self._urgent = urgent
         self._usage = usage
         self._running = 0
         self._most_running = settings.max_concurrent_requests
@@ -113,6 +117,14 @@ class Account:
             yield self
         finally:
             self._count(-1)
+
+    def check_priority(self, priority: int) -> None:
+        """Raises PermissionDeniedError for going before others (below 0) without leave to."""
+        if priority < 0 and not self._urgent:
+            raise PermissionDeniedError(
+                f"'priority' is {priority}: going before others is for the admin key and those in "
+                "priority_keys. Leave it out, or send 0 or more, which lets others go first."
+            )
 
     def charge(self, kind: str, tokens: int) -> None:
         """Deduct tokens that were read (`prompt`) or made (`generated`)."""
@@ -157,8 +169,13 @@ class Accounts:
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         usage = Usage(registry)
         admin = settings.admin_key.get_secret_value()
-        labels = [key_label(key) for key in (*settings.keys, admin) if key]
-        self._accounts = {label: Account(label, usage, settings) for label in (*labels, ANONYMOUS)}
+        urgent = {key_label(key) for key in (*settings.urgent_keys, admin) if key}
+        labels = {key_label(key) for key in settings.keys} | urgent
+        self._accounts = {
+            label: Account(label, usage, settings, urgent=label in urgent) for label in labels
+        }
+        # Where no keys are configured, everybody is trusted alike.
+        self._accounts[ANONYMOUS] = Account(ANONYMOUS, usage, settings)
 
     def __getitem__(self, label: str) -> Account:
         return self._accounts[label]

@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Iterator
 from types import MappingProxyType
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
 from prometheus_client import generate_latest as render
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hagane import __version__
+from hagane.api.access import guarded_router
 from hagane.pool.client import EngineClient
 from hagane.pool.models import Fleet
 from hagane.store.jobs import Jobs
@@ -195,7 +196,7 @@ class Metrics:
         return (total - before) / (now - since) if now > since else 0.0
 
 
-router = APIRouter()
+router = guarded_router()
 
 
 @router.get("/metrics", include_in_schema=False)

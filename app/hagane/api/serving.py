@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Request
 
-from hagane.api.errors import AuthenticationError, PermissionDeniedError
-from hagane.api.limits import ANONYMOUS, Account, Accounts, key_label
+from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
 from hagane.models.config import ModelConfig
 from hagane.pool.client import EngineClient
@@ -166,27 +163,12 @@ def get_serving(request: Request) -> Serving:
     return serving
 
 
-async def authenticate(request: Request) -> str:
-    """Dependency of the /v1 routes: the label of a known key, where keys are configured.
-
-    Raises AuthenticationError. Every key is compared, in constant time each.
-    """
-    settings = get_serving(request).settings
-    if not settings.keys:
-        return ANONYMOUS
-    if not _holds(request, *settings.keys, settings.admin_key.get_secret_value()):
-        raise _wrong_key()
-    return key_label(_given(request))
-
-
-async def meter(
-    request: Request, label: Annotated[str, Depends(authenticate)]
-) -> AsyncIterator[Account]:
+async def meter(request: Request) -> AsyncIterator[Account]:
     """Dependency of the routes that generate: the key's account, while the request lasts.
 
     Raises RateLimitError.
     """
-    account = get_serving(request).accounts[label]
+    account = get_serving(request).accounts[request.state.key_label]
     try:
         with account.request():
             request.state.headers = account.headers()
@@ -194,39 +176,3 @@ async def meter(
     except RateLimitError:
         request.state.headers = account.headers()
         raise
-
-
-async def authenticate_admin(request: Request) -> None:
-    """Dependency of the routes that change the server: the admin key and no other.
-
-    Raises PermissionDeniedError while no admin key is configured, and for keys that may only chat.
-    """
-    settings = get_serving(request).settings
-    key = settings.admin_key.get_secret_value()
-    if not key:
-        raise PermissionDeniedError(
-            "The admin routes are closed: start the server with HAGANE_ADMIN_KEY to open them."
-        )
-    if _holds(request, key):
-        return
-    if _holds(request, *settings.keys):
-        raise PermissionDeniedError("This key may chat; this route needs the admin key.")
-    raise _wrong_key()
-
-
-def _holds(request: Request, *keys: str) -> bool:
-    given = _given(request).encode()
-    matches = [hmac.compare_digest(given, key.encode()) for key in keys if key]
-    return any(matches)
-
-
-def _given(request: Request) -> str:
-    """The bearer's key, or nothing."""
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    return given if scheme.lower() == "bearer" else ""
-
-
-def _wrong_key() -> AuthenticationError:
-    return AuthenticationError(
-        "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this server."
-    )

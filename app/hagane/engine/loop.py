@@ -294,8 +294,10 @@ class Engine:
 
 def main(descriptor: int) -> None:
     """Run the engine on the socket `descriptor`, the first message on which is its config."""
-    # The terminal's Ctrl-C reaches the whole process group: ending is the API's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The terminal's Ctrl-C and its closing reach the whole process group: ending is the API's
+    # decision.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     channel = EngineChannel(socket.socket(fileno=descriptor))
     try:
         config = _receive_config(channel)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from types import ModuleType
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from hagane import __version__
 from hagane.api import errors, metrics
+from hagane.api.access import routes_of
+from hagane.api.body import Arriving
 from hagane.api.hagane import (
     adapters,
     admin,
     admin_page,
     aliases,
     health,
+    openapi,
     pretraining,
     tokenize,
     web,
@@ -32,11 +35,17 @@ from hagane.lora.config import AdapterConfig, adapter_digest
 from hagane.pool.launch import Launched
 from hagane.pool.messages import EngineConfig
 from hagane.pool.models import Fleet, Residency
-from hagane.server.middleware import BodyLimit, RequestContext, asked_by_machines
+from hagane.server.hosts import AllowedHosts
+from hagane.server.middleware import (
+    HostGuard,
+    LingeringClose,
+    RequestContext,
+    asked_by_machines,
+)
 from hagane.server.run import AdminListener
 from hagane.store.catalogue import Catalogue
 from hagane.store.store import DATABASE_FILE, Store
-from hagane.system.errors import ConfigurationError
+from hagane.system.errors import ConfigurationError, HaganeError
 from hagane.system.settings import Settings
 from hagane.text.hub import model_stores, resolve_model
 from hagane.training.jobs.options import JobOptions
@@ -44,9 +53,11 @@ from hagane.training.jobs.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-_PUBLIC = (chat, completions, models, tokenize, health, metrics, web)
-# Behind the admin key, and on a listener of their own where `admin_port` is set.
-_ADMIN = (adapters, admin, admin_page, aliases, files, fine_tuning, pretraining)
+# Which of their routes ask for which key is the table in `hagane.api.access`.
+_RESOURCES = (
+    chat, completions, models, tokenize, health, metrics, openapi, web,
+    adapters, admin, admin_page, aliases, files, fine_tuning, pretraining,
+)  # fmt: skip
 
 
 def create_app(
@@ -80,7 +91,7 @@ def create_app(
         watch = asyncio.create_task(_watch(serving, shut_down))
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
-                listener = AdminListener(_application(serving, (*_PUBLIC, *_ADMIN)), settings)
+                listener = AdminListener(_application(serving, admin=True), settings)
                 await stack.enter_async_context(listener.running())
             yield
         watch.cancel()
@@ -89,8 +100,7 @@ def create_app(
             fleet.stop(grace=settings.shutdown_grace),
         )
 
-    routes = _PUBLIC if settings.admin_port is not None else (*_PUBLIC, *_ADMIN)
-    return _application(serving, routes, lifespan)
+    return _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
 
 
 def open_store(settings: Settings) -> Store:
@@ -101,6 +111,10 @@ def open_store(settings: Settings) -> Store:
     key = settings.admin_key.get_secret_value()
     if key and key in settings.keys:
         raise ConfigurationError("admin_key is one of api_keys: who may chat must not administer")
+    if set(settings.urgent_keys) - set(settings.keys):
+        raise ConfigurationError(
+            "priority_keys has a key that api_keys lacks: add it there"
+        )
     if not key and not (settings.data_dir / DATABASE_FILE).is_file():
         return Store.empty()
     return Store.open(settings.data_dir)
@@ -108,7 +122,8 @@ def open_store(settings: Settings) -> Store:
 
 def _application(
     serving: Serving,
-    routes: Sequence[ModuleType],
+    *,
+    admin: bool,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
     settings = serving.settings
@@ -116,9 +131,10 @@ def _application(
         title="Hagane",
         version=__version__,
         lifespan=lifespan,
-        # These pages would load scripts from elsewhere; /openapi.json stays.
+        # These pages would load scripts from elsewhere; /openapi.json is a route of ours.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         # One span per request; `hagane.api.timeline` puts the phases of generation below it.
         telemetry={
             "operation_spans": False,
@@ -129,15 +145,17 @@ def _application(
     )
     app.state.serving = serving
     app.state.metrics = serving.metrics
-    for module in routes:
-        app.include_router(module.router)
+    app.state.arriving = Arriving()
+    app.router.routes += routes_of((module.router for module in _RESOURCES), admin=admin)
+    app.mount("/web", web.pages)
     errors.install(app)
 
+    @app.exception_handler(ClientDisconnect)
     @app.exception_handler(ClientDisconnectedError)
     async def nobody_listens(*_: object) -> JSONResponse:
         return JSONResponse(None, 499)
 
-    app.add_middleware(BodyLimit, limit=int(settings.max_body_bytes), streaming=(files.PATH,))
+    app.add_middleware(HostGuard, hosts=AllowedHosts.of(settings))
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -146,6 +164,7 @@ def _application(
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
+    app.add_middleware(LingeringClose)
     app.add_middleware(RequestContext, metrics=serving.metrics)
     return app
 
@@ -153,18 +172,22 @@ def _application(
 async def _watch(serving: Serving, shut_down: Callable[[], None]) -> None:
     """Report when the engine is ready; end the server when only the user can mend it."""
     client = serving.client
-    while client.state not in ("ready", "failed"):
-        await asyncio.sleep(0.02)
-    if client.state == "ready" and client.info is not None:
-        logger.info(
-            "%s is ready on http://%s:%d after %.2f s",
-            serving.model.id,
-            serving.settings.host,
-            serving.settings.port,
-            client.info.load_seconds,
-        )
-        return
-    shut_down()
+    while client.state != "stopped":
+        try:
+            info = await client.ready()
+        except HaganeError:
+            if client.state == "failed":
+                shut_down()
+                return
+        else:
+            logger.info(
+                "%s is ready on http://%s:%d after %.2f s",
+                serving.model.id,
+                serving.settings.host,
+                serving.settings.port,
+                info.load_seconds,
+            )
+            return
 
 
 def job_options(settings: Settings) -> JobOptions:

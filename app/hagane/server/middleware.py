@@ -1,24 +1,32 @@
-"""What happens to every request: its id, its line in the log, its body's bound."""
+"""What happens to every request: its id, its line in the log, its host, the end of its body."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
 import re
 import time
 import uuid
-from collections.abc import Collection
 
+from fastapi.responses import JSONResponse
 from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hagane.api.errors import error_body
 from hagane.api.metrics import Metrics
+from hagane.server.hosts import AllowedHosts
 from hagane.system.logging import request_id
 
 logger = logging.getLogger(__name__)
 
 _VALID_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+# What nginx logs for a client that went away: no fault of the server, and in no alert.
+_CLIENT_GONE = 499
+# Rests of bodies up to here are read so that the connection can be used again.
+_SMALL_REST = 64 << 10
+_REST_SECONDS = 0.05
+# For a client to read why its body was refused, while what it still sends is dropped.
+_LINGER_SECONDS = 2.0
 
 
 class RequestContext:
@@ -37,7 +45,8 @@ class RequestContext:
         request_id.set(identity)
         trace.get_current_span().set_attribute("hagane.request_id", identity)
         started = time.monotonic()
-        status = 500
+        # Nothing was answered: the client hung up, or the server ends.
+        status = _CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -53,8 +62,7 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self.metrics.http_requests.labels(scope["method"], route, str(status)).inc()
+            self.metrics.http_requests.labels(scope["method"], _route(scope), str(status)).inc()
             if not asked_by_machines(scope):
                 _log(scope, status, time.monotonic() - started)
 
@@ -63,6 +71,13 @@ def asked_by_machines(scope: Scope) -> bool:
     """Whether a request comes every few seconds: such are neither logged nor traced."""
     path: str = scope["path"]
     return path.startswith(("/health/", "/metrics"))
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern, the folder of a static file, or nothing that grows with requests."""
+    if (route := scope.get("route")) is not None:
+        return str(route.path)
+    return f"{scope['root_path']}/..." if scope.get("root_path") else "unmatched"
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
@@ -79,55 +94,86 @@ def _extra_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
-class BodyLimit:
-    """Refuses bodies over a number of bytes with 413, also those of undeclared length.
+class HostGuard:
+    """Refuses requests for hosts that this server does not go by."""
 
-    Routes on the paths `streaming` read their body piece by piece and have a bound of their own.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int, streaming: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
         self.app = app
-        self.limit = limit
-        self.streaming = streaming
+        self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        unbounded = scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS")
-        if unbounded or scope["path"] in self.streaming:
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        chunks: list[bytes] = []
-        size = 0
-        more = True
-        while more:
+        host = dict(scope["headers"]).get(b"host")
+        # HTTP/1.0 needs none; browsers always send one.
+        if host is None or host.decode("latin-1") in self.hosts:
+            await self.app(scope, receive, send)
+            return
+        text = (
+            f"This server does not go by the name {host.decode('latin-1')[:200]!r}: add it to "
+            "allowed_hosts (HAGANE_ALLOWED_HOSTS)."
+        )
+        body = error_body(text, "invalid_request_error", None, "host_not_allowed")
+        await JSONResponse(body, 403)(scope, receive, send)
+
+
+class LingeringClose:
+    """Ends connections whose request was answered before its body had come, without losing that.
+
+    The rest would be taken for the next request, or be read for nothing. A short rest is read; for
+    a long one the answer says `connection: close`, and the connection is closed when the client has
+    had time to read it: closing at once resets it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(scope):
+            await self.app(scope, receive, send)
+            return
+        pending, closing = True, False
+
+        async def watch() -> Message:
+            nonlocal pending
             message = await receive()
-            if message["type"] != "http.request":
+            pending = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def read_rest(limit: int, seconds: float) -> None:
+            try:
+                async with asyncio.timeout(seconds):
+                    while pending and limit > 0:
+                        limit -= len((await watch()).get("body", b""))
+            except TimeoutError:
+                pass
+
+        async def send_then_close(message: Message) -> None:
+            nonlocal closing
+            if message["type"] == "http.response.start" and pending:
+                if not _is_long(scope):
+                    await read_rest(_SMALL_REST, _REST_SECONDS)
+                if closing := pending:
+                    message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if not (closing and last):
+                await send(message)
                 return
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            more = message.get("more_body", False)
-            if size > self.limit:
-                await self._refuse(send)
-                return
-        body: bytes | None = b"".join(chunks)
+            await send({**message, "more_body": True})
+            await read_rest(1 << 40, _LINGER_SECONDS)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        async def replay() -> Message:
-            nonlocal body
-            if body is None:
-                return await receive()
-            whole, body = body, None
-            return {"type": "http.request", "body": whole, "more_body": False}
+        await self.app(scope, watch, send_then_close)
 
-        await self.app(scope, replay, send)
 
-    async def _refuse(self, send: Send) -> None:
-        text = f"The request body is larger than {self.limit} bytes (max_body_bytes)."
-        body = json.dumps(
-            error_body(text, "invalid_request_error", None, "request_too_large")
-        ).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+def _has_body(scope: Scope) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+def _is_long(scope: Scope) -> bool:
+    """Whether more is to come than is worth reading, or the client waits to be asked for it."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"0")
+    return b"expect" in headers or (length.isdigit() and int(length) > _SMALL_REST)

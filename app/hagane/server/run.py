@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from hagane.api.serving import Serving
+from hagane.server.protocol import BoundedProtocol, Bounds
 from hagane.system.settings import Settings
+
+
+def _config(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Config:
+    """What both listeners have in common: bounds, and nothing that nobody here asks for."""
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedProtocol, bounds=Bounds.of(settings)),  # type: ignore[arg-type]
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        **options,
+    )
 
 
 class DrainingServer(uvicorn.Server):
@@ -23,18 +41,27 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
-            uvicorn.Config(
+            _config(
                 app,
+                settings,
                 host=settings.host,
                 port=settings.port,
-                log_config=None,
-                access_log=False,
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
             )
         )
         self._app = app
         self._grace = settings.shutdown_grace
         self._drain: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A terminal that closes ends the server as Ctrl-C does, unless `nohup` forbids it."""
+        before = signal.getsignal(signal.SIGHUP)
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self.handle_exit)
+        with super().capture_signals():
+            yield
+        signal.signal(signal.SIGHUP, before)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called between two instructions of the event loop's thread."""
@@ -61,12 +88,11 @@ class AdminListener(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
-            uvicorn.Config(
+            _config(
                 app,
+                settings,
                 host=settings.admin_host,
                 port=settings.admin_port or 0,
-                log_config=None,
-                access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=1,
             )

@@ -82,6 +82,35 @@ class Settings(BaseSettings):
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma-separated keys; empty: no key is asked for"
     )
+    priority_keys: SecretStr = Field(
+        SecretStr(""),
+        description="comma-separated API keys whose requests may go before others' (priority below "
+        "0), as the admin key's may; without api_keys everybody's may",
+    )
+    metrics_key: SecretStr = Field(
+        SecretStr(""), description="key of /metrics; empty: no key is asked for"
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="comma-separated host names that requests may be sent to (*.example.com for "
+        "all below one, * for any), beside loopback names, the address listened on, this "
+        "machine's name and IP addresses",
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="connections at a time before 503; default: half of the file descriptors, "
+        "512 at most",
+    )
+    max_header_bytes: ByteSize = Field(
+        ByteSize(32 << 10), description="largest request line and headers together"
+    )
+    header_timeout: float = Field(
+        10.0, gt=0, description="seconds until the headers of a request must have come"
+    )
+    body_timeout: float = Field(
+        30.0, gt=0, description="seconds to wait for a body, and one more for every 32 KiB of it"
+    )
     rate_limit_requests: int | None = Field(
         None, ge=1, description="requests a minute per API key before 429; default: no limit"
     )
@@ -170,6 +199,16 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[str, ...]:
         """The API keys, one by one."""
         return _split(self.api_keys.get_secret_value())
+
+    @property
+    def urgent_keys(self) -> tuple[str, ...]:
+        """The API keys whose requests may go before others'."""
+        return _split(self.priority_keys.get_secret_value())
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The host names that requests may be sent to, one by one, in lower case."""
+        return _split(self.allowed_hosts.lower())
 
     @property
     def adapters(self) -> dict[str, Path]:

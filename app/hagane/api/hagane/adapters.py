@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
+from hagane.api.access import guarded_router
 from hagane.api.hagane.aliases import Name
 from hagane.api.openai.models import describe_model
 from hagane.api.schemas import Body
-from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.api.serving import Serving, get_serving
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef
 from hagane.system.errors import InvalidRequestError, ModelError
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(authenticate_admin)])
+router = guarded_router(prefix="/v1")
 
 
 class LoadBody(Body):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from hagane import __version__
-from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.api.access import guarded_router
+from hagane.api.serving import Serving, get_serving
 from hagane.pool.models import Resident
 from hagane.system.errors import ConflictError
 
-router = APIRouter(dependencies=[Depends(authenticate_admin)])
+router = guarded_router()
 
 
 @router.get("/admin/status")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 from pydantic import Field
 
+from hagane.api.access import guarded_router
 from hagane.api.schemas import Body, Count, Number
-from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.api.serving import Serving, get_serving
 from hagane.store.adapters import StoredAdapter
 from hagane.store.aliases import AliasGeneration
 from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
 
-router = APIRouter(prefix="/admin", dependencies=[Depends(authenticate_admin)])
+router = guarded_router(prefix="/admin")
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s]+$")]
 Generation = Annotated[Count, Field(ge=0)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 
+from hagane.api.access import guarded_router
 from hagane.api.serving import get_serving
 
-router = APIRouter()
+router = guarded_router()
 
 
 @router.get("/health/live")

@@ -7,15 +7,16 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
+from hagane.api.access import guarded_router
 from hagane.api.openai import fine_tuning
 from hagane.api.openai.fine_tuning import Limit
 from hagane.api.openai.fine_tuning_schemas import describe_job
 from hagane.api.schemas import Body
-from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.api.serving import Serving, get_serving
 from hagane.store.adapters import StoredAdapter
 from hagane.store.jobs import Event, Job, new_job_id
 from hagane.store.paging import Paging
@@ -24,7 +25,7 @@ from hagane.text.hub import local_model, model_stores
 from hagane.training.jobs.gate import Policy
 from hagane.training.pretrain.config import PretrainConfig
 
-router = APIRouter(dependencies=[Depends(authenticate_admin)])
+router = guarded_router()
 
 _JOBS = "/admin/pretraining/jobs"
 _JOB = _JOBS + "/{job_id}"

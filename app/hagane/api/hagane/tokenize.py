@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 
+from hagane.api.access import guarded_router
 from hagane.api.openai.chat import render_chat
 from hagane.api.schemas import ChatBody, DetokenizeBody, TokenizeBody
-from hagane.api.serving import authenticate, get_serving
+from hagane.api.serving import get_serving
 from hagane.system.errors import InvalidRequestError
 
-router = APIRouter(dependencies=[Depends(authenticate)])
+router = guarded_router()
 
 
 @router.post("/tokenize")

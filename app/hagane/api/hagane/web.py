@@ -1,16 +1,19 @@
-"""GET / and /web/...: the pages' files, read into memory once and served from there alone."""
+"""GET / and /web/...: the pages' files."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from hagane.api.access import guarded_router
 
 FOLDER = Path(__file__).resolve().parents[2] / "web"
-# Named here because mimetypes.guess_type() asks the operating system, which may disagree.
+# Named here because mimetypes.guess_type() asks the operating system, which may disagree. Files of
+# other kinds in the folder are no pages.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -45,49 +48,36 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Asset:
-    """One static file and the headers it is sent with."""
+class Pages(StaticFiles):
+    """Starlette's static files, with the headers and the types of ours."""
 
-    content: bytes
-    headers: Mapping[str, str]
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """The file, or that the browser's copy is still right. Raises HTTPException 404 or 405."""
+        if Path(path).suffix not in _TYPES:
+            raise HTTPException(404, f"There is no page {path!r} on this server.")
+        return await super().get_response(path, scope)
 
-    @classmethod
-    def load(cls, path: Path) -> Asset:
-        """Raises KeyError for a kind of file that the pages do not use."""
-        content = path.read_bytes()
-        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        return cls(content, {**_HEADERS, "Content-Type": _TYPES[path.suffix], "ETag": etag})
+    def file_response(
+        self,
+        full_path: str | os.PathLike[str],
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        """Starlette's answer and our headers."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(_HEADERS)
+        if response.status_code != 304:
+            response.headers["Content-Type"] = _TYPES[Path(full_path).suffix]
+        return response
 
 
-def load_assets(folder: Path = FOLDER) -> dict[str, Asset]:
-    """Every file under `folder` by its path within: a request never looks on the disk."""
-    files = (path for path in folder.rglob("*") if path.suffix in _TYPES)
-    return {path.relative_to(folder).as_posix(): Asset.load(path) for path in files}
-
-
-router = APIRouter(include_in_schema=False)
-_ASSETS = load_assets()
+router = guarded_router(include_in_schema=False)
+# What `/web` leads to.
+pages = Pages(directory=FOLDER)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def index(request: Request) -> Response:
     """The chat page."""
-    return answer(request, "chat/index.html")
-
-
-@router.api_route("/web/{name:path}", methods=["GET", "HEAD"])
-async def asset(name: str, request: Request) -> Response:
-    """A script, style or picture of the pages. Raises HTTPException 404 for any other name."""
-    return answer(request, name)
-
-
-def answer(request: Request, name: str) -> Response:
-    """The file `name`, or that the browser's copy is still right. Raises HTTPException 404."""
-    found = _ASSETS.get(name)
-    if found is None:
-        raise HTTPException(404, f"There is no file {name!r} among the pages of this server.")
-    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
-    if "*" in known or found.headers["ETag"] in (tag.removeprefix("W/") for tag in known):
-        return Response(None, 304, dict(found.headers))
-    return Response(found.content, 200, dict(found.headers))
+    return await pages.get_response("chat/index.html", request.scope)

@@ -8,19 +8,20 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from sse_starlette import EventSourceResponse
 
+from hagane.api.access import guarded_router
 from hagane.api.generation import Generation, Piece, build_generation
 from hagane.api.limits import Account
 from hagane.api.schemas import ChatBody
-from hagane.api.serving import ServedModel, Serving, Target, authenticate, get_serving, meter
+from hagane.api.serving import ServedModel, Serving, Target, get_serving, meter
 from hagane.api.sse import stream, unless_disconnected
 from hagane.pool.messages import TokenLogprobs
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
 
-router = APIRouter(dependencies=[Depends(authenticate)])
+router = guarded_router()
 
 
 @router.post("/v1/chat/completions", response_model=None)

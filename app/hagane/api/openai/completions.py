@@ -9,18 +9,19 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from sse_starlette import EventSourceResponse
 
+from hagane.api.access import guarded_router
 from hagane.api.generation import Generation, Piece, Usage, build_generation
 from hagane.api.limits import Account
 from hagane.api.schemas import CompletionBody
-from hagane.api.serving import Serving, Target, authenticate, get_serving, meter
+from hagane.api.serving import Serving, Target, get_serving, meter
 from hagane.api.sse import stream, unless_disconnected
 from hagane.pool.messages import TokenLogprobs
 from hagane.system.errors import InvalidRequestError
 
-router = APIRouter(dependencies=[Depends(authenticate)])
+router = guarded_router()
 
 # A batch of prompts is one request to its sender, but as many to the queue.
 _MOST_PROMPTS = 256

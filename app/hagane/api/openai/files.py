@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import FileResponse
 
+from hagane.api.access import guarded_router
 from hagane.api.openai.upload import receive
-from hagane.api.serving import authenticate_admin, get_serving
+from hagane.api.serving import get_serving
 from hagane.store.files import StoredFile
 from hagane.store.paging import Paging
 
 PATH = "/v1/files"
-router = APIRouter(dependencies=[Depends(authenticate_admin)])
+router = guarded_router()
 
 
 @router.post(PATH)

@@ -11,11 +11,12 @@ from collections.abc import AsyncGenerator, Collection
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 
+from hagane.api.access import guarded_router
 from hagane.api.openai.fine_tuning_schemas import (
     Dpo,
     Hyperparameters,
@@ -26,7 +27,7 @@ from hagane.api.openai.fine_tuning_schemas import (
     describe_event,
     describe_job,
 )
-from hagane.api.serving import Serving, authenticate_admin, get_serving
+from hagane.api.serving import Serving, get_serving
 from hagane.api.sse import stream
 from hagane.store.jobs import Event, Job, Status, new_job_id
 from hagane.store.paging import Paging
@@ -34,7 +35,7 @@ from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFou
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.inspection import inspect_files
 
-router = APIRouter(dependencies=[Depends(authenticate_admin)])
+router = guarded_router()
 
 _JOBS = "/v1/fine_tuning/jobs"
 _JOB = _JOBS + "/{job_id}"

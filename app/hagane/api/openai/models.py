@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Request
 
-from hagane.api.serving import Serving, authenticate, get_serving
+from hagane.api.access import guarded_router
+from hagane.api.serving import Serving, get_serving
 from hagane.models.config import ModelConfig
 from hagane.store.catalogue import Served
 
-router = APIRouter(dependencies=[Depends(authenticate)])
+router = guarded_router()
 
 
 @router.get("/v1/models")

@@ -1,0 +1,216 @@
+"""Who may call which route: one table, without an entry in which a route cannot be made.
+
+Keys are checked before a byte of the body is read.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+
+from hagane.api.body import Body, read_body
+from hagane.api.errors import AuthenticationError, PermissionDeniedError
+from hagane.api.limits import ANONYMOUS, key_label
+from hagane.system.settings import Settings
+
+
+class Access(Enum):
+    """Which key a route asks for."""
+
+    OPEN = "none"
+    METRICS = "the metrics key, where one is configured; the admin key does, too"
+    CHAT = "an API key, where any is configured; the admin key does, too"
+    ADMIN = "the admin key; closed while none is configured"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table. With `admin_port` set, `admin_listener` moves a route there.
+
+    A route that is `streamed` reads its body piece by piece and bounds it by itself. For the
+    description: the statuses that a route refuses by beside those that all do, and whether it
+    may answer with server-sent `events`.
+    """
+
+    access: Access
+    admin_listener: bool = False
+    streamed: bool = False
+    refusals: tuple[int, ...] = ()
+    events: bool = False
+
+
+_OPEN = Rule(Access.OPEN)
+_METRICS = Rule(Access.METRICS)
+_CHAT = Rule(Access.CHAT)
+_ADMIN = Rule(Access.ADMIN, admin_listener=True)
+# A page holds no data: its scripts ask for that with a key.
+_ADMIN_PAGE = Rule(Access.OPEN, admin_listener=True)
+
+_GENERATES = replace(_CHAT, refusals=(404, 429, 504), events=True)
+_FINDS = replace(_CHAT, refusals=(404,))
+_MANAGES = replace(_ADMIN, refusals=(404,))
+_CHANGES = replace(_ADMIN, refusals=(404, 409, 507))
+_FOLLOWS = replace(_MANAGES, events=True)
+_UPLOADS = replace(_ADMIN, refusals=(507,), streamed=True)
+
+_JOB = "/v1/fine_tuning/jobs/{job_id}"
+_PRETRAINING_JOB = "/admin/pretraining/jobs/{job_id}"
+TABLE = MappingProxyType(
+    {
+        "POST /v1/chat/completions": _GENERATES,
+        "POST /v1/completions": _GENERATES,
+        "GET /v1/models": _CHAT,
+        "GET /v1/models/{model_id:path}": _FINDS,
+        "POST /tokenize": _FINDS,
+        "POST /detokenize": _FINDS,
+        "GET /health/live": _OPEN,
+        "GET /health/ready": _OPEN,
+        "GET /metrics": _METRICS,
+        "GET /openapi.json": _OPEN,
+        "GET /": _OPEN,
+        "GET /admin": _ADMIN_PAGE,
+        "GET /admin/status": _ADMIN,
+        "DELETE /v1/models/{model_id:path}": _CHANGES,
+        "POST /v1/load_lora_adapter": _CHANGES,
+        "POST /v1/unload_lora_adapter": _CHANGES,
+        "GET /admin/adapters": _ADMIN,
+        "POST /admin/adapters/{name:path}/promote": _CHANGES,
+        "GET /admin/aliases": _ADMIN,
+        "POST /admin/aliases": _CHANGES,
+        "GET /admin/aliases/{name:path}": _MANAGES,
+        "DELETE /admin/aliases/{name:path}": _CHANGES,
+        "POST /admin/aliases/{name:path}/rollback": _CHANGES,
+        "GET /v1/files": _ADMIN,
+        "POST /v1/files": _UPLOADS,
+        "GET /v1/files/{file_id}": _MANAGES,
+        "DELETE /v1/files/{file_id}": _CHANGES,
+        "GET /v1/files/{file_id}/content": _MANAGES,
+        "GET /v1/files/{file_id}/report": _MANAGES,
+        "GET /v1/fine_tuning/jobs": _ADMIN,
+        "POST /v1/fine_tuning/jobs": _CHANGES,
+        f"GET {_JOB}": _MANAGES,
+        f"POST {_JOB}/cancel": _CHANGES,
+        f"POST {_JOB}/pause": _CHANGES,
+        f"POST {_JOB}/resume": _CHANGES,
+        f"GET {_JOB}/events": _FOLLOWS,
+        f"GET {_JOB}/checkpoints": _MANAGES,
+        "GET /admin/pretraining/jobs": _ADMIN,
+        "POST /admin/pretraining/jobs": _CHANGES,
+        f"GET {_PRETRAINING_JOB}": _MANAGES,
+        f"POST {_PRETRAINING_JOB}/cancel": _CHANGES,
+        f"POST {_PRETRAINING_JOB}/pause": _CHANGES,
+        f"POST {_PRETRAINING_JOB}/resume": _CHANGES,
+        f"POST {_PRETRAINING_JOB}/promote": _CHANGES,
+        f"GET {_PRETRAINING_JOB}/events": _FOLLOWS,
+    }
+)
+
+
+class GuardedRoute(APIRoute):
+    """A route of the table: the key first, the body within its bounds, then the endpoint.
+
+    Raises KeyError when it is made without an entry in the table.
+    """
+
+    rule: Rule
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers: FastAPI's handler behind the guards."""
+        # HEAD is GET without the body.
+        (method,) = (self.methods or set()) - {"HEAD"}
+        name = f"{method} {self.path}"
+        if name not in TABLE:
+            raise KeyError(f"{name} is not in the table of hagane.api.access: say who may call it")
+        self.rule = TABLE[name]
+        rule, answer = self.rule, super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            settings: Settings = request.app.state.serving.settings
+            request.state.key_label = authorize(
+                rule.access, settings, request.headers.get("authorization", "")
+            )
+            body = Body(request.scope, request.receive, settings.body_timeout)
+            if rule.streamed:
+                return await answer(Request(request.scope, body.receive))
+            limit, arriving = int(settings.max_body_bytes), request.app.state.arriving
+            receive = await read_body(body, limit, arriving)
+            return await answer(Request(request.scope, receive))
+
+        return guarded
+
+
+def guarded_router(**options: Any) -> APIRouter:
+    """A router whose routes are all in the table; the options are APIRouter's."""
+    return APIRouter(route_class=GuardedRoute, **options)
+
+
+def routes_of(routers: Iterable[APIRouter], *, admin: bool) -> list[GuardedRoute]:
+    """All routes of the routers, those of the admin listener only with `admin`."""
+    found = [route for router in routers for route in router.routes]
+    guarded = [route for route in found if isinstance(route, GuardedRoute)]
+    if len(guarded) < len(found):
+        raise TypeError("every router is made by guarded_router")
+    return [route for route in guarded if admin or not route.rule.admin_listener]
+
+
+def authorize(access: Access, settings: Settings, authorization: str) -> str:
+    """The label of the caller's key, where `access` is granted to it.
+
+    `authorization` is the header's value. Raises AuthenticationError for no key or a wrong one, and
+    PermissionDeniedError where the admin routes are closed, or closed to this key.
+    """
+    key = _bearer(authorization)
+    if access is Access.ADMIN and not settings.admin_key.get_secret_value():
+        raise PermissionDeniedError(
+            "The admin routes are closed: start the server with HAGANE_ADMIN_KEY to open them."
+        )
+    keys = keys_for(access, settings)
+    if not keys:
+        return ANONYMOUS
+    if is_one_of(key, *keys):
+        return key_label(key)
+    if is_one_of(key, *settings.keys, settings.metrics_key.get_secret_value()):
+        raise PermissionDeniedError(
+            f"This key does not open this route, which asks for {access.value}."
+        )
+    raise AuthenticationError(
+        "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this server."
+    )
+
+
+def keys_for(access: Access, settings: Settings) -> tuple[str, ...]:
+    """The keys that grant `access`; none where it needs none."""
+    metrics = settings.metrics_key.get_secret_value()
+    admin = settings.admin_key.get_secret_value()
+    asked: tuple[str, ...] = {
+        Access.OPEN: (),
+        Access.METRICS: (metrics,) if metrics else (),
+        Access.CHAT: settings.keys,
+        Access.ADMIN: (admin,) if admin else (),
+    }[access]
+    return (*asked, admin) if asked and admin else asked
+
+
+def holds_admin_key(request: Request, settings: Settings) -> bool:
+    """Whether the request comes with the admin key."""
+    key = _bearer(request.headers.get("authorization", ""))
+    return is_one_of(key, settings.admin_key.get_secret_value())
+
+
+def is_one_of(given: str, *keys: str) -> bool:
+    """Compares with every key, in constant time each; no key is empty."""
+    raw = given.encode("utf-8", "surrogateescape")
+    matches = [hmac.compare_digest(raw, key.encode()) for key in keys if key]
+    return any(matches)
+
+
+def _bearer(authorization: str) -> str:
+    scheme, _, given = authorization.partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
