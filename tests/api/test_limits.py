@@ -8,7 +8,8 @@ import threading
 import httpx
 import openai
 import pytest
-from hagane.api.limits import Account, Bucket, Usage
+from hagane.api.errors import PermissionDeniedError
+from hagane.api.limits import ANONYMOUS, Account, Accounts, Bucket, Usage, key_label
 from hagane.system.errors import RateLimitError
 from hagane.system.settings import Settings
 from prometheus_client import CollectorRegistry
@@ -85,6 +86,22 @@ def test_requests_at_a_time_whatever_becomes_of_them():
         pass
 
 
+def test_going_before_others_is_for_those_who_may():
+    settings = Settings(_cli_parse_args=False, api_keys="a,b", priority_keys="b", admin_key="root")
+    accounts = Accounts(settings, CollectorRegistry())
+    for key, may in (("a", False), ("b", True), ("root", True)):
+        found = accounts[key_label(key)]
+        found.check_priority(0)
+        found.check_priority(5)
+        if may:
+            found.check_priority(-5)
+        else:
+            with pytest.raises(PermissionDeniedError, match="priority_keys"):
+                found.check_priority(-5)
+    open_to_all = Accounts(Settings(_cli_parse_args=False), CollectorRegistry())
+    open_to_all[ANONYMOUS].check_priority(-5)
+
+
 @pytest.fixture(scope="module")
 def limited_server(tiny_model_dir, tmp_path_factory):
     log = tmp_path_factory.mktemp("limited") / "log"
@@ -122,6 +139,8 @@ def test_limits_over_http(limited_server):
         base_url=f"{limited_server.url}/v1", api_key="first-key", max_retries=0
     ) as client:  # fmt: skip
         client.completions.create(model="tiny", prompt="a")
+    urgent = complete(limited_server, "second-key", priority=-1)
+    assert (urgent.status_code, urgent.json()["error"]["code"]) == (403, "permission_denied")
     # The other key has its own allowance; one that is unknown has none at all.
     assert complete(limited_server, "second-key", temperature=5).status_code == 400
     assert complete(limited_server, "third-key").status_code == 401

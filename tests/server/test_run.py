@@ -78,6 +78,19 @@ def test_a_signal_lets_streams_finish_and_refuses_new_requests(launch):
     assert not engine.is_running()
 
 
+def test_a_terminal_that_closes_ends_the_server_as_control_c_does(launch):
+    """The signal reaches server and engine; the stream that runs is finished all the same."""
+    server = launch("--shutdown-grace", "30")
+    engine = psutil.Process(server.wait_ready()["engine_pid"])
+    stream = Stream(server, 450)
+    for process in (engine, server.process):
+        process.send_signal(signal.SIGHUP)
+    stream.join(30)
+    assert stream.events[-1] == "[DONE]"
+    server.process.wait(20)
+    assert not engine.is_running()
+
+
 @pytest.mark.parametrize("second_signal", [False, True])
 def test_streams_that_outlast_the_grace_end_with_an_error_event(launch, second_signal):
     server = launch("--shutdown-grace", "60" if second_signal else "0.1")

@@ -91,7 +91,7 @@ def create_app(
         watch = asyncio.create_task(_watch(serving, shut_down))
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
-                listener = AdminListener(_application(serving, admin=True), settings)
+                listener = AdminListener(admin_app(app), settings)
                 await stack.enter_async_context(listener.running())
             yield
         watch.cancel()
@@ -100,7 +100,13 @@ def create_app(
             fleet.stop(grace=settings.shutdown_grace),
         )
 
-    return _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
+    app = _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
+    return app
+
+
+def admin_app(app: FastAPI) -> FastAPI:
+    """The application of the admin listener: all routes, over the parts of the common one."""
+    return _application(app.state.serving, admin=True)
 
 
 def open_store(settings: Settings) -> Store:
@@ -112,9 +118,7 @@ def open_store(settings: Settings) -> Store:
     if key and key in settings.keys:
         raise ConfigurationError("admin_key is one of api_keys: who may chat must not administer")
     if set(settings.urgent_keys) - set(settings.keys):
-        raise ConfigurationError(
-            "priority_keys has a key that api_keys lacks: add it there"
-        )
+        raise ConfigurationError("priority_keys has a key that api_keys lacks: add it there")
     if not key and not (settings.data_dir / DATABASE_FILE).is_file():
         return Store.empty()
     return Store.open(settings.data_dir)

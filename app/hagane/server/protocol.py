@@ -12,6 +12,7 @@ import json
 import logging
 import resource
 import socket
+from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from hagane.api.errors import error_body
@@ -86,6 +87,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._refusal: tuple[HTTPStatus, str, str] | None = None
         self._refused = False
+        # Requests that are being answered or wait behind the one that is.
+        self._unanswered: deque[RequestResponseCycle] = deque()
         self._in_head = False
         self._upgrade_offered = False
         self._head_bytes = 0
@@ -124,7 +127,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except (httptools.HttpParserError, _RefusedError):
             self.send_400_response("")
             return
-        if not self._answering and self._head_timer is None and not self.transport.is_closing():
+        if not self._unanswered and self._head_timer is None and not self.transport.is_closing():
             self._wait_for_head()
 
     def _feed(self, data: bytes) -> None:
@@ -165,17 +168,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # Timers
 
-    @property
-    def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
     def _wait_for_head(self) -> None:
         self.waiting_since = self.loop.time()
         self._head_timer = self.loop.call_later(self.bounds.header_seconds, self._head_is_late)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self.transport.is_closing() or self._answering:
+        if self.transport.is_closing() or self._unanswered:
             return
         if not self._in_head:
             self.transport.close()
@@ -245,6 +244,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
         self.waiting_since = None
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._pieces += 1
@@ -263,8 +263,9 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         super().on_response_complete()
-        if not self._answering:
+        if not self._unanswered:
             self.waiting_since = self.loop.time()
 
     def _count_head(self, count: int) -> None:
@@ -319,13 +320,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.waiting_since = self.loop.time()
         self._stop_timers()
         logger.info("refused a connection with %d: %s", status, message)
-        if self._answering:
-            begun = self.cycle.response_started
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-            if begun:
-                self.transport.abort()
-                return
+        begun = any(cycle.response_started for cycle in self._unanswered)
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.pipeline.clear()
+        if begun:
+            self.transport.abort()
+            return
         server_fault = status >= HTTPStatus.INTERNAL_SERVER_ERROR
         kind = "server_error" if server_fault else "invalid_request_error"
         body = json.dumps(error_body(message, kind, None, code)).encode()

@@ -82,7 +82,11 @@ def test_an_oversized_file_is_refused_and_other_bodies_stay_bounded(admin, admin
         assert caught.value.status_code == 413
         assert "max_file_bytes" in caught.value.message
     body = {"name": "x" * 1_100_000, "target": "tiny"}
-    answer = httpx.post(f"{admin_server.url}/admin/aliases", json=body)
+    answer = httpx.post(
+        f"{admin_server.url}/admin/aliases",
+        json=body,
+        headers={"Authorization": "Bearer admin-key"},
+    )
     assert answer.status_code == 413
 
 

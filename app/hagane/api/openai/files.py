@@ -8,7 +8,7 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse
 
 from hagane.api.access import guarded_router
-from hagane.api.openai.upload import receive
+from hagane.api.openai.upload import FORM, receive
 from hagane.api.serving import get_serving
 from hagane.store.files import StoredFile
 from hagane.store.paging import Paging
@@ -17,7 +17,7 @@ PATH = "/v1/files"
 router = guarded_router()
 
 
-@router.post(PATH)
+@router.post(PATH, openapi_extra={"requestBody": FORM})
 async def upload(request: Request) -> dict[str, Any]:
     """Store a file of examples."""
     serving = get_serving(request)

@@ -20,6 +20,23 @@ _MOST_FIELD_BYTES = 1024
 _MOST_FRAME_BYTES = 64 << 10
 _PURPOSES = ("fine-tune",)
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+# The form in OpenAPI's words: FastAPI would read it into memory, so it does not know of it.
+FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file", "purpose"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "purpose": {"type": "string", "enum": list(_PURPOSES)},
+                },
+                "additionalProperties": False,
+            }
+        }
+    },
+}
 
 
 async def receive(request: Request, files: Files, limit: int) -> StoredFile:
