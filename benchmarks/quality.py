@@ -19,8 +19,7 @@ from pathlib import Path
 
 import httpx
 import tokenizers
-from hagane.training.pretrain.config import Corpus
-from hagane.training.pretrain.corpus import documents
+from hagane.data.documents import Corpus, documents
 
 HERE = Path(__file__).resolve().parent
 WINDOW = 256

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from hagane.data.documents import Corpus, documents
 from hagane.evaluation.choices import ChoiceResult, evaluate_choices, read_questions
 from hagane.evaluation.scoring import scorer
 from hagane.evaluation.text import TextResult, evaluate_text
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.text.tokenizer import Tokenizer
-from hagane.training.pretrain.config import Corpus
-from hagane.training.pretrain.corpus import documents
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hagane.data.records import RecordError, parse
 from hagane.training.finetune.masking import Renderer
-from hagane.training.finetune.records import RecordError, parse
 
 from tests.conftest import TEMPLATE
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hagane.data.documents import Corpus
 from hagane.models.attention import PackedCausal
 from hagane.system.errors import ConfigurationError, TrainingInterrupted
-from hagane.training.pretrain.config import Corpus, PretrainConfig, Shape
-from hagane.training.pretrain.corpus import documents, split, token_bytes, train_tokenizer
+from hagane.training.pretrain.config import PretrainConfig, Shape
 from hagane.training.pretrain.group import Group
 from hagane.training.pretrain.loop import pretrain
 from hagane.training.pretrain.optimizer import schedule
@@ -205,45 +205,6 @@ def test_micro_batches_change_nothing_but_memory(config):
     assert pretrain(config.model_copy(update=parts), Told()).bits_per_byte[
         "corpus"
     ] == pytest.approx(whole["corpus"], abs=2e-3)
-
-
-def test_no_text_is_both_trained_on_and_held_out(tmp_path):
-    texts = [f"document {i % 50}" for i in range(200)]
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        lines = "\n".join(json.dumps({"text": text}) for text in texts)
-        (tmp_path / name / "same.jsonl").write_text(lines)
-    corpora = [Corpus(path=tmp_path / name / "same.jsonl") for name in ("a", "b")]
-    parts = split(corpora, 0.1, seed=0)
-    assert [part.label for part in parts] == ["same-1", "same-2"]
-    for part in parts:
-        assert len(part.held_out) == 5
-        assert len(part.training) == 180
-        assert not set(part.training) & set(parts[0].held_out)
-    assert parts == split(corpora, 0.1, seed=0)
-
-
-def test_corpora_are_files_directories_or_globs(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
-    (tmp_path / "b.txt").write_text("line\n" * 4000)
-    pieces = list(documents(Corpus(path=tmp_path / "b.txt")))
-    assert "".join(pieces) == "line\n" * 4000
-    assert len(pieces) == 3
-    assert list(documents(Corpus(path=tmp_path))) == ["one", "two", *pieces]
-    assert list(documents(Corpus(path=tmp_path / "*.jsonl"))) == ["one", "two"]
-    with pytest.raises(ConfigurationError, match="matches no file"):
-        list(documents(Corpus(path=tmp_path / "*.csv")))
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"txt": "two"}')
-    with pytest.raises(ConfigurationError, match="line 2"):
-        list(documents(Corpus(path=tmp_path / "a.jsonl")))
-
-
-def test_bytes_of_tokens_add_up_to_the_text():
-    text = "今日は🐈 the cat\n"
-    tokenizer = train_tokenizer([text * 3, "日本語"], 300)
-    ids = tokenizer.encode(text).ids
-    assert token_bytes(tokenizer)[ids].sum() == len(text.encode())
-    assert token_bytes(tokenizer)[tokenizer.token_to_id("<|im_end|>")] == 0
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from hagane.data.records import Method, RecordError, parse
 from hagane.models.config import ModelConfig
 from hagane.system.errors import TrainingError
 from hagane.training.finetune.masking import Renderer, Sequence
-from hagane.training.finetune.records import RecordError, parse
-from hagane.training.finetune.spec import FineTuneSpec, Method, Plan, resolve
+from hagane.training.finetune.spec import FineTuneSpec, Plan, resolve
 from hagane.training.jobs import estimates
 
 # Of all problems, so many are listed.

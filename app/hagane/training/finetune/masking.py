@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hagane.data.records import Answer, Completion, Conversation, RecordError
 from hagane.models.config import ModelConfig
 from hagane.system.errors import InvalidRequestError
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.tokenizer import Tokenizer
-from hagane.training.finetune.records import Answer, Completion, Conversation, RecordError
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hagane.data.records import Method
 from hagane.lora.config import TARGETS
 
 Auto = Literal["auto"]
-Method = Literal["supervised", "dpo"]
 
 # The learning rate of LoRA at hidden size 4096; smaller models want more (Schulman et al., 2025,
 # "LoRA Without Regret": about 10 times that of full fine-tuning, whatever the rank).

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from hagane.data.documents import Corpus
 from hagane.system.errors import ConfigurationError
 
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
@@ -30,21 +31,6 @@ def _count(value: object) -> object:
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Corpus(_Table):
-    """Files to learn from, and how much of them.
-
-    `path` is a file, a directory or a glob of JSON Lines (records with `text` or `messages`) or
-    plain text, told apart by the file's suffix unless `format` says which. `epochs` is how often
-    the corpus is seen while the whole mixture is seen once; `weight` instead is its share of the
-    tokens beside the other corpora's weights.
-    """
-
-    path: Path
-    format: Literal["auto", "text", "jsonl"] = "auto"
-    epochs: Annotated[float, Field(gt=0, le=100)] = 1.0
-    weight: Annotated[float, Field(gt=0)] | None = None
 
 
 class Shape(_Table):

@@ -8,9 +8,9 @@ from pathlib import Path
 import tokenizers
 import torch
 
+from hagane.data.documents import CHAT_TEMPLATE, END_OF_TEXT, TURN_END
 from hagane.models.decoder import Transformer
 from hagane.system.files import write_text
-from hagane.training.pretrain.corpus import CHAT_TEMPLATE, END_OF_TEXT, TURN_END
 from hagane.weights.load import save_model
 
 

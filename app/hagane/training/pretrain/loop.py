@@ -16,13 +16,13 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from hagane.data.documents import END_OF_TEXT, TURN_END
 from hagane.kernels import Pretraining, native, training
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer, use_operations
 from hagane.system.errors import ConfigurationError, TrainingInterrupted
 from hagane.system.files import commit, write_text
 from hagane.training.pretrain.config import PretrainConfig, Shape
-from hagane.training.pretrain.corpus import END_OF_TEXT, TURN_END, token_bytes
 from hagane.training.pretrain.export import export
 from hagane.training.pretrain.group import ALONE, Group, joined, own_device
 from hagane.training.pretrain.head_loss import HeadLoss, NativeLoss, TorchLoss
@@ -30,6 +30,7 @@ from hagane.training.pretrain.optimizer import make_optimizers, schedule, set_le
 from hagane.training.pretrain.preparation import Prepared, prepare
 from hagane.training.pretrain.shards import MixedRows, PackedRows
 from hagane.training.pretrain.utilisation import Utilisation
+from hagane.training.pretrain.vocabulary import token_bytes
 from hagane.training.report.curve import Curve
 from hagane.training.report.listener import PretrainListener, PretrainReport, PretrainResult
 from hagane.weights.load import load_model

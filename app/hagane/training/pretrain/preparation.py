@@ -7,11 +7,12 @@ from pathlib import Path
 
 import tokenizers
 
+from hagane.data.documents import END_OF_TEXT, TURN_END, split
 from hagane.system.errors import ConfigurationError
 from hagane.system.files import write_text
 from hagane.training.pretrain.config import PretrainConfig
-from hagane.training.pretrain.corpus import END_OF_TEXT, TURN_END, split, train_tokenizer
 from hagane.training.pretrain.shards import MixedRows, PackedRows, write_tokens
+from hagane.training.pretrain.vocabulary import train_tokenizer
 
 _TOKENIZER, _LABELS = "tokenizer.json", "corpora.txt"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from hagane.data.documents import END_OF_TEXT
 from hagane.system.errors import ConfigurationError
-from hagane.training.pretrain.corpus import END_OF_TEXT
 
 # Rows are dealt out to the corpora in blocks of so many, each by the corpora's shares.
 _BLOCK = 1024

@@ -1,20 +1,17 @@
-"""Text files to documents, and documents to a tokenizer."""
+"""Text files as documents: what a pretraining run trains on and an evaluation scores."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Annotated, Literal
 
-import numpy as np
-import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from hagane.system.errors import ConfigurationError
-from hagane.training.pretrain.config import Corpus
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -25,6 +22,50 @@ CHAT_TEMPLATE = (
 )
 # Plain text has no document marks: it is cut at line ends, into pieces of so many characters.
 _PIECE = 8192
+
+
+class Corpus(BaseModel):
+    """Files to train on, and how much of them.
+
+    `path` is a file, a directory or a glob of JSON Lines (records with `text` or `messages`) or
+    plain text, told apart by the file's suffix unless `format` says which. `epochs` is how often
+    the corpus is seen while the whole mixture is seen once; `weight` instead is its share of the
+    tokens alongside the other corpora's weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path
+    format: Literal["auto", "text", "jsonl"] = "auto"
+    epochs: Annotated[float, Field(gt=0, le=100)] = 1.0
+    weight: Annotated[float, Field(gt=0)] | None = None
+
+
+class _Text(BaseModel):
+    text: str
+
+
+class _Message(BaseModel):
+    role: str
+    content: str
+
+
+class _Chat(BaseModel):
+    messages: list[_Message]
+
+
+def _kind(record: object) -> str | None:
+    """A record with both keys is its text."""
+    if not isinstance(record, dict):
+        return None
+    return next((key for key in ("text", "messages") if key in record), None)
+
+
+_RECORD: TypeAdapter[_Text | _Chat] = TypeAdapter(
+    Annotated[
+        Annotated[_Text, Tag("text")] | Annotated[_Chat, Tag("messages")], Discriminator(_kind)
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -102,23 +143,27 @@ def _files(path: Path) -> list[Path]:
 
 
 def _records(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ConfigurationError(f"{path} line {number} is not JSON: {error}") from None
-            if isinstance(record, dict) and isinstance(record.get("text"), str):
-                yield record["text"]
-            elif isinstance(record, dict) and isinstance(record.get("messages"), list):
-                yield "".join(
-                    f"{TURN_START}{m['role']}\n{m['content']}{TURN_END}\n"
-                    for m in record["messages"]
-                )
-            else:
-                raise ConfigurationError(
-                    f"{path} line {number}: a record needs 'text' or 'messages'"
-                )
+                record = _RECORD.validate_json(line)
+            except ValidationError as error:
+                raise ConfigurationError(f"{path} line {number}: {_reason(error)}") from None
+            yield record.text if isinstance(record, _Text) else _rendered(record)
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "union_tag_not_found":
+        return "a record needs 'text' or 'messages'"
+    key = ".".join(str(part) for part in first["loc"][1:])
+    return f"{key}: {first['msg']}" if key else first["msg"]
+
+
+def _rendered(record: _Chat) -> str:
+    return "".join(
+        f"{TURN_START}{message.role}\n{message.content}{TURN_END}\n" for message in record.messages
+    )
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -132,32 +177,3 @@ def _pieces(path: Path) -> Iterator[str]:
                 piece, size = [], 0
     if piece:
         yield "".join(piece)
-
-
-def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens (Sennrich et al., 2016; Radford et al., 2019)."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(t, special=True) for t in (END_OF_TEXT, TURN_START, TURN_END)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def token_bytes(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """int64 [vocab]: UTF-8 bytes that each token of a byte-level tokenizer stands for.
-
-    Special tokens stand for none.
-    """
-    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
-    sizes = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
-    for token, index in tokenizer.get_vocab().items():
-        # The byte-level alphabet writes every byte as one character.
-        sizes[index] = 0 if token in special else len(token)
-    return sizes

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from hagane.training.finetune.spec import Method
-
+Method = Literal["supervised", "dpo"]
 Message = dict[str, Any]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
