@@ -94,6 +94,16 @@ def test_the_application_has_the_table_s_routes_and_no_others(tiny_model_dir, tm
     assert sorted(names) == sorted(TABLE)
 
 
+async def test_a_wrong_method_is_told_the_right_ones(tiny_model_dir, tmp_path):
+    app = create_app(settings(tiny_model_dir, tmp_path), lambda: None)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://localhost"
+    ) as client:
+        for path, allowed in (("/v1/models/a", "DELETE, GET"), ("/tokenize", "POST")):
+            answer = await client.put(path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 def test_a_route_that_is_not_in_the_table_cannot_be_made():
     router = guarded_router()
     with pytest.raises(KeyError, match="GET /secrets is not in the table"):

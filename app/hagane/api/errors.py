@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from hagane.system.errors import (
     ConflictError,
@@ -123,15 +125,24 @@ def install(app: FastAPI) -> None:
         return JSONResponse(_validation_body(error.errors()), 400)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         body = error_body(str(error.detail), "invalid_request_error", None, _http_code(error))
-        return JSONResponse(body, error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(request))
+        return JSONResponse(body, error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
         logger.error("unforeseen error", exc_info=error)
         body = error_body("Internal error; the log has the details.", "server_error", None, None)
         return JSONResponse(body, 500)
+
+
+def _methods(request: Request) -> list[str]:
+    """Those of all routes on the request's path; the framework names those of the first."""
+    routes = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
 
 
 def _http_code(error: HTTPException) -> str:

@@ -11,6 +11,10 @@ from hagane.api.access import guarded_router
 from hagane.api.serving import get_serving
 
 router = guarded_router()
+_NOT_READY = {
+    "description": "The engine's state, or the error of a server that takes no connection.",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
 
 
 @router.get("/health/live")
@@ -19,7 +23,7 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", responses={503: _NOT_READY})
 async def ready(request: Request) -> JSONResponse:
     """200 when requests are taken, 503 with the engine's state when not."""
     client = get_serving(request).client

@@ -1,0 +1,108 @@
+"""Whether the API keeps what its own openapi.json says, by schemathesis, on a real server.
+
+Bounded in time and in requests a second. Schemathesis lives in an environment of its own:
+    python -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install schemathesis
+
+Usage: python benchmarks/api_contract.py ENVIRONMENT [--seconds 600] [--rate 100/s]
+
+Every check but one runs. `positive_data_acceptance` cannot hold: what a schema cannot say (a file
+that exists, a prompt that fits) is refused with 400 or 409 all the same. In the copy of the document
+that is tested against, `model` names the model served, so that requests reach it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+MODEL, ADMIN_KEY = "hagane-mini", "admin-key"
+# Requests that would be long for what they show.
+FLAGS = ("--context-length", "128", "--threads", "1", "--log-level", "error")
+
+
+def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A server with an admin key on a port of its own, ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "hagane.cli", "serve", "--model", MODEL, "--port", str(port)]
+    environment = os.environ | {
+        "HAGANE_ADMIN_KEY": ADMIN_KEY,
+        "HAGANE_API_KEYS": "chat-key",
+        "HAGANE_DATA_DIR": str(folder / "data"),
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, *FLAGS], env=environment, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            if httpx.get(f"{url}/health/ready").status_code == 200:
+                return process, url
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit((folder / "log").read_text())
+
+
+def narrowed(url: str) -> dict[str, Any]:
+    """The server's document, with the one name that `model` can usefully have."""
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    document: dict[str, Any] = httpx.get(f"{url}/openapi.json", headers=headers).json()
+    for schema in document["components"]["schemas"].values():
+        if "model" in schema.get("properties", {}):
+            known = schema["properties"]["model"]
+            optional = "model" not in schema.get("required", ())
+            known |= {"enum": [MODEL, *([None] if optional else [])]}
+    return document
+
+
+def run(environment: Path, url: str, folder: Path, seconds: int, rate: str) -> int:
+    """Schemathesis' exit status; its report lies in `folder`."""
+    document = folder / "openapi.json"
+    document.write_text(json.dumps(narrowed(url)), encoding="utf-8")
+    command = [
+        environment / "bin/schemathesis", "run", document, "--url", url,
+        "--header", f"Authorization:Bearer {ADMIN_KEY}", "--max-time", str(seconds),
+        "--rate-limit", rate, "--request-timeout", "30", "--exclude-checks",
+        "positive_data_acceptance", "--continue-on-failure", "--max-examples", "100000",
+        "--generation-database", "none", "--report", "json", "--report-json-path",
+        folder / "report.json", "--no-color",
+    ]  # fmt: skip
+    return subprocess.run(command, cwd=folder, check=False).returncode
+
+
+def main() -> None:
+    """Start, test, count, end. The exit status is schemathesis'."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("environment", type=Path)
+    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--rate", default="100/s")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        process, url = start(folder)
+        try:
+            status = run(options.environment.resolve(), url, folder, options.seconds, options.rate)
+            metrics = httpx.get(f"{url}/metrics").text
+            for line in metrics.splitlines():
+                if 'status="5' in line or line.startswith("hagane_engine_restarts"):
+                    print(line)
+        finally:
+            process.terminate()
+            process.wait()
+        print((folder / "log").read_text()[-3000:])
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()
