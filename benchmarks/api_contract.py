@@ -6,8 +6,8 @@ Bounded in time and in requests a second. Schemathesis lives in an environment o
 Usage: python benchmarks/api_contract.py ENVIRONMENT [--seconds 600] [--rate 100/s]
 
 Every check but one runs. `positive_data_acceptance` cannot hold: what a schema cannot say (a file
-that exists, a prompt that fits) is refused with 400 or 409 all the same. In the copy of the document
-that is tested against, `model` names the model served, so that requests reach it.
+that exists, a prompt that fits) is refused with 400 or 409 all the same. In the document that is
+tested against, `model` names the model served, so that requests reach it.
 """
 
 from __future__ import annotations

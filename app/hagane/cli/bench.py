@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
 from rich.progress import Progress
 
+from hagane.cli.command import Options, read
+from hagane.models.config import ModelConfig
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import EngineConfig, GenerateRequest, SamplingParams
+from hagane.server.app import engine_config
 from hagane.system.errors import HaganeError
+from hagane.system.logging import configure_logging
+from hagane.system.settings import Settings
+from hagane.text.hub import resolve_model
 
 # Token ids from here on are text in every vocabulary that Hagane serves.
 _FIRST_TOKEN = 10
@@ -31,6 +40,50 @@ class Plan:
     context: int = 128
     new_tokens: int = 32
     rounds: int = 3
+
+
+class BenchOptions(Options):
+    """Measure how fast a model runs on this machine."""
+
+    model: CliPositionalArg[str] = Field(description="model directory, store name or hub id")
+    quantize: Literal["none", "int8", "int4", "fp8"] = Field("none", description="weights")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of computation")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, description="default: one per usable core")
+    streams: list[int] = Field(list(Plan.streams), description="such as 1,4,16")
+    prompts: list[int] = Field(list(Plan.prompts), description="lengths to prefill")
+    new_tokens: int = Field(Plan.new_tokens, description="of a stream")
+    rounds: int = Field(Plan.rounds, description="figures are medians")
+    as_json: bool = Field(False, alias="json", description="print one JSON object")
+
+
+def run(arguments: list[str]) -> int:
+    """Measure, and print the figures."""
+    options = read(BenchOptions, arguments, "bench")
+    configure_logging("warning", "auto")
+    directory = resolve_model(options.model)
+    config = ModelConfig.load(directory)
+    plan = Plan(
+        tuple(options.streams),
+        tuple(options.prompts),
+        Plan.context,
+        options.new_tokens,
+        options.rounds,
+    )
+    settings = Settings(
+        _cli_parse_args=False,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        threads=options.threads,
+        context_length=min(
+            config.max_position_embeddings,
+            max(*plan.prompts, plan.context) + plan.new_tokens + 1,
+        ),
+    )
+    result = asyncio.run(measure(engine_config(settings, str(directory)), config.vocab_size, plan))
+    print(json.dumps(result.as_json()) if options.as_json else result.as_text())
+    return 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +104,22 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def as_text(self) -> str:
+        """One figure a line."""
+        lines = [
+            f"ready after {self.ready_seconds:.2f} s, peak memory {self.peak_memory / 1e6:.0f} MB"
+        ]
+        for length, rate in self.prefill.items():
+            hit = 1000 * self.prefix_hit[length]
+            lines.append(
+                f"prefill of {length} tokens: {rate:.0f} tokens/s; {hit:.0f} ms on a prefix hit"
+            )
+        lines += [
+            f"decode, {streams} streams: {rate:.1f} tokens/s"
+            for streams, rate in self.decode.items()
+        ]
+        return "\n".join(lines)
 
 
 async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:

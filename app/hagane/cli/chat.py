@@ -1,4 +1,4 @@
-"""A streaming chat in the terminal, over HTTP like any other client."""
+"""`hagane chat`: a streaming chat in the terminal, over HTTP like any other client."""
 
 from __future__ import annotations
 
@@ -9,8 +9,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from pydantic import Field
 
+from hagane.cli.command import Options, read
 from hagane.system.errors import HaganeError
+
+
+class ChatOptions(Options):
+    """Chat in the terminal with a running server."""
+
+    url: str = Field("http://127.0.0.1:8000", description="the server's address")
+    model: str | None = Field(None, description="model id; default: the server's first")
+    api_key: str = Field("", description="a key of the server, if it asks for one")
+    system: str | None = Field(None, description="system prompt")
+    temperature: float | None = Field(None, description="default: the model's own")
+
+
+def run(arguments: list[str]) -> int:
+    """Chat until the end of input."""
+    options = read(ChatOptions, arguments, "chat")
+    client = ChatClient(options.url, options.api_key, options.model, options.system)
+    converse(client, options.temperature)
+    return 0
 
 
 class ChatClient:
@@ -84,7 +104,7 @@ def _message(response: httpx.Response) -> str:
         return f"HTTP {response.status_code}"
 
 
-def run(client: ChatClient, temperature: float | None) -> None:
+def converse(client: ChatClient, temperature: float | None) -> None:
     """Read messages until the end of input; /reset forgets, /quit ends, Ctrl-C stops an answer."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - line editing and history for input()

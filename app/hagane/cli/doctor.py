@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -19,13 +20,15 @@ import psutil
 import torch
 
 from hagane import __version__
+from hagane.cli.command import read
 from hagane.engine.step.runner import resolve_dtype
 from hagane.kernels import choose, native
 from hagane.kernels.devices import resolve_device
 from hagane.models.config import ModelConfig
 from hagane.system.errors import HaganeError
+from hagane.system.logging import configure_logging
 from hagane.system.machine import available_memory, memory_limit, usable_cores
-from hagane.system.settings import CONFIG_VARIABLE, Settings
+from hagane.system.settings import CONFIG_VARIABLE, GROUPS, Settings, refuse_unknown_variables
 from hagane.text.hub import local_model, model_stores
 
 Status = Literal["ok", "missing", "error"]
@@ -47,6 +50,25 @@ class Finding:
     status: Status
     text: str
     remedy: str | None = None
+
+
+class DoctorSettings(Settings):
+    """Report what is found here, what a server would use, and what is missing.
+
+    Takes every option of `hagane serve`, and --json to print one JSON object.
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """Print the report; 1 when something keeps the server from running."""
+    as_program = "--json" in arguments
+    refuse_unknown_variables()
+    configure_logging("error", "auto")
+    rest = [argument for argument in arguments if argument != "--json"]
+    epilog = "The exit status is 1 when something keeps the server from running."
+    findings = examine(read(DoctorSettings, rest, "doctor", GROUPS, epilog))
+    print(json.dumps(as_json(findings)) if as_program else as_text(findings))
+    return 1 if failed(findings) else 0
 
 
 def examine(settings: Settings) -> list[Finding]:

@@ -6,8 +6,11 @@ defaults.
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, SecretStr
@@ -22,6 +25,29 @@ from hagane.system.errors import ConfigurationError
 
 PREFIX = "HAGANE_"
 CONFIG_VARIABLE = "HAGANE_CONFIG"
+
+
+# Headings of the help, and the settings below each.
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "Model": ("model", "served_model_name", "models_dir", "device", "dtype", "quantize",
+                  "group_size", "context_length", "threads"),
+        "Memory and batching": ("kv_cache_dtype", "kv_cache_memory", "gpu_memory_fraction",
+                                "block_size", "max_batch_tokens", "max_sequences", "max_waiting",
+                                "prefix_caching"),
+        "Listening": ("host", "port", "admin_host", "admin_port", "allowed_hosts", "cors_origins",
+                      "max_connections", "max_header_bytes", "header_timeout", "max_body_bytes",
+                      "body_timeout", "request_timeout", "keep_alive_seconds", "shutdown_grace"),
+        "Keys and limits": ("api_keys", "admin_key", "metrics_key", "priority_keys",
+                            "rate_limit_requests", "rate_limit_tokens", "max_concurrent_requests"),
+        "Adapters and other models": ("adapter", "adapter_memory", "adapter_roots",
+                                      "resident_models", "resident_cache_memory",
+                                      "resident_gpu_memory_fraction", "resident_idle_seconds"),
+        "Files and training": ("data_dir", "max_file_bytes", "training_threads",
+                               "job_gpu_memory_fraction", "job_checkpoints"),
+        "Logs": ("log_level", "log_format"),
+    }
+)  # fmt: skip
 
 
 class Settings(BaseSettings):
@@ -234,8 +260,11 @@ def refuse_unknown_variables() -> None:
     """Raises ConfigurationError for a HAGANE_* variable that is no setting: a typing mistake."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
     unknown = sorted(v for v in os.environ if v.upper().startswith(PREFIX) and v not in known)
-    if unknown:
-        raise ConfigurationError(f"{unknown[0]} is not a setting; see `hagane serve --help`")
+    if not unknown:
+        return
+    near = difflib.get_close_matches(unknown[0].upper(), known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    raise ConfigurationError(f"{unknown[0]} is not a setting{hint} See `hagane serve --help`")
 
 
 def _split(text: str) -> tuple[str, ...]:

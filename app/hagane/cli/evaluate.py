@@ -1,0 +1,82 @@
+"""`hagane eval`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import CliPositionalArg
+
+from hagane.cli.command import Options, read
+from hagane.evaluation.run import Evaluation
+from hagane.evaluation.run import run as run_evaluation
+from hagane.server.app import engine_config
+from hagane.system.logging import configure_logging
+from hagane.system.settings import Settings
+from hagane.text.hub import resolve_model
+
+# Options that take several values, one after the other.
+_LISTS = ("--text", "--questions")
+
+
+class EvaluateOptions(Options):
+    """Measure how well a model predicts text and answers multiple-choice questions."""
+
+    model: CliPositionalArg[str] = Field(description="model directory, store name or hub id")
+    text: list[Path] = Field([], description="text or JSON Lines files, one or several")
+    questions: list[Path] = Field([], description="JSON Lines files, one or several")
+    limit: int | None = Field(None, description="documents or questions of a file at most")
+    quantize: Literal["none", "int8", "int4", "fp8"] = Field("none", description="weights")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of computation")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, description="default: one per usable core")
+    as_json: bool = Field(False, alias="json", description="print one JSON object")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.text and not self.questions:
+            raise ValueError("give a file with --text or --questions")
+        return self
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate on an engine of its own, and print the results."""
+    options = read(EvaluateOptions, _one_value_each(arguments), "eval")
+    configure_logging("warning", "auto")
+    directory = resolve_model(options.model)
+    settings = Settings(
+        _cli_parse_args=False,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        threads=options.threads,
+    )
+    plan = Evaluation(tuple(options.text), tuple(options.questions), options.limit)
+    results = asyncio.run(run_evaluation(engine_config(settings, str(directory)), plan))
+    if options.as_json:
+        print(json.dumps({str(path): asdict(result) for path, result in results.items()}))
+        return 0
+    for path, result in results.items():
+        print(f"{path}: {result}")
+    return 0
+
+
+def _one_value_each(arguments: Sequence[str]) -> list[str]:
+    """`--text A B` as `--text A --text B`, which is how the settings library reads lists."""
+    spread: list[str] = []
+    current: str | None = None
+    for argument in arguments:
+        if argument.startswith("-"):
+            current = argument if argument in _LISTS else None
+            spread += [] if current else [argument]
+        elif current:
+            # A list in JSON: the library splits plain values at their commas.
+            spread += [current, json.dumps([argument])]
+        else:
+            spread.append(argument)
+    return spread

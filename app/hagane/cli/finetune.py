@@ -1,0 +1,78 @@
+"""`hagane finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from hagane.cli.command import Options, read
+from hagane.system.errors import ConfigurationError
+
+
+class FinetuneOptions(Options):
+    """Train an adapter from a file of examples; goes on where it was interrupted.
+
+    What is not given keeps the default of `FineTuneSpec`, whose fields have the same names.
+    """
+
+    file: CliPositionalArg[Path] = Field(
+        description="JSON Lines: messages, prompt/completion or text"
+    )
+    model: str = Field(description="model directory, store name or hub id")
+    output: Path | None = Field(None, description="the run's directory; default: FILE's name")
+    validation_file: Path | None = Field(None, description="default: a twentieth of FILE")
+    method: Literal["supervised", "dpo"] | None = Field(None, description="[supervised]")
+    n_epochs: int | None = Field(None, description="passes over the file; default: by its length")
+    batch_size: int | None = Field(None, description="examples a step; default: by the file")
+    learning_rate: float | None = Field(None, description="default: by the method")
+    beta: float | None = Field(None, description="of dpo [0.1]")
+    rank: int | None = Field(None, description="of the adapter [16]")
+    alpha: float | None = Field(None, description="of the adapter [32]")
+    sequence_length: int | None = Field(None, description="tokens; longer examples are cut")
+    full: bool = Field(False, description="train every weight")
+    quantize: Literal["none", "int8", "int4", "fp8"] | None = Field(
+        None, description="the frozen base"
+    )
+    checkpoint_every: int | None = Field(None, description="steps")
+    device: str | None = Field(None, description="auto, cpu, cuda or cuda:N [auto]")
+    threads: int | None = Field(None, description="default: one per usable core")
+    seed: int | None = Field(None, description="[0]")
+
+
+GROUPS = {
+    "The run": ("model", "output", "validation_file", "device", "threads", "seed"),
+    "Training": ("method", "n_epochs", "batch_size", "learning_rate", "beta", "sequence_length",
+                 "checkpoint_every"),
+    "What is trained": ("rank", "alpha", "full", "quantize"),
+}  # fmt: skip
+
+
+def run(arguments: list[str]) -> int:
+    """Train, and print the validation losses."""
+    options = read(FinetuneOptions, arguments, "finetune", GROUPS)
+    for name in ("file", "validation_file"):
+        path: Path | None = getattr(options, name)
+        if path is not None and not path.is_file():
+            raise ConfigurationError(f"{path} is no file: give one in JSON Lines")
+    from hagane.text.hub import resolve_model
+    from hagane.training.finetune.loop import finetune
+    from hagane.training.finetune.spec import FineTuneSpec
+    from hagane.training.report.console import Console
+
+    given = options.model_dump(exclude_none=True, exclude={"file", "output", "validation_file"})
+    if options.validation_file is not None:
+        given["validation_file"] = options.validation_file.resolve()
+    given["model"] = resolve_model(options.model)
+    spec = FineTuneSpec(training_file=options.file.resolve(), **given)
+    output = options.output or Path(f"{options.file.stem}-adapter")
+    output.mkdir(parents=True, exist_ok=True)
+    with Console(output) as console:
+        result = finetune(spec, output, console)
+    print(
+        f"{result.directory}: validation loss {result.valid_loss:.4f}, "
+        f"the base's {result.base_valid_loss:.4f}"
+    )
+    return 0

@@ -1,0 +1,31 @@
+"""`hagane pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from hagane.cli.command import Options, read
+
+
+class PretrainOptions(Options):
+    """Train a small model from a TOML file; goes on where a run was interrupted."""
+
+    config: CliPositionalArg[Path] = Field(description="TOML file of the run")
+
+
+def run(arguments: list[str]) -> int:
+    """Train, and print how well held-out text is predicted."""
+    options = read(PretrainOptions, arguments, "pretrain")
+    from hagane.training.pretrain.config import PretrainConfig
+    from hagane.training.pretrain.loop import pretrain
+    from hagane.training.report.terminal import Terminal
+
+    config = PretrainConfig.load(options.config)
+    with Terminal() as terminal:
+        result = pretrain(config, terminal)
+    held_out = ", ".join(f"{name} {bits:.3f}" for name, bits in result.bits_per_byte.items())
+    print(f"{config.output}: bits per byte of held-out text: {held_out}")
+    return 0

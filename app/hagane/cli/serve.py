@@ -1,0 +1,39 @@
+"""`hagane serve`."""
+
+from __future__ import annotations
+
+from hagane.cli.command import read
+from hagane.system.errors import HaganeError
+from hagane.system.logging import configure_logging, configure_tracing
+from hagane.system.settings import GROUPS, Settings, refuse_unknown_variables
+
+ORDER = (
+    "Every option is also an environment variable (--max-sequences: HAGANE_MAX_SEQUENCES) and a "
+    "key of\nthe TOML file that HAGANE_CONFIG names (max_sequences). Options win over variables, "
+    "these over\nthe file."
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Serve until a signal. Raises HaganeError when the engine cannot start."""
+    refuse_unknown_variables()
+    settings = read(Settings, arguments, "serve", GROUPS, ORDER)
+    configure_logging(settings.log_level, settings.log_format)
+    configure_tracing()
+    from hagane.pool.launch import launch
+
+    # Before the imports that follow: the engine's own take as long.
+    launched = launch()
+    from hagane.server.app import create_app
+    from hagane.server.run import DrainingServer
+
+    def shut_down() -> None:
+        server.should_exit = True
+
+    app = create_app(settings, shut_down, launched)
+    server = DrainingServer(app, settings)
+    server.run()
+    failure = app.state.serving.client.failure
+    if failure is not None:
+        raise HaganeError(failure.message)
+    return 0
