@@ -113,7 +113,7 @@ def test_mistakes_name_what_was_probably_meant(arguments, part):
 
 def test_a_misspelt_variable_or_key_is_told_the_right_one(tmp_path, monkeypatch):
     monkeypatch.setenv("HAGANE_MODLE", "x")
-    with pytest.raises(ConfigurationError, match="did you mean HAGANE_MODEL?"):
+    with pytest.raises(ConfigurationError, match=r"did you mean HAGANE_MODEL\?"):
         dispatch(["serve"])
     monkeypatch.delenv("HAGANE_MODLE")
     file = tmp_path / "hagane.toml"

@@ -140,9 +140,14 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(request: Request) -> list[str]:
-    """Those of all routes on the request's path; the framework names those of the first."""
-    routes = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
-    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
+    """Those of all routes on the request's path; the framework names those of the first.
+
+    Of patterns that match, the longest is meant: a name in the path may hold slashes.
+    """
+    routes = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+    paths = [getattr(route, "path", "") for route in routes]
+    meant = (r for r, path in zip(routes, paths, strict=True) if path == max(paths, key=len))
+    return sorted({method for route in meant for method in getattr(route, "methods", None) or ()})
 
 
 def _http_code(error: HTTPException) -> str:

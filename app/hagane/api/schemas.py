@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True)]
 
 
@@ -22,7 +23,7 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    include_usage: bool = False
+    include_usage: Flag = False
     include_obfuscation: Literal[False] = False
 
 
@@ -54,7 +55,7 @@ class SamplingBody(Body):
     """What chat and text completions have in common."""
 
     model: str
-    stream: bool = False
+    stream: Flag = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -71,8 +72,8 @@ class SamplingBody(Body):
     repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
     min_tokens: Annotated[Count, Field(ge=0)] = 0
     stop_token_ids: list[TokenId] | None = None
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
+    ignore_eos: Flag = False
+    skip_special_tokens: Flag = True
     priority: Annotated[Count, Field(ge=-1000, le=1000)] = 0
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     timeout: Annotated[Number, Field(gt=0)] | None = None
@@ -84,15 +85,15 @@ class ChatBody(SamplingBody):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Annotated[Count, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
-    logprobs: bool = False
+    logprobs: Flag = False
     top_logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: Flag = True
     chat_template_kwargs: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
     tool_choice: Literal["none"] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Flag | None = None
     metadata: dict[str, str] | None = None
 
 
@@ -102,7 +103,7 @@ class CompletionBody(SamplingBody):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     max_tokens: Annotated[Count, Field(ge=0)] | None = 16
     logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
-    echo: bool = False
+    echo: Flag = False
     best_of: Count | None = None
 
 
@@ -112,8 +113,8 @@ class TokenizeBody(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
+    add_special_tokens: Flag = True
+    add_generation_prompt: Flag = True
 
 
 class DetokenizeBody(Body):

@@ -12,7 +12,7 @@ from pydantic import Field
 from hagane.api.access import guarded_router
 from hagane.api.hagane.aliases import Name
 from hagane.api.openai.models import describe_model
-from hagane.api.schemas import Body
+from hagane.api.schemas import Body, Flag
 from hagane.api.serving import Serving, get_serving
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef
@@ -29,7 +29,7 @@ class LoadBody(Body):
 
     lora_name: Name
     lora_path: Annotated[str, Field(min_length=1)]
-    load_inplace: bool = False
+    load_inplace: Flag = False
 
 
 class UnloadBody(Body):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hagane.api.schemas import Body, Count, Number
+from hagane.api.schemas import Body, Count, Flag, Number
 from hagane.store.jobs import Checkpoint, Event, Job
 
 IntegerOrAuto = Count | Literal["auto"]
@@ -51,9 +51,9 @@ class Extra(Body):
     rank: Count | None = None
     alpha: Number | None = None
     target_modules: list[str] | None = None
-    rslora: bool | None = None
+    rslora: Flag | None = None
     sequence_length: Count | None = None
-    full: bool | None = None
+    full: Flag | None = None
     learning_rate: Number | None = None
     quantize: Literal["none", "int8", "int4", "fp8"] | None = None
     promote: Literal["always", "if_better", "manual"] = "if_better"
