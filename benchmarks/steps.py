@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hagane.kernels import PagedLayout, native
+from hagane.kernels import PagedLayout, cpu
 from hagane.kernels.arena import Arena
-from hagane.kernels.recording import Workspace
+from hagane.kernels.cpu import extension, operations
+from hagane.kernels.cpu.recording import Workspace
 from hagane.models.attention import Fetching, Paged
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
@@ -56,7 +57,7 @@ def measure_limits() -> Limits:
     """The memory's by finding the largest of a gigabyte of floats, which is reading them."""
     floats = torch.ones(64, 1 << 22)
     floats = Arena(floats.nbytes).put(floats)
-    memory = floats.nbytes / best(lambda: native.greatest(floats), 5)
+    memory = floats.nbytes / best(lambda: cpu.greatest(floats), 5)
     torch.set_num_threads(len(usable_cores()))
     rows, weights = torch.ones(512, 1024), torch.ones(6144, 1024)
     work = 2.0 * rows.numel() * weights.shape[0]
@@ -70,7 +71,7 @@ def measure_limits() -> Limits:
 
 
 class Timed:
-    """The extension module, every call of which is timed, by operation."""
+    """The wrapper of the extension, every call of which is timed, by operation."""
 
     def __init__(self, module: Any, names: dict[int, str]) -> None:
         self._module, self._names = module, names
@@ -79,9 +80,9 @@ class Timed:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         function = getattr(self._module, name)
 
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
             begin = time.perf_counter()
-            result = function(*arguments)
+            result = function(*arguments, **options)
             kind = self._names.get(id(arguments[0]), name) if name == "linear" else name
             self.seconds[kind] += time.perf_counter() - begin
             return result
@@ -130,7 +131,7 @@ class Step:
         self.layout, self.positions = layout_of(queries, contexts)
         config = model.config
         shape = self.layout.block_tables.numel(), BLOCK, config.kv_heads, config.head_dim
-        self.caches = [native.allocate_cache(*shape, kept, None) for _ in range(config.layers)]
+        self.caches = [cpu.allocate_cache(*shape, kept, None) for _ in range(config.layers)]
         for keys, values in self.caches:
             fill(keys, 0.5, BLOCK * config.kv_heads)
             fill(values, 0.25, BLOCK * config.kv_heads)
@@ -141,7 +142,7 @@ class Step:
     def hidden(self) -> Tensor:
         """Of all tokens, without the head; a decode step as the engine runs it."""
         attention = Fetching if self.layout.decodes else Paged
-        return self.model(self.ids, attention(self.positions, self.layout, self.caches, native))
+        return self.model(self.ids, attention(self.positions, self.layout, self.caches, cpu))
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
@@ -166,7 +167,7 @@ def work_of(step: Step) -> dict[str, tuple[float, float]]:
     weights = [
         m.weight
         for m in model.modules()
-        if isinstance(getattr(m, "weight", None), native.PackedWeight)
+        if isinstance(getattr(m, "weight", None), cpu.PackedWeight)
     ]
     for weight in weights:
         name = names[id(weight.handle)]
@@ -193,13 +194,14 @@ def work_of(step: Step) -> dict[str, tuple[float, float]]:
 
 def timed_run(step: Step) -> tuple[float, dict[str, float]]:
     """Seconds of one step, and of each kind of operation in it."""
-    native._cpu, module = Timed(native._cpu, names_of(step.model)), native._cpu
+    timed = Timed(extension, names_of(step.model))
+    operations.extension = timed
     try:
         begin = time.perf_counter()
         step()
-        return time.perf_counter() - begin, native._cpu.seconds
+        return time.perf_counter() - begin, timed.seconds
     finally:
-        native._cpu = module
+        operations.extension = extension
 
 
 def report(title: str, step: Step, limits: Limits) -> None:
@@ -225,7 +227,7 @@ def report(title: str, step: Step, limits: Limits) -> None:
 def replayed(step: Step) -> float:
     """Seconds of a step without Python between its kernels."""
     with torch.inference_mode():
-        return best(native.record(step.hidden, Workspace()), ROUNDS)
+        return best(cpu.record(step.hidden, Workspace()), ROUNDS)
 
 
 def main() -> None:
@@ -237,7 +239,7 @@ def main() -> None:
     parser.add_argument("--kv-cache", choices=["bf16", "int8"], default="bf16")
     parser.add_argument("--instructions")
     options = parser.parse_args()
-    chosen = native.start(None, options.instructions)
+    chosen = cpu.start(None, options.instructions)
     limits = measure_limits()
     torch.set_num_threads(1)
     figures = f"int8 {limits.int8 / 1e9:.0f} GOP/s, bf16 {limits.bf16 / 1e9:.0f} GOP/s"
@@ -245,7 +247,7 @@ def main() -> None:
     config = ModelConfig.load(options.model)
     model, _ = load_model(
         options.model, device="cpu", dtype=torch.bfloat16, quantization=config.quantization,
-        operations=native,
+        operations=cpu,
     )  # fmt: skip
     model.eval()
     kept = torch.int8 if options.kv_cache == "int8" else torch.bfloat16

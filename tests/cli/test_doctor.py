@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from hagane.cli import doctor
-from hagane.kernels import native
+from hagane.kernels import cpu
 from hagane.system.settings import Settings
 
 from tests.support.server import hagane
@@ -50,7 +50,7 @@ def test_what_keeps_the_server_from_running_is_status_1():
 
 @pytest.mark.parametrize("compiler", ["/usr/bin/c++", None])
 def test_kernels_that_were_not_built_and_the_way_to_have_them(monkeypatch, compiler):
-    monkeypatch.setattr(native, "_cpu", None)
+    monkeypatch.setattr(cpu, "available", lambda: False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: compiler)
     found = examine()
     (kernels,) = found["kernels"]

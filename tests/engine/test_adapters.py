@@ -32,7 +32,7 @@ def adapters(tiny_model_dir, tmp_path_factory) -> list[AdapterRef]:
 @pytest.fixture
 def backend(request, monkeypatch):
     operations = getattr(kernels, request.param)
-    if operations is kernels.native and not kernels.native.available():
+    if operations is kernels.cpu and not kernels.cpu.available():
         pytest.skip("kernels not built")
     monkeypatch.setattr(kernels, "choose", lambda *_: operations)
 
@@ -56,7 +56,7 @@ def test_each_row_is_its_merged_models(backend, tiny_model_dir, adapters, memory
 
 
 def test_a_result_does_not_depend_on_what_else_runs(tiny_model_dir, adapters):
-    if not kernels.native.available():
+    if not kernels.cpu.available():
         pytest.skip("kernels not built")
     wanted = [None, *adapters, adapters[0]]
     with RunningEngine(config(tiny_model_dir, prefix_caching=False)) as engine:

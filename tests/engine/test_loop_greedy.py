@@ -9,6 +9,6 @@ from tests.support.greedy import assert_greedy_text_is_transformers, needs_built
 
 
 @needs_builtin
-@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
 def test_greedy_bfloat16_text_equals_transformers():
     assert_greedy_text_is_transformers("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import native, reference, training
+from hagane.kernels import cpu, reference, training
 from hagane.lora.config import TARGETS, AdapterConfig
 from hagane.lora.files import load_adapter, save_adapter
 from hagane.lora.merge import merge_directory
@@ -50,7 +50,7 @@ def saved(tiny_model_dir, tmp_path):
 
 @pytest.mark.parametrize("operations", [reference, training], ids=["reference", "training"])
 def test_gradients_equal_pefts(tiny_model_dir, saved, operations):
-    if operations is training and not native.available():
+    if operations is training and not cpu.available():
         pytest.skip("the kernels were not built")
     model, directory = saved
     use_operations(model, operations)
@@ -126,7 +126,7 @@ def test_switched_off_it_is_the_base(tiny_model_dir, name):
 
 @pytest.mark.parametrize("operations", [reference, training], ids=["reference", "training"])
 def test_sequences_side_by_side_do_not_see_each_other(tiny_model_dir, operations):
-    if operations is training and not native.available():
+    if operations is training and not cpu.available():
         pytest.skip("the kernels were not built")
     model = ours(tiny_model_dir)
     use_operations(model, operations)

@@ -62,8 +62,8 @@ BLOCK = 16
 BACKENDS = [
     kernels.reference,
     pytest.param(
-        kernels.native,
-        marks=pytest.mark.skipif(not kernels.native.available(), reason="kernels not built"),
+        kernels.cpu,
+        marks=pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built"),
     ),
 ]
 
@@ -203,12 +203,12 @@ def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
         torch.testing.assert_close(logits, reference(theirs, sequences[key]), atol=1e-4, rtol=0)
 
 
-@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize("quantization", [None, Quantization("int8"), Quantization("int4", 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dtype):
     _, directory = checkpoint
-    model = load(directory, kernels.native, quantization, dtype)
+    model = load(directory, kernels.cpu, quantization, dtype)
     rng = random.Random(5)
     sequences = {key: random_tokens(40 + key, rng.randint(5, 150)) for key in range(5)}
     alone = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import native, training
+from hagane.kernels import cpu, training
 from hagane.lora.config import AdapterConfig
 from hagane.lora.train import attach, factors, set_factors
 from hagane.models.config import Quantization
@@ -17,7 +17,7 @@ from hagane.training.finetune.objective import score
 from hagane.weights.load import load_model
 from tokenizers import Tokenizer
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 SHAPES = [(64, 96), (40, 24), (33, 1), (96, 515)]
 MINI = BUILTIN_MODELS / "hagane-mini"
 TEXT = "The cat sat on the mat and looked at the moon. お茶を飲みました。"
@@ -27,7 +27,7 @@ ROUNDING = 1e-5  # of float32 sums
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-    native.start(1)
+    cpu.start(1)
 
 
 def quantized(inputs: int, outputs: int, form: str, bias: bool = True):
@@ -152,7 +152,7 @@ def test_a_base_of_integers_is_what_serving_computes(tiny_model_dir):
     compute_in_integers(model, torch.float32)
     served, _ = load_model(
         tiny_model_dir, device="cpu", dtype=torch.float32, quantization=Quantization("int8"),
-        operations=native,
+        operations=cpu,
     )  # fmt: skip
     hidden = torch.randn(5, model.config.hidden_size)
     for ours, theirs in zip(model.model.layers, served.model.layers, strict=True):

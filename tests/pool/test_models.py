@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hagane.kernels import native
+from hagane.kernels import cpu
 from hagane.pool import models as module
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import GenerateRequest, SamplingParams
@@ -75,7 +75,7 @@ def test_one_unused_makes_room_and_requests_keep_theirs(tiny_model_dir, models):
     asyncio.run(scenario())
 
 
-@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 def test_the_thread_that_drives_the_kernels_has_a_core_of_its_own(tiny_model_dir):
     async def scenario() -> None:
         async with running(tiny_model_dir) as fleet:

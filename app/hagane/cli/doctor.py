@@ -22,7 +22,7 @@ import torch
 from hagane import __version__
 from hagane.cli.command import read
 from hagane.engine.step.runner import resolve_dtype
-from hagane.kernels import choose, native
+from hagane.kernels import choose, cpu
 from hagane.kernels.devices import resolve_device
 from hagane.models.config import ModelConfig
 from hagane.system.errors import HaganeError
@@ -161,8 +161,8 @@ def _gpus(_: Settings) -> Iterator[Finding]:
 
 
 def _kernels(_: Settings) -> Iterator[Finding]:
-    if native.available():
-        yield Finding("kernels", "ok", f"native, instruction set {native.instruction_set()}")
+    if cpu.available():
+        yield Finding("kernels", "ok", f"native, instruction set {cpu.instruction_set()}")
         return
     compiler = next(filter(shutil.which, _COMPILERS), None)
     rebuild = "touch setup.py && make install"

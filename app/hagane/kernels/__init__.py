@@ -6,9 +6,9 @@ the number of rows of the flat ragged batch. What each operation does is said in
 | backend | runs |
 |---|---|
 | `reference` | on any device through torch's operators; differentiable |
-| `native` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
-| `training` | as `native`, differentiable by its inputs alone: for adapters on frozen weights |
-| `Pretraining` | as `native`, differentiable by weights too, in float32 or over float32 weights |
+| `cpu` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
+| `training` | as `cpu`, differentiable by its inputs alone: for adapters on frozen weights |
+| `Pretraining` | as `cpu`, differentiable by weights too, in float32 or over float32 weights |
 | `cuda` | on CUDA devices through Hagane's own Triton kernels; serving only |
 """
 
@@ -21,10 +21,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hagane.kernels import native, reference, training
+from hagane.kernels import cpu, reference
+from hagane.kernels.cpu import training
+from hagane.kernels.cpu.pretraining import Pretraining
 from hagane.kernels.drawing import Cuts
 from hagane.kernels.layout import PagedLayout
-from hagane.kernels.pretraining import Pretraining
 
 __all__ = [
     "Cuts",
@@ -33,7 +34,7 @@ __all__ = [
     "PagedLayout",
     "Pretraining",
     "choose",
-    "native",
+    "cpu",
     "reference",
     "training",
 ]
@@ -114,13 +115,13 @@ def choose(device: torch.device, dtype: torch.dtype) -> Operations:
     if dtype not in (torch.float32, torch.bfloat16):
         logger.warning("no native kernels for %s: torch's operators are slower", dtype)
         return reference
-    if not native.available():
+    if not cpu.available():
         logger.warning(
             "the native kernels were not built (no C++ compiler at installation): torch's "
             "operators are several times slower, and results depend on the batch"
         )
         return reference
-    return native
+    return cpu
 
 
 def _choose_cuda() -> Operations:

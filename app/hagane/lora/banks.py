@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import native
+from hagane.kernels import cpu
 from hagane.kernels.arena import Arena
-from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, NativeBank, Part, TorchBank
+from hagane.kernels.cpu.low_rank import NativeBank
+from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, TorchBank
 from hagane.lora.files import Adapter, linear_shapes
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
@@ -45,7 +46,7 @@ class Adapted(nn.Module):
 class PackedAdapted(nn.Module):
     """Any kind of linear layer, changed by the native kernels before they round."""
 
-    def __init__(self, weight: native.PackedWeight, bank: NativeBank) -> None:
+    def __init__(self, weight: cpu.PackedWeight, bank: NativeBank) -> None:
         super().__init__()
         self.weight, self.bank = weight, bank
 
@@ -53,7 +54,7 @@ class PackedAdapted(nn.Module):
         self, x: Tensor, residual: Tensor | None = None, rows: AdapterRows | None = None
     ) -> Tensor:
         changes = None if rows is None else (self.bank.handle, rows.slots)
-        return native.linear(x, self.weight, residual=residual, changes=changes)
+        return cpu.linear(x, self.weight, residual=residual, changes=changes)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Fetching(Paged):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         attended = super().attend(layer, q, k, v, window)
         if layer + 1 < len(self.caches):
-            kernels.native.fetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
+            kernels.cpu.fetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
         return attended
 
 
@@ -86,7 +86,7 @@ class Narrowing(Paged):
         if x.shape[0] == self.positions.shape[0]:
             return super().linear(layer, x, residual)
         if residual is not None and residual.shape[0] != x.shape[0]:
-            residual = kernels.native.gather(residual, self.rows)
+            residual = kernels.cpu.gather(residual, self.rows)
         changes = () if self.changes is None else (self.changes,)
         out: Tensor = layer(x, residual, *changes)
         return out
@@ -94,7 +94,7 @@ class Narrowing(Paged):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         layout, cache = self.layout, self.caches[layer]
         if layer == len(self.caches) - 1:
-            q, layout = kernels.native.gather(q, self.rows), self.ends
+            q, layout = kernels.cpu.gather(q, self.rows), self.ends
         return self.operations.attend(q, k, v, cache, layout, window=window)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import native, training
+from hagane.kernels import cpu, training
 from hagane.models.linear import Int4, Int8, Int8Embedding, Linear, quantize_int8
 
 if TYPE_CHECKING:
@@ -54,19 +54,19 @@ class Integers(nn.Module):
         super().__init__()
         if isinstance(layer, Int8):
             codes, scale = layer.weight_int8, layer.scale
-            self.weight = native.pack_int8(codes, scale, layer.bias)
+            self.weight = cpu.pack_int8(codes, scale, layer.bias)
         else:
             codes, scale = quantize_int8(layer.matrix(torch.float32)).values()
             stored = layer.weight_int4, layer.scale, layer.group_size
-            self.weight = native.pack_int4(*stored, layer.bias)
+            self.weight = cpu.pack_int4(*stored, layer.bias)
         self.transposed = training.pack_transposed(codes, scale)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return native.linear(x.contiguous(), self.weight, residual=residual)
+        return cpu.linear(x.contiguous(), self.weight, residual=residual)
 
     def gradient(self, grad: Tensor) -> Tensor:
         """[tokens, out] -> [tokens, in]."""
-        return native.linear(grad.contiguous(), self.transposed)
+        return cpu.linear(grad.contiguous(), self.transposed)
 
 
 class WidenedHead:
@@ -90,15 +90,15 @@ class IntegerEmbedding(nn.Module):
 
     def __init__(self, layer: Int8Embedding, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = native.pack_int8(layer.weight_int8, layer.scale)
+        self.weight = cpu.pack_int8(layer.weight_int8, layer.scale)
         self.widened = layer.matrix(dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return native.embed(ids, self.weight, self.widened.dtype)
+        return cpu.embed(ids, self.weight, self.widened.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]."""
-        return native.linear(hidden.contiguous(), self.weight, torch.float32)
+        return cpu.linear(hidden.contiguous(), self.weight, torch.float32)
 
     def gradient(self, slopes: Tensor) -> Tensor:
         """Float32 [n, vocab] -> [n, hidden] in the rows' dtype."""

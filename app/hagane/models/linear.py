@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hagane.kernels import native
+from hagane.kernels import cpu
 from hagane.models.config import Quantization
 
 GROUP_SIZES = (128, 64, 32)
@@ -213,7 +213,7 @@ class Int8Embedding(nn.Module):
 
 def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
     """Float [out, in] -> codes and one scale per row."""
-    codes, scale = native.quantize_rows(weight)
+    codes, scale = cpu.quantize_rows(weight)
     return {"weight_int8": codes, "scale": scale}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import Operations, native, reference
+from hagane.kernels import Operations, cpu, reference
 from hagane.models.linear import (
     Dense,
     DenseEmbedding,
@@ -46,26 +46,26 @@ class TorchInt4(nn.Module):
 class Packed(nn.Module):
     """Any kind of linear layer, for serving with the native kernels."""
 
-    def __init__(self, weight: native.PackedWeight) -> None:
+    def __init__(self, weight: cpu.PackedWeight) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return native.linear(x, self.weight, residual=residual)
+        return cpu.linear(x, self.weight, residual=residual)
 
 
 class PackedEmbedding(nn.Module):
     """Any kind of embedding, for serving with the native kernels in `dtype`."""
 
-    def __init__(self, weight: native.PackedWeight, dtype: torch.dtype) -> None:
+    def __init__(self, weight: cpu.PackedWeight, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.dtype = weight, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        return native.embed(ids, self.weight, self.dtype)
+        return cpu.embed(ids, self.weight, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return native.linear(hidden, self.weight, torch.float32)
+        return cpu.linear(hidden, self.weight, torch.float32)
 
 
 class CudaLinear(nn.Module):
@@ -127,22 +127,22 @@ def _for_cuda(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -> nn.Module:
     """`module`, or what replaces it when `operations` serve in `dtype`."""
-    if operations is native:
+    if operations is cpu:
         match module:
             case Dense():
-                return Packed(native.pack_dense(module.weight.data, module.bias))
+                return Packed(cpu.pack_dense(module.weight.data, module.bias))
             case Int8():
-                return Packed(native.pack_int8(module.weight_int8, module.scale, module.bias))
+                return Packed(cpu.pack_int8(module.weight_int8, module.scale, module.bias))
             case Int4():
                 stored = module.weight_int4, module.scale, module.group_size
-                return Packed(native.pack_int4(*stored, module.bias))
+                return Packed(cpu.pack_int4(*stored, module.bias))
             case Fp8():
                 # CPUs do not compute in 8-bit floats: as large and as fast as what is dense.
-                return Packed(native.pack_dense(module.matrix(dtype), module.bias))
+                return Packed(cpu.pack_dense(module.matrix(dtype), module.bias))
             case DenseEmbedding():
-                return PackedEmbedding(native.pack_dense(module.weight.data), dtype)
+                return PackedEmbedding(cpu.pack_dense(module.weight.data), dtype)
             case Int8Embedding():
-                return PackedEmbedding(native.pack_int8(module.weight_int8, module.scale), dtype)
+                return PackedEmbedding(cpu.pack_int8(module.weight_int8, module.scale), dtype)
         return module
     if operations is not reference:
         return _for_cuda(module, dtype)

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 import torch
-from hagane.kernels import native
+from hagane.kernels import cpu
 from transformers import AutoModelForCausalLM
 
 from tests.support.server import start_server, stop_server
@@ -323,7 +323,7 @@ def test_a_broken_model_is_one_line_and_status_2(tiny_model_dir, tmp_path, break
 
 
 def test_an_int8_cache_holds_more_tokens_in_the_same_memory(tiny_model_dir, tmp_path):
-    if not native.available():
+    if not cpu.available():
         pytest.skip("kernels not built")
     tokens = {}
     for dtype in ("auto", "int8"):

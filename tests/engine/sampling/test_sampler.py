@@ -10,7 +10,7 @@ import torch
 from hagane import kernels
 from hagane.engine.sampling.sampler import Sampler, prompt_logprobs, uniform
 from hagane.engine.schedule.sequence import Sequence
-from hagane.kernels import native, reference
+from hagane.kernels import cpu, reference
 from hagane.pool.messages import GenerateRequest, SamplingParams
 
 VOCAB = 50
@@ -21,8 +21,8 @@ VOCAB = 50
     params=[
         kernels.reference,
         pytest.param(
-            kernels.native,
-            marks=pytest.mark.skipif(not kernels.native.available(), reason="kernels not built"),
+            kernels.cpu,
+            marks=pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built"),
         ),
     ],
     ids=["reference", "native"],
@@ -119,11 +119,11 @@ def test_penalties_bias_and_minimum():
     assert pick(min_tokens=2, eos_token_ids=(2,)) == 2
 
 
-@pytest.mark.parametrize("operations", [reference, native])
+@pytest.mark.parametrize("operations", [reference, cpu])
 @pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_broken_row_fails_alone(operations, cut, bad):
-    if operations is native and not native.available():
+    if operations is cpu and not cpu.available():
         pytest.skip("kernels not built")
     rows = logits(6, rows=3)
     rows[1, 4] = bad

@@ -15,7 +15,7 @@ from hagane.weights.load import load_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-pytestmark = pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+pytestmark = pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
 BLOCK, BLOCKS, LONGEST, MOST = 16, 400, 300, 7
 STEPS = 350
 
@@ -86,16 +86,14 @@ def assemble(parts: list[Running]) -> Batch:
 )
 @torch.inference_mode()
 def test_any_composition_has_the_bits_of_one_prefill_alone(directory, dtype, quantize, cache_dtype):
-    kernels.native.start(2)
+    kernels.cpu.start(2)
     model, _ = load_model(
-        directory, device="cpu", dtype=dtype, operations=kernels.native,
+        directory, device="cpu", dtype=dtype, operations=kernels.cpu,
         quantization=None if quantize is None else Quantization(quantize),
     )  # fmt: skip
     config = model.eval().config
     shape = (BLOCKS, BLOCK, config.kv_heads, config.head_dim, cache_dtype)
-    caches = [
-        kernels.native.allocate_cache(*shape, torch.device("cpu")) for _ in range(config.layers)
-    ]
+    caches = [kernels.cpu.allocate_cache(*shape, torch.device("cpu")) for _ in range(config.layers)]
     graphs = DecodeGraphs(
         model, caches, max_sequences=MOST, max_blocks=-(-LONGEST // BLOCK), block_size=BLOCK
     )

@@ -41,7 +41,7 @@ def test_fp8_needs_a_gpu_that_multiplies_it(tiny_model_dir, monkeypatch, capabil
         assert "{}.{}: use int8".format(*capability) in str(raised.value)
 
 
-@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize("block_size", [8, 24])
 def test_native_kernels_refuse_blocks_they_would_read_past(tiny_model_dir, block_size):
     with pytest.raises(ConfigurationError, match=f"block_size is {block_size}.*multiple of 16"):
@@ -61,7 +61,7 @@ def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, 
         ModelRunner(config(tmp_path / "fp8", quantize="int8"))
 
 
-@pytest.mark.skipif(not kernels.native.available(), reason="kernels not built")
+@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize(
     ("instructions", "quantize", "asked", "kept"),
     [
@@ -78,7 +78,7 @@ def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, 
 def test_quantized_models_have_an_int8_cache_where_that_is_faster(
     tmp_path, monkeypatch, instructions, quantize, asked, kept
 ):
-    monkeypatch.setattr(kernels.native, "instruction_set", lambda: instructions)
+    monkeypatch.setattr(kernels.cpu, "instruction_set", lambda: instructions)
     shape = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,

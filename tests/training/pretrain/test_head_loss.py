@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import Pretraining, native
+from hagane.kernels import Pretraining, cpu
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer, use_operations
 from hagane.training.pretrain.head_loss import NativeLoss, TorchLoss
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 SHAPE = {
     "vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
@@ -34,7 +34,7 @@ def test_the_native_kernels_compute_what_torch_does(kind):
         loss = TorchLoss(dtype)
         if name != "torch":
             operations = Pretraining(dtype)
-            native.start(1)
+            cpu.start(1)
             use_operations(model, operations)
             loss = NativeLoss(operations)
         model.zero_grad()

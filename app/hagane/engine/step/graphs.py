@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hagane.engine.step.batch import Batch, Inputs
-from hagane.kernels import PagedLayout, native
+from hagane.kernels import PagedLayout, cpu
+from hagane.kernels.cpu.recording import Workspace
 from hagane.kernels.low_rank import AdapterRows
-from hagane.kernels.recording import Workspace
 from hagane.models.attention import Fetching, Narrowing, Paged
 from hagane.models.decoder import Transformer
 
@@ -70,13 +70,13 @@ class DecodeGraphs:
     @torch.inference_mode()
     def _run_once(self, inputs: Inputs) -> Tensor:
         rows, context = self._narrow(inputs)
-        replay = native.record(lambda: self._model(inputs.token_ids, context), self._workspace)
+        replay = cpu.record(lambda: self._model(inputs.token_ids, context), self._workspace)
         return self._model.logits(replay()[torch.searchsorted(rows, inputs.logit_rows)])
 
     def _narrow(self, inputs: Inputs) -> tuple[Tensor, Paged]:
         """The rows that the model shall return, and the context that drops the others."""
         layout, tokens = inputs.layout, inputs.token_ids.shape[0]
-        whole = inputs.positions, layout, self._caches, native, inputs.adapters
+        whole = inputs.positions, layout, self._caches, cpu, inputs.adapters
         rows = inputs.logit_rows.unique()
         if len(rows) == tokens:
             return rows, Paged(*whole)
@@ -89,7 +89,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def _record(self, rows: int, adapted: bool) -> Callable[[], Tensor]:
-        return native.record(lambda: self._step(rows, adapted), self._workspace)
+        return cpu.record(lambda: self._step(rows, adapted), self._workspace)
 
     def _step(self, rows: int, adapted: bool) -> Tensor:
         token_ids, positions = map(torch.from_numpy, (self._token_ids, self._positions))
@@ -104,5 +104,5 @@ class DecodeGraphs:
             block_size=self._block_size,
         )
         adapters = AdapterRows(torch.from_numpy(self._adapters[:rows])) if adapted else None
-        context = Fetching(positions[:rows], layout, self._caches, native, adapters)
+        context = Fetching(positions[:rows], layout, self._caches, cpu, adapters)
         return self._model.logits(self._model(token_ids[:rows], context))

@@ -51,11 +51,11 @@ class ModelRunner:
         self.dtype = resolve_dtype(config.dtype, model_config.dtype)
         self.context_length = _context_length(config, model_config)
         self.operations = kernels.choose(self.device, self.dtype)
-        if self.operations is kernels.native and config.block_size % kernels.native.LANES:
+        if self.operations is kernels.cpu and config.block_size % kernels.cpu.LANES:
             # Their attention reads that many keys at a time, and past the end of a smaller block.
             raise ConfigurationError(
                 f"block_size is {config.block_size}: the native CPU kernels need a multiple of "
-                f"{kernels.native.LANES}"
+                f"{kernels.cpu.LANES}"
             )
         quantization = _quantization(config, model_config, self.device)
         self.model, report = load_model(
@@ -92,7 +92,7 @@ class ModelRunner:
         """Decode steps without Python in between, for the kernels that can be recorded."""
         if self.operations is kernels.reference:
             return None
-        kind = DecodeGraphs if self.operations is kernels.native else CudaGraphs
+        kind = DecodeGraphs if self.operations is kernels.cpu else CudaGraphs
         graphs = kind(
             self.model,
             self.caches,
@@ -126,7 +126,7 @@ class ModelRunner:
     def _cache_dtype(
         self, config: EngineConfig, model: ModelConfig, quantization: Quantization | None
     ) -> torch.dtype:
-        native = self.operations is kernels.native
+        native = self.operations is kernels.cpu
         if config.kv_cache_dtype == "int8" and not native:
             raise ConfigurationError(
                 "kv_cache_dtype int8 needs the native CPU kernels, in float32 or bfloat16: "
@@ -137,7 +137,7 @@ class ModelRunner:
             # fp8 weights are dense on a CPU, for whoever wants small values kept precisely.
             coarse = quantization.format in ("int8", "int4")
             whole = model.head_dim % _INT8_CACHE_FEATURES == 0
-            if coarse and whole and kernels.native.instruction_set() in _INT8_CACHE_SETS:
+            if coarse and whole and kernels.cpu.instruction_set() in _INT8_CACHE_SETS:
                 wanted = "int8"
         return torch.int8 if wanted == "int8" else self.dtype
 
@@ -147,15 +147,15 @@ class ModelRunner:
         It takes its part in every operation, and would at times share a core with a pinned worker
         while its own is idle. Threads that it starts from now on begin there, too.
         """
-        if self.operations is kernels.native:
+        if self.operations is kernels.cpu:
             os.sched_setaffinity(0, usable_cores()[:1])
 
     def _start_threads(self, threads: int | None) -> None:
-        if self.operations is not kernels.native:
+        if self.operations is not kernels.cpu:
             if threads:
                 torch.set_num_threads(threads)
             return
-        instructions = kernels.native.start(threads)
+        instructions = kernels.cpu.start(threads)
         # From here on torch only samples; a second pool would fight the kernels' for the cores.
         torch.set_num_threads(1)
         logger.info(

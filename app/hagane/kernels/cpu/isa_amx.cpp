@@ -35,13 +35,9 @@ namespace {
 #include "attention_int8.inc"
 #include "attention_amx.inc"
 #include "attention_training.inc"
+#include "table.inc"
 
-constexpr Kernels kKernels{"amx", prepare, linear_amx, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store,
-                           attend_spans<CodeMultiplier, attend_spans<TileMultiplier, attend>>, draw, greatest,
-                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax,
-                           attend_sequence<linear_amx>, attend_sequence_backward<linear_amx>};
+constexpr Kernels kKernels = table_of<linear_amx, attend_spans<CodeMultiplier, attend_spans<TileMultiplier, attend>>>("amx");
 
 }  // namespace
 

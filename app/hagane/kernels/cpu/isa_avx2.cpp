@@ -29,12 +29,9 @@ namespace {
 #include "linear_avx2.inc"
 #include "lora.inc"
 #include "attention_training.inc"
+#include "table.inc"
 
-constexpr Kernels kKernels{"avx2", prepare, linear_avx2, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend, draw, greatest,
-                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax,
-                           attend_sequence<linear_avx2>, attend_sequence_backward<linear_avx2>};
+constexpr Kernels kKernels = table_of<linear_avx2, attend>("avx2");
 
 }  // namespace
 

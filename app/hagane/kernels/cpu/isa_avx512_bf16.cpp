@@ -34,13 +34,9 @@ namespace {
 #include "attention_int8.inc"
 #include "attention_bf16.inc"
 #include "attention_training.inc"
+#include "table.inc"
 
-constexpr Kernels kKernels{"avx512_bf16", prepare, linear_vnni, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend_spans<CodeMultiplier, attend_spans<VectorMultiplier, attend>>,
-                           draw, greatest,
-                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax,
-                           attend_sequence<linear_vnni>, attend_sequence_backward<linear_vnni>};
+constexpr Kernels kKernels = table_of<linear_vnni, attend_spans<CodeMultiplier, attend_spans<VectorMultiplier, attend>>>("avx512_bf16");
 
 }  // namespace
 

@@ -19,12 +19,9 @@ namespace {
 #include "linear.inc"
 #include "lora.inc"
 #include "attention_training.inc"
+#include "table.inc"
 
-constexpr Kernels kKernels{"generic", prepare, linear, expand, rms_norm,
-                           silu_and_mul, embed, rotary, store, attend, draw, greatest,
-                           rms_norm_backward, silu_and_mul_backward, rotary_backward, token_score,
-                           norm, norm_backward, causal_softmax,
-                           attend_sequence<linear>, attend_sequence_backward<linear>};
+constexpr Kernels kKernels = table_of<linear, attend>("generic");
 
 }  // namespace
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hagane.kernels import native, training
+from hagane.kernels import cpu, training
 from hagane.kernels.devices import resolve_device
 from hagane.lora.config import AdapterConfig
 from hagane.lora.files import save_adapter
@@ -83,7 +83,7 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
         )
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
         if training.usable(device, dtype):
-            native.start_beside_torch(spec.threads)
+            cpu.start_beside_torch(spec.threads)
             use_operations(model, training)
             compute_in_integers(model, dtype)
     if recompute:

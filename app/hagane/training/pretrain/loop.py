@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hagane.data.documents import END_OF_TEXT, TURN_END
-from hagane.kernels import Pretraining, native, training
+from hagane.kernels import Pretraining, cpu, training
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer, use_operations
 from hagane.system.errors import ConfigurationError, TrainingInterrupted
@@ -87,7 +87,7 @@ class Learner:
         optimizers = make_optimizers(model, config)
         if training.usable(next(model.parameters()).device, dtype):
             operations = Pretraining(dtype)
-            native.start_beside_torch(torch.get_num_threads())
+            cpu.start_beside_torch(torch.get_num_threads())
             use_operations(model, operations)
             ours = NativeLoss(operations)
             micro_rows = min(micro_rows, max(1, _MICRO_TOKENS // config.sequence_length))

@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hagane.kernels.native import _DTYPES
-
-try:
-    from hagane.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
-except ImportError:
-    _cpu = None
+from hagane.kernels.cpu import extension
 
 # Queries that attend together: fewer would make for small products, more for more that is masked.
 _QUERIES = 128
@@ -53,18 +48,18 @@ class _Attention(torch.autograd.Function):
         queries, keys, values = ctx.saved_tensors
         rows, head_dim = ctx.rows, keys.shape[2]
         grad = grad.view(len(grad), -1, head_dim)
-        slopes_out = _heads_first(grad, rows, len(keys) // rows)
+        grad_out = _heads_first(grad, rows, len(keys) // rows)
         grad_q = torch.empty_like(grad)
         grad_k, grad_v = torch.zeros_like(keys), torch.zeros_like(values)
         for start, end, first in _blocks(keys.shape[1], ctx.window):
             seen = slice(first, end)
-            own, out = (x[:, :, start:end].flatten(1, 2) for x in (queries, slopes_out))
+            own, out = (x[:, :, start:end].flatten(1, 2) for x in (queries, grad_out))
             scores = torch.bmm(own, keys[:, seen].transpose(1, 2))
-            slopes = torch.bmm(out, values[:, seen].transpose(1, 2))
-            _softmax(scores, slopes, end - start, start - first, ctx.window, head_dim)
+            gradients = torch.bmm(out, values[:, seen].transpose(1, 2))
+            _softmax(scores, gradients, end - start, start - first, ctx.window, head_dim)
             grad_v[:, seen] += torch.bmm(scores.transpose(1, 2), out)
-            grad_k[:, seen] += torch.bmm(slopes.transpose(1, 2), own)
-            _scatter(grad_q, torch.bmm(slopes, keys[:, seen]), rows, start, end)
+            grad_k[:, seen] += torch.bmm(gradients.transpose(1, 2), own)
+            _scatter(grad_q, torch.bmm(gradients, keys[:, seen]), rows, start, end)
         return grad_q, _tokens_first(grad_k, rows), _tokens_first(grad_v, rows), None, None
 
 
@@ -103,7 +98,7 @@ def _scatter(target: Tensor, block: Tensor, rows: int, start: int, end: int) -> 
 
 def _softmax(
     scores: Tensor,
-    slopes: Tensor | None,
+    gradients: Tensor | None,
     queries: int,
     offset: int,
     window: int | None,
@@ -111,11 +106,14 @@ def _softmax(
 ) -> None:
     """Products of queries and keys [batch, rows, keys] become probabilities.
 
-    `slopes`, the gradients by the probabilities, become those by the products. The first of every
-    `queries` rows is the key at `offset`.
+    `gradients`, by the probabilities, become those by the products. The first of every `queries`
+    rows is the key at `offset`.
     """
-    keys = scores.shape[2]
-    _cpu.causal_softmax(
-        scores.data_ptr(), _DTYPES[scores.dtype], keys, 0 if slopes is None else slopes.data_ptr(),
-        scores.numel() // keys, keys, queries, offset, window or 0, head_dim**-0.5,
-    )  # fmt: skip
+    extension.causal_softmax(
+        scores.flatten(0, 1),
+        gradients if gradients is None else gradients.flatten(0, 1),
+        queries=queries,
+        offset=offset,
+        window=window or 0,
+        scale=head_dim**-0.5,
+    )

@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hagane.kernels import native, reference, training
-from hagane.kernels.blocked_attention import causal_attention
-from hagane.kernels.native import _DTYPES
-
-try:
-    from hagane.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
-except ImportError:
-    _cpu = None
+from hagane.kernels import reference
+from hagane.kernels.cpu import extension, operations, training
+from hagane.kernels.cpu.blocked_attention import causal_attention
 
 # Logits at a time: more make for larger products, and take more memory.
 _LOGITS = 1 << 24
@@ -36,7 +31,7 @@ class Pretraining:
     dtype: torch.dtype
 
     silu_and_mul = staticmethod(training.silu_and_mul)
-    angles = staticmethod(native.angles)
+    angles = staticmethod(operations.angles)
     causal_attention = staticmethod(causal_attention)
     token_scores = staticmethod(training.token_scores)
     allocate_cache = staticmethod(reference.allocate_cache)
@@ -105,11 +100,7 @@ class _Norm(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         out = torch.empty_like(x, dtype=dtype)
-        rows, features = x.shape
-        _cpu.norm(
-            x.data_ptr(), weight.data_ptr(), eps, rows, features,
-            out.data_ptr(), _DTYPES[dtype], features,
-        )  # fmt: skip
+        extension.norm(x, weight, eps, out)
         return out
 
     @staticmethod
@@ -120,10 +111,7 @@ class _Norm(torch.autograd.Function):
         rows, features = x.shape
         out, of_weight = torch.empty_like(x), torch.empty_like(weight)
         parts = torch.empty(-(-rows // _NORM_ROWS), features)
-        _cpu.norm_backward(
-            grad.data_ptr(), _DTYPES[grad.dtype], features, x.data_ptr(), weight.data_ptr(),
-            ctx.eps, rows, features, out.data_ptr(), parts.data_ptr(), of_weight.data_ptr(),
-        )  # fmt: skip
+        extension.norm_backward(grad, x, weight, ctx.eps, out, parts, of_weight)
         return out, of_weight, None, None
 
 
@@ -136,7 +124,7 @@ class _Rotate(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         ctx.heads, ctx.kv_heads = heads, kv_heads
-        q, k, v = native.rotate(
+        q, k, v = operations.rotate(
             qkv.detach(), cos, sin, heads=heads, kv_heads=kv_heads, norms=None, eps=0.0
         )
         return q, k, v
@@ -146,11 +134,7 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         cos, sin = ctx.saved_tensors
         grad = torch.cat([part.flatten(1) for part in grads], dim=1)
-        kind, stride = _DTYPES[grad.dtype], grad.stride(0)
-        _cpu.rotary_backward(
-            grad.data_ptr(), kind, stride, cos.data_ptr(), sin.data_ptr(), 0, 0, 0, 0.0,
-            len(grad), ctx.heads, ctx.kv_heads, 2 * cos.shape[1], grad.data_ptr(), kind, stride,
-        )  # fmt: skip
+        extension.apply_rope_backward(grad, ctx.heads, ctx.kv_heads, cos, sin, None, 0.0, grad)
         return grad, None, None, None, None
 
 

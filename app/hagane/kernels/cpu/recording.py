@@ -6,9 +6,12 @@ import ctypes
 import math
 import mmap
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from hagane.kernels.cpu import extension
 
 
 class Workspace:
@@ -51,3 +54,40 @@ class Workspace:
             if free and len(self._buffers[address]) == size:
                 return address
         return None
+
+
+# Where results go while a recording is made; else torch's allocator has room for them.
+_workspace: Workspace | None = None
+
+
+def record(step: Callable[[], Tensor], workspace: Workspace) -> Callable[[], Tensor]:
+    """A function that runs the kernels of `step` and returns its result: no Python in between.
+
+    All that `step` computes must come from this backend, from tensors that stay where they are: it
+    is called, but nothing is computed before the function is. What that returns lies in the
+    workspace, until another recording of it runs.
+    """
+    global _workspace
+    _workspace = workspace
+    extension.record()
+    try:
+        result = step()
+    finally:
+        _workspace = None
+        kernels = extension.recorded()
+    # One tensor for all replays: to make one takes torch a tenth of a millisecond behind kernels
+    # that have emptied the caches.
+    alias = workspace.alias(result)
+
+    def replay() -> Tensor:
+        extension.replay(kernels)
+        return alias
+
+    return replay
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Memory for a result: the workspace's while a recording is made, else the allocator's."""
+    if _workspace is None:
+        return torch.empty(*shape, dtype=dtype)
+    return _workspace.empty(*shape, dtype=dtype)

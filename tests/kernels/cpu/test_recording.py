@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import native
-from hagane.kernels.recording import Workspace
+from hagane.kernels import cpu
+from hagane.kernels.cpu import extension
+from hagane.kernels.cpu.recording import Workspace
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    native.start(1)
+    cpu.start(1)
 
 
 def test_a_replay_reads_its_inputs_again():
@@ -21,10 +22,10 @@ def test_a_replay_reads_its_inputs_again():
     def step():
         hidden = inputs
         for _ in range(5):
-            hidden = native.rms_norm(hidden, weight, 1e-6)
+            hidden = cpu.rms_norm(hidden, weight, 1e-6)
         return hidden
 
-    replay = native.record(step, Workspace())
+    replay = cpu.record(step, Workspace())
     assert torch.equal(replay(), step())
     inputs.copy_(torch.randn(3, 64))
     assert torch.equal(replay(), step())
@@ -36,18 +37,18 @@ def test_rows_that_go_through_several_operations_at_once_come_to_the_same(rows):
     inputs = torch.randn(rows, 96, generator=generator).bfloat16()
     norm = torch.rand(96, generator=generator).bfloat16()
     up, down = (
-        native.pack_int8(*native.quantize_rows(torch.randn(*shape, generator=generator)))
+        cpu.pack_int8(*cpu.quantize_rows(torch.randn(*shape, generator=generator)))
         for shape in ((128, 96), (96, 64))
     )
 
     def step():
         hidden = inputs
         for _ in range(3):
-            inner = native.linear(native.rms_norm(hidden, norm, 1e-6), up)
-            hidden = native.linear(native.silu_and_mul(inner), down, residual=hidden)
-        return native.rms_norm(native.rms_norm(hidden, norm, 1e-6), norm, 1e-6)
+            inner = cpu.linear(cpu.rms_norm(hidden, norm, 1e-6), up)
+            hidden = cpu.linear(cpu.silu_and_mul(inner), down, residual=hidden)
+        return cpu.rms_norm(cpu.rms_norm(hidden, norm, 1e-6), norm, 1e-6)
 
-    replay = native.record(step, Workspace())
+    replay = cpu.record(step, Workspace())
     assert torch.equal(replay(), step())
 
 
@@ -66,8 +67,8 @@ def test_dead_tensors_give_their_memory_to_later_ones():
 
 def test_an_error_ends_the_recording():
     with pytest.raises(RuntimeError, match="on purpose"):
-        native.record(lambda: (_ for _ in ()).throw(RuntimeError("on purpose")), Workspace())
+        cpu.record(lambda: (_ for _ in ()).throw(RuntimeError("on purpose")), Workspace())
     weight = torch.ones(16)
-    assert native.rms_norm(torch.ones(1, 16), weight, 0.0).data_ptr() != 0
+    assert cpu.rms_norm(torch.ones(1, 16), weight, 0.0).data_ptr() != 0
     with pytest.raises(RuntimeError, match="nothing is being recorded"):
-        native._cpu.recorded()
+        extension.recorded()

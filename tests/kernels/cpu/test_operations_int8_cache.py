@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hagane.kernels import native, reference
+from hagane.kernels import cpu, reference
 from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.support.paging import SETS, layout_of, part_of
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 BLOCKS = 192
 CPU = torch.device("cpu")
 
@@ -25,16 +25,16 @@ CPU = torch.device("cpu")
 def instruction_set(request):
     """Two threads, so that what runs beside each other shows."""
     try:
-        native.start(min(2, len(usable_cores())), request.param)
+        cpu.start(min(2, len(usable_cores())), request.param)
     except ValueError as error:
         pytest.skip(str(error))
     yield request.param
-    native.start(1)
+    cpu.start(1)
 
 
 def dirty_cache(block_size: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """As earlier sequences left it behind: codes, and scales that are not numbers."""
-    cache = native.allocate_cache(BLOCKS, block_size, kv_heads, head_dim, torch.int8, CPU)
+    cache = cpu.allocate_cache(BLOCKS, block_size, kv_heads, head_dim, torch.int8, CPU)
     for part in cache:
         part.fill_(-1)
     return cache
@@ -101,7 +101,7 @@ def test_attention_is_that_of_the_dequantized_cache_in_any_chunks(
     whole = layout_of(contexts, contexts, block_size, BLOCKS)
     q, k, v = rows_of(sum(contexts), *shape, dtype)
     cache = dirty_cache(block_size, kv_heads, head_dim)
-    result = native.attend(q, k, v, cache, whole, window=window)
+    result = cpu.attend(q, k, v, cache, whole, window=window)
 
     kept = [part[whole.slots] for part in dequantized(cache, block_size, kv_heads, head_dim)]
     for ours, exact in ((hadamard(kept[0]), hadamard(k)), (kept[1], v.double())):
@@ -122,7 +122,7 @@ def test_attention_is_that_of_the_dequantized_cache_in_any_chunks(
     for first, last in itertools.pairwise(edges):
         rows, layout = part_of(whole, first, last)
         if len(rows):
-            piece = native.attend(q[rows], k[rows], v[rows], again, layout, window=window)
+            piece = cpu.attend(q[rows], k[rows], v[rows], again, layout, window=window)
             assert torch.equal(piece, result[rows])
 
 
@@ -131,9 +131,9 @@ def test_a_value_that_is_not_a_number_spoils_who_sees_it_and_no_other_sequence(g
     torch.manual_seed(group)
     q, k, v = rows_of(320, group, 1, 64, torch.bfloat16)
     layout = layout_of([300, 20], [300, 20], 16, BLOCKS)
-    clean = native.attend(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
+    clean = cpu.attend(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
     v[270, 0, 3] = math.nan
-    spoiled = native.attend(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
+    spoiled = cpu.attend(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
     assert spoiled[270:300].isnan().all()
     assert torch.equal(spoiled[300:], clean[300:])
 
@@ -146,14 +146,14 @@ def test_decoding_sequences_do_not_see_each_other():
     whole = layout_of(contexts, contexts, 16, BLOCKS)
     q, k, v = rows_of(sum(contexts), *shape, torch.bfloat16)
     cache = dirty_cache(16, 3, 64)
-    native.attend(q, k, v, cache, whole, window=None)
+    cpu.attend(q, k, v, cache, whole, window=None)
     last = torch.tensor(whole.query_starts[1:]) - 1
     ones = tuple(range(len(contexts) + 1))
     together = replace(
         whole, slots=whole.slots[last], starts=torch.tensor(ones, dtype=torch.int32),
         query_starts=ones, decodes=len(contexts),
     )  # fmt: skip
-    result = native.attend(q[last], k[last], v[last], cache, together, window=None)
+    result = cpu.attend(q[last], k[last], v[last], cache, together, window=None)
     for row, index in enumerate(last.tolist()):
         one = replace(
             together, slots=whole.slots[index : index + 1], starts=together.starts[:2],
@@ -161,5 +161,5 @@ def test_decoding_sequences_do_not_see_each_other():
             query_starts=(0, 1), context_lengths=(contexts[row],), decodes=1,
         )  # fmt: skip
         rows = slice(index, index + 1)
-        alone = native.attend(q[rows], k[rows], v[rows], cache, one, window=None)
+        alone = cpu.attend(q[rows], k[rows], v[rows], cache, one, window=None)
         assert torch.equal(alone[0], result[row])

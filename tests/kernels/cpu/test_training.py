@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import native, reference, training
+from hagane.kernels import cpu, reference, training
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.05}}
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request):
     torch.manual_seed(0)
-    native.start(1)
+    cpu.start(1)
     return request.param
 
 
@@ -87,7 +87,7 @@ def test_attention_is_the_same_with_any_number_of_threads():
     torch.manual_seed(0)
     qkv, found = torch.randn(300, 8, 32).bfloat16(), []
     for threads in (1, 2):
-        native.start(threads)
+        cpu.start(threads)
         x = qkv.clone().requires_grad_()
         q, k, v = x.split((4, 2, 2), dim=1)
         out = training.sequence_attention(q, k, v, lengths=[250, 50], window=None)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import Pretraining, native, reference
+from hagane.kernels import Pretraining, cpu, reference
 from torch.nn import functional as F  # noqa: N812
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.05}}
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request):
     torch.manual_seed(0)
-    native.start(1)
+    cpu.start(1)
     return request.param
 
 
@@ -85,7 +85,7 @@ def test_linear(dtype, bias, residual):
 
 @pytest.mark.parametrize("logits", [1 << 24, 300])
 def test_mean_loss(dtype, logits, monkeypatch):
-    monkeypatch.setattr("hagane.kernels.pretraining._LOGITS", logits)
+    monkeypatch.setattr("hagane.kernels.cpu.pretraining._LOGITS", logits)
     count = 27
     hidden, weight = torch.randn(count, 24).to(dtype), 0.3 * torch.randn(50, 24)
     targets = torch.randint(50, (count,))
@@ -120,7 +120,7 @@ def test_gradients_do_not_depend_on_the_threads(dtype):
     x, weight = torch.randn(1000, 384), torch.rand(384)
     q, k, v = (torch.randn(600, 2, 64).to(dtype) for _ in range(3))
     found = []
-    for start in (lambda: native.start(1), lambda: native.start_beside_torch(2)):
+    for start in (lambda: cpu.start(1), lambda: cpu.start_beside_torch(2)):
         start()
         mine = [t.detach().clone().requires_grad_() for t in (x, weight, q, k, v)]
         operations.rms_norm(*mine[:2], 1e-6).float().square().sum().backward()

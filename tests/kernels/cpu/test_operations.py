@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hagane.kernels import Cuts, PagedLayout, native, reference
+from hagane.kernels import Cuts, PagedLayout, cpu, reference
 from hagane.models.linear import Dense, Int4, Int8, Int8Embedding, quantize_int8, unpack_int4
 from hagane.models.serving import for_serving
 from hagane.system.machine import usable_cores
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.paging import SETS, layout_of
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="kernels not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -24,11 +24,11 @@ def instruction_set(request):
     """Two threads, so that what runs beside each other shows."""
     cores = usable_cores()
     try:
-        native.start(min(2, len(cores)), request.param)
+        cpu.start(min(2, len(cores)), request.param)
     except ValueError as error:
         pytest.skip(str(error))
     yield request.param
-    native.start(1)
+    cpu.start(1)
 
 
 def make(kind: str, out: int, inputs: int, group: int, dtype: torch.dtype, bias: bool):
@@ -78,9 +78,9 @@ def test_linear(kind, rows, out, units, group, odd, dtype, bias, seed):
     torch.manual_seed(seed)
     inputs = units * group if kind == "int4" else units * 32 + odd + 1
     layer, exact = make(kind, out, inputs, group, dtype, bias)
-    packed = for_serving(layer, native, dtype)
+    packed = for_serving(layer, cpu, dtype)
     x = torch.randn(rows, inputs + 3).to(dtype)[:, :inputs]  # rows that are not contiguous
-    result = native.linear(x, packed.weight, torch.float32)
+    result = cpu.linear(x, packed.weight, torch.float32)
     expected = as_kernel_sees(x, kind) @ exact.T
     if bias:
         expected += layer.bias.double()
@@ -92,10 +92,10 @@ def test_linear(kind, rows, out, units, group, odd, dtype, bias, seed):
         slack += edges.sum(1, keepdim=True) * step * exact.abs().amax(1)
     assert ((result - expected).abs() <= slack).all()
     residual = torch.randn(rows, out)
-    added = native.linear(x, packed.weight, torch.float32, residual)
+    added = cpu.linear(x, packed.weight, torch.float32, residual)
     torch.testing.assert_close(added, result + residual, atol=1e-6, rtol=1e-6)
     for row in range(rows):
-        alone = native.linear(x[row : row + 1], packed.weight, torch.float32)
+        alone = cpu.linear(x[row : row + 1], packed.weight, torch.float32)
         assert torch.equal(alone[0], result[row])
 
 
@@ -103,11 +103,11 @@ def test_integer_results_are_the_same_on_every_instruction_set(instruction_set):
     torch.manual_seed(1)
     layers = [make(kind, 70, 256, 64, torch.float32, False)[0] for kind in ("int8", "int4")]
     x = torch.randn(9, 256)
-    packed = [for_serving(layer, native, torch.float32) for layer in layers]
+    packed = [for_serving(layer, cpu, torch.float32) for layer in layers]
     here = [layer(x) for layer in packed]
-    native.start(1, "avx2" if instruction_set != "generic" else "generic")
+    cpu.start(1, "avx2" if instruction_set != "generic" else "generic")
     there = [layer(x) for layer in packed]
-    native.start(2, instruction_set)
+    cpu.start(2, instruction_set)
     for left, right in zip(here, there, strict=True):
         assert torch.equal(left, right)
 
@@ -117,7 +117,7 @@ def test_integer_results_are_the_same_on_every_instruction_set(instruction_set):
 def test_a_row_that_is_not_a_number_spoils_no_other(kind, bad):
     torch.manual_seed(2)
     layer, _ = make(kind, 32, 128, 64, torch.float32, False)
-    packed = for_serving(layer, native, torch.float32)
+    packed = for_serving(layer, cpu, torch.float32)
     x = torch.randn(20, 128)
     clean = packed(x)
     x[7, 5] = bad
@@ -129,7 +129,7 @@ def test_a_row_that_is_not_a_number_spoils_no_other(kind, bad):
 
 def test_zero_and_huge_activations():
     layer, exact = make("int4", 16, 64, 64, torch.float32, False)
-    packed = for_serving(layer, native, torch.float32)
+    packed = for_serving(layer, cpu, torch.float32)
     x = torch.stack((torch.zeros(64), torch.full((64,), 1e30), torch.full((64,), 1e-38)))
     result = packed(x)
     assert (result[0] == 0).all()
@@ -146,10 +146,10 @@ def test_row_operations(dtype, features):
     )
     x, weight = torch.randn(40, features).to(dtype) * 3, torch.randn(features).to(dtype)
     torch.testing.assert_close(
-        native.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **tolerance
+        cpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **tolerance
     )
     x = (torch.randn(40, 2 * features) * 30).to(dtype)
-    torch.testing.assert_close(native.silu_and_mul(x), reference.silu_and_mul(x), **tolerance)
+    torch.testing.assert_close(cpu.silu_and_mul(x), reference.silu_and_mul(x), **tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -165,7 +165,7 @@ def test_rotation(dtype, head_dim, normed, centered):
     center = torch.randn(kv_heads, head_dim) if centered else None
     shape = {"heads": heads, "kv_heads": kv_heads, "norms": norms, "eps": 1e-6, "center": center}
     expected = reference.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
-    result = native.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
+    result = cpu.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
@@ -176,11 +176,11 @@ def test_embeddings_are_the_rows_of_their_matrix(dtype):
     torch.manual_seed(5)
     weight = torch.randn(50, 40).to(dtype)
     ids = torch.tensor([0, 49, 17, 17])
-    assert torch.equal(native.embed(ids, native.pack_dense(weight), dtype), weight[ids])
+    assert torch.equal(cpu.embed(ids, cpu.pack_dense(weight), dtype), weight[ids])
     stored = quantize_int8(weight)
     layer = Int8Embedding(50, 40)
     layer.weight_int8, layer.scale, layer.dtype = stored["weight_int8"], stored["scale"], dtype
-    assert torch.equal(for_serving(layer, native, dtype)(ids), layer(ids))
+    assert torch.equal(for_serving(layer, cpu, dtype)(ids), layer(ids))
 
 
 @settings(max_examples=25, deadline=None)
@@ -202,11 +202,11 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
     sequences = sorted(sequences, key=lambda s: s[0] > 1)
     caches = [
         ops.allocate_cache(64, block_size, kv_heads, head_dim, dtype, torch.device("cpu"))
-        for ops in (native, reference)
+        for ops in (cpu, reference)
     ]
 
     def attend(layout: PagedLayout, q, k, v):
-        pairs = zip((native, reference), caches, strict=True)
+        pairs = zip((cpu, reference), caches, strict=True)
         return [ops.attend(q, k, v, cache, layout, window=window) for ops, cache in pairs]
 
     # The past first, then the new tokens that look at it.
@@ -254,7 +254,7 @@ def test_draws_equal_those_of_a_full_sort(vocab, spread, temperature, top_p, min
         return torch.tensor([value], dtype=torch.float64)
 
     cuts = Cuts(one(temperature), one(top_p), one(min_p), torch.tensor([top_k]), point)
-    token = native.draw(logits, cuts).item()
+    token = cpu.draw(logits, cuts).item()
     p = torch.softmax(logits[0].double() / temperature, 0)
     filtered = top_p < 1 or min_p > 0 or 0 < top_k < vocab
     order = p.sort(descending=True, stable=True).indices if filtered else torch.arange(vocab)
@@ -283,7 +283,7 @@ def test_greatest_is_the_first_of_equals_and_knows_broken_rows(vocab, last):
     if last is not None:
         logits[4, -1] = last
     logits[7] = -math.inf
-    tokens, finite = native.greatest(logits)
+    tokens, finite = cpu.greatest(logits)
     expected, expected_finite = reference.greatest(logits)
     assert torch.equal(finite, expected_finite)
     assert torch.equal(tokens[finite], expected[finite])
@@ -294,7 +294,7 @@ def test_angles(tokens):
     positions = torch.randint(0, 40_000, (tokens,))
     frequencies = 10_000 ** -torch.linspace(0, 1, 20)
     for ours, theirs in zip(
-        native.angles(positions, frequencies, 1.5),
+        cpu.angles(positions, frequencies, 1.5),
         reference.angles(positions, frequencies, 1.5),
         strict=True,
     ):
@@ -304,7 +304,7 @@ def test_angles(tokens):
 @pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
 def test_fetching_a_cache_meanwhile_changes_no_product(kind):
     layer, _ = make(kind, 80, 128, 64, torch.bfloat16, False)
-    packed = for_serving(layer, native, torch.bfloat16)
+    packed = for_serving(layer, cpu, torch.bfloat16)
     x = torch.randn(50, 128).bfloat16()
     expected = packed(x)
     layout = PagedLayout(
@@ -318,7 +318,7 @@ def test_fetching_a_cache_meanwhile_changes_no_product(kind):
         block_size=16,
     )
     for dtype in (torch.bfloat16, torch.int8):
-        cache = native.allocate_cache(5, 16, 2, 32, dtype, torch.device("cpu"))
-        native.fetch(cache, layout, 2, 32)
+        cache = cpu.allocate_cache(5, 16, 2, 32, dtype, torch.device("cpu"))
+        cpu.fetch(cache, layout, 2, 32)
         for _ in range(3):
             assert torch.equal(packed(x), expected)

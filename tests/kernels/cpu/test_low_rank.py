@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import native
-from hagane.kernels.low_rank import AdapterRows, NativeBank, Part, TorchBank
+from hagane.kernels import cpu
+from hagane.kernels.cpu.low_rank import NativeBank
+from hagane.kernels.low_rank import AdapterRows, Part, TorchBank
 from hagane.lora.banks import Adapted, PackedAdapted
 from hagane.models.linear import Dense, Int4, Int8
 from hagane.models.serving import for_serving
@@ -21,14 +22,14 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", params=SETS)
 def instruction_set(request):
     """Two threads, so that what runs beside each other shows."""
-    if not native.available():
+    if not cpu.available():
         pytest.skip("kernels not built")
     try:
-        native.start(min(2, len(usable_cores())), request.param)
+        cpu.start(min(2, len(usable_cores())), request.param)
     except ValueError as error:
         pytest.skip(str(error))
     yield request.param
-    native.start(1)
+    cpu.start(1)
 
 
 def layer_of(kind: str, out: int, inputs: int, dtype: torch.dtype) -> torch.nn.Module:
@@ -108,7 +109,7 @@ def test_every_row_has_its_own_change(
 ):
     torch.manual_seed(seed)
     out = sum(outs)
-    base = for_serving(layer_of(kind, out, inputs, dtype), native, dtype)
+    base = for_serving(layer_of(kind, out, inputs, dtype), cpu, dtype)
     bank = NativeBank(base.weight)
     adapters = [parts_of(outs, inputs, own[: len(outs)], dtype) for own in ranks]
     for slot, parts in enumerate(adapters):
@@ -140,7 +141,7 @@ def test_every_row_has_its_own_change(
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_changes_in_8_bits_are_close(instruction_set, kind):
     torch.manual_seed(5)
-    base = for_serving(layer_of(kind, 96, 256, torch.bfloat16), native, torch.bfloat16)
+    base = for_serving(layer_of(kind, 96, 256, torch.bfloat16), cpu, torch.bfloat16)
     bank = NativeBank(base.weight)
     parts = parts_of([64, 32], 256, [16, 8], torch.bfloat16)
     bank.place(0, bank.pack(parts))
@@ -154,7 +155,7 @@ def test_changes_in_8_bits_are_close(instruction_set, kind):
 def test_many_rows_have_the_bits_of_few(instruction_set, kind):
     """So many that a thread's blocks of outputs are taken in several passes."""
     torch.manual_seed(6)
-    base = for_serving(layer_of(kind, 800, 32, torch.bfloat16), native, torch.bfloat16)
+    base = for_serving(layer_of(kind, 800, 32, torch.bfloat16), cpu, torch.bfloat16)
     bank = NativeBank(base.weight)
     for slot in range(2):
         bank.place(slot, bank.pack(parts_of([500, 300], 32, [16, 3], torch.bfloat16)))
@@ -171,7 +172,7 @@ def test_many_rows_have_the_bits_of_few(instruction_set, kind):
 @pytest.mark.parametrize("inputs", [33, 47])
 def test_an_odd_number_of_inputs(instruction_set, inputs):
     torch.manual_seed(7)
-    base = for_serving(layer_of("dense", 24, inputs, torch.bfloat16), native, torch.bfloat16)
+    base = for_serving(layer_of("dense", 24, inputs, torch.bfloat16), cpu, torch.bfloat16)
     bank = NativeBank(base.weight)
     parts = parts_of([24], inputs, [5], torch.bfloat16)
     bank.place(0, bank.pack(parts))
@@ -184,7 +185,7 @@ def test_an_odd_number_of_inputs(instruction_set, inputs):
 
 def test_an_emptied_slot_can_be_taken_again(instruction_set):
     torch.manual_seed(8)
-    base = for_serving(layer_of("dense", 32, 32, torch.float32), native, torch.float32)
+    base = for_serving(layer_of("dense", 32, 32, torch.float32), cpu, torch.float32)
     bank = NativeBank(base.weight)
     layer = PackedAdapted(base.weight, bank)
     x = torch.randn(4, 32)

@@ -1,0 +1,349 @@
+"""The C++ extension `_cpu`, typed: nothing else imports it.
+
+Tensors go in by name. The extension reads their addresses, dtypes and shapes itself (arguments.h),
+and raises TypeError or ValueError for one that does not fit, before anything runs. Every function
+here says which shapes fit; results are written to the arguments named `out`, or as said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NewType
+
+from torch import Tensor
+
+try:
+    from hagane.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
+except ImportError:  # built without a C++ compiler
+    _cpu = None
+
+# Objects of the extension; they keep no tensor alive.
+Weight = NewType("Weight", object)
+LowRank = NewType("LowRank", object)
+Bank = NewType("Bank", object)
+Recording = NewType("Recording", object)
+
+
+def built() -> bool:
+    """Whether the extension was compiled at installation."""
+    return _cpu is not None
+
+
+# Threads and instruction sets.
+
+
+def select(name: str | None) -> str | None:
+    """Use this instruction set, or the best one; returns its name, None if it is not here."""
+    chosen: str | None = _cpu.select(name=name)
+    return chosen
+
+
+def start(cores: Sequence[int]) -> None:
+    """Pin a thread to each core; the calling thread is the first of them."""
+    _cpu.start(cores=cores)
+
+
+def borrow(threads: int) -> bool:
+    """Let the OpenMP runtime's threads do the work; False where it is not loaded."""
+    borrowed: bool = _cpu.borrow(threads=threads)
+    return borrowed
+
+
+# Recordings.
+
+
+def record() -> None:
+    """Record the operations from now on instead of running them."""
+    _cpu.record()
+
+
+def recorded() -> Recording:
+    """End the recording. Raises RuntimeError if none is being made."""
+    return Recording(_cpu.recorded())
+
+
+def replay(recording: Recording) -> None:
+    _cpu.replay(recording=recording)
+
+
+# Matrices.
+
+
+def weight(
+    *,
+    kind: int,
+    out_features: int,
+    in_features: int,
+    units: int,
+    group: int,
+    codes: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+) -> Weight:
+    """A packed matrix as drawn in ops.h: codes int32, bias float32 [out, padded to 16]."""
+    return Weight(
+        _cpu.weight(
+            format=kind,
+            out_features=out_features,
+            in_features=in_features,
+            units=units,
+            group=group,
+            codes=codes,
+            scale=scale,
+            bias=bias,
+            input_scale=input_scale,
+        )
+    )
+
+
+def low_rank(
+    a: Weight, b: Tensor, first_line: Tensor, first_unit: Tensor, scale: Tensor | None
+) -> LowRank:
+    """A change as drawn in ops.h: b and its places int32, scale float32."""
+    return LowRank(
+        _cpu.low_rank(a=a, b=b, first_line=first_line, first_unit=first_unit, scale=scale)
+    )
+
+
+def bank() -> Bank:
+    return Bank(_cpu.bank())
+
+
+def place(bank: Bank, slot: int, change: LowRank | None) -> None:
+    _cpu.place(bank=bank, slot=slot, change=change)
+
+
+def linear(
+    weight: Weight,
+    x: Tensor,
+    out: Tensor,
+    residual: Tensor | None,
+    bank: Bank | None,
+    slots: Tensor | None,
+) -> None:
+    """x [tokens, in] -> out [tokens, out]; residual contiguous like out, slots int32 [tokens]."""
+    _cpu.linear(weight=weight, x=x, out=out, residual=residual, bank=bank, slots=slots)
+
+
+def embed(weight: Weight, ids: Tensor, out: Tensor) -> None:
+    """int64 ids [tokens] -> out [tokens, in]."""
+    _cpu.embed(weight=weight, ids=ids, out=out)
+
+
+# Between the matrices.
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """x and out [rows, features], weight [features], of one dtype."""
+    _cpu.rms_norm(x=x, weight=weight, eps=eps, out=out)
+
+
+def silu_and_mul(gate_up: Tensor, out: Tensor) -> None:
+    """gate_up [rows, 2 * features] -> out [rows, features]."""
+    _cpu.silu_and_mul(gate_up=gate_up, out=out)
+
+
+def gather(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Rows int64 [count] of x [tokens, ...] -> out [count, ...]."""
+    _cpu.gather(x=x, out=out, rows=rows)
+
+
+def rope_tables(
+    positions: Tensor, frequencies: Tensor, magnitude: float, cos: Tensor, sin: Tensor
+) -> None:
+    """int64 [tokens], float32 [n] -> cos and sin, float32 [tokens, n]."""
+    _cpu.rope_tables(
+        cos=cos, sin=sin, positions=positions, frequencies=frequencies, magnitude=magnitude
+    )
+
+
+def apply_rope(
+    qkv: Tensor,
+    heads: int,
+    kv_heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    center: Tensor | None,
+    eps: float,
+) -> None:
+    """qkv [tokens, (heads + 2 * kv_heads) * head_dim] in place; center [kv_heads, head_dim]."""
+    q_norm, k_norm = (None, None) if norms is None else norms
+    _cpu.apply_rope(
+        qkv=qkv, heads=heads, kv_heads=kv_heads, cos=cos, sin=sin,
+        q_norm=q_norm, k_norm=k_norm, center=center, eps=eps,
+    )  # fmt: skip
+
+
+def store(
+    k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], slots: Tensor, block_size: int
+) -> None:
+    """k, v [tokens, kv_heads, head_dim] into the cache at slots int64 [tokens]."""
+    keys, values = cache
+    _cpu.store(k=k, v=v, keys=keys, values=values, slots=slots, block_size=block_size)
+
+
+def paged_attention(
+    q: Tensor,
+    out: Tensor,
+    cache: tuple[Tensor, Tensor],
+    *,
+    kv_heads: int,
+    block_size: int,
+    block_tables: Tensor,
+    context_lengths: Tensor,
+    query_starts: Tensor,
+    window: int,
+    scale: float,
+) -> None:
+    """q [tokens, heads, head_dim] -> out [tokens, heads * head_dim]; window 0 is none.
+
+    int32: block_tables [sequences, blocks], context_lengths [sequences], query_starts
+    [sequences + 1].
+    """
+    _cpu.paged_attention(
+        q=q, out=out, keys=cache[0], values=cache[1], kv_heads=kv_heads, head_dim=q.shape[2],
+        block_size=block_size, sequences=len(context_lengths), block_tables=block_tables,
+        context_lengths=context_lengths, query_starts=query_starts, window=window, scale=scale,
+    )  # fmt: skip
+
+
+def prefetch(
+    cache: tuple[Tensor, Tensor],
+    *,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    block_tables: Tensor,
+    context_lengths: Tensor,
+) -> None:
+    """Have products before the next attention fetch what it will read."""
+    _cpu.prefetch(
+        keys=cache[0], values=cache[1], kv_heads=kv_heads, head_dim=head_dim,
+        block_size=block_size, sequences=len(context_lengths), block_tables=block_tables,
+        context_lengths=context_lengths,
+    )  # fmt: skip
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+    top_k: Tensor,
+    tokens: Tensor,
+) -> None:
+    """float32 logits [rows, vocab], parameters float64 and int64 [rows] -> int64 tokens [rows]."""
+    _cpu.sample(
+        logits=logits, temperature=temperature, top_p=top_p, min_p=min_p, uniform=uniform,
+        top_k=top_k, tokens=tokens,
+    )  # fmt: skip
+
+
+def argmax(logits: Tensor, tokens: Tensor, finite: Tensor) -> None:
+    """float32 logits [rows, vocab] -> int64 tokens and bool finite, [rows] each."""
+    _cpu.argmax(logits=logits, tokens=tokens, finite=finite)
+
+
+# Training.
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """All [rows, features] but weight [features], of one dtype."""
+    _cpu.rms_norm_backward(grad=grad, x=x, weight=weight, eps=eps, out=out)
+
+
+def silu_and_mul_backward(grad: Tensor, gate_up: Tensor, out: Tensor) -> None:
+    """grad [rows, features], gate_up and out [rows, 2 * features]."""
+    _cpu.silu_and_mul_backward(grad=grad, gate_up=gate_up, out=out)
+
+
+def apply_rope_backward(
+    grad: Tensor,
+    heads: int,
+    kv_heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    before: Tensor,
+) -> None:
+    """grad, like the qkv `before` that was rotated, in place."""
+    q_norm, k_norm = (None, None) if norms is None else norms
+    _cpu.apply_rope_backward(
+        qkv=grad, heads=heads, kv_heads=kv_heads, cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm,
+        center=None, eps=eps, before=before,
+    )  # fmt: skip
+
+
+def token_scores(
+    logits: Tensor, targets: Tensor, logprobs: Tensor, first: Tensor, *, gradients: bool
+) -> None:
+    """logits [rows, vocab], int64 targets -> float32 logprobs, bool first, [rows] each."""
+    _cpu.token_scores(
+        logits=logits, targets=targets, logprobs=logprobs, first=first, gradients=int(gradients)
+    )
+
+
+def sequence_attention(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, starts: Tensor, window: int, scale: float
+) -> None:
+    """bfloat16 [tokens, heads, head_dim], int64 starts [sequences + 1]; window 0 is none."""
+    _cpu.sequence_attention(
+        q=q, k=k, v=v, out=out, sequences=len(starts) - 1, starts=starts, window=window, scale=scale
+    )
+
+
+def sequence_attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    starts: Tensor,
+    window: int,
+    scale: float,
+    out: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """The gradient of the result -> those of q, k and v in `out`."""
+    _cpu.sequence_attention_backward(
+        q=q, k=k, v=v, out=grad, sequences=len(starts) - 1, starts=starts, window=window,
+        scale=scale, grad_q=out[0], grad_k=out[1], grad_v=out[2],
+    )  # fmt: skip
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """float32 x [rows, features], weight [features] -> out in its own dtype."""
+    _cpu.norm(out=out, x=x, weight=weight, eps=eps)
+
+
+def norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor,
+    parts: Tensor,
+    weights: Tensor,
+) -> None:
+    """Gradients by x to `out`, by weight to `weights`; `parts` [rows / 64, features] is scratch."""
+    _cpu.norm_backward(
+        grad=grad, x=x, weight=weight, eps=eps, out=out, parts=parts, weights=weights
+    )
+
+
+def causal_softmax(
+    scores: Tensor,
+    gradients: Tensor | None,
+    *,
+    queries: int,
+    offset: int,
+    window: int,
+    scale: float,
+) -> None:
+    """scores [rows, keys] in place; `gradients` like scores (CausalSoftmax in ops.h)."""
+    _cpu.causal_softmax(
+        scores=scores, gradients=gradients, queries=queries, offset=offset, window=window,
+        scale=scale,
+    )  # fmt: skip

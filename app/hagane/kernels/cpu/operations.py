@@ -1,0 +1,171 @@
+"""Every operation of serving through the C++ kernels, in float32 and bfloat16.
+
+Results are batch-invariant: a row's result has the same bits alone, in any batch, as prefill or
+as decode, because every sum runs in an order that depends on the row alone.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hagane.kernels.cpu import extension
+from hagane.kernels.cpu.packing import LANES, PackedWeight
+from hagane.kernels.cpu.recording import empty
+from hagane.kernels.drawing import Cuts
+from hagane.kernels.layout import PagedLayout
+
+
+def linear(
+    x: Tensor,
+    weight: PackedWeight,
+    dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+    changes: tuple[extension.Bank, Tensor] | None = None,
+) -> Tensor:
+    """x [tokens, in] -> [tokens, out] in `dtype`, or else in x's, plus `residual` like the result.
+
+    `changes` are a bank, its changes in x's dtype, and int32 [tokens] that says which slot's each
+    row gets, -1 for none. Raises ValueError for a residual that is not contiguous or not like the
+    result.
+    """
+    out = empty(x.shape[0], weight.out_features, dtype=dtype or x.dtype)
+    bank, slots = (None, None) if changes is None else changes
+    extension.linear(weight.handle, x, out, residual, bank, slots)
+    return out
+
+
+def embed(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """int64 ids [tokens] -> rows [tokens, hidden] of a packed float or int8 matrix."""
+    out = empty(ids.shape[0], weight.in_features, dtype=dtype)
+    extension.embed(weight.handle, ids, out)
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = empty(*x.shape, dtype=x.dtype)
+    extension.rms_norm(x, weight, eps, out)
+    return out
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    out = empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=gate_up.dtype)
+    extension.silu_and_mul(gate_up, out)
+    return out
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows [int64 count] of x [tokens, ...], of which each is in one piece."""
+    out = empty(rows.shape[0], *x.shape[1:], dtype=x.dtype)
+    extension.gather(x, rows, out)
+    return out
+
+
+def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+    tokens, count = positions.shape[0], frequencies.shape[0]
+    cos, sin = (empty(tokens, count, dtype=torch.float32) for _ in range(2))
+    extension.rope_tables(positions, frequencies, magnitude, cos, sin)
+    return cos, sin
+
+
+def rotate(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    center: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In place: the results are views of `qkv`."""
+    tokens, head_dim = qkv.shape[0], 2 * cos.shape[1]
+    extension.apply_rope(qkv, heads, kv_heads, cos, sin, norms, center, eps)
+    # The builtin itself: Tensor.split takes several times as long, in every layer of every step.
+    q, k, v = torch.split_with_sizes(qkv.view(tokens, -1, head_dim), (heads, kv_heads, kv_heads), 1)
+    return q, k, v
+
+
+def allocate_cache(
+    blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: Any
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer (drawn in cpu/ops.h); the first dimension counts blocks.
+
+    `dtype` int8 halves what bfloat16 takes: codes, and a float32 scale for every token and head.
+    Pages that the system hands out, zeroed, when a block is first written: a cache costs no time at
+    the start, and no memory before it is used.
+    """
+
+    def pages(width: int) -> Tensor:
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory gets no large pages
+        memory = mmap.mmap(-1, blocks * width * dtype.itemsize, private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=dtype).view(blocks, width)
+
+    padded = -(-head_dim // LANES) * LANES
+    scale = 4 if dtype == torch.int8 else 0
+    tokens = kv_heads * block_size
+    return pages(tokens * (head_dim + scale)), pages(tokens * (padded + scale))
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: tuple[Tensor, Tensor],
+    layout: PagedLayout,
+    *,
+    window: int | None,
+) -> Tensor:
+    """Queries may be fewer than keys: `layout.slots` count these, `layout.starts` those."""
+    tokens, heads, head_dim = q.shape
+    extension.store(k, v, cache, layout.slots, layout.block_size)
+    out = empty(tokens, heads * head_dim, dtype=q.dtype)
+    extension.paged_attention(
+        q,
+        out,
+        cache,
+        kv_heads=k.shape[1],
+        block_size=layout.block_size,
+        block_tables=layout.block_tables,
+        context_lengths=layout.lengths,
+        query_starts=layout.starts,
+        window=window or 0,
+        scale=head_dim**-0.5,
+    )
+    return out
+
+
+def fetch(cache: tuple[Tensor, Tensor], layout: PagedLayout, kv_heads: int, head_dim: int) -> None:
+    """Have the linear layers until the next attention bring what that will read into the caches.
+
+    The next attention is the one over `cache` with this layout.
+    """
+    extension.prefetch(
+        cache,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        block_size=layout.block_size,
+        block_tables=layout.block_tables,
+        context_lengths=layout.lengths,
+    )
+
+
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    finite = torch.empty(len(logits), dtype=torch.bool)
+    extension.argmax(logits, tokens, finite)
+    return tokens, finite
+
+
+def draw(logits: Tensor, cuts: Cuts) -> Tensor:
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    extension.sample(
+        logits, cuts.temperature, cuts.top_p, cuts.min_p, cuts.uniform, cuts.top_k, tokens
+    )
+    return tokens

@@ -1,0 +1,162 @@
+// The operations of serving between matrix products, as methods of the extension module.
+#include "calls.h"
+
+namespace hagane {
+namespace {
+
+PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows x = in.rows("x");
+  void* weight = in.array_like("weight", x.dtype, x.columns);
+  float eps = in.real("eps");
+  Rows out = in.rows("out");
+  in.expect(same_shape(x, out) && x.dtype == out.dtype, "x and out");
+  if (!in.complete()) return nullptr;
+  return perform_rows(rms_norm_rows(x, weight, eps, x.rows, x.columns, out));
+}
+
+PyObject* silu_and_mul(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows x = in.rows("gate_up"), out = in.rows("out");
+  in.expect(x.rows == out.rows && x.columns == 2 * out.columns && x.dtype == out.dtype, "gate_up and out");
+  if (!in.complete()) return nullptr;
+  return perform_rows(silu_and_mul_rows(x, out.rows, out.columns, out));
+}
+
+PyObject* apply_rope(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rotary r = rotary_arguments(in);
+  if (!in.complete()) return nullptr;
+  return perform_rows(rotary_rows(r));
+}
+
+PyObject* rope_tables(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows cos = in.rows("cos"), sin = in.rows("sin");
+  in.expect(same_shape(cos, sin) && cos.dtype == DType::f32 && sin.dtype == DType::f32, "cos and sin");
+  Angles a{};
+  a.cos = static_cast<float*>(cos.data);
+  a.sin = static_cast<float*>(sin.data);
+  a.tokens = cos.rows;
+  a.count = cos.columns;
+  a.positions = in.array<const int64_t>("positions", a.tokens);
+  a.frequencies = in.array<const float>("frequencies", a.count);
+  a.magnitude = in.real("magnitude");
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_angles(a); });
+}
+
+PyObject* gather(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows x = in.rows("x"), out = in.rows("out");
+  auto* indices = in.array<const int64_t>("rows", out.rows);
+  in.expect(x.columns == out.columns && x.dtype == out.dtype, "x and out");
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_gather(x, indices, out.rows, out.columns, out); });
+}
+
+PyObject* store(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows k = in.rows("k"), v = in.rows("v"), key_cache = in.rows("keys"), value_cache = in.rows("values");
+  in.expect(same_shape(k, v) && k.dtype == v.dtype && k.inner == v.inner, "k and v");
+  in.expect(key_cache.dtype == value_cache.dtype, "keys and values of the cache");
+  Store s{};
+  s.k = k;
+  s.v = v;
+  s.cache_dtype = key_cache.dtype;
+  s.keys = key_cache.data;
+  s.values = value_cache.data;
+  s.tokens = k.rows;
+  s.head_dim = k.inner;
+  s.kv_heads = k.inner ? k.columns / k.inner : 0;
+  s.slots = in.array<const int64_t>("slots", k.rows);
+  s.block_size = in.integer("block_size");
+  if (!in.complete()) return nullptr;
+  return perform_rows(store_rows(s));
+}
+
+// The blocks of a cache that an attention reads.
+void read_cache(Arguments& in, Attention& a) {
+  Rows keys = in.rows("keys"), values = in.rows("values");
+  in.expect(keys.dtype == values.dtype, "keys and values of the cache");
+  a.cache_dtype = keys.dtype;
+  a.keys = keys.data;
+  a.values = values.data;
+  a.kv_heads = in.integer("kv_heads");
+  a.head_dim = in.integer("head_dim");
+  a.block_size = in.integer("block_size");
+  a.sequences = in.integer("sequences");
+  a.block_tables = in.table<const int32_t>("block_tables", a.sequences, &a.table_stride);
+  a.context_lengths = in.array<const int32_t>("context_lengths", a.sequences);
+}
+
+PyObject* paged_attention(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows q = in.rows("q"), out = in.rows("out");
+  in.expect(same_shape(q, out) && q.dtype == out.dtype, "q and out");
+  Attention a{};
+  a.q = q;
+  a.out = out;
+  read_cache(in, a);
+  in.expect(q.inner == a.head_dim && a.head_dim > 0, "q and head_dim");
+  a.heads = a.head_dim > 0 ? q.columns / a.head_dim : 0;
+  a.query_starts = in.array<const int32_t>("query_starts", a.sequences + 1);
+  a.window = in.integer("window");
+  a.scale = in.real("scale");
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_attention(a); });
+}
+
+PyObject* prefetch(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Attention a{};
+  read_cache(in, a);
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_fetch(a); });
+}
+
+PyObject* sample(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows logits = in.rows("logits");
+  in.expect(logits.dtype == DType::f32, "logits must be float32");
+  Draw d{};
+  d.logits = static_cast<const float*>(logits.data);
+  d.rows = logits.rows;
+  d.vocab = logits.columns;
+  d.stride = logits.stride;
+  d.temperature = in.array<const double>("temperature", d.rows);
+  d.top_p = in.array<const double>("top_p", d.rows);
+  d.min_p = in.array<const double>("min_p", d.rows);
+  d.uniform = in.array<const double>("uniform", d.rows);
+  d.top_k = in.array<const int64_t>("top_k", d.rows);
+  d.tokens = in.array<int64_t>("tokens", d.rows);
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_draw(d); });
+}
+
+PyObject* argmax(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows logits = in.rows("logits");
+  in.expect(logits.dtype == DType::f32, "logits must be float32");
+  Greatest g{};
+  g.logits = static_cast<const float*>(logits.data);
+  g.rows = logits.rows;
+  g.vocab = logits.columns;
+  g.stride = logits.stride;
+  g.tokens = in.array<int64_t>("tokens", g.rows);
+  g.finite = in.array<bool>("finite", g.rows);
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_greatest(g); });
+}
+
+}  // namespace
+
+PyMethodDef serving_methods[] = {
+    HAGANE_METHOD("rms_norm", rms_norm),       HAGANE_METHOD("silu_and_mul", silu_and_mul),
+    HAGANE_METHOD("apply_rope", apply_rope),   HAGANE_METHOD("rope_tables", rope_tables),
+    HAGANE_METHOD("gather", gather),           HAGANE_METHOD("store", store),
+    HAGANE_METHOD("paged_attention", paged_attention), HAGANE_METHOD("prefetch", prefetch),
+    HAGANE_METHOD("sample", sample),           HAGANE_METHOD("argmax", argmax),
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace hagane

@@ -1,0 +1,107 @@
+// Packed matrices and low-rank changes to them, as methods of the extension module.
+#include "calls.h"
+
+namespace hagane {
+namespace {
+
+constexpr const char* kLowRank = "hagane.low_rank";
+constexpr const char* kBank = "hagane.bank";
+
+template <class T>
+void free_capsule(PyObject* capsule) {
+  delete static_cast<T*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
+}
+
+PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Weight w{};
+  w.format = static_cast<Format>(in.integer("format"));
+  w.out = in.integer("out_features");
+  w.in = in.integer("in_features");
+  w.units = in.integer("units");
+  w.group = in.integer("group");
+  const int64_t padded = 16 * w.blocks();
+  in.expect(w.format != Format::int4 || (w.group > 0 && w.in % w.group == 0), "group must divide in_features");
+  w.codes = in.array<const uint32_t>("codes", padded * w.units);
+  switch (w.format) {
+    case Format::int8: w.scale = in.array<const float>("scale", padded); break;
+    case Format::int4: w.scale = in.array<const bf16>("scale", padded * (w.group ? w.groups() : 0)); break;
+    default: w.scale = in.optional_array<const float>("scale", 0);
+  }
+  w.bias = in.optional_array<const float>("bias", padded);
+  w.input_scale = in.optional_array<const float>("input_scale", w.in);
+  if (!in.complete()) return nullptr;
+  return PyCapsule_New(new Weight(w), kWeight, free_capsule<Weight>);
+}
+
+PyObject* make_low_rank(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  const Weight* a = in.weight("a");
+  auto* b = in.array<const uint32_t>("b", -1);
+  auto* first_line = in.array<const int32_t>("first_line", -1);
+  auto* first_unit = in.array<const int32_t>("first_unit", -1);
+  auto* scale = in.optional_array<const float>("scale", -1);
+  if (!in.complete()) return nullptr;
+  return PyCapsule_New(new LowRank{*a, b, first_line, first_unit, scale}, kLowRank, free_capsule<LowRank>);
+}
+
+PyObject* make_bank(PyObject*, PyObject* const*, Py_ssize_t, PyObject*) {
+  return PyCapsule_New(new Bank, kBank, free_capsule<Bank>);
+}
+
+// None empties the slot.
+PyObject* place(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Bank* bank = in.capsule<Bank>("bank", kBank);
+  size_t slot = static_cast<size_t>(in.integer("slot"));
+  const LowRank* change = in.capsule<const LowRank>("change", kLowRank);
+  in.expect(bank != nullptr, "place needs a bank");
+  if (!in.complete()) return nullptr;
+  if (slot >= bank->slots.size()) bank->slots.resize(slot + 1);
+  bank->slots[slot] = change;
+  Py_RETURN_NONE;
+}
+
+PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  LinearWork work{};
+  work.weight = in.weight("weight");
+  Rows x = in.rows("x"), out = in.rows("out");
+  in.expect(work.weight && x.columns == work.weight->in && out.rows == x.rows && out.columns == work.weight->out,
+            "x and out, or the weight");
+  in.expect(x.dtype != DType::int8 && out.dtype != DType::int8, "x and out must be floats");
+  work.x = x;
+  work.rows = x.rows;
+  work.out = out;
+  work.residual = in.optional_array_like("residual", out.dtype, out.rows * out.columns);
+  work.bank = in.capsule<const Bank>("bank", kBank);
+  work.slots = in.optional_array<const int32_t>("slots", x.rows);
+  in.expect(!work.bank == !work.slots, "a bank without slots");
+  if (!in.complete()) return nullptr;
+  if (recording) recording->add(std::move(work));
+  else run_linear(work);
+  Py_RETURN_NONE;
+}
+
+PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  const Weight* weight = in.weight("weight");
+  Rows out{};
+  auto* ids = in.array<const int64_t>("ids", -1);
+  out = in.rows("out");
+  in.expect(weight && out.columns == weight->in, "out and the weight");
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_embed(*weight, ids, out.rows, out); });
+}
+
+}  // namespace
+
+PyMethodDef weight_methods[] = {HAGANE_METHOD("weight", make_weight),
+                                HAGANE_METHOD("low_rank", make_low_rank),
+                                HAGANE_METHOD("bank", make_bank),
+                                HAGANE_METHOD("place", place),
+                                HAGANE_METHOD("linear", linear),
+                                HAGANE_METHOD("embed", embed),
+                                {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace hagane
