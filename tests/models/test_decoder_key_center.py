@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hagane import kernels
-from hagane.kernels import native
+from hagane.kernels import cpu
 from hagane.models.attention import PackedCausal, Paged
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
@@ -45,20 +45,20 @@ def directory(tmp_path):
     return tmp_path
 
 
-@pytest.mark.skipif(not native.available(), reason="kernels not built")
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize(
     ("kept", "tolerance"), [(torch.float32, 2e-4), (torch.int8, 0.02)], ids=["float32", "int8"]
 )
 def test_large_key_biases_cost_nothing(directory, kept, tolerance):
-    native.start(1)
+    cpu.start(1)
     ids = torch.arange(TOKENS) * 7 % 200
     options = {"device": "cpu", "dtype": torch.float32, "quantization": None}
     exact, _ = load_model(directory, **options)
-    served, _ = load_model(directory, **options, operations=native)
+    served, _ = load_model(directory, **options, operations=cpu)
     shape = BLOCKS, BLOCK, CONFIG.kv_heads, CONFIG.head_dim
-    caches = [native.allocate_cache(*shape, kept, torch.device("cpu")) for _ in range(2)]
+    caches = [cpu.allocate_cache(*shape, kept, torch.device("cpu")) for _ in range(2)]
     layout = layout_of([TOKENS], [TOKENS], BLOCK, BLOCKS)
     with torch.no_grad():
         expected = exact(ids, PackedCausal(rows=1, length=TOKENS))
-        hidden = served(ids, Paged(torch.arange(TOKENS), layout, caches, kernels.native))
+        hidden = served(ids, Paged(torch.arange(TOKENS), layout, caches, kernels.cpu))
     assert (hidden - expected).norm() <= tolerance * expected.norm()

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hagane.kernels import Operations, native, reference
+from hagane.kernels import Operations, cpu, reference
 from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
 from hagane.models.decoder import Attention, RMSNorm, Transformer
 from hagane.models.linear import Dense, DenseEmbedding, Int4, Int8Embedding, Linear, Quantized
@@ -169,7 +169,7 @@ def load_model(
         if isinstance(module, Int8Embedding):
             module.dtype = dtype
         owner = model.get_submodule(name.rpartition(".")[0])
-        if operations is native and isinstance(owner, Attention) and module is owner.qkv_proj:
+        if operations is cpu and isinstance(owner, Attention) and module is owner.qkv_proj:
             owner.center_keys(model.model.rotary)
         if operations is not None:
             replacement = for_serving(module, operations, dtype)
