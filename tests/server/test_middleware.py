@@ -12,6 +12,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as conventions
 
 from tests.support.server import Server, hagane, start_server, stop_server
 
@@ -111,8 +112,18 @@ def test_one_span_per_request_with_its_phases(answered, collector):
         assert moment - 1_000_000 <= span.start_time_unix_nano <= span.end_time_unix_nano
         moment = span.end_time_unix_nano
     assert moment <= request.end_time_unix_nano + 1_000_000
-    assert attributes(spans["prefill"])["hagane.prompt_tokens"] == 40
-    assert attributes(spans["decode"])["hagane.generated_tokens"] == 8
+    assert attributes(spans["prefill"])[conventions.GEN_AI_USAGE_INPUT_TOKENS] == 40
+    assert attributes(spans["decode"])[conventions.GEN_AI_USAGE_OUTPUT_TOKENS] == 8
+    said = {
+        conventions.GEN_AI_OPERATION_NAME: "text_completion",
+        conventions.GEN_AI_PROVIDER_NAME: "hagane",
+        conventions.GEN_AI_REQUEST_MODEL: "tiny",
+        conventions.GEN_AI_RESPONSE_MODEL: "tiny",
+        conventions.GEN_AI_REQUEST_MAX_TOKENS: 8,
+        conventions.GEN_AI_USAGE_INPUT_TOKENS: 40,
+        conventions.GEN_AI_USAGE_OUTPUT_TOKENS: 8,
+    }
+    assert said.items() <= attributes(request).items()
     resource = collector.exports[0].resource_spans[0].resource
     assert {a.key: a.value.string_value for a in resource.attributes}["service.name"] == "hagane"
 

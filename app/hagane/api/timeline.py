@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
+from hagane.api import tracing
 from hagane.api.metrics import Metrics
 from hagane.pool.messages import TokenDelta
 from hagane.system.logging import tracer
@@ -45,10 +47,12 @@ class Timeline:
             return
         scheduled = self._started + self._queue_seconds
         last = max(self._latest.values())
-        read = {"hagane.prompt_tokens": prompt_tokens, "hagane.cached_tokens": cached_tokens}
+        read = {tracing.INPUT_TOKENS: prompt_tokens, tracing.CACHED_TOKENS: cached_tokens}
+        made = {tracing.OUTPUT_TOKENS: generated_tokens}
+        trace.get_current_span().set_attributes(read | made)
         _span("queue", self._started, scheduled, {})
         _span("prefill", scheduled, self._first, read)
-        _span("decode", self._first, last, {"hagane.generated_tokens": generated_tokens})
+        _span("decode", self._first, last, made)
 
 
 def _span(name: str, start: float, end: float, attributes: Mapping[str, AttributeValue]) -> None:

@@ -17,6 +17,7 @@ from hagane.api.limits import Account
 from hagane.api.schemas import ChatBody
 from hagane.api.serving import ServedModel, Serving, Target, get_serving, meter
 from hagane.api.sse import stream, unless_disconnected
+from hagane.api.tracing import describe_request
 from hagane.pool.messages import TokenLogprobs
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ async def chat(
     """One answer to a conversation, streamed or whole."""
     serving = get_serving(request)
     target = await serving.target(body.model)
+    describe_request("chat", body, target.served.id)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
     generation = _generation(serving, account, body, target)

@@ -18,6 +18,7 @@ from hagane.api.limits import Account
 from hagane.api.schemas import CompletionBody
 from hagane.api.serving import Serving, Target, get_serving, meter
 from hagane.api.sse import stream, unless_disconnected
+from hagane.api.tracing import describe_request
 from hagane.pool.messages import TokenLogprobs
 from hagane.system.errors import InvalidRequestError
 
@@ -34,6 +35,7 @@ async def complete(
     """Continue one text or several, streamed or whole."""
     serving = get_serving(request)
     target = await serving.target(body.model)
+    describe_request("text_completion", body, target.served.id)
     if body.best_of not in (None, body.n or 1):
         raise InvalidRequestError(
             "'best_of' other than 'n' is not supported; leave it out.", param="best_of"

@@ -1,0 +1,42 @@
+"""What a trace says of a generation, in OpenTelemetry's words for generative AI.
+
+https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
+
+from hagane.api.schemas import SamplingBody
+
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+# Fields of a body whose names are those of the attributes.
+_PARAMETERS = (
+    "temperature", "top_p", "top_k", "seed", "max_tokens", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+
+
+def describe_request(
+    operation: Literal["chat", "text_completion"], body: SamplingBody, model: str
+) -> None:
+    """Put what is asked for, and the `model` that answers, on the request's span."""
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": "hagane",
+        "gen_ai.request.model": body.model,
+        "gen_ai.response.model": model,
+        "gen_ai.request.stream": bool(body.stream),
+        "gen_ai.request.choice.count": body.n or 1,
+    }
+    for name in _PARAMETERS:
+        if (value := getattr(body, name, None)) is not None:
+            attributes[f"gen_ai.request.{name}"] = value
+    span.set_attributes(attributes)
