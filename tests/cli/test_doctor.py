@@ -6,8 +6,8 @@ import json
 import socket
 
 import pytest
+import torch
 from hagane.cli import doctor
-from hagane.kernels import cpu
 from hagane.system.settings import Settings
 
 from tests.support.server import hagane
@@ -49,25 +49,19 @@ def test_what_keeps_the_server_from_running_is_status_1():
 
 
 @pytest.mark.parametrize("compiler", ["/usr/bin/c++", None])
-def test_kernels_that_were_not_built_and_the_way_to_have_them(monkeypatch, compiler):
-    monkeypatch.setattr(cpu, "available", lambda: False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: compiler)
-    found = examine()
-    (kernels,) = found["kernels"]
-    assert kernels.status == "missing"
-    assert ("is there now" if compiler else "apt-get install g++") in kernels.remedy
-    assert "reference kernels" in found["plan"][-1].text
+def test_kernels_that_were_not_built_and_the_way_to_have_them(compiler):
+    finding = doctor.missing_kernels(compiler)
+    assert finding.status == "missing"
+    assert ("is there now" if compiler else "apt-get install g++") in finding.remedy
 
 
-def test_a_library_that_is_not_there(monkeypatch):
-    def version(name: str) -> str:
-        if name in ("jinja2", "opentelemetry-sdk"):
-            raise doctor.metadata.PackageNotFoundError(name)
-        return "1"
-
-    monkeypatch.setattr(doctor.metadata, "version", version)
-    monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["jinja2>=3", 'x; extra == "dev"'])
-    missing, *_, optional = examine()["libraries"]
+def test_a_library_that_is_not_there():
+    versions = doctor.installed_versions()
+    assert versions["torch"] == torch.__version__
+    for name in ("jinja2", "opentelemetry-sdk"):
+        del versions[name]
+    found = doctor.libraries(["jinja2>=3", "numpy", 'x; extra == "dev"'], versions)
+    missing, *_, optional = found
     assert (missing.status, missing.text) == ("error", "jinja2 is not installed")
     assert optional.status == "missing"
     assert "[otel]" in optional.remedy

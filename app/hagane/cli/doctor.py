@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -77,6 +77,19 @@ def examine(settings: Settings) -> list[Finding]:
         _system, _processor, _memory, _gpus, _kernels, _libraries, _models, _data, _address, _plan,
     )  # fmt: skip
     return [finding for check in checks for finding in check(settings)]
+
+
+def installed_versions() -> dict[str, str]:
+    """The version of every distribution that is installed, by its name as PEP 503 writes it."""
+    return {
+        _canonical(distribution.name): distribution.version
+        for distribution in metadata.distributions()
+        if distribution.name
+    }
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:
@@ -163,10 +176,14 @@ def _gpus(_: Settings) -> Iterator[Finding]:
 def _kernels(_: Settings) -> Iterator[Finding]:
     if cpu.available():
         yield Finding("kernels", "ok", f"native, instruction set {cpu.instruction_set()}")
-        return
-    compiler = next(filter(shutil.which, _COMPILERS), None)
+    else:
+        yield missing_kernels(next(filter(shutil.which, _COMPILERS), None))
+
+
+def missing_kernels(compiler: str | None) -> Finding:
+    """Kernels that were not built, and the way to have them where `compiler` is the one there."""
     rebuild = "touch setup.py && make install"
-    yield Finding(
+    return Finding(
         "kernels",
         "missing",
         "the native kernels were not built: torch's operators are several times slower",
@@ -182,14 +199,19 @@ def _libraries(_: Settings) -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding("libraries", "missing", "hagane runs uninstalled", "make install")
         required = []
+    yield from libraries(required, installed_versions())
+
+
+def libraries(required: Sequence[str], versions: Mapping[str, str]) -> Iterator[Finding]:
+    """What of the requirements (lines as in package metadata) is among the `versions`."""
     for line in required:
         name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
-        if "extra ==" not in line and _version(name) is None:
+        if "extra ==" not in line and _canonical(name) not in versions:
             yield Finding("libraries", "error", f"{name} is not installed", "make install")
     shown = ("torch", "numpy", "tokenizers", "safetensors", "fastapi", "uvicorn", "pydantic")
-    text = ", ".join(f"{name} {_version(name)}" for name in shown)
+    text = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
     yield Finding("libraries", "ok", text)
-    lacking = sorted({extra for name, extra in _EXTRAS.items() if _version(name) is None})
+    lacking = sorted({extra for name, extra in _EXTRAS.items() if name not in versions})
     for extra in lacking:
         yield Finding(
             "libraries",
@@ -197,13 +219,6 @@ def _libraries(_: Settings) -> Iterator[Finding]:
             "OpenTelemetry's SDK: no traces are sent",
             f"if you want them: .venv/bin/pip install -c constraints.txt -e '.[{extra}]'",
         )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
