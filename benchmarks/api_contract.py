@@ -7,7 +7,7 @@ Usage: python benchmarks/api_contract.py ENVIRONMENT [--seconds 600] [--rate 100
 
 Every check but one runs. `positive_data_acceptance` cannot hold: what a schema cannot say (a file
 that exists, a prompt that fits) is refused with 400 or 409 all the same. In the document that is
-tested against, `model` names the model served, so that requests reach it.
+tested against, names are those of things that are there, so that requests reach them.
 """
 
 from __future__ import annotations
@@ -54,10 +54,32 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     raise SystemExit((folder / "log").read_text())
 
 
+def make_objects(client: httpx.Client) -> dict[str, list[str]]:
+    """A file, two aliases and a cancelled job, by the path parameter that names such."""
+    line = {"messages": [{"role": role, "content": "Hi"} for role in ("user", "assistant")]}
+    example = (json.dumps(line) + "\n").encode() * 20
+    form = {"files": {"file": ("a.jsonl", example)}, "data": {"purpose": "fine-tune"}}
+    file = client.post("/v1/files", **form).raise_for_status().json()["id"]
+    names = ["fast", "slow"]
+    for name in names:
+        client.post("/admin/aliases", json={"name": name, "target": MODEL}).raise_for_status()
+    wanted = {"model": MODEL, "training_file": file}
+    job = client.post("/v1/fine_tuning/jobs", json=wanted).raise_for_status().json()["id"]
+    client.post(f"/v1/fine_tuning/jobs/{job}/cancel").raise_for_status()
+    return {"file_id": [file], "name": names, "job_id": [job], "model_id": [MODEL, "fast"]}
+
+
 def narrowed(url: str) -> dict[str, Any]:
-    """The server's document, with the one name that `model` can usefully have."""
+    """The server's document, with names that lead to something."""
     headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    document: dict[str, Any] = httpx.get(f"{url}/openapi.json", headers=headers).json()
+    with httpx.Client(base_url=url, headers=headers) as client:
+        objects = make_objects(client)
+        document: dict[str, Any] = client.get("/openapi.json").raise_for_status().json()
+    for item in document["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["schema"] |= {"enum": objects[parameter["name"]]}
     for schema in document["components"]["schemas"].values():
         if "model" in schema.get("properties", {}):
             known = schema["properties"]["model"]

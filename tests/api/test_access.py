@@ -146,5 +146,7 @@ async def test_openapi_shows_the_routes_of_admins_to_admins(tiny_model_dir, tmp_
         chat = operations["POST /v1/chat/completions"]["responses"]
         assert set(chat["200"]["content"]) == {"application/json", "text/event-stream"}
         assert {"400", "404", "413", "429", "503"} <= set(chat)
+    content = shown["admin"]["paths"]["/v1/files/{file_id}/content"]["get"]["responses"]["200"]
+    assert set(content["content"]) == {"application/octet-stream"}
     upload = shown["admin"]["paths"]["/v1/files"]["post"]["requestBody"]["content"]
     assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"file", "purpose"}

@@ -45,6 +45,14 @@ _KEYS_OF = {
     Access.CHAT: ("ApiKey", "AdminKey"),
     Access.ADMIN: ("AdminKey",),
 }
+# Each event's data is one JSON object, or [DONE].
+_EVENTS = {
+    "itemSchema": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string"}},
+    }
+}
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
 
 
@@ -78,7 +86,7 @@ def _security(access: Access, open_now: bool) -> list[dict[str, list[str]]]:
 def _responses(route: GuardedRoute, known: dict[str, Any], open_now: bool) -> dict[str, Any]:
     responses = {code: response for code, response in known.items() if code != "422"}
     if route.rule.events:
-        responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        responses["200"]["content"]["text/event-stream"] = _EVENTS
     refused = {*_EVERYWHERE, *route.rule.refusals}
     if _KEYS_OF[route.rule.access] and not open_now:
         refused.add(401)

@@ -15,6 +15,7 @@ from hagane.store.paging import Paging
 
 PATH = "/v1/files"
 router = guarded_router()
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
 @router.post(PATH, openapi_extra={"requestBody": FORM})
@@ -52,7 +53,9 @@ def get_file(file_id: str, request: Request) -> dict[str, Any]:
     return _describe(get_serving(request).store.files.get(file_id))
 
 
-@router.get(PATH + "/{file_id}/content")
+@router.get(
+    PATH + "/{file_id}/content", response_class=FileResponse, responses={200: {"content": _BYTES}}
+)
 def get_content(file_id: str, request: Request) -> FileResponse:
     """What was uploaded, byte for byte. Raises NotFoundError."""
     files = get_serving(request).store.files
