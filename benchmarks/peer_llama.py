@@ -1,7 +1,8 @@
 """llama.cpp on the same load, through the C API that llama-cpp-python exposes.
 
 Usage: python benchmarks/peer_llama.py MODEL.gguf PLAN.json   (prints one JSON object)
-       python benchmarks/peer_llama.py --convert DIRECTORY MODEL.gguf F32|Q8_0|Q4_0
+       python benchmarks/peer_llama.py --convert DIRECTORY MODEL.gguf F32|BF16|Q8_0|Q4_0
+       python benchmarks/peer_llama.py --quantize MODEL.gguf SMALL.gguf Q8_0|Q4_0|Q4_K_M
        python benchmarks/peer_llama.py --score MODEL.gguf WINDOWS.json   (prints the sum of nats)
 
 Runs in an environment of its own with `llama-cpp-python` (built on this machine) and `gguf`.
@@ -30,15 +31,18 @@ LAYER = {
     "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+# `llama_ftype` of llama.h.
+RECIPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15}
 
 
 def tensors(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """(GGUF name, float32 array) of a bfloat16 or float32 checkpoint in one file."""
-    data = (directory / "model.safetensors").read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    for name, entry in json.loads(data[8 : 8 + size]).items():
-        if name in ("__metadata__", "lm_head.weight"):
+    tied = json.loads((directory / "config.json").read_text()).get("tie_word_embeddings", False)
+    data = np.memmap(directory / "model.safetensors", dtype=np.uint8, mode="r")
+    size = int.from_bytes(data[:8].tobytes(), "little")
+    for name, entry in json.loads(data[8 : 8 + size].tobytes()).items():
+        if name == "__metadata__" or (tied and name == "lm_head.weight"):
             continue
         start, end = entry["data_offsets"]
         raw = data[8 + size + start : 8 + size + end]
@@ -47,12 +51,12 @@ def tensors(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
         else:
             wide = (np.frombuffer(raw, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
         wide = wide.reshape(entry["shape"])
-        stem = name.removesuffix(".weight")
+        stem, _, kind = name.rpartition(".")
         if stem in TOP:
-            yield f"{TOP[stem]}.weight", wide
+            yield f"{TOP[stem]}.{kind}", wide
         else:
             _, _, layer, rest = stem.split(".", 3)
-            yield f"blk.{layer}.{LAYER[rest]}.weight", wide
+            yield f"blk.{layer}.{LAYER[rest]}.{kind}", wide
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -63,7 +67,7 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def convert(directory: Path, target: Path, kind: str) -> None:
     config = json.loads((directory / "config.json").read_text())
-    architecture = {"qwen3": "qwen3", "llama": "llama"}[config["model_type"]]
+    architecture = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama"}[config["model_type"]]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer = gguf.GGUFWriter(target, architecture)
@@ -99,6 +103,14 @@ def convert(directory: Path, target: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def quantize(source: Path, target: Path, kind: str) -> None:
+    """By llama.cpp's own recipe for files of this kind, without an importance matrix."""
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = RECIPES[kind]
+    if llama.llama_model_quantize(str(source).encode(), str(target).encode(), params):
+        raise SystemExit(f"cannot quantize {source}")
 
 
 class Runner:
@@ -217,6 +229,8 @@ def score(path: Path, windows: list[list[int]]) -> float:
 if __name__ == "__main__":
     if sys.argv[1] == "--score":
         print(json.dumps(score(Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()))))
+    elif sys.argv[1] == "--quantize":
+        quantize(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
     elif sys.argv[1] == "--convert":
         convert(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
     else:

@@ -30,8 +30,9 @@ def seeded():
     cpu.start(1)
 
 
-def quantized(inputs: int, outputs: int, form: str, bias: bool = True):
-    layer = make_linear(inputs, outputs, bias=bias, quantization=Quantization(form, 32))
+def quantized(inputs: int, outputs: int, form: str, bias: bool = True, *, rotated: bool = False):
+    quantization = Quantization(form, 32, rotated)
+    layer = make_linear(inputs, outputs, bias=bias, quantization=quantization)
     # Outputs of very different size, as trained layers have them.
     weight = torch.randn(outputs, inputs) * torch.logspace(-2, 0, outputs)[:, None]
     for name, tensor in layer.quantize(weight).items():
@@ -59,6 +60,19 @@ def test_int8_is_off_by_the_rounding_of_its_inputs_alone(inputs, outputs, tokens
     error = (integers.gradient(grad) - exact.gradient(grad)).abs()
     most = step_of(grad * layer.scale) * layer.weight_int8.float().abs().sum(0)
     assert (error <= most + ROUNDING).all()
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_rotated_codes_give_the_products_and_gradients_of_the_weights(form):
+    layer = quantized(96, 40, form, rotated=True)
+    exact, integers = Widened(layer), Integers(layer)
+    x, grad = torch.randn(37, 96), torch.randn(37, 40)
+    x[:, 5] *= 50
+    for ours, theirs in (
+        (integers(x), exact(x)),
+        (integers.gradient(grad), exact.gradient(grad)),
+    ):
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()
 
 
 @pytest.mark.parametrize("tokens", [1, 37])

@@ -14,7 +14,7 @@ from hagane import kernels
 from hagane.models.attention import PackedCausal
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer
-from hagane.models.linear import Fp8, Int4, make_linear, unpack_int4
+from hagane.models.linear import Fp8, Int4, make_linear, rotated, unpack_int4
 from hagane.models.serving import for_serving
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.weights.load import load_model, save_model
@@ -65,7 +65,13 @@ def test_transformers_reads_what_is_saved(directory):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "quantization",
-    [Quantization("int8"), Quantization("int4", 32), Quantization("int4", 64), Quantization("fp8")],
+    [
+        Quantization("int8"),
+        Quantization("int8", rotated=True),
+        Quantization("int4", 32),
+        Quantization("int4", 64, rotated=True),
+        Quantization("fp8"),
+    ],
 )
 def test_quantized_products_equal_dequantized_ones(rows, dtype, quantization):
     weight = torch.randn(80, 192).to(dtype)
@@ -84,9 +90,10 @@ def dequantized(layer) -> torch.Tensor:
     if isinstance(layer, Int4):
         codes = unpack_int4(layer.weight_int4).double() - 8
         groups = codes.unflatten(1, (-1, layer.group_size)) * layer.scale.double()[:, :, None]
-        return groups.flatten(1)
+        return rotated(groups.flatten(1), layer.rotation)
     codes = layer.weight_fp8 if isinstance(layer, Fp8) else layer.weight_int8
-    return codes.double() * layer.scale.double()[:, None]
+    weight = codes.double() * layer.scale.double()[:, None]
+    return rotated(weight, getattr(layer, "rotation", 0))
 
 
 def test_int4_scales_beat_scales_by_maximum():
@@ -102,7 +109,8 @@ def test_int4_scales_beat_scales_by_maximum():
 
 
 @pytest.mark.parametrize(
-    "quantization", [Quantization("int8"), Quantization("int4", 32), Quantization("fp8")]
+    "quantization",
+    [Quantization("int8", rotated=True), Quantization("int4", 32), Quantization("fp8")],
 )
 def test_quantized_directory_gives_the_logits_of_quantizing_at_load(
     directory, tmp_path, quantization

@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     report = quantize_directory(
         resolve_model(options.source),
         options.destination,
-        Quantization(options.format, options.group_size),
+        Quantization(options.format, options.group_size, rotated=options.format != "fp8"),
     )
     print(
         f"{options.destination}: {report.parameters / 1e6:.1f} M parameters, "

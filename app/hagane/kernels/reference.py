@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ __all__ = [
     "causal_attention",
     "draw",
     "greatest",
+    "hadamard",
     "rms_norm",
     "rotate",
     "sequence_attention",
@@ -34,6 +37,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * (wide * scale).to(x.dtype)
+
+
+@cache
+def _hadamard_matrix(size: int, device: torch.device) -> Tensor:
+    matrix = torch.ones(1, 1, device=device)
+    while len(matrix) < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix / math.sqrt(size)
+
+
+def hadamard(x: Tensor, block: int) -> Tensor:
+    """x [..., features], rotated in blocks of a power of two of features, in float32, as x's dtype.
+
+    Outliers are spread over their block; the rotation is its own inverse (QuaRot, Ashkboos et al.,
+    2024, arXiv:2404.00456).
+    """
+    blocks = x.float().unflatten(-1, (-1, block))
+    turned: Tensor = blocks @ _hadamard_matrix(block, x.device)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:

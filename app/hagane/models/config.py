@@ -22,10 +22,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are stored, and for int4 how many inputs share a scale (32, 64 or 128)."""
+    """How weights are stored, and for int4 how many inputs share a scale (32, 64 or 128).
+
+    `rotated` weights of int8 and int4 are quantized behind a rotation of their inputs.
+    """
 
     format: Literal["int8", "int4", "fp8"]
     group_size: int = 64
+    rotated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,4 +241,7 @@ class _Reader:
         name, group = stored.get("format", old), stored.get("group_size", 64)
         if name not in ("int8", "int4", "fp8") or group not in (32, 64, 128):
             raise self.fail("quantization_config", f"has format {name!r} and group_size {group!r}")
-        return Quantization(name, group)
+        turned = stored.get("rotated", False)
+        if not isinstance(turned, bool):
+            raise self.fail("quantization_config", f"has rotated {turned!r}; true or false is read")
+        return Quantization(name, group, turned)

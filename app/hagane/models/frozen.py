@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hagane.kernels import cpu, training
-from hagane.models.linear import Int4, Int8, Int8Embedding, Linear, quantize_int8
+from hagane.models.linear import Int4, Int8, Int8Embedding, Linear, quantize_int8, rotated
 
 if TYPE_CHECKING:
     from hagane.models.decoder import Transformer
@@ -52,13 +52,15 @@ class Integers(nn.Module):
 
     def __init__(self, layer: Int8 | Int4) -> None:
         super().__init__()
+        # The codes' rotation is the gradient's, too.
+        self.rotation = layer.rotation if isinstance(layer, Int8) else 0
         if isinstance(layer, Int8):
             codes, scale = layer.weight_int8, layer.scale
-            self.weight = cpu.pack_int8(codes, scale, layer.bias)
+            self.weight = cpu.pack_int8(codes, scale, layer.bias, rotation=layer.rotation)
         else:
             codes, scale = quantize_int8(layer.matrix(torch.float32)).values()
             stored = layer.weight_int4, layer.scale, layer.group_size
-            self.weight = cpu.pack_int4(*stored, layer.bias)
+            self.weight = cpu.pack_int4(*stored, layer.bias, rotation=layer.rotation)
         self.transposed = training.pack_transposed(codes, scale)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -66,7 +68,7 @@ class Integers(nn.Module):
 
     def gradient(self, grad: Tensor) -> Tensor:
         """[tokens, out] -> [tokens, in]."""
-        return cpu.linear(grad.contiguous(), self.transposed)
+        return rotated(cpu.linear(grad.contiguous(), self.transposed), self.rotation)
 
 
 class WidenedHead:
@@ -90,7 +92,8 @@ class IntegerEmbedding(nn.Module):
 
     def __init__(self, layer: Int8Embedding, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = cpu.pack_int8(layer.weight_int8, layer.scale)
+        stored = layer.weight_int8, layer.scale
+        self.weight = cpu.pack_int8(*stored, rotation=layer.rotation)
         self.widened = layer.matrix(dtype)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ Storage, the same on disk and in memory until `for_serving` packs it for the ope
                                               high halves, each stored plus 8
             scale        [out, in / group]    bfloat16, one per group of inputs
 
-Quantization is symmetric. Embeddings and heads are int8 in an int4 or fp8 model, too: they are
-where coarse weights cost most.
+Quantization is symmetric. Codes of int8 and int4 may be of weights that are rotated along their
+inputs (`reference.hadamard`, in blocks of `rotation`), which are then rotated alike: 8 bits of
+inputs with outliers lose much, of rotated ones hardly anything. Embeddings and heads are int8 in an
+int4 or fp8 model, too: they are where coarse weights cost most.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hagane.kernels import cpu
+from hagane.kernels import cpu, reference
 from hagane.models.config import Quantization
 
 GROUP_SIZES = (128, 64, 32)
+# Features in one block of the rotation: more spread outliers hardly further.
+_MOST_ROTATED = 128
 # Ratios of the scale tried for every int4 group; the one with the least squared error wins.
 _CLIPPING = tuple(1.04 - 0.04 * step for step in range(10))
 
@@ -58,9 +62,9 @@ class Int8(nn.Module):
     weight_int8: Tensor
     scale: Tensor
 
-    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool, rotation: int = 0) -> None:
         super().__init__()
-        self.in_features = in_features
+        self.in_features, self.rotation = in_features, rotation
         self.register_buffer(
             "weight_int8", torch.empty(out_features, in_features, dtype=torch.int8)
         )
@@ -69,14 +73,14 @@ class Int8(nn.Module):
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, in] of the matrix -> the same rows of the stored tensors, by name."""
-        return quantize_int8(weight)
+        return quantize_int8(rotated(weight, self.rotation))
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """The weights [out, in], dequantized to `dtype`."""
-        return self.weight_int8.to(dtype).mul_(self.scale[:, None].to(dtype))
+        return _dequantize_int8(self, dtype)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        out = int8_matmul(x, self.weight_int8, self.scale)
+        out = int8_matmul(rotated(x, self.rotation), self.weight_int8, self.scale)
         return added(out if self.bias is None else out + self.bias, residual)
 
 
@@ -118,10 +122,12 @@ class Int4(nn.Module):
     weight_int4: Tensor
     scale: Tensor
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, group_size: int) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, group_size: int, rotation: int = 0
+    ) -> None:
         super().__init__()
         self.in_features = in_features
-        self.group_size = group_size
+        self.group_size, self.rotation = group_size, rotation
         self.register_buffer(
             "weight_int4", torch.empty(out_features, in_features // 2, dtype=torch.uint8)
         )
@@ -135,7 +141,7 @@ class Int4(nn.Module):
 
         Scales are those of least squared error.
         """
-        groups = weight.float().unflatten(1, (-1, self.group_size))
+        groups = rotated(weight.float(), self.rotation).unflatten(1, (-1, self.group_size))
         # The largest weight gets code -8, by the sign of the scale: the codes reach further down.
         extreme = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True)) / -8
         extreme = torch.where(extreme.abs() < 1e-12, 1e-12, extreme)
@@ -157,7 +163,7 @@ class Int4(nn.Module):
         codes = unpack_int4(self.weight_int4).to(dtype).sub_(8)
         groups = codes.unflatten(1, (-1, self.group_size))
         weights: Tensor = groups.mul_(self.scale[:, :, None].to(dtype)).flatten(1)
-        return weights
+        return rotated(weights, self.rotation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return added(F.linear(x, self.matrix(x.dtype), self.bias), residual)
@@ -190,25 +196,41 @@ class Int8Embedding(nn.Module):
     weight_int8: Tensor
     scale: Tensor
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, rotation: int = 0) -> None:
         super().__init__()
-        self.dtype = torch.float32
+        self.dtype, self.rotation = torch.float32, rotation
         self.register_buffer("weight_int8", torch.empty(vocab_size, hidden_size, dtype=torch.int8))
         self.register_buffer("scale", torch.empty(vocab_size, dtype=torch.float32))
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, hidden] of the matrix -> the same rows of the stored tensors."""
-        return quantize_int8(weight)
+        return quantize_int8(rotated(weight, self.rotation))
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """The weights [vocab, hidden], dequantized to `dtype`."""
-        return self.weight_int8.to(dtype).mul_(self.scale[:, None].to(dtype))
+        return _dequantize_int8(self, dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return (self.weight_int8[ids] * self.scale[ids][:, None]).to(self.dtype)
+        rows = self.weight_int8[ids] * self.scale[ids][:, None]
+        return rotated(rows, self.rotation).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return int8_matmul(hidden, self.weight_int8, self.scale).float()
+        return int8_matmul(rotated(hidden, self.rotation), self.weight_int8, self.scale).float()
+
+
+def _dequantize_int8(layer: Int8 | Int8Embedding, dtype: torch.dtype) -> Tensor:
+    wide = layer.weight_int8.to(dtype).mul_(layer.scale[:, None].to(dtype))
+    return rotated(wide, layer.rotation)
+
+
+def rotated(x: Tensor, rotation: int) -> Tensor:
+    """x [..., features], rotated in blocks of `rotation`; as it is for 0."""
+    return reference.hadamard(x, rotation) if rotation else x
+
+
+def rotation_block(features: int) -> int:
+    """The largest power of two, up to 128, that divides `features`."""
+    return min(_MOST_ROTATED, features & -features)
 
 
 def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
@@ -241,11 +263,12 @@ def make_linear(
         return Dense(in_features, out_features, bias)
     if quantization.format == "fp8":
         return Fp8(in_features, out_features, bias)
+    rotation = rotation_block(in_features) if quantization.rotated else 0
     if quantization.format == "int4":
         for group in GROUP_SIZES:
             if group <= quantization.group_size and in_features % group == 0:
-                return Int4(in_features, out_features, bias, group)
-    return Int8(in_features, out_features, bias)
+                return Int4(in_features, out_features, bias, group, rotation)
+    return Int8(in_features, out_features, bias, rotation)
 
 
 def make_embedding(
@@ -254,7 +277,8 @@ def make_embedding(
     """The embedding (and head) that `quantization` asks for."""
     if quantization is None:
         return DenseEmbedding(vocab_size, hidden_size)
-    return Int8Embedding(vocab_size, hidden_size)
+    rotation = rotation_block(hidden_size) if quantization.rotated else 0
+    return Int8Embedding(vocab_size, hidden_size, rotation)
 
 
 def unpack_int4(packed: Tensor) -> Tensor:

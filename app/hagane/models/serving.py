@@ -19,6 +19,7 @@ from hagane.models.linear import (
     Int8,
     Int8Embedding,
     added,
+    rotated,
     unpack_int4,
 )
 
@@ -28,7 +29,7 @@ class TorchInt4(nn.Module):
 
     def __init__(self, layer: Int4, dtype: torch.dtype) -> None:
         super().__init__()
-        self.group_size, self.bias = layer.group_size, layer.bias
+        self.group_size, self.bias, self.rotation = layer.group_size, layer.bias, layer.rotation
         scale = layer.scale.to(dtype)
         # [in / group, out, (scale, offset)]: the operator subtracts 8 by itself.
         pairs = torch.stack((scale, torch.zeros_like(scale)), dim=-1)
@@ -38,7 +39,7 @@ class TorchInt4(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.contiguous(), self.codes, self.group_size, self.scale
+            rotated(x, self.rotation).contiguous(), self.codes, self.group_size, self.scale
         )
         return added(out if self.bias is None else out + self.bias, residual)
 
@@ -75,13 +76,18 @@ class CudaLinear(nn.Module):
     """
 
     def __init__(
-        self, multiply: Callable[..., Tensor], tensors: tuple[Tensor, ...], bias: Tensor | None
+        self,
+        multiply: Callable[..., Tensor],
+        tensors: tuple[Tensor, ...],
+        bias: Tensor | None,
+        rotation: int = 0,
     ) -> None:
         super().__init__()
         self.multiply, self.tensors, self.bias = multiply, tensors, bias
+        self.rotation = rotation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.multiply(x, *self.tensors, self.bias, residual)
+        return self.multiply(rotated(x, self.rotation), *self.tensors, self.bias, residual)
 
 
 class CudaEmbedding(nn.Module):
@@ -101,7 +107,8 @@ class CudaEmbedding(nn.Module):
         return rows
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.multiply(hidden, *self.tensors, dtype=torch.float32)
+        turned = rotated(hidden, getattr(self.layer, "rotation", 0))
+        return self.multiply(turned, *self.tensors, dtype=torch.float32)
 
 
 def _for_cuda(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -112,9 +119,11 @@ def _for_cuda(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         case Dense():
             return CudaLinear(linear.dense, (module.weight.data,), module.bias)
         case Int8():
-            return CudaLinear(linear.int8, (module.weight_int8, module.scale), module.bias)
+            stored = module.weight_int8, module.scale
+            return CudaLinear(linear.int8, stored, module.bias, module.rotation)
         case Int4():
-            return CudaLinear(linear.int4, (module.weight_int4, module.scale), module.bias)
+            stored = module.weight_int4, module.scale
+            return CudaLinear(linear.int4, stored, module.bias, module.rotation)
         case Fp8():
             return CudaLinear(linear.fp8, (module.weight_fp8, module.scale), module.bias)
         case DenseEmbedding():
@@ -132,17 +141,19 @@ def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -
             case Dense():
                 return Packed(cpu.pack_dense(module.weight.data, module.bias))
             case Int8():
-                return Packed(cpu.pack_int8(module.weight_int8, module.scale, module.bias))
+                codes, scale, turned = module.weight_int8, module.scale, module.rotation
+                return Packed(cpu.pack_int8(codes, scale, module.bias, rotation=turned))
             case Int4():
                 stored = module.weight_int4, module.scale, module.group_size
-                return Packed(cpu.pack_int4(*stored, module.bias))
+                return Packed(cpu.pack_int4(*stored, module.bias, rotation=module.rotation))
             case Fp8():
                 # CPUs do not compute in 8-bit floats: as large and as fast as what is dense.
                 return Packed(cpu.pack_dense(module.matrix(dtype), module.bias))
             case DenseEmbedding():
                 return PackedEmbedding(cpu.pack_dense(module.weight.data), dtype)
             case Int8Embedding():
-                return PackedEmbedding(cpu.pack_int8(module.weight_int8, module.scale), dtype)
+                codes, scale, turned = module.weight_int8, module.scale, module.rotation
+                return PackedEmbedding(cpu.pack_int8(codes, scale, rotation=turned), dtype)
         return module
     if operations is not reference:
         return _for_cuda(module, dtype)

@@ -45,6 +45,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
         "quant_method": "hagane",
         "format": quantization.format,
         "group_size": quantization.group_size,
+        "rotated": quantization.rotated,
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     destination.mkdir(parents=True, exist_ok=True)

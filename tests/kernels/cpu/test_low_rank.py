@@ -32,13 +32,18 @@ def instruction_set(request):
     cpu.start(1)
 
 
-def layer_of(kind: str, out: int, inputs: int, dtype: torch.dtype) -> torch.nn.Module:
+def layer_of(
+    kind: str, out: int, inputs: int, dtype: torch.dtype, rotation: int = 0
+) -> torch.nn.Module:
     weight = torch.randn(out, inputs)
     if kind == "dense":
         layer: Dense | Int8 | Int4 = Dense(inputs, out, bias=False)
         layer.weight.data = weight.to(dtype)
         return layer
-    layer = Int8(inputs, out, False) if kind == "int8" else Int4(inputs, out, False, 32)
+    if kind == "int8":
+        layer = Int8(inputs, out, False, rotation)
+    else:
+        layer = Int4(inputs, out, False, 32, rotation)
     for name, tensor in layer.quantize(weight).items():
         setattr(layer, name, tensor)
     return layer
@@ -88,6 +93,24 @@ def rows_of(slots: list[int]) -> AdapterRows:
     tensor = torch.tensor(slots, dtype=torch.int32)
     groups = tuple((s, (tensor == s).nonzero()[:, 0]) for s in sorted(set(slots) - {-1}))
     return AdapterRows(tensor, groups)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_changes_see_the_rotated_inputs_of_their_matrix(instruction_set, kind):
+    torch.manual_seed(0)
+    layer = layer_of(kind, 48, 96, torch.float32, rotation=32)
+    base = for_serving(layer, cpu, torch.float32)
+    bank = NativeBank(base.weight)
+    parts = parts_of([16, 32], 96, [8, 8], torch.float32)
+    bank.place(0, bank.pack(parts))
+    x = torch.randn(5, 96)
+    x[:, 3] = 40.0
+    result = PackedAdapted(base.weight, bank)(x, None, rows_of([0, -1, 0, 0, 0]))
+    change = (result - base(x)).double()
+    expected, _ = exact_change(x, parts, 48)
+    expected[1] = 0
+    assert torch.equal(change[1], expected[1])
+    assert (change - expected).norm() <= 0.02 * expected.norm()
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 from hagane.kernels import Cuts, PagedLayout, cpu, reference
-from hagane.models.linear import Dense, Int4, Int8, Int8Embedding, quantize_int8, unpack_int4
+from hagane.models.config import Quantization
+from hagane.models.linear import (
+    Dense,
+    Int4,
+    Int8,
+    Int8Embedding,
+    make_embedding,
+    make_linear,
+    quantize_int8,
+    unpack_int4,
+)
 from hagane.models.serving import for_serving
 from hagane.system.machine import usable_cores
 from hypothesis import given, settings
@@ -97,6 +107,46 @@ def test_linear(kind, rows, out, units, group, odd, dtype, bias, seed):
     for row in range(rows):
         alone = cpu.linear(x[row : row + 1], packed.weight, torch.float32)
         assert torch.equal(alone[0], result[row])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("inputs", [32, 96, 128, 896])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outliers_cost_little_behind_a_rotation(kind, inputs, dtype):
+    torch.manual_seed(inputs)
+    quantization = Quantization(kind, 32, rotated=True)
+    layer = make_linear(inputs, 40, bias=True, quantization=quantization)
+    for name, tensor in layer.quantize(torch.randn(40, inputs)).items():
+        setattr(layer, name, tensor)
+    layer.bias.data = torch.randn(40).to(dtype)
+    packed = for_serving(layer, cpu, dtype)
+    x = torch.randn(19, inputs).to(dtype)
+    x[:, 7] *= 60
+    weight = layer.matrix(torch.float64)
+    result = cpu.linear(x, packed.weight, torch.float32)
+    expected = x.double() @ weight.T + layer.bias.double()
+    step = (reference.hadamard(x.float(), layer.rotation).abs().amax(1) / 127).double()
+    # Rounding errors of inputs are independent and a step wide: twice their size is chance.
+    error = (result - expected).square().mean(1).sqrt()
+    assert (error <= 2 * step / math.sqrt(12) * weight.square().sum(1).mean().sqrt()).all()
+    for row in range(len(x)):
+        assert torch.equal(
+            cpu.linear(x[row : row + 1], packed.weight, torch.float32)[0], result[row]
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_rotated_embeddings_are_rotated_back(dtype):
+    torch.manual_seed(5)
+    weight = torch.randn(50, 96)
+    layer = make_embedding(50, 96, Quantization("int8", rotated=True))
+    for name, tensor in layer.quantize(weight).items():
+        setattr(layer, name, tensor)
+    layer.dtype = dtype
+    ids = torch.tensor([0, 49, 17, 17])
+    rows = for_serving(layer, cpu, dtype)(ids)
+    torch.testing.assert_close(rows, layer(ids), atol=1e-5, rtol=1e-2)
+    torch.testing.assert_close(rows.float(), weight[ids], atol=0.06, rtol=0)
 
 
 def test_integer_results_are_the_same_on_every_instruction_set(instruction_set):

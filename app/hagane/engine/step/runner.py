@@ -264,7 +264,10 @@ def _quantization(
             f"quantize {asked} does not fit {config.model}: its weights are stored in "
             f"{stored.format}; leave the setting out"
         )
-    found = stored or (None if asked == "none" else Quantization(asked, config.group_size))
+    # A GPU would spend more on rotating a few rows than on their product.
+    rotated = device.type == "cpu" and asked in ("int8", "int4")
+    fresh = None if asked == "none" else Quantization(asked, config.group_size, rotated)
+    found = stored or fresh
     if found is not None and found.format == "fp8":
         _check_fp8(device)
     return found

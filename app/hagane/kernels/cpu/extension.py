@@ -80,6 +80,7 @@ def weight(
     scale: Tensor | None,
     bias: Tensor | None,
     input_scale: Tensor | None,
+    rotation: int,
 ) -> Weight:
     """A packed matrix as drawn in ops.h: codes int32, bias float32 [out, padded to 16]."""
     return Weight(
@@ -93,6 +94,7 @@ def weight(
             scale=scale,
             bias=bias,
             input_scale=input_scale,
+            rotation=rotation,
         )
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hagane.kernels import reference
 from hagane.kernels.arena import Arena
 from hagane.kernels.cpu import extension
 from hagane.kernels.cpu.packing import (
@@ -52,7 +53,7 @@ class NativeBank:
     """
 
     def __init__(self, weight: PackedWeight) -> None:
-        self._dtype = weight.inputs
+        self._dtype, self._rotation = weight.inputs, weight.rotation
         self._blocks = -(-weight.out_features // LANES)
         self._ranks_per_unit = 4 // self._dtype.itemsize
         self._changes: dict[int, PackedChange] = {}
@@ -96,7 +97,9 @@ class NativeBank:
 
     def _pack_a(self, a: Tensor, arena: Arena) -> PackedWeight:
         if self._dtype == torch.int8:
-            return pack_int8(*quantize_rows(a), arena=arena)
+            # It multiplies the rows that the matrix has prepared.
+            turned = reference.hadamard(a, self._rotation) if self._rotation else a
+            return pack_int8(*quantize_rows(turned), arena=arena)
         return pack_dense(a.to(self._dtype), arena=arena)
 
     def _lines(self, b: Tensor) -> tuple[Tensor, Tensor | None]:

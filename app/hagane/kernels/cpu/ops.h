@@ -27,6 +27,9 @@ struct Weight {
   const void* scale;
   const float* bias;         // float [out], or null
   const float* input_scale;  // int8: float [in], or null: what x is multiplied by before it is quantized
+  // int8 and int4: inputs in blocks of this many are rotated (hadamard.inc) before they are quantized, as
+  // those of the codes were; 0: as they are.
+  int64_t rotation;
 
   int64_t blocks() const { return ceil_div(out, 16); }
   int64_t groups() const { return in / group; }

@@ -23,7 +23,8 @@ _arenas = Arenas(1 << 26)
 class PackedWeight:
     """A weight matrix [out, in] in the kernels' layout.
 
-    `inputs` is the dtype that the kernels bring its inputs to.
+    `inputs` is the dtype that the kernels bring its inputs to, `rotation` the block in which they
+    are rotated before, or 0.
     """
 
     inputs: torch.dtype
@@ -31,6 +32,7 @@ class PackedWeight:
     in_features: int
     tensors: tuple[Tensor, ...]
     handle: extension.Weight
+    rotation: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -53,18 +55,33 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack_int8(
-    codes: Tensor, scale: Tensor, bias: Tensor | None = None, arena: Arena | None = None
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    arena: Arena | None = None,
+    *,
+    rotation: int = 0,
 ) -> PackedWeight:
-    """int8 [out, in] with one scale per output [out]."""
-    return _pack(_INT8, codes, codes.shape[1], _pad(scale.float(), 0), bias, 0, arena=arena)
+    """int8 [out, in] with one scale per output [out].
+
+    With `rotation` the codes are of weights rotated in blocks of so many inputs
+    (`reference.hadamard`), and so is what they are multiplied by.
+    """
+    wide = _pad(scale.float(), 0)
+    return _pack(_INT8, codes, codes.shape[1], wide, bias, 0, arena=arena, rotation=rotation)
 
 
 def pack_int4(
-    codes: Tensor, scale: Tensor, group_size: int, bias: Tensor | None = None
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None = None,
+    *,
+    rotation: int = 0,
 ) -> PackedWeight:
     """uint8 [out, in / 2], stored as `Int4` says, with bfloat16 scales [out, in / group]."""
     blocks = _pad(scale.bfloat16(), 0).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
-    return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size)
+    return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size, rotation=rotation)
 
 
 def pack_transposed(codes: Tensor, scale: Tensor) -> PackedWeight:
@@ -82,6 +99,7 @@ def _pack(
     group: int,
     input_scale: Tensor | None = None,
     arena: Arena | None = None,
+    rotation: int = 0,
 ) -> PackedWeight:
     # Units are four bytes; but for float32, whose kernel has no tiles, a line of 16 units is whole.
     width = 4 // rows.element_size()
@@ -103,8 +121,9 @@ def _pack(
         scale=scale,
         bias=wide_bias,
         input_scale=input_scale,
+        rotation=rotation,
     )
-    return PackedWeight(_INPUTS[kind], rows.shape[0], in_features, tensors, handle)
+    return PackedWeight(_INPUTS[kind], rows.shape[0], in_features, tensors, handle, rotation)
 
 
 def padded(count: int, multiple: int = LANES) -> int:

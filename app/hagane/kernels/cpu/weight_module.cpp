@@ -30,6 +30,9 @@ PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count, PyOb
   }
   w.bias = in.optional_array<const float>("bias", padded);
   w.input_scale = in.optional_array<const float>("input_scale", w.in);
+  w.rotation = in.integer("rotation");
+  in.expect(w.rotation >= 0 && (w.rotation & (w.rotation - 1)) == 0 && (!w.rotation || w.in % w.rotation == 0),
+            "rotation must be a power of two that divides in_features");
   if (!in.complete()) return nullptr;
   return PyCapsule_New(new Weight(w), kWeight, free_capsule<Weight>);
 }

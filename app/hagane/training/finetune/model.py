@@ -66,11 +66,17 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
     config = ModelConfig.load(spec.model)
     dtype = _dtype(spec.dtype, config, device)
     recompute = _must_recompute(config, spec, longest, device)
+    # As serving quantizes it.
+    coarse = (
+        Quantization(spec.quantize, rotated=device.type == "cpu")
+        if spec.quantize != "none"
+        else None
+    )
     model, _ = load_model(
         spec.model,
         device=str(device),
         dtype=torch.float32 if spec.full else dtype,
-        quantization=None if spec.quantize == "none" else Quantization(spec.quantize),
+        quantization=coarse,
     )
     adapter = None
     if not spec.full:
