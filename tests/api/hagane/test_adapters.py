@@ -97,34 +97,34 @@ def load(call, name: str, status: int = 200, **fields) -> dict:
 
 def test_the_life_of_an_adapter(call, data, tiny_model_dir):
     first = make_adapter(data / "first", tiny_model_dir, 1)
-    made = load(call, "team/first", lora_path="first")
-    assert (made["id"], made["root"], made["parent"]) == ("team/first", "team/first", "tiny")
+    made = load(call, "team.first", lora_path="first")
+    assert (made["id"], made["root"], made["parent"]) == ("team.first", "team.first", "tiny")
     assert made in call("GET", "/v1/models")["data"]
-    assert call("GET", "/v1/models/team/first") == made
-    assert text_of(call, "team/first") == merged_text(call, tiny_model_dir, first)
+    assert call("GET", "/v1/models/team.first") == made
+    assert text_of(call, "team.first") == merged_text(call, tiny_model_dir, first)
     assert text_of(call, "tiny") == merged_text(call, tiny_model_dir, None)
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
-    assert call("POST", "/v1/chat/completions", model="team/first", **chat)["choices"]
-    assert call("POST", "/tokenize", model="team/first", prompt="hi")["count"]
+    assert call("POST", "/v1/chat/completions", model="team.first", **chat)["choices"]
+    assert call("POST", "/tokenize", model="team.first", prompt="hi")["count"]
 
-    call("POST", "/admin/aliases", name="support", target="team/first")
+    call("POST", "/admin/aliases", name="support", target="team.first")
     answer = complete(call, "support")
-    assert answer["model"] == "team/first"
-    assert answer["choices"][0]["text"] == text_of(call, "team/first")
-    call("POST", "/v1/unload_lora_adapter", 409, lora_name="team/first")
+    assert answer["model"] == "team.first"
+    assert answer["choices"][0]["text"] == text_of(call, "team.first")
+    call("POST", "/v1/unload_lora_adapter", 409, lora_name="team.first")
     call("DELETE", "/admin/aliases/support")
 
     second = make_adapter(data / "second", tiny_model_dir, 2)
     path = str(data / "second")
-    assert load(call, "team/first", 409, lora_path=path)["error"]["param"] == "lora_name"
-    load(call, "team/first", lora_path=path, load_inplace=True)
-    assert text_of(call, "team/first") == merged_text(call, tiny_model_dir, second)
-    call("POST", "/v1/unload_lora_adapter", lora_name="team/first")
+    assert load(call, "team.first", 409, lora_path=path)["error"]["param"] == "lora_name"
+    load(call, "team.first", lora_path=path, load_inplace=True)
+    assert text_of(call, "team.first") == merged_text(call, tiny_model_dir, second)
+    call("POST", "/v1/unload_lora_adapter", lora_name="team.first")
     for method, path, body in (
-        ("POST", "/v1/completions", {"model": "team/first", "prompt": "a"}),
-        ("POST", "/tokenize", {"model": "team/first", "prompt": "a"}),
-        ("GET", "/v1/models/team/first", {}),
-        ("POST", "/v1/unload_lora_adapter", {"lora_name": "team/first"}),
+        ("POST", "/v1/completions", {"model": "team.first", "prompt": "a"}),
+        ("POST", "/tokenize", {"model": "team.first", "prompt": "a"}),
+        ("GET", "/v1/models/team.first", {}),
+        ("POST", "/v1/unload_lora_adapter", {"lora_name": "team.first"}),
     ):
         assert call(method, path, 404, **body)["error"]["code"] == "model_not_found"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,12 +29,13 @@ class LoadBody(Body):
     """
 
     lora_name: Name
-    lora_path: Annotated[str, Field(min_length=1)]
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
     load_inplace: Flag = False
 
 
 class UnloadBody(Body):
-    lora_name: Name
+    # Jobs give names that nobody else may: with colons.
+    lora_name: Annotated[str, Field(min_length=1, max_length=512)]
 
 
 @router.post("/load_lora_adapter")
@@ -84,9 +86,11 @@ def _find(path: str, serving: Serving) -> Path:
     """The directory `path`, links followed, inside one of those that adapters may come from."""
     roots = [root.resolve() for root in serving.settings.roots]
     for root in roots:
-        directory = (root / path).resolve()
-        if directory.is_dir() and directory.is_relative_to(root):
-            return directory
+        # What is no path at all (a zero byte, a name too long) is no directory either.
+        with contextlib.suppress(OSError, ValueError):
+            directory = (root / path).resolve()
+            if directory.is_dir() and directory.is_relative_to(root):
+                return directory
     raise InvalidRequestError(
         f"'lora_path' is no directory in {' or '.join(map(str, roots))}; move the adapter there, "
         "or name its parent in adapter_roots.",

@@ -16,8 +16,10 @@ from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFou
 
 router = guarded_router(prefix="/admin")
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s]+$")]
-Generation = Annotated[Count, Field(ge=0)]
+# What a new alias or adapter may be called: safe in paths, logs and terminals.
+Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# Below the largest integer of the database.
+Generation = Annotated[Count, Field(ge=0, lt=1 << 63)]
 
 
 class AliasBody(Body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -112,6 +113,7 @@ def promote(job_id: str, request: Request) -> dict[str, Any]:
 
 def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainConfig:
     """What the worker is told. Raises RequestValidationError or InvalidRequestError."""
+    _require_text(values)
     if "output" in values:
         raise InvalidRequestError(
             "'config.output' is the job's own directory; leave it out.", param="config.output"
@@ -143,10 +145,24 @@ def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainCo
     return config.model_copy(update={"corpora": corpora})
 
 
+def _require_text(values: dict[str, Any]) -> None:
+    """Refuse what no path and no name can hold. Raises InvalidRequestError."""
+    try:
+        whole = json.dumps(values, ensure_ascii=False)
+        whole.encode()
+    except (UnicodeEncodeError, ValueError, RecursionError):
+        whole = "\\u0000"
+    if "\\u0000" in whole:
+        raise InvalidRequestError(
+            "'config' has a zero byte, half a character or too many levels; send plain text.",
+            param="config",
+        )
+
+
 def _start(serving: Serving, name: str) -> Path:
     try:
         directory = local_model(name, model_stores(serving.settings))
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         raise InvalidRequestError(f"{error}.", param="config.start_from") from None
     if directory is None:
         raise InvalidRequestError(
