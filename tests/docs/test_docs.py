@@ -94,7 +94,7 @@ def run(program: list[str], text: str, workplace: Path, url: str) -> None:
         input=text.replace("http://127.0.0.1:8000", url),
         cwd=workplace,
         # `hagane doctor` asks whether the port is free: any will do.
-        env=clean | {"PYTHONPATH": str(ROOT), "HAGANE_PORT": "0"},
+        env=clean | {"PYTHONPATH": str(ROOT / "app"), "HAGANE_PORT": "0"},
         capture_output=True,
         text=True,
         timeout=120,
