@@ -3,54 +3,101 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta
+
+from hagane.lora.targets import Targets
 from hagane.system.errors import ModelError
+from hagane.system.files import open_regular, read_json_object
+from hagane.system.sandbox import SandboxError
+from hagane.system.shapes import shaped
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+# Bytes. Weights are bounded once more, by the ranks that the configuration names.
+_LARGEST_CONFIG, _LARGEST_WEIGHTS = 4 << 20, 64 << 30
 # Variants of LoRA that compute something else: an adapter that asks for one would be served wrong.
 _REFUSED = (
-    "use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "modules_to_save",
-    "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
-    "corda_config", "eva_config", "megatron_config",
+    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication",
+    "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "arrow_config",
+    "kasa_config", "monteclora_config", "velora_config", "megatron_config",
 )  # fmt: skip
+# Beginnings of A and B that leave the base as it is. All others (pissa, olora, corda, loftq,
+# lora_ga) make the factors relative to a base that was changed, which no other adapter may see.
+_HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+
+_Rank = Annotated[int, Meta(ge=1, le=8192)]
+# Beyond it the product overflows in 16 bits.
+_Alpha = Annotated[float, Meta(gt=0, le=65536)]
+_Names = str | list[str] | None
+
+
+class _StoredConfig(msgspec.Struct, frozen=True):
+    """The keys of `adapter_config.json` that change what an adapter computes."""
+
+    r: _Rank
+    lora_alpha: _Alpha
+    target_modules: _Names = None
+    exclude_modules: _Names = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: _Names = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+    use_rslora: bool | None = None
+    base_model_name_or_path: str | None = None
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """Rank, strength and place of an adapter (Hu et al., 2021, arXiv:2106.09685).
 
-    `alpha` and `rank` hold for every matrix but those that a pattern names: patterns map the end of
-    a module's path, or a regular expression for it, to a value of its own. `rslora` divides by the
-    square root of the rank (Kalajdzievski, 2023, arXiv:2312.03732).
+    `alpha` and `rank` hold for every matrix but those that a pattern names. `rslora` divides by the
+    square root of the rank (Kalajdzievski, 2023, arXiv:2312.03732). The fields of `Targets` mean
+    what they mean there.
     """
 
     rank: int
     alpha: float
-    target_modules: tuple[str, ...] = TARGETS
+    target_modules: str | tuple[str, ...] | None = TARGETS
     rslora: bool = False
     base_model: str = ""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    exclude_modules: str | tuple[str, ...] | None = None
+    layers_to_transform: int | tuple[int, ...] | None = None
+    layers_pattern: str | tuple[str, ...] | None = None
 
-    def rank_of(self, module: str) -> int:
-        """The rank at the module path `module`."""
-        return int(_matched(self.rank_pattern, module, self.rank))
+    def resolve(self, modules: Sequence[str]) -> dict[str, tuple[int, float]]:
+        """Rank, and what the product of the factors is multiplied by, of each changed module.
 
-    def scale_of(self, module: str) -> float:
-        """What the product of the two factors is multiplied by at the module path `module`."""
-        rank = self.rank_of(module)
-        return _matched(self.alpha_pattern, module, self.alpha) / (
-            rank**0.5 if self.rslora else rank
+        Raises ModelError if a pattern is no regular expression or takes too long to match.
+        """
+        targets = Targets(
+            rank=self.rank,
+            alpha=self.alpha,
+            target_modules=self.target_modules,
+            exclude_modules=self.exclude_modules,
+            layers_to_transform=self.layers_to_transform,
+            layers_pattern=self.layers_pattern,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
         )
+        try:
+            found = targets.resolve(modules)
+        except (SandboxError, ValueError) as error:
+            raise ModelError(f"a module pattern of the adapter cannot be used: {error}") from None
+        return {
+            module: (rank, alpha / (math.sqrt(rank) if self.rslora else rank))
+            for module, (rank, alpha) in found.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that PEFT reads."""
@@ -60,7 +107,10 @@ class AdapterConfig:
             "base_model_name_or_path": self.base_model,
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "target_modules": list(self.target_modules),
+            "target_modules": _unfrozen(self.target_modules),
+            "exclude_modules": _unfrozen(self.exclude_modules),
+            "layers_to_transform": _unfrozen(self.layers_to_transform),
+            "layers_pattern": _unfrozen(self.layers_pattern),
             "use_rslora": self.rslora,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": dict(self.alpha_pattern),
@@ -75,86 +125,71 @@ class AdapterConfig:
     def load(cls, directory: Path) -> AdapterConfig:
         """Raises ModelError naming the file, the key and the value at fault."""
         path = directory / ADAPTER_CONFIG_FILE
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ModelError(f"{path} does not exist: an adapter is a PEFT directory") from None
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}") from None
-        if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
-            raise ModelError(f"{path}: peft_type must be LORA")
-        for key in _REFUSED:
-            if stored.get(key):
-                raise ModelError(f"{path}: {key} {stored[key]!r} is not supported")
-        if stored.get("bias", "none") != "none":
-            raise ModelError(f"{path}: bias {stored['bias']!r} is not supported; train with 'none'")
-        rank = _number(path, stored, "r")
-        if rank != int(rank):
-            raise ModelError(f"{path}: r is {rank!r}; it must be a whole number")
+        if not path.exists():
+            raise ModelError(f"{path} does not exist: an adapter is a PEFT directory")
+        stored = read_json_object(path, _LARGEST_CONFIG)
+        _refuse_variants(path, stored)
+        checked = shaped(stored, _StoredConfig, str(path))
         return cls(
-            rank=int(rank),
-            alpha=_number(path, stored, "lora_alpha"),
-            target_modules=_targets(path, stored.get("target_modules")),
-            rslora=bool(stored.get("use_rslora")),
-            base_model=str(stored.get("base_model_name_or_path") or ""),
-            rank_pattern=_pattern(path, stored, "rank_pattern"),
-            alpha_pattern=_pattern(path, stored, "alpha_pattern"),
+            rank=checked.r,
+            alpha=checked.lora_alpha,
+            target_modules=_target_modules(path, checked),
+            rslora=bool(checked.use_rslora),
+            base_model=checked.base_model_name_or_path or "",
+            rank_pattern=checked.rank_pattern or {},
+            alpha_pattern=checked.alpha_pattern or {},
+            exclude_modules=_frozen(checked.exclude_modules),
+            layers_to_transform=_frozen(checked.layers_to_transform),
+            layers_pattern=_frozen(checked.layers_pattern),
         )
+
+
+def _refuse_variants(path: Path, stored: dict[str, Any]) -> None:
+    if stored.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: peft_type must be LORA, got {stored.get('peft_type')!r}")
+    for key in _REFUSED:
+        if stored.get(key):
+            raise ModelError(f"{path}: {key} {stored[key]!r} is not supported")
+    if stored.get("bias", "none") not in ("none", None):
+        raise ModelError(f"{path}: bias {stored['bias']!r} is not supported; train with 'none'")
+    init = stored.get("init_lora_weights")
+    if (init.lower() if isinstance(init, str) else init) not in _HARMLESS_INIT:
+        raise ModelError(
+            f"{path}: init_lora_weights {init!r} changes the base model, which others share; save "
+            "the adapter with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
+            "which turns it into an ordinary one"
+        )
+
+
+def _target_modules(path: Path, checked: _StoredConfig) -> str | tuple[str, ...] | None:
+    names = checked.target_modules
+    if isinstance(names, str) and (
+        checked.layers_to_transform is not None or checked.layers_pattern is not None
+    ):
+        raise ModelError(
+            f"{path}: target_modules is a regular expression, beside which layers_to_transform "
+            "and layers_pattern mean nothing: remove them"
+        )
+    if names is not None and not names:
+        raise ModelError(f"{path}: target_modules is {names!r}; it must name modules")
+    return tuple(names) if isinstance(names, list) else names
+
+
+def _frozen(value: str | int | list[Any] | None) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _unfrozen(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def adapter_digest(directory: Path) -> str:
     """A hash of the adapter's content, hexadecimal: equal for equal results whatever the name.
 
-    Raises ModelError if a file is missing.
+    Raises ModelError if a file is missing or is none.
     """
     digest = hashlib.sha256()
     for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
-        try:
-            with (directory / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise ModelError(f"{directory / name} cannot be read: {error.strerror}") from None
+        with open_regular(directory / name, _LARGEST_WEIGHTS) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _matched(pattern: Mapping[str, Any], module: str, default: float) -> float:
-    for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return float(value)
-    return default
-
-
-def _number(path: Path, stored: dict[str, Any], key: str) -> float:
-    value = stored.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ModelError(f"{path}: {key} is {value!r}; it must be a positive number")
-    return value
-
-
-def _targets(path: Path, value: Any) -> tuple[str, ...]:
-    """The kinds of matrix named; a regular expression is checked against the weights instead."""
-    if isinstance(value, str):
-        return TARGETS
-    if not isinstance(value, list) or not value:
-        raise ModelError(f"{path}: target_modules is {value!r}; it must be a list of module names")
-    kinds = {str(name).rpartition(".")[2] for name in value}
-    if unknown := sorted(kinds - set(TARGETS)):
-        raise ModelError(
-            f"{path}: target_modules names {unknown[0]!r}; supported are {', '.join(TARGETS)}"
-        )
-    return tuple(name for name in TARGETS if name in kinds)
-
-
-def _pattern(path: Path, stored: dict[str, Any], key: str) -> dict[str, Any]:
-    pattern = stored.get(key) or {}
-    if not isinstance(pattern, dict):
-        raise ModelError(f"{path}: {key} is {pattern!r}; it must be an object")
-    for name in pattern:
-        _number(path, pattern, name)
-        try:
-            re.compile(name)
-        except re.error as error:
-            raise ModelError(
-                f"{path}: {key} has {name!r}, no regular expression: {error}"
-            ) from None
-    return pattern

@@ -7,26 +7,31 @@ value, and gate and up; adapters keep them apart, under their names in Hugging F
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hagane.lora.config import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    TARGETS,
     AdapterConfig,
     adapter_digest,
 )
 from hagane.models.config import ModelConfig
 from hagane.system.errors import ModelError
-from hagane.system.files import commit, write_text
+from hagane.system.files import commit, read_regular, write_text
 
-_KEY = re.compile(r"base_model\.model\.model\.(layers\.\d+\.\w+\.\w+)\.lora_([AB])\.weight")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# The most bytes that the header of a file may take beside its tensors.
+_HEADER = 16 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,44 +79,63 @@ def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
     """
     config = AdapterConfig.load(directory)
     path = directory / ADAPTER_WEIGHTS_FILE
-    if not path.is_file():
+    if not path.exists():
         pickled = " (adapter_model.bin is a pickle, which is never loaded: convert it)"
-        hint = pickled if (directory / "adapter_model.bin").is_file() else ""
+        hint = pickled if (directory / "adapter_model.bin").exists() else ""
         raise ModelError(f"{path} does not exist{hint}")
-    factors = _read_factors(path)
     shapes = linear_shapes(model)
+    placed = config.resolve(list(shapes))
+    if not placed:
+        raise ModelError(
+            f"{directory / ADAPTER_CONFIG_FILE}: target_modules {config.target_modules!r} names no "
+            f"matrix of the model; there are {', '.join(TARGETS)}"
+        )
+    expected = {
+        f"base_model.model.model.{module}.lora_{letter}.weight": shape
+        for module, (rank, _) in placed.items()
+        for letter, shape in (("A", (rank, shapes[module][1])), ("B", (shapes[module][0], rank)))
+    }
+    tensors = _read_tensors(path, expected)
     changes = {}
-    for module, pair in sorted(factors.items()):
-        if module not in shapes:
-            raise ModelError(f"{path}: the model has no matrix {module}; is it another model's?")
-        if set(pair) != {"A", "B"}:
-            raise ModelError(f"{path}: {module} has only lora_{next(iter(pair))}")
-        (out, width), rank = shapes[module], config.rank_of(module)
-        for letter, shape in (("A", (rank, width)), ("B", (out, rank))):
-            if tuple(pair[letter].shape) != shape:
-                raise ModelError(
-                    f"{path}: lora_{letter} of {module} has shape {list(pair[letter].shape)}, the "
-                    f"model and the adapter's rank ask for {list(shape)}"
-                )
-        changes[module] = LowRank(pair["A"], pair["B"], config.scale_of(module))
+    for module, (_, scale) in placed.items():
+        prefix = f"base_model.model.model.{module}.lora_"
+        a, b = (tensors.get(f"{prefix}{letter}.weight") for letter in "AB")
+        if (a is None) != (b is None):
+            raise ModelError(f"{path}: {module} has only lora_{'B' if a is None else 'A'}")
+        if a is not None and b is not None:
+            changes[module] = LowRank(a, b, scale)
     return Adapter(config, changes, adapter_digest(directory))
 
 
-def _read_factors(path: Path) -> dict[str, dict[str, Tensor]]:
-    factors: dict[str, dict[str, Tensor]] = {}
+def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a file, which are all among those `expected`, by name with their shape.
+
+    The file is read, not mapped: whoever cuts a mapped file short would end this process.
+    """
+    largest = _HEADER + 8 * sum(math.prod(shape) for shape in expected.values())
+    content = read_regular(path, largest)
     try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                match = _KEY.fullmatch(key)
-                if match is None:
-                    raise ModelError(f"{path}: tensor {key} is unexpected in a LoRA adapter")
-                # A copy: whoever cuts the mapped file short would end the process that reads it.
-                factors.setdefault(match[1], {})[match[2]] = file.get_tensor(key).clone()
-    except (SafetensorError, OSError) as error:
+        tensors: dict[str, Tensor] = safetensors_load(content)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is truncated or not a safetensors file: {error}") from None
-    if not factors:
+    for name, tensor in sorted(tensors.items()):
+        if name not in expected:
+            raise ModelError(
+                f"{path}: tensor {name} is unexpected in a LoRA adapter for this model whose "
+                "configuration names these modules; is it another model's?"
+            )
+        if tuple(tensor.shape) != expected[name]:
+            raise ModelError(
+                f"{path}: {name} has shape {list(tensor.shape)}, the model and the adapter's rank "
+                f"ask for {list(expected[name])}"
+            )
+        if tensor.dtype not in _DTYPES:
+            raise ModelError(
+                f"{path}: {name} has dtype {tensor.dtype}; factors are floats of 16 or 32 bits"
+            )
+    if not tensors:
         raise ModelError(f"{path} holds no tensors")
-    return factors
+    return tensors
 
 
 def save_adapter(

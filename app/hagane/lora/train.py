@@ -122,12 +122,12 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
     B is 0: the model computes what it did before.
     """
     model.requires_grad_(False)
+    placed = config.resolve(list(linear_shapes(model.config)))
     for path, layer in _linears(model):
-        named = named_parts(path, model)
         parts, start = [], 0
-        for name, rows in named.items():
-            if name.rpartition(".")[2] in config.target_modules:
-                parts.append(Part(start, start + rows, config.scale_of(name)))
+        for name, rows in named_parts(path, model).items():
+            if name in placed:
+                parts.append(Part(start, start + rows, placed[name][1]))
             start += rows
         adapted = LoRALinear(layer, parts, config.rank)
         for a in adapted.a:
@@ -139,14 +139,11 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
 
 def factors(model: Transformer, config: AdapterConfig) -> dict[str, tuple[Tensor, Tensor]]:
     """(A, B) of every change by module path, such as `layers.0.self_attn.q_proj`."""
+    placed = config.resolve(list(linear_shapes(model.config)))
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for path, layer in model.model.named_modules():
         if isinstance(layer, LoRALinear):
-            names = [
-                name
-                for name in named_parts(path, model)
-                if name.rpartition(".")[2] in config.target_modules
-            ]
+            names = [name for name in named_parts(path, model) if name in placed]
             found |= dict(zip(names, zip(layer.a, layer.b, strict=True), strict=True))
     return found
 

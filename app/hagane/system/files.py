@@ -1,15 +1,21 @@
-"""Files that are whole or not there: what a crash at any moment must not break."""
+"""Files that a crash leaves whole or not there, and reading those that strangers wrote."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
-from hagane.system.errors import DiskFullError
+from hagane.system.errors import DiskFullError, ModelError
 
+# A vocabulary of half a million tokens, with all its merges, takes 40 MB.
+_LARGEST_JSON = 256 << 20
 # No space, no quota, or a file larger than the system allows.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -58,3 +64,52 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     commit(partial, path)
+
+
+@contextmanager
+def open_regular(path: Path, limit: int) -> Iterator[BufferedReader]:
+    """A file of at most `limit` bytes, for reading.
+
+    Raises ModelError, also for what is no regular file: a pipe or a device may never end.
+    """
+    try:
+        # A pipe without a writer would block a plain open.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{path} cannot be read: it is no regular file")
+        if status.st_size > limit:
+            raise ModelError(f"{path} has {status.st_size} bytes; at most {limit} are plausible")
+        yield file
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises ModelError as `open_regular` does."""
+    with open_regular(path, limit) as file:
+        return file.read(limit)
+
+
+def read_text(path: Path, limit: int = _LARGEST_JSON) -> str:
+    """A UTF-8 file, with or without a byte order mark. Raises ModelError."""
+    try:
+        return read_regular(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def read_json_object(path: Path, limit: int = _LARGEST_JSON) -> dict[str, Any]:
+    """A JSON file whose content is an object. Raises ModelError naming the file."""
+    try:
+        value = json.loads(read_text(path, limit))
+    except RecursionError:
+        raise ModelError(f"{path} cannot be read as JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value

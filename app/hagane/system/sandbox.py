@@ -1,10 +1,10 @@
-"""Runs programs of strangers: chat templates, regular expressions, tokenizers that come with models.
+"""Runs programs of strangers: what comes with models and adapters, such as regular expressions.
 
 Each call runs in a worker process with bounded processor time and memory. A program that takes more
 loses its worker, and only its own caller hears of it:
 
     sandbox = Sandbox(seconds=2.0, memory=512 << 20)
-    text = sandbox.call("hagane.text.template_program:render", source, messages)
+    found = sandbox.call("hagane.lora.targets:resolve_fields", fields, modules)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -41,7 +42,9 @@ class Sandbox:
     it has when it starts. Arguments and results are JSON.
     """
 
-    def __init__(self, *, processes: int = 4, seconds: float = 2.0, memory: int = 512 << 20):
+    def __init__(
+        self, *, processes: int = 4, seconds: float = 2.0, memory: int = 512 << 20
+    ) -> None:
         self.seconds, self.memory = seconds, memory
         self._free = threading.Semaphore(processes)
         self._idle: list[_Worker] = []
@@ -102,7 +105,7 @@ class _Worker:
         environment = {key: os.environ[key] for key in _PASSED if key in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["TOKENIZERS_PARALLELISM"] = "false"
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - this interpreter
             [sys.executable, "-P", "-m", "hagane.system.sandbox_worker", str(seconds), str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -115,7 +118,8 @@ class _Worker:
     def ask(self, request: bytes) -> bytes | None:
         """The answer; None where the worker ended."""
         reader, writer = self.process.stdout, self.process.stdin
-        assert reader is not None and writer is not None
+        if reader is None or writer is None:
+            return None
         try:
             writer.write(_LENGTH.pack(len(request)) + request)
             writer.flush()
@@ -132,10 +136,8 @@ class _Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                try:
+                with suppress(OSError):
                     stream.close()
-                except OSError:
-                    pass
 
 
 @cache
