@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -164,3 +165,31 @@ def test_tests_mirror_the_package():
         assert any(f"{tested}_".startswith(f"{name}_") for name in candidates), (
             f"{path.relative_to(TESTS)}: no module of hagane/{folder} is called so"
         )
+
+
+MAP = (TESTS.parent / "docs" / "architecture.md", *TESTS.parent.glob("docs/internals/*.md"))
+
+
+@pytest.mark.parametrize("document", MAP, ids=lambda path: path.name)
+def test_documents_name_files_that_exist(document):
+    """Paths are below app/hagane/, or below the repository."""
+    named = set(re.findall(r"`([\w./]+/[\w.]*|[\w./]+/[\w]+\.\w+)`", document.read_text("utf-8")))
+    for path in named:
+        places = (SOURCE / "hagane" / path, TESTS.parent / path)
+        assert any(place.exists() for place in places), f"{document.name} names {path}"
+
+
+def test_every_floor_is_in_the_document():
+    table = MAP[0].read_text("utf-8")
+    for level, packages in enumerate(FLOORS, 1):
+        for name in packages:
+            assert re.search(rf"^\| {level} \| .*`{name}/`", table, re.MULTILINE), (level, name)
+
+
+def test_questions_have_their_answers_where_they_say():
+    text = (TESTS.parent / "docs" / "internals" / "questions.md").read_text("utf-8")
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| `([^`]+)` \| `([^`]+)` \|$", text, re.MULTILINE)
+    assert len(rows) >= 20
+    for path, name in rows:
+        source = (SOURCE / "hagane" / path).read_text("utf-8")
+        assert re.search(rf"\b{name}\b", source), f"{path} has no {name}"
