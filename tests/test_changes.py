@@ -49,7 +49,7 @@ class Copy:
 def add_sampling_parameter(copy: Copy) -> None:
     """`forced`: the token that is always chosen. It travels as `ignore_eos` does."""
     change = "add a sampling parameter"
-    copy.edit(change, r"^( +)(ignore_eos: bool = False)$", r"\1\2\n\1forced: int = -1")
+    copy.edit(change, r"^( +)(ignore_eos: \w+ = False)$", r"\1\2\n\1forced: int = -1")
     copy.edit(change, r"^( +)(ignore_eos=(\w+)\.ignore_eos,)$", r"\1\2\n\1forced=\3.forced,")
     copy.edit(change, r"(adjusts=bool\()", r"\1sampling.forced >= 0 or ")
     copy.edit(
