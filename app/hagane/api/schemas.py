@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-Count = Annotated[int, Field(strict=True)]
+# What messages, tensors and the database can hold.
+Count = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
 
 
 class Body(BaseModel):

@@ -121,3 +121,17 @@ def test_the_token_that_ends_a_text_has_a_score_but_no_text(served):
     assert went_on["text"].startswith(ended["text"])
     for key in ("tokens", "token_logprobs"):
         assert ended["logprobs"][key][:3] == went_on["logprobs"][key][:3]
+
+
+@pytest.mark.parametrize("number", [1 << 31, 1 << 53, (1 << 63) - 1, 1 << 63, 1 << 64, 1 << 70])
+@pytest.mark.parametrize("field", ["top_k", "min_tokens", "max_tokens", "seed", "n", "logprobs"])
+def test_extreme_integers_hurt_nobody(served, field, number):
+    """Whatever is refused is 400; the engine lives."""
+    server, name = served
+    pid = httpx.get(f"{server.url}/health/ready").json()["engine_pid"]
+    for temperature in (0, 1):
+        body = {"model": name, "prompt": [5], "max_tokens": 2, "temperature": temperature}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body | {field: number})
+        assert answer.status_code in (200, 400), answer.text
+        assert number < 1 << 63 or answer.status_code == 400
+    assert httpx.get(f"{server.url}/health/ready").json()["engine_pid"] == pid
