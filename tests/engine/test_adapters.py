@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 from hagane import kernels
-from hagane.engine import adapters as engine_adapters
+from hagane.engine.adapters import Adapters
+from hagane.engine.step.runner import ModelRunner
 from hagane.lora.config import TARGETS, adapter_digest
+from hagane.lora.files import load_adapter
 from hagane.pool.messages import AdapterRef, CancelRequest, CheckAdapter, UnloadAdapter
 from safetensors.torch import load_file, save_file
 
@@ -167,17 +169,21 @@ def _with_nan(directory) -> AdapterRef:
     return AdapterRef("nan", str(directory), adapter_digest(directory))
 
 
-def test_others_go_on_while_one_is_loaded(tiny_model_dir, adapters, monkeypatch):
+def test_others_go_on_while_one_is_loaded(tiny_model_dir, adapters):
     begun, proceed = threading.Event(), threading.Event()
-    read = engine_adapters.load_adapter
 
     def slow(*arguments):
         begun.set()
         assert proceed.wait(60)
-        return read(*arguments)
+        return load_adapter(*arguments)
 
-    monkeypatch.setattr(engine_adapters, "load_adapter", slow)
-    with RunningEngine(config(tiny_model_dir)) as engine:
+    settings = config(tiny_model_dir)
+    runner = ModelRunner(settings)
+    parts = {
+        "runner": runner,
+        "adapters": Adapters(runner.banks, settings.adapter_memory, read=slow),
+    }
+    with RunningEngine(settings, **parts) as engine:
         for name in ("kept", "cancelled"):
             engine.ask(name, PROMPT, adapters[0])
         engine.ask("late", PROMPT, adapters[0], deadline=0.0)

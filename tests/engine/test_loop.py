@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hagane.engine.step.runner import ModelRunner
 
 from tests.support.engine import RunningEngine, config
 
 
-@pytest.fixture(params=[False, True], ids=["at once", "while the next step runs"])
-def asynchronous(request, monkeypatch):
-    monkeypatch.setattr(ModelRunner, "asynchronous", request.param)
-
-
-@pytest.mark.usefixtures("asynchronous")
-def test_every_token_is_said_in_order_and_the_last_ones_at_once(tiny_model_dir):
+@pytest.mark.parametrize("overlap", [False, True], ids=["at once", "while the next step runs"])
+def test_every_token_is_said_in_order_and_the_last_ones_at_once(tiny_model_dir, overlap):
     prompts = [tuple(range(40 + i, 60 + i)) for i in range(4)]
     lengths = (1, 5, 12, 30)
-    with RunningEngine(config(tiny_model_dir)) as engine:
+    with RunningEngine(config(tiny_model_dir), overlap=overlap) as engine:
         for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             engine.ask(str(i), prompt, tokens=length)
         together = engine.wait(*map(str, range(4)))

@@ -24,6 +24,7 @@ from hagane.pool.messages import (
     EngineStats,
     FromEngine,
     GenerateRequest,
+    Heartbeat,
     RequestFailed,
     SamplingParams,
     Shutdown,
@@ -95,16 +96,19 @@ class Answer:
 
 
 class RunningEngine:
-    """The engine's own loop in a thread of this process; use as a context manager."""
+    """The engine's own loop in a thread of this process; use as a context manager.
 
-    def __init__(self, settings: EngineConfig) -> None:
+    `parts` are the engine's keyword arguments.
+    """
+
+    def __init__(self, settings: EngineConfig, **parts) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self.answers: dict[str, Answer] = defaultdict(Answer)
         self.checked: dict[str, str | None] = {}
         self.stats = EngineStats()
-        self.engine = Engine(settings, EngineChannel(theirs))
+        self.engine = Engine(settings, EngineChannel(theirs), **parts)
         self._thread = threading.Thread(target=self.engine.run)
         self._thread.start()
 
@@ -157,7 +161,7 @@ class RunningEngine:
         if isinstance(message, AdapterChecked):
             self.checked[message.digest] = message.error
         if not isinstance(message, StepOutput):
-            assert isinstance(message, AdapterChecked | EngineReady)
+            assert isinstance(message, AdapterChecked | EngineReady | Heartbeat)
             return
         self.stats = message.stats
         for delta in message.deltas:

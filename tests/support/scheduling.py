@@ -52,7 +52,7 @@ def step(
 def land(scheduler: Scheduler, schedule: Schedule, tokens: list[int]) -> list[Sampled]:
     """What follows when nothing overlaps: the step counts, and its tokens are known at once."""
     scheduler.advance(schedule)
-    return scheduler.update(schedule, tokens)
+    return scheduler.update(schedule, [(token,) for token in tokens])
 
 
 def drain(scheduler: Scheduler, now: float = 0.0) -> list[Sampled]:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from hagane.lora.banks import AdapterBanks, PackedAdapter
 from hagane.lora.files import Adapter, load_adapter
+from hagane.models.config import ModelConfig
 from hagane.pool.messages import AdapterRef, AdapterStats, GenerateRequest
 from hagane.system.errors import HaganeError, ModelError
 from hagane.system.machine import usable_cores
@@ -39,12 +40,18 @@ class AdapterEvent:
 class Adapters:
     """Loads what requests ask for, within `memory` bytes of packed adapters.
 
-    `slots` says where in the banks the loaded ones lie.
+    `slots` says where in the banks the loaded ones lie. `read` loads a directory for the banks'
+    model; it runs in the loading thread.
     """
 
-    def __init__(self, banks: AdapterBanks, memory: int) -> None:
+    def __init__(
+        self,
+        banks: AdapterBanks,
+        memory: int,
+        read: Callable[[Path, ModelConfig], Adapter] = load_adapter,
+    ) -> None:
         self.slots: dict[str, int] = {}
-        self._banks, self._memory = banks, memory
+        self._banks, self._memory, self._load = banks, memory, read
         self._thread = ThreadPoolExecutor(1, "adapters", _let_steps_go_first, (usable_cores(),))
         # By digest, each in order; what is loaded or has its room reserved counts its bytes.
         self._reading: dict[str, Future[Adapter]] = {}
@@ -77,7 +84,7 @@ class Adapters:
             self._nbytes.move_to_end(digest)
             return True
         if not (digest in self._reading or digest in self._fitting or digest in self._packing):
-            self._reading[digest] = self._thread.submit(_read, adapter, self._banks)
+            self._reading[digest] = self._thread.submit(self._read, adapter)
         return False
 
     def unload(self, digest: str) -> None:
@@ -94,6 +101,17 @@ class Adapters:
         # Before the new ones are in place: `in_use` does not know them yet.
         self._start_packing(in_use)
         yield from self._collect_packed()
+
+    def _read(self, adapter: AdapterRef) -> Adapter:
+        loaded = self._load(Path(adapter.directory), self._banks.config)
+        if loaded.digest != adapter.digest:
+            raise ModelError(
+                f"{adapter.directory} has changed since it was registered: load it again"
+            )
+        for module, change in loaded.changes.items():
+            if not (change.a.isfinite().all() and change.b.isfinite().all()):
+                raise ModelError(f"{adapter.directory}: {module} holds values that are not finite")
+        return loaded
 
     def _collect_read(self) -> Iterator[AdapterEvent]:
         for digest in [d for d, future in self._reading.items() if future.done()]:
@@ -194,16 +212,6 @@ def _let_steps_go_first(cores: list[int]) -> None:
     if sys.platform.startswith("linux"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         os.sched_setaffinity(0, cores)
-
-
-def _read(adapter: AdapterRef, banks: AdapterBanks) -> Adapter:
-    loaded = load_adapter(Path(adapter.directory), banks.config)
-    if loaded.digest != adapter.digest:
-        raise ModelError(f"{adapter.directory} has changed since it was registered: load it again")
-    for module, change in loaded.changes.items():
-        if not (change.a.isfinite().all() and change.b.isfinite().all()):
-            raise ModelError(f"{adapter.directory}: {module} holds values that are not finite")
-    return loaded
 
 
 def _outcome(future: Future[_T]) -> _T | str:

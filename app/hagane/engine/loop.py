@@ -13,22 +13,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
-import torch
-from torch import Tensor
 
 from hagane.engine.adapters import Adapters, HeldRequests
 from hagane.engine.cache.blocks import KVCache
-from hagane.engine.sampling.sampler import Drawn, SampledTokens, Sampler, prompt_logprobs
-from hagane.engine.schedule.plan import Sampled, Schedule
+from hagane.engine.outbox import Outbox
+from hagane.engine.sampling.sampler import Sampler
+from hagane.engine.schedule.admission import check_token_ids
 from hagane.engine.schedule.scheduler import Scheduler
-from hagane.engine.step.batch import Batch, build_batch
+from hagane.engine.step.pipeline import StepPipeline
 from hagane.engine.step.runner import ModelRunner
-from hagane.kernels.transfer import send
-from hagane.pool.channel import EngineChannel
+from hagane.pool.channel import EngineChannel, MalformedMessage
 from hagane.pool.messages import (
     AdapterChecked,
     CancelRequest,
@@ -36,15 +32,10 @@ from hagane.pool.messages import (
     EngineConfig,
     EngineFailed,
     EngineReady,
-    EngineStats,
     FailureCode,
     GenerateRequest,
-    RequestFailed,
     Shutdown,
-    StepOutput,
     ToEngine,
-    TokenDelta,
-    TokenLogprobs,
     UnloadAdapter,
 )
 from hagane.system.errors import HaganeError, QueueFullError
@@ -59,89 +50,116 @@ _LOADING_POLL_SECONDS = 0.002
 _TOUCHING_SECONDS = 0.75
 
 
-@dataclass(frozen=True)
-class Flight:
-    """A step that the device was given, and what it draws."""
-
-    schedule: Schedule
-    drawn: Drawn
-
-    @property
-    def must_land(self) -> bool:
-        """Whether the next step cannot be prepared without knowing this one's tokens."""
-        return any(s.needs_history and s.blocks for s in self.schedule.samplers)
-
-
 class Engine:
-    """One model, one scheduler, one loop.
+    """One model, one scheduler, one loop. Reports over `channel` that it is ready when it is made.
 
-    On a device that runs beside Python, step n + 1 is scheduled and launched while step n runs: its
-    input is what n draws, which never leaves the device on the way. Then n's tokens are waited for,
-    and said. Elsewhere a step lands before the next one is prepared.
+    Args:
+        config: sizes and the model's directory.
+        channel: the way to and from the API's process.
+        runner, sampler, adapters: taken instead of those that `config` describes.
+        overlap: whether a step is launched before the one before it is finished; by default where
+            a device runs beside Python.
     """
 
-    def __init__(self, config: EngineConfig, channel: EngineChannel) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        channel: EngineChannel,
+        *,
+        runner: ModelRunner | None = None,
+        sampler: Sampler | None = None,
+        adapters: Adapters | None = None,
+        overlap: bool | None = None,
+    ) -> None:
         started = time.monotonic()
         self.channel = channel
-        self.runner = ModelRunner(config)
+        self.outbox = Outbox(channel, config.heartbeat_seconds)
+        self.runner = runner = runner or ModelRunner(config)
         self.scheduler = Scheduler(
-            KVCache(self.runner.blocks, self.runner.block_size, config.prefix_caching),
+            KVCache(runner.blocks, runner.block_size, config.prefix_caching),
             max_batch_tokens=config.max_batch_tokens,
             max_sequences=config.max_sequences,
             max_waiting=config.max_waiting,
-            context_length=self.runner.context_length,
+            context_length=runner.context_length,
         )
-        self.sampler = Sampler(self.runner.operations)
-        self.adapters = Adapters(self.runner.banks, config.adapter_memory)
+        self.adapters = adapters or Adapters(runner.banks, config.adapter_memory)
+        self.pipeline = StepPipeline(
+            self.scheduler,
+            runner,
+            sampler or Sampler(runner.operations),
+            self.adapters.slots,
+            self.outbox,
+            overlap=runner.asynchronous if overlap is None else overlap,
+        )
         self.held = HeldRequests()
-        self._checks: set[str] = set()
         self.running = True
-        self._flight: Flight | None = None
-        self._failures: list[RequestFailed] = []
-        self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
-        self._announced: EngineStats | None = None
+        self._heartbeat = config.heartbeat_seconds
+        self._checks: set[str] = set()
         deadline = time.monotonic() + _TOUCHING_SECONDS
-        while time.monotonic() < deadline and self.runner.touch():
+        while time.monotonic() < deadline and runner.touch():
             pass
-        channel.send(
+        self.outbox.send(
             EngineReady(
                 pid=os.getpid(),
-                context_length=self.runner.context_length,
-                block_size=self.runner.block_size,
-                blocks_total=self.runner.blocks,
+                context_length=runner.context_length,
+                block_size=runner.block_size,
+                blocks_total=runner.blocks,
                 load_seconds=time.monotonic() - started,
             )
         )
 
+    @property
+    def busy(self) -> bool:
+        """Whether any request is live here."""
+        return self.pipeline.busy or len(self.held) > 0
+
     def run(self) -> None:
         """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
         while self.running:
-            # Nothing to do at all: sleep until a message comes, having said so.
-            idle = not (self.scheduler.has_work or self._flight or self.runner.touch())
-            pause = _LOADING_POLL_SECONDS if self.adapters.busy else None
+            # Nothing to do at all: sleep until a message comes.
+            idle = not (self.pipeline.busy or self.runner.touch())
+            pause = _LOADING_POLL_SECONDS if self.adapters.busy else self._heartbeat
             for message in self.channel.receive(timeout=pause if idle else 0.0):
-                self._handle(message)
-            self._follow_adapters()
-            self._emit(self._turn())
+                self.handle(message)
+            self.turn()
 
-    def _handle(self, message: ToEngine) -> None:
+    def turn(self) -> None:
+        """Run one step and report what became of it."""
+        self._follow_adapters()
+        deltas = self.pipeline.step()
+        adapters = self.adapters.stats(len(self.held))
+        stats = msgspec.structs.replace(self.scheduler.stats(), adapters=adapters)
+        self.outbox.flush(deltas, stats)
+
+    def handle(self, message: ToEngine | MalformedMessage) -> None:
+        """Act on one message; an exception fails the request that it is about."""
+        try:
+            self._dispatch(message)
+        except Exception as error:
+            logger.exception("a message could not be handled")
+            request_id = getattr(message, "request_id", None)
+            if request_id is not None:
+                self._fail(request_id, "engine_error", f"The engine refused the request: {error!r}")
+
+    def _dispatch(self, message: ToEngine | MalformedMessage) -> None:
         match message:
             case GenerateRequest():
                 self._receive(message)
             case CheckAdapter():
                 if self.adapters.want(message.adapter):
-                    self.channel.send(AdapterChecked(message.adapter.digest))
+                    self.outbox.send(AdapterChecked(message.adapter.digest))
                 else:
                     self._checks.add(message.adapter.digest)
             case UnloadAdapter():
                 self.adapters.unload(message.digest)
             case CancelRequest():
-                self.scheduler.cancel(message.request_id, message.index)
+                self.pipeline.cancel(message.request_id, message.index)
                 if message.index is None:
                     self.held.cancel(message.request_id)
-                    self._prompt_logprobs.pop(message.request_id, None)
             case Shutdown():
                 self.running = False
+            case MalformedMessage():
+                raise ValueError(message.reason)
 
     def _receive(self, request: GenerateRequest) -> None:
         now = time.monotonic()
@@ -149,7 +167,7 @@ class Engine:
             self._add(request, now)
         elif len(self.held) >= self.scheduler.max_waiting:
             reason = f"{len(self.held)} requests wait for their adapters already; try again later."
-            self._failures.append(RequestFailed(request.request_id, "queue_full", reason))
+            self.outbox.fail(request.request_id, "queue_full", reason)
         else:
             self.held.add(request, now)
 
@@ -162,7 +180,7 @@ class Engine:
         for event in self.adapters.poll(self.scheduler.adapters):
             if event.digest in self._checks:
                 self._checks.discard(event.digest)
-                self.channel.send(AdapterChecked(event.digest, event.error))
+                self.outbox.send(AdapterChecked(event.digest, event.error))
             if not event.loaded and event.error is None:
                 continue
             for request, arrived in self.held.release(event.digest):
@@ -173,6 +191,7 @@ class Engine:
 
     def _add(self, request: GenerateRequest, arrived: float) -> None:
         try:
+            check_token_ids(request, self.runner.vocab_size)
             self.scheduler.add(request, arrived)
             logger.debug(
                 "queued: %d tokens", len(request.prompt), extra={"request_id": request.request_id}
@@ -180,116 +199,11 @@ class Engine:
         except HaganeError as error:
             full = isinstance(error, QueueFullError)
             code: FailureCode = "queue_full" if full else "engine_error"
-            self._refuse(request.request_id, code, str(error))
-
-    def _turn(self) -> list[TokenDelta]:
-        """Launch a step and land one: the one before it, where a device runs beside Python."""
-        deltas: list[TokenDelta] = []
-        before, self._flight = self._flight, None
-        if before is not None and before.must_land:
-            deltas += self._land(before)
-            before = None
-        launched = self._launch(before) if self.scheduler.has_work else None
-        if before is not None:
-            deltas += self._land(before)
-        if launched is not None and not self.runner.asynchronous:
-            return self._land(launched)
-        self._flight = launched
-        return deltas
-
-    def _launch(self, before: Flight | None) -> Flight | None:
-        """The next step, while `before` is under way; None if nothing can run until it lands."""
-        schedule = self.scheduler.schedule(time.monotonic())
-        for request_id in schedule.expired:
-            self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
-        if not schedule.chunks:
-            return None
-        runner = self.runner
-        drawing = None if before is None else before.drawn
-        batch = build_batch(schedule.chunks, runner.block_size, self.adapters.slots, drawing)
-        logits = runner.execute(batch, schedule.copies)
-        self._collect_prompt_logprobs(batch, logits)
-        if batch.sampled is not None:
-            (rows,) = send([torch.tensor(batch.sampled, dtype=torch.int64)], logits.device)
-            logits = logits[rows]
-        drawn = self.sampler.draw(logits, schedule.samplers)
-        self.scheduler.advance(schedule)
-        return Flight(schedule, drawn)
-
-    def _land(self, flight: Flight) -> list[TokenDelta]:
-        """Wait for what a step drew. Sequences that are gone since are passed over."""
-        sampled = flight.drawn.wait()
-        samplers = flight.schedule.samplers
-        for request_id in {samplers[i].request_id for i in sampled.failed if samplers[i].blocks}:
-            self._fail(
-                request_id,
-                "engine_error",
-                "The model produced logits that are not numbers for this request.",
-            )
-        results = self.scheduler.update(flight.schedule, sampled.tokens)
-        return [self._delta(result, sampled) for result in results]
+            self.outbox.fail(request.request_id, code, str(error))
 
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
-        self.scheduler.cancel(request_id)
-        self._prompt_logprobs.pop(request_id, None)
-        self._refuse(request_id, code, message)
-
-    def _refuse(self, request_id: str, code: FailureCode, message: str) -> None:
-        logger.warning("%s: %s", code, message, extra={"request_id": request_id})
-        self._failures.append(RequestFailed(request_id, code, message))
-
-    def _collect_prompt_logprobs(self, batch: Batch, logits: Tensor) -> None:
-        for chunk, start in batch.prompts:
-            sequence = chunk.sequence
-            store = self._prompt_logprobs.setdefault(
-                sequence.request_id, [None] * sequence.prompt_length
-            )
-            # Row p predicts token p + 1; the prompt's last row predicts the first new token.
-            targets = sequence.tokens[chunk.start + 1 : chunk.start + 1 + chunk.length]
-            if not targets:
-                continue
-            entries = prompt_logprobs(
-                logits[start : start + len(targets)],
-                targets,
-                sequence.sampling.prompt_logprobs or 0,
-            )
-            store[chunk.start + 1 : chunk.start + 1 + len(entries)] = entries
-
-    def _delta(self, result: Sampled, sampled: SampledTokens) -> TokenDelta:
-        sequence = result.sequence
-        first = sequence.generated == 1
-        prompt = self._prompt_logprobs.pop(sequence.request_id, None) if first else None
-        logprobs = sampled.logprobs.get(sequence)
-        if result.finish_reason is not None:
-            logger.debug(
-                "finished (%s): %d tokens",
-                result.finish_reason,
-                sequence.generated,
-                extra={"request_id": sequence.request_id},
-            )
-        return TokenDelta(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            tokens=(result.token,),
-            logprobs=None if logprobs is None else (logprobs,),
-            prompt_logprobs=None if prompt is None else tuple(prompt),
-            finish_reason=result.finish_reason,
-            stopped_on_token=result.stopped_on_token,
-            cached_tokens=sequence.cached_tokens,
-            queue_seconds=sequence.queue_seconds,
-        )
-
-    def _emit(self, deltas: Sequence[TokenDelta]) -> None:
-        """One message per step, and one more when only the gauges changed."""
-        stats = msgspec.structs.replace(
-            self.scheduler.stats(), adapters=self.adapters.stats(len(self.held))
-        )
-        if deltas or self._failures or stats != self._announced:
-            self.channel.send(
-                StepOutput(deltas=tuple(deltas), failures=tuple(self._failures), stats=stats)
-            )
-            self._failures.clear()
-            self._announced = stats
+        self.pipeline.cancel(request_id)
+        self.outbox.fail(request_id, code, message)
 
 
 def main(descriptor: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from hagane.pool.messages import FromEngine, ToEngine
+from hagane.system.errors import HaganeError
 
 _HEADER = struct.Struct("<I")
 _CHUNK_BYTES = 1 << 18
@@ -25,6 +26,13 @@ def encode(message: msgspec.Struct) -> bytes:
     """One frame: header and body."""
     body = msgspec.msgpack.encode(message)
     return _HEADER.pack(len(body)) + body
+
+
+class MalformedMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that cannot be decoded; `request_id` is the request's that it was to begin."""
+
+    request_id: str | None = None
+    reason: str = ""
 
 
 class _Frames:
@@ -44,10 +52,20 @@ class _Frames:
             end = offset + _HEADER.size + size
             if end > len(self._buffer):
                 break
-            messages.append(self._decoder.decode(self._buffer[offset + _HEADER.size : end]))
+            messages.append(self._decode(bytes(self._buffer[offset + _HEADER.size : end])))
             offset = end
         del self._buffer[:offset]
         return messages
+
+    def _decode(self, body: bytes) -> Any:
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, HaganeError) as error:
+            try:
+                named = msgspec.msgpack.decode(body, type=MalformedMessage)
+            except msgspec.MsgspecError:
+                named = MalformedMessage()
+            return msgspec.structs.replace(named, reason=str(error))
 
 
 class EngineChannel:
@@ -61,12 +79,12 @@ class EngineChannel:
         """Raises BrokenPipeError when the API process is gone."""
         self._socket.sendall(encode(message))
 
-    def receive(self, timeout: float | None) -> list[ToEngine]:
+    def receive(self, timeout: float | None) -> list[ToEngine | MalformedMessage]:
         """Every whole message at hand, waiting up to `timeout` seconds (None: for ever) for one.
 
         Raises EOFError when the API process is gone.
         """
-        messages: list[ToEngine] = []
+        messages: list[ToEngine | MalformedMessage] = []
         while select.select([self._socket], [], [], timeout)[0]:
             data = self._socket.recv(_CHUNK_BYTES)
             if not data:
@@ -93,7 +111,7 @@ class ClientChannel:
         if not self._writer.is_closing():
             self._writer.write(encode(message))
 
-    async def messages(self) -> AsyncIterator[FromEngine]:
+    async def messages(self) -> AsyncIterator[FromEngine | MalformedMessage]:
         """Messages until the engine's end is closed, orderly or by its death."""
         while data := await self._read():
             for message in self._frames.feed(data):

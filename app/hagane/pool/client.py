@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Literal
 
-from hagane.pool.channel import ClientChannel
+from hagane.pool.channel import ClientChannel, MalformedMessage
 from hagane.pool.launch import Launched, launch
 from hagane.pool.messages import (
     AdapterChecked,
@@ -240,7 +240,7 @@ class EngineClient:
             process.kill()  # does nothing to one that has ended
             await asyncio.to_thread(process.wait)
 
-    def _route(self, message: FromEngine) -> None:
+    def _route(self, message: FromEngine | MalformedMessage) -> None:
         if isinstance(message, StepOutput):
             self.stats = message.stats
             for delta in message.deltas:
@@ -257,9 +257,11 @@ class EngineClient:
         elif isinstance(message, AdapterChecked):
             if (answer := self._checks.pop(message.digest, None)) is not None:
                 answer.set_result(message.error)
-        else:
+        elif isinstance(message, EngineFailed):
             self.failure = message
             self.state = "failed"
+        elif isinstance(message, MalformedMessage):
+            logger.error("the engine sent what cannot be read: %s", message.reason)
 
     def _fail_streams(self, error: HaganeError) -> None:
         for answer in self._checks.values():

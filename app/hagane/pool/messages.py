@@ -7,12 +7,35 @@ of a machine). What every step sends is without the names of its fields.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal
 
 import msgspec
 
+from hagane.system.errors import InvalidRequestError
+
 FinishReason = Literal["stop", "length"]
 FailureCode = Literal["deadline_exceeded", "queue_full", "adapter_error", "engine_error"]
+
+
+_LEAST_INT, _MOST_INT = -(1 << 31), (1 << 31) - 1
+_MOST_BIAS = 1000.0
+# Numbers that no comparison holds for, NaN among them, are out of every range. Temperatures and
+# penalties have room for what generation_config.json may say; further ones overflow float32.
+_BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("max_tokens", _LEAST_INT, _MOST_INT),
+    ("min_tokens", 0, _MOST_INT),
+    ("temperature", 0.0, 1000.0),
+    ("top_p", 0.0, 1.0),
+    ("top_k", 0, _MOST_INT),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.01, 100.0),
+    ("presence_penalty", -100.0, 100.0),
+    ("frequency_penalty", -100.0, 100.0),
+    ("seed", -(1 << 63), (1 << 63) - 1),
+    ("logprobs", 0, _MOST_INT),
+    ("prompt_logprobs", 0, _MOST_INT),
+)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +63,25 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequestError for what tensors, or this process boundary, cannot hold."""
+        for name, least, most in _BOUNDS:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InvalidRequestError(
+                    f"'{name}' is {value}; it must be from {least} to {most}.", param=name
+                )
+        for token in chain(self.logit_bias, self.eos_token_ids, self.stop_token_ids):
+            if not _LEAST_INT <= token <= _MOST_INT:
+                raise InvalidRequestError(f"{token} is no token id.", param="stop_token_ids")
+        for token, bias in self.logit_bias.items():
+            if not -_MOST_BIAS <= bias <= _MOST_BIAS:
+                raise InvalidRequestError(
+                    f"'logit_bias' of {token} is {bias}; it must be from -{_MOST_BIAS:g} to "
+                    f"{_MOST_BIAS:g}.",
+                    param="logit_bias",
+                )
 
     @property
     def needs_history(self) -> bool:
@@ -72,6 +114,16 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     deadline: float | None = None
     cache_salt: str = ""
     adapter: AdapterRef | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequestError for what this process boundary cannot carry."""
+        for param, values in (
+            ("prompt", self.prompt),
+            ("n", (self.n,)),
+            ("priority", (self.priority,)),
+        ):
+            if values and not _LEAST_INT <= min(values) <= max(values) <= _MOST_INT:
+                raise InvalidRequestError(f"'{param}' has a number out of range.", param=param)
 
 
 class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
@@ -175,6 +227,16 @@ class AdapterChecked(msgspec.Struct, frozen=True, tag=True):
     error: str | None = None
 
 
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """The engine goes on, though it has nothing to report."""
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """The engine's start has come as far as `stage`, such as "weights"."""
+
+    stage: str
+
+
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The model is loaded and the KV cache allocated."""
 
@@ -199,7 +261,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `gpu_memory_fraction` of all of it, and take no more than `kv_cache_limit` bytes unless one
     context needs more. That fraction is what all programs together may take, or this engine alone
     where it runs `beside_another`. `max_batch_tokens` is the token budget of one step,
-    `adapter_memory` the most bytes of packed adapters.
+    `adapter_memory` the most bytes of packed adapters, `heartbeat_seconds` the longest time between
+    two messages of an engine that does not hang.
     """
 
     model: str
@@ -220,9 +283,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prefix_caching: bool
     threads: int | None
     adapter_memory: int
+    heartbeat_seconds: float = 1.0
     log_level: str = "info"
     log_format: str = "auto"
 
 
 ToEngine = EngineConfig | GenerateRequest | CancelRequest | CheckAdapter | UnloadAdapter | Shutdown
-FromEngine = EngineReady | EngineFailed | StepOutput | AdapterChecked
+FromEngine = EngineReady | EngineFailed | StepOutput | AdapterChecked | Heartbeat | Loading

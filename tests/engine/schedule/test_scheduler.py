@@ -222,7 +222,7 @@ class TestFinish:
 
     def test_end_of_text(self) -> None:
         last = self.finish([7, 2], eos_token_ids=(1, 2))[-1]
-        assert (last.token, last.finish_reason, last.stopped_on_token) == (2, "stop", True)
+        assert (last.tokens, last.finish_reason, last.stopped_on_token) == ((2,), "stop", True)
 
     def test_stop_token_on_the_last_token_is_a_stop(self) -> None:
         last = self.finish([7, 2], max_tokens=2, stop_token_ids=(2,))[-1]

@@ -92,7 +92,7 @@ class TestCancelAndExpire:
         schedule = scheduler.schedule(0.0)
         scheduler.cancel("a")
         results = land(scheduler, schedule, [1, 2, 3])
-        assert [(r.sequence.request_id, r.token) for r in results] == [("b", 3)]
+        assert [(r.sequence.request_id, r.tokens) for r in results] == [("b", (3,))]
         scheduler.check()
 
     def test_sibling_cancelled_while_its_first_token_is_drawn(self) -> None:
@@ -101,7 +101,7 @@ class TestCancelAndExpire:
         schedule = scheduler.schedule(0.0)
         scheduler.cancel("a", 1)
         results = land(scheduler, schedule, [1, 2, 3])
-        assert [(r.sequence.index, r.token) for r in results] == [(0, 1), (2, 3)]
+        assert [(r.sequence.index, r.tokens) for r in results] == [(0, (1,)), (2, (3,))]
 
     def test_deadline_ends_waiting_and_running_requests(self) -> None:
         scheduler = make(max_sequences=2)

@@ -176,16 +176,20 @@ class Simulation:
         launched = schedule, self.oracle.execute(schedule)
         if self.requests and self.random.random() < 0.02:
             self._cancel(whole=True)
+        if self.ahead and self.flight is not None:
+            self._finish(*self.flight)
         scheduler.advance(schedule)
         scheduler.check()
-        landing = self.flight if self.ahead else launched
-        if landing is not None:
-            for result in scheduler.update(*landing):
-                self._record(result)
+        if not self.ahead:
+            self._finish(*launched)
         # What is empty does not fly: the next turn may launch at once.
         self.flight = launched if self.ahead and schedule.chunks else None
         scheduler.check()
         assert scheduler.stats().running <= scheduler.max_sequences
+
+    def _finish(self, schedule: Schedule, tokens: list[int]) -> None:
+        for result in self.scheduler.update(schedule, [(token,) for token in tokens]):
+            self._record(result)
 
     def _arrive(self) -> None:
         chance = self.random
@@ -226,7 +230,7 @@ class Simulation:
         key = (result.sequence.request_id, result.sequence.index)
         assert key not in self.finished
         assert key not in self.dropped
-        self.texts.setdefault(key, []).append(result.token)
+        self.texts.setdefault(key, []).extend(result.tokens)
         assert result.stopped_on_token == (result.finish_reason == "stop")
         self.longest_wait = max(self.longest_wait, result.sequence.queue_seconds)
         if result.finish_reason is not None:

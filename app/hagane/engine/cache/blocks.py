@@ -54,10 +54,14 @@ class KVCache:
         self.prefix_caching = prefix_caching
         self.prefix_tokens_queried = 0
         self.prefix_tokens_hit = 0
-        self._references = [0] * blocks
-        self._digests: list[bytes | None] = [None] * blocks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all contents and holders: every block is empty again."""
+        self._references = [0] * self.total
+        self._digests: list[bytes | None] = [None] * self.total
         self._by_digest: dict[bytes, int] = {}
-        self._empty = list(range(blocks - 1, -1, -1))
+        self._empty = list(range(self.total - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property

@@ -24,6 +24,8 @@ from hagane.kernels.transfer import Fetch, send
 from hagane.pool.messages import SamplingParams, TokenLogprobs
 
 _MASK64 = (1 << 64) - 1
+# Anything smaller is as good as greedy, and overflows logits where they are divided by it.
+_LEAST_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _cuts(params: Rows[SamplingParams], uniforms: Rows[float]) -> Cuts:
         return torch.tensor(values, dtype=torch.float64)
 
     return Cuts(
-        temperature=column([p.temperature for p in params]),
+        temperature=column([max(p.temperature, _LEAST_TEMPERATURE) for p in params]),
         top_p=column([p.top_p for p in params]),
         min_p=column([p.min_p for p in params]),
         top_k=torch.tensor([p.top_k for p in params]),
@@ -161,7 +163,8 @@ def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
             row[ids] += values
         if sequence.drawn < sequence.sampling.min_tokens:
             ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)
-            row.index_fill_(0, _sent(ends, row.device), -torch.inf)
+            known = [token for token in ends if 0 <= token < len(row)]
+            row.index_fill_(0, _sent(known, row.device), -torch.inf)
     return logits
 
 

@@ -22,13 +22,16 @@ class Chunk(msgspec.Struct, frozen=True):
 
     `samplers` are the sequences that draw their next token from the logits of the chunk's last
     token: none while a prefill is unfinished, the sequence itself, and after it, when the prefill
-    of a request with `n` > 1 is done, its siblings, which hold no blocks before `advance`.
+    of a request with `n` > 1 is done, its siblings, which do not run before `advance`.
+    `proposed` are draft tokens at the chunk's end that this step verifies: each sampler then gets
+    1 to len(proposed) + 1 tokens in `Scheduler.update`.
     """
 
     sequence: Sequence
     start: int
     length: int
     samplers: tuple[Sequence, ...] = ()
+    proposed: tuple[int, ...] = ()
 
     @property
     def samples(self) -> bool:
@@ -62,12 +65,12 @@ class Schedule:
 
 
 class Sampled(msgspec.Struct, frozen=True):
-    """A token that became part of a sequence, and whether it was the last one.
+    """Tokens that became part of a sequence, and whether they were its last ones.
 
-    `stopped_on_token` says that the token is an end-of-text or stop token, not text.
+    `stopped_on_token` says that the last token is an end-of-text or stop token, not text.
     """
 
     sequence: Sequence
-    token: int
+    tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
     stopped_on_token: bool = False

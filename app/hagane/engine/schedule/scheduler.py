@@ -32,15 +32,11 @@ from itertools import chain, count
 from operator import attrgetter
 
 from hagane.engine.cache.blocks import BlockCopy, KVCache
+from hagane.engine.schedule.admission import check_limits, check_request
 from hagane.engine.schedule.plan import Chunk, Sampled, Schedule
-from hagane.engine.schedule.sequence import Sequence
+from hagane.engine.schedule.sequence import Phase, Sequence
 from hagane.pool.messages import EngineStats, FinishReason, GenerateRequest
-from hagane.system.errors import (
-    ConfigurationError,
-    ContextLengthError,
-    InvalidRequestError,
-    QueueFullError,
-)
+from hagane.system.errors import InvalidRequestError, QueueFullError
 
 _by_order = attrgetter("order")
 
@@ -67,7 +63,7 @@ class Scheduler:
         max_waiting: int,
         context_length: int,
     ) -> None:
-        _check_limits(kv, max_batch_tokens, max_sequences, max_waiting, context_length)
+        check_limits(kv, max_batch_tokens, max_sequences, max_waiting, context_length)
         self.kv = kv
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
@@ -97,7 +93,11 @@ class Scheduler:
             ContextLengthError: its prompt leaves no room for a token.
             QueueFullError: too many are waiting; carries an estimate of when to try again.
         """
-        self._check_request(request)
+        if request.request_id in self._requests:
+            raise InvalidRequestError(
+                f"request_id {request.request_id!r} is in use; choose another.", param="request_id"
+            )
+        check_request(request, self.max_sequences, self.context_length)
         if len(self._waiting) >= self.max_waiting:
             seconds = self._retry_after(now)
             raise QueueFullError(
@@ -143,26 +143,52 @@ class Scheduler:
         Sequences cancelled since `schedule` are passed over, here and in `update`.
         """
         for chunk in schedule.chunks:
-            if not chunk.sequence.blocks:
+            if chunk.sequence.phase is not Phase.RUNNING:
                 continue
             chunk.sequence.computed += chunk.length
             self.kv.register(chunk.sequence)
             self._fork(chunk.sequence, chunk.samplers[1:])
             for sampler in chunk.samplers:
-                sampler.drawing += bool(sampler.blocks)
+                if sampler.phase is Phase.RUNNING:
+                    sampler.drawing += 1 + len(chunk.proposed)
 
-    def update(self, schedule: Schedule, tokens: list[int]) -> list[Sampled]:
-        """Record what a step drew; `tokens` are one per `schedule.samplers`.
+    def update(self, schedule: Schedule, tokens: list[tuple[int, ...]]) -> list[Sampled]:
+        """Record what a step drew: for each of `schedule.samplers` the tokens that it accepted.
 
-        Finished sequences are freed. Those preempted since draw their token again.
+        Finished sequences are freed. Those preempted since draw their tokens again.
 
         Raises:
-            ValueError: not as many tokens as samplers.
+            ValueError: not as many entries as samplers.
         """
         if len(tokens) != len(schedule.samplers):
             raise ValueError(f"{len(tokens)} tokens for {len(schedule.samplers)} samplers")
-        pairs = zip(schedule.samplers, tokens, strict=True)
-        return [self._append(sampler, token) for sampler, token in pairs if sampler.blocks]
+        accepted = iter(tokens)
+        return [
+            self._append(sampler, drawn, proposed=len(chunk.proposed))
+            for chunk in schedule.chunks
+            for sampler, drawn in zip(chunk.samplers, accepted, strict=False)
+            if sampler.phase is Phase.RUNNING
+        ]
+
+    def affected(self, schedule: Schedule) -> list[str]:
+        """Ids of the requests that cannot go on when `schedule` was not executed.
+
+        Those are the ones that were to run, and the ones whose blocks were to be copied.
+        """
+        copied = {destination for _, destination in schedule.copies}
+        lost = [s for s in self._running if copied.intersection(s.blocks)] if copied else []
+        return list(dict.fromkeys(s.request_id for s in chain(_sequences(schedule), lost)))
+
+    def reset(self) -> list[str]:
+        """Drop every request and all that is cached; returns the ids of the requests."""
+        dropped = list(self._requests)
+        for sequence in chain.from_iterable(self._requests.values()):
+            sequence.phase, sequence.blocks = Phase.FINISHED, []
+        self._requests.clear()
+        self._waiting.clear()
+        self._running.clear()
+        self.kv.reset()
+        return dropped
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
@@ -190,32 +216,6 @@ class Scheduler:
             raise RuntimeError(
                 f"scheduler corrupt: {live} live sequences, {len(self._running)} running "
                 f"and {len(self._waiting)} waiting"
-            )
-
-    def _check_request(self, request: GenerateRequest) -> None:
-        if request.request_id in self._requests:
-            raise InvalidRequestError(
-                f"request_id {request.request_id!r} is in use; choose another.", param="request_id"
-            )
-        if not 1 <= request.n <= self.max_sequences:
-            raise InvalidRequestError(
-                f"n is {request.n}; this server runs 1 to {self.max_sequences} sequences at a "
-                "time. Ask for fewer in each request.",
-                param="n",
-            )
-        if request.sampling.max_tokens < 1:
-            raise InvalidRequestError(
-                f"max_tokens is {request.sampling.max_tokens}; it must be at least 1.",
-                param="max_tokens",
-            )
-        if not request.prompt:
-            raise InvalidRequestError("The prompt has no tokens; send some.", param="prompt")
-        if len(request.prompt) >= self.context_length:
-            raise ContextLengthError(
-                f"This model's maximum context length is {self.context_length} tokens. "
-                f"The prompt has {len(request.prompt)}, which leaves no room for an answer; "
-                "shorten it.",
-                param="prompt",
             )
 
     def _retry_after(self, now: float) -> float:
@@ -251,7 +251,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self.kv.release(sequence)
-        sequence.drawing = 0
+        sequence.phase, sequence.drawing = Phase.WAITING, 0
         insort(self._waiting, sequence, key=_by_order)
         self._preemptions += 1
 
@@ -289,6 +289,7 @@ class Scheduler:
         if not self.kv.admit(sequence, spare=width if self._running else 0):
             return None
         del self._waiting[0]
+        sequence.phase = Phase.RUNNING
         insort(self._running, sequence, key=_by_order)
         if sequence.first_scheduled is None:
             sequence.first_scheduled = now
@@ -303,23 +304,34 @@ class Scheduler:
                 continue
             parent.pending.remove(child.index)
             self.kv.fork(parent, child)
+            child.phase = Phase.RUNNING
             self._requests[child.request_id].append(child)
             insort(self._running, child, key=_by_order)
 
-    def _append(self, sequence: Sequence, token: int) -> Sampled:
-        """Add a drawn token; end the sequence if that was its last."""
+    def _append(self, sequence: Sequence, tokens: tuple[int, ...], proposed: int) -> Sampled:
+        """Add accepted tokens up to the first that ends the sequence; drop what was not accepted.
+
+        Keys and values of rejected proposals are computed again over the same slots.
+        """
+        sequence.drawing -= 1 + proposed
+        sequence.computed -= 1 + proposed - len(tokens)
+        for kept, token in enumerate(tokens, start=1):
+            stopped = self._stops(sequence, token)
+            sequence.tokens.append(token)
+            exhausted = self._is_full(sequence) and not sequence.drawing
+            if stopped or exhausted:
+                self._remove(sequence)
+                reason: FinishReason = "stop" if stopped else "length"
+                return Sampled(sequence, tokens[:kept], reason, stopped)
+        return Sampled(sequence, tokens)
+
+    def _stops(self, sequence: Sequence, token: int) -> bool:
+        """Whether `token`, as the next one, ends the text."""
         sampling = sequence.sampling
         ends = token in sampling.stop_token_ids or (
             token in sampling.eos_token_ids and not sampling.ignore_eos
         )
-        stopped = ends and sequence.generated >= sampling.min_tokens
-        sequence.tokens.append(token)
-        sequence.drawing -= 1
-        exhausted = self._is_full(sequence) and not sequence.drawing
-        reason: FinishReason | None = "stop" if stopped else "length" if exhausted else None
-        if reason is not None:
-            self._remove(sequence)
-        return Sampled(sequence, token, reason, stopped)
+        return ends and sequence.generated >= sampling.min_tokens
 
     def _is_full(self, sequence: Sequence) -> bool:
         """Whether it has all the tokens it may have; it ends when the last of them is known."""
@@ -327,8 +339,10 @@ class Scheduler:
         return sequence.length >= most
 
     def _remove(self, sequence: Sequence) -> None:
-        (self._running if sequence.blocks else self._waiting).remove(sequence)
+        running = sequence.phase is Phase.RUNNING
+        (self._running if running else self._waiting).remove(sequence)
         self.kv.release(sequence)
+        sequence.phase = Phase.FINISHED
         siblings = self._requests[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
@@ -342,29 +356,9 @@ def _chunk(sequence: Sequence, length: int) -> Chunk:
     return Chunk(sequence, sequence.computed, length, samplers)
 
 
+def _sequences(schedule: Schedule) -> list[Sequence]:
+    return [chunk.sequence for chunk in schedule.chunks]
+
+
 def _leads(waiting: list[Sequence], prefills: deque[Sequence]) -> bool:
     return not prefills or waiting[0].order < prefills[0].order
-
-
-def _check_limits(
-    kv: KVCache, max_batch_tokens: int, max_sequences: int, max_waiting: int, context_length: int
-) -> None:
-    limits = {
-        "max_sequences": max_sequences,
-        "max_waiting": max_waiting,
-        "context_length": context_length,
-    }
-    for name, value in limits.items():
-        if value < 1:
-            raise ConfigurationError(f"{name} is {value}; it must be at least 1")
-    if max_batch_tokens < max_sequences:
-        raise ConfigurationError(
-            f"max_batch_tokens is {max_batch_tokens}, less than max_sequences ({max_sequences}): "
-            "a step must have room for a token of each; raise the first or lower the second"
-        )
-    capacity = kv.total * kv.block_size
-    if capacity < context_length:
-        raise ConfigurationError(
-            f"the KV cache holds {capacity} tokens, less than one sequence of context_length "
-            f"{context_length}; raise kv_cache_memory or lower context_length"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from hagane.pool.messages import GenerateRequest, SamplingParams
 
@@ -10,12 +11,21 @@ PRIORITY_SECONDS = 10.0
 """What one level of priority is worth, in seconds of waiting."""
 
 
+class Phase(Enum):
+    """Where a sequence is in its life: it waits, runs, may wait again, and finishes once."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """The tokens of one continuation and where their keys and values lie.
 
-    A sequence holds blocks exactly while it runs. A request with `n` > 1 is one sequence until its
-    prefill is done: `pending` are the indices of the continuations that will then be forked off.
+    A sequence holds blocks exactly while it is RUNNING. A request with `n` > 1 is one sequence
+    until its prefill is done: `pending` are the indices of the continuations that are then forked
+    off.
 
     Attributes:
         request_id: the request it belongs to.
@@ -23,6 +33,7 @@ class Sequence:
         tokens: prompt, then generated token ids, as far as they are known; only ever appended to.
         prompt_length: how many of `tokens` are the prompt.
         sampling: how the next token is chosen.
+        phase: WAITING for its admission, or as a sibling for its fork; the scheduler sets it.
         priority: smaller runs first.
         arrival: ticket of the request, rising by one from request to request.
         arrived: `time.monotonic()` moment the request was added, seconds.
@@ -51,6 +62,7 @@ class Sequence:
     arrival: int
     arrived: float
     deadline: float | None = None
+    phase: Phase = Phase.WAITING
     cache_salt: str = ""
     adapter: str = ""
     adjusts: bool = False
@@ -88,6 +100,7 @@ class Sequence:
         return replace(
             self,
             index=index,
+            phase=Phase.WAITING,
             tokens=list(self.tokens),
             digests=list(self.digests),
             pending=[],
@@ -125,11 +138,6 @@ class Sequence:
     def needs_prompt_logits(self) -> bool:
         """Whether every prompt position must be computed for its logits, cached or not."""
         return self.sampling.prompt_logprobs is not None and self.drawn == 0
-
-    @property
-    def needs_history(self) -> bool:
-        """Whether the choice of the next token asks which ones came before it."""
-        return self.sampling.needs_history
 
     @property
     def queue_seconds(self) -> float:

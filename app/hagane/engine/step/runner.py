@@ -74,6 +74,7 @@ class ModelRunner:
             report.weight_bytes / 1e6,
             report.seconds,
         )
+        self.vocab_size = model_config.vocab_size
         self.block_size = config.block_size
         self.cache_dtype = self._cache_dtype(config, model_config, quantization)
         self.blocks = self._count_blocks(config, model_config)

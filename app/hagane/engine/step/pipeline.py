@@ -1,0 +1,241 @@
+"""One step of the engine: schedule, forward, finish the previous step, sample.
+
+On a device that runs beside Python, the forward pass of step n + 1 is launched while step n runs.
+Its input is what n draws, which never leaves the device on the way. Then n's tokens are waited for
+and become part of their sequences, and n + 1 is sampled with all earlier tokens known: penalties
+and masks that depend on them make no batch wait. Elsewhere a step is finished before the next one
+is scheduled.
+
+Faults stay where they belong. An exception that one row causes fails that row's request, one in the
+forward pass fails the requests of that step, and any other fails all requests and empties the KV
+cache. Only the loss of the device ends the process: a new one may find it working.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hagane.engine.outbox import Outbox
+from hagane.engine.sampling.sampler import Drawn, SampledTokens, Sampler, prompt_logprobs
+from hagane.engine.schedule.plan import Chunk, Sampled, Schedule
+from hagane.engine.schedule.scheduler import Scheduler
+from hagane.engine.schedule.sequence import Phase, Sequence
+from hagane.engine.step.batch import Batch, build_batch
+from hagane.engine.step.runner import ModelRunner
+from hagane.kernels.transfer import send
+from hagane.pool.messages import FailureCode, SamplingParams, TokenDelta, TokenLogprobs
+
+logger = logging.getLogger("hagane.engine.loop")
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """A step whose logits [rows, vocab] the device computes."""
+
+    schedule: Schedule
+    batch: Batch
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class InFlightStep:
+    """A step that is launched to its end, and the tokens that it draws."""
+
+    schedule: Schedule
+    drawn: Drawn
+
+
+class StepPipeline:
+    """Runs the steps of one model.
+
+    `slots` is the slot of every loaded adapter by its digest. With `overlap` a step is launched
+    before the one before it is finished.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        sampler: Sampler,
+        slots: Mapping[str, int],
+        outbox: Outbox,
+        *,
+        overlap: bool,
+    ) -> None:
+        self._scheduler, self._runner, self._sampler = scheduler, runner, sampler
+        self._slots, self._outbox, self._overlap = slots, outbox, overlap
+        self._in_flight: InFlightStep | None = None
+        self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step is launched whose tokens are not known yet."""
+        return self._in_flight is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self._scheduler.has_work or self.in_flight
+
+    def step(self) -> list[TokenDelta]:
+        """Run one step; returns what became known meanwhile.
+
+        Raises torch.AcceleratorError when the device is lost.
+        """
+        try:
+            return self._step()
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self._fail_everything(error)
+            return []
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """As `Scheduler.cancel`."""
+        self._scheduler.cancel(request_id, index)
+        if index is None:
+            self._prompt_logprobs.pop(request_id, None)
+
+    def _step(self) -> list[TokenDelta]:
+        forward = self._forward() if self._scheduler.has_work else None
+        deltas = self._finish_previous()
+        launched = None if forward is None else self._sample(forward)
+        if launched is not None and not self._overlap:
+            return self._finish(launched)
+        self._in_flight = launched
+        return deltas
+
+    def _forward(self) -> ForwardPass | None:
+        """Launch the next step's forward pass; None if no token can run, or the pass fails."""
+        schedule = self._scheduler.schedule(time.monotonic())
+        for request_id in schedule.expired:
+            self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
+        if not schedule.chunks:
+            return None
+        drawing = None if self._in_flight is None else self._in_flight.drawn
+        try:
+            batch = build_batch(schedule.chunks, self._runner.block_size, self._slots, drawing)
+            logits = self._runner.execute(batch, schedule.copies)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            for request_id in self._scheduler.affected(schedule):
+                self._fail_for(error, request_id)
+            self._scheduler.check()
+            return None
+        return ForwardPass(schedule, batch, logits)
+
+    def _finish_previous(self) -> list[TokenDelta]:
+        previous, self._in_flight = self._in_flight, None
+        return [] if previous is None else self._finish(previous)
+
+    def _sample(self, forward: ForwardPass) -> InFlightStep:
+        """Launch the sampling of a step; every earlier token of its sequences is known."""
+        batch, logits, samplers = forward.batch, forward.logits, forward.schedule.samplers
+        for chunk, start in batch.prompts:
+            if chunk.sequence.phase is Phase.RUNNING:
+                self._collect_prompt_logprobs(chunk, logits, start)
+        if batch.sampled is not None:
+            (rows,) = send([torch.tensor(batch.sampled, dtype=torch.int64)], logits.device)
+            logits = logits[rows]
+        drawn = self._draw(logits, samplers)
+        self._scheduler.advance(forward.schedule)
+        return InFlightStep(forward.schedule, drawn)
+
+    def _draw(self, logits: Tensor, sequences: Rows[Sequence]) -> Drawn:
+        """As `Sampler.draw`; rows that cannot be sampled fail their requests alone."""
+        try:
+            return self._sampler.draw(logits, sequences)
+        except Exception:
+            logger.exception("a step could not be sampled; its rows are sampled one by one")
+        stand_ins = list(sequences)
+        for row, sequence in enumerate(sequences):
+            try:
+                self._sampler.draw(logits[row : row + 1], [sequence])
+            except Exception as error:
+                # One that finished with the previous step was answered already.
+                if sequence.phase is not Phase.FINISHED:
+                    self._fail_for(error, sequence.request_id)
+                greedy = SamplingParams(max_tokens=1, temperature=0.0)
+                stand_ins[row] = replace(sequence, request_id="", sampling=greedy, adjusts=False)
+        return self._sampler.draw(logits, stand_ins)
+
+    def _finish(self, step: InFlightStep) -> list[TokenDelta]:
+        """Wait for what a step drew. Sequences that have ended since are passed over."""
+        sampled = step.drawn.wait()
+        samplers = step.schedule.samplers
+        running = [row for row in sampled.failed if samplers[row].phase is Phase.RUNNING]
+        for request_id in {samplers[row].request_id for row in running}:
+            self._fail(
+                request_id,
+                "engine_error",
+                "The model produced logits that are not numbers for this request.",
+            )
+        results = self._scheduler.update(step.schedule, [(token,) for token in sampled.tokens])
+        return [self._delta(result, sampled) for result in results]
+
+    def _collect_prompt_logprobs(self, chunk: Chunk, logits: Tensor, start: int) -> None:
+        """Of the prompt tokens in `chunk`, whose first row of logits is `start`."""
+        sequence = chunk.sequence
+        # Row p predicts token p + 1; the prompt's last row predicts the first new token.
+        targets = sequence.tokens[chunk.start + 1 : chunk.start + 1 + chunk.length]
+        try:
+            store = self._prompt_logprobs.setdefault(
+                sequence.request_id, [None] * sequence.prompt_length
+            )
+            if targets:
+                rows, top = logits[start : start + len(targets)], sequence.sampling.prompt_logprobs
+                entries = prompt_logprobs(rows, targets, top or 0)
+                store[chunk.start + 1 : chunk.start + 1 + len(entries)] = entries
+        except Exception as error:
+            self._fail_for(error, sequence.request_id)
+
+    def _delta(self, result: Sampled, sampled: SampledTokens) -> TokenDelta:
+        sequence = result.sequence
+        first = sequence.generated == len(result.tokens)
+        prompt = self._prompt_logprobs.pop(sequence.request_id, None) if first else None
+        logprobs = sampled.logprobs.get(sequence)
+        if result.finish_reason is not None:
+            logger.debug(
+                "finished (%s): %d tokens",
+                result.finish_reason,
+                sequence.generated,
+                extra={"request_id": sequence.request_id},
+            )
+        return TokenDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            tokens=result.tokens,
+            logprobs=None if logprobs is None else (logprobs,),
+            prompt_logprobs=None if prompt is None else tuple(prompt),
+            finish_reason=result.finish_reason,
+            stopped_on_token=result.stopped_on_token,
+            cached_tokens=sequence.cached_tokens,
+            queue_seconds=sequence.queue_seconds,
+        )
+
+    def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
+        self.cancel(request_id)
+        self._outbox.fail(request_id, code, message)
+
+    def _fail_for(self, error: Exception, request_id: str) -> None:
+        """Fail a request for an exception that is being handled."""
+        logger.error("a request failed", exc_info=error, extra={"request_id": request_id})
+        message = f"The engine could not run this request ({type(error).__name__}); see its log."
+        self._fail(request_id, "engine_error", message)
+
+    def _fail_everything(self, error: Exception) -> None:
+        """Begin anew: nobody knows what of the sequences and blocks is still right."""
+        logger.error("a step failed and with it all requests", exc_info=error)
+        self._in_flight = None
+        self._prompt_logprobs.clear()
+        for request_id in self._scheduler.reset():
+            message = f"The engine failed in a step ({type(error).__name__}). Send it again."
+            self._outbox.fail(request_id, "engine_error", message)
