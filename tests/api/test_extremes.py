@@ -24,7 +24,7 @@ def test_extreme_numbers_end_nothing(server, temperature):
         for template in templates:
             for number in NUMBERS:
                 field = template % number
-                body = f'"model": "tiny", "prompt": "a"'
+                body = '"model": "tiny", "prompt": "a"'
                 for name, value in (("max_tokens", "2"), ("temperature", temperature)):
                     body += "" if f'"{name}"' in field else f', "{name}": {value}'
                 content = f"{{{body}, {field}}}"
