@@ -13,12 +13,15 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import msgspec
 
 from hagane.engine.adapters import Adapters, HeldRequests
 from hagane.engine.cache.blocks import KVCache
 from hagane.engine.outbox import Outbox
+from hagane.engine.sampling.constraints import Constraints, Grammars
 from hagane.engine.sampling.sampler import Sampler
 from hagane.engine.schedule.admission import check_token_ids
 from hagane.engine.schedule.scheduler import Scheduler
@@ -40,6 +43,7 @@ from hagane.pool.messages import (
 )
 from hagane.system.errors import HaganeError, QueueFullError
 from hagane.system.logging import configure_logging
+from hagane.text.tokenizer import Tokenizer
 
 # By its name in the package: as a program, this module is called __main__.
 logger = logging.getLogger("hagane.engine.loop")
@@ -88,6 +92,7 @@ class Engine:
             runner,
             sampler or Sampler(runner.operations),
             self.adapters.slots,
+            Constraints(Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)),
             self.outbox,
             overlap=runner.asynchronous if overlap is None else overlap,
         )
@@ -204,6 +209,10 @@ class Engine:
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
         self.pipeline.cancel(request_id)
         self.outbox.fail(request_id, code, message)
+
+
+def _read_tokenizer(model: str) -> str:
+    return Tokenizer.load(Path(model)).to_json()
 
 
 def main(descriptor: int) -> None:

@@ -98,12 +98,20 @@ class AdapterRef(msgspec.Struct, frozen=True):
     digest: str
 
 
+class GrammarRef(msgspec.Struct, frozen=True):
+    """A grammar in llguidance's notation that an answer must follow, and the text's digest."""
+
+    digest: str
+    text: str
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One prompt and what to do with it.
 
     `n` continuations share one prefill and are told apart by `TokenDelta.index`. Smaller
     `priority` runs first. `deadline` is a `time.monotonic()` moment. Requests share prefix-cache
-    blocks only with requests of equal `cache_salt` and equal adapter.
+    blocks only with requests of equal `cache_salt` and equal adapter. Answers follow `grammar` to
+    its end, which ends them.
     """
 
     request_id: str
@@ -114,6 +122,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     deadline: float | None = None
     cache_salt: str = ""
     adapter: AdapterRef | None = None
+    grammar: GrammarRef | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what this process boundary cannot carry."""

@@ -11,9 +11,11 @@ row is a hash of (seed, continuation, position). So what else is in the batch ne
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -90,13 +92,19 @@ class Sampler:
         self._operations = operations
         self._entropy = random.SystemRandom()
 
-    def draw(self, logits: Tensor, sequences: Rows[Sequence]) -> Drawn:
+    def draw(
+        self,
+        logits: Tensor,
+        sequences: Rows[Sequence],
+        masks: Mapping[Sequence, Tensor] = MappingProxyType({}),
+    ) -> Drawn:
         """From float32 logits [rows, vocab], of which row i continues `sequences[i]`.
 
-        Waits for nothing; logits may change once this has returned.
+        `masks` are the tokens that a grammar allows, bool [vocab] on the host. Waits for nothing;
+        logits may change once this has returned.
         """
         tokens, finite = self._operations.greatest(logits)
-        adjusted = _adjust(logits, sequences)
+        adjusted = _adjust(logits, sequences, masks)
         if adjusted is not logits:
             tokens, _ = self._operations.greatest(adjusted)
         drawn = [i for i, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
@@ -147,8 +155,8 @@ def _sent(ids: Rows[int], device: torch.device) -> Tensor:
     return send([torch.tensor(ids, dtype=torch.int64)], device)[0]
 
 
-def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """Penalties, bias and end masks; returns `logits` itself where no row asks for any."""
+def _adjust(logits: Tensor, sequences: Rows[Sequence], masks: Mapping[Sequence, Tensor]) -> Tensor:
+    """Penalties, bias, grammars, end masks; returns `logits` itself where no row asks for any."""
     rows = [i for i, sequence in enumerate(sequences) if sequence.adjusts]
     if not rows:
         return logits
@@ -161,7 +169,10 @@ def _adjust(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
             ids, values = torch.tensor(list(bias)), torch.tensor(list(bias.values()))
             ids, values = send([ids, values], row.device)
             row[ids] += values
-        if sequence.drawn < sequence.sampling.min_tokens:
+        if (allowed := masks.get(sequence)) is not None:
+            # A grammar says by itself when the text may end.
+            row.masked_fill_(~send([allowed], row.device)[0], -torch.inf)
+        elif sequence.drawn < sequence.sampling.min_tokens:
             ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)
             known = [token for token in ends if 0 <= token < len(row)]
             row.index_fill_(0, _sent(known, row.device), -torch.inf)

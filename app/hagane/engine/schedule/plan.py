@@ -64,6 +64,13 @@ class Schedule:
         return tuple(chain.from_iterable(chunk.samplers for chunk in self.chunks))
 
 
+class Continuation(msgspec.Struct, frozen=True):
+    """What a grammar says behind a sampled token: the tokens that must follow, or the end."""
+
+    forced: tuple[int, ...] = ()
+    ended: bool = False
+
+
 class Sampled(msgspec.Struct, frozen=True):
     """Tokens that became part of a sequence, and whether they were its last ones.
 

@@ -28,12 +28,14 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Mapping
 from itertools import chain, count
 from operator import attrgetter
+from types import MappingProxyType
 
 from hagane.engine.cache.blocks import BlockCopy, KVCache
 from hagane.engine.schedule.admission import check_limits, check_request
-from hagane.engine.schedule.plan import Chunk, Sampled, Schedule
+from hagane.engine.schedule.plan import Chunk, Continuation, Sampled, Schedule
 from hagane.engine.schedule.sequence import Phase, Sequence
 from hagane.pool.messages import EngineStats, FinishReason, GenerateRequest
 from hagane.system.errors import InvalidRequestError, QueueFullError
@@ -152,10 +154,16 @@ class Scheduler:
                 if sampler.phase is Phase.RUNNING:
                     sampler.drawing += 1 + len(chunk.proposed)
 
-    def update(self, schedule: Schedule, tokens: list[tuple[int, ...]]) -> list[Sampled]:
+    def update(
+        self,
+        schedule: Schedule,
+        tokens: list[tuple[int, ...]],
+        continuations: Mapping[Sequence, Continuation] = MappingProxyType({}),
+    ) -> list[Sampled]:
         """Record what a step drew: for each of `schedule.samplers` the tokens that it accepted.
 
-        Finished sequences are freed. Those preempted since draw their tokens again.
+        Finished sequences are freed. Those preempted since draw their tokens again. Behind the
+        drawn tokens come those of `continuations`, which pass through the model with the next step.
 
         Raises:
             ValueError: not as many entries as samplers.
@@ -164,7 +172,7 @@ class Scheduler:
             raise ValueError(f"{len(tokens)} tokens for {len(schedule.samplers)} samplers")
         accepted = iter(tokens)
         return [
-            self._append(sampler, drawn, proposed=len(chunk.proposed))
+            self._append(sampler, drawn, len(chunk.proposed), continuations.get(sampler))
             for chunk in schedule.chunks
             for sampler, drawn in zip(chunk.samplers, accepted, strict=False)
             if sampler.phase is Phase.RUNNING
@@ -308,13 +316,21 @@ class Scheduler:
             self._requests[child.request_id].append(child)
             insort(self._running, child, key=_by_order)
 
-    def _append(self, sequence: Sequence, tokens: tuple[int, ...], proposed: int) -> Sampled:
+    def _append(
+        self,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        proposed: int,
+        continuation: Continuation | None,
+    ) -> Sampled:
         """Add accepted tokens up to the first that ends the sequence; drop what was not accepted.
 
         Keys and values of rejected proposals are computed again over the same slots.
         """
         sequence.drawing -= 1 + proposed
         sequence.computed -= 1 + proposed - len(tokens)
+        if continuation is not None:
+            tokens += continuation.forced
         for kept, token in enumerate(tokens, start=1):
             stopped = self._stops(sequence, token)
             sequence.tokens.append(token)
@@ -323,6 +339,9 @@ class Scheduler:
                 self._remove(sequence)
                 reason: FinishReason = "stop" if stopped else "length"
                 return Sampled(sequence, tokens[:kept], reason, stopped)
+        if continuation is not None and continuation.ended:
+            self._remove(sequence)
+            return Sampled(sequence, tokens, "stop")
         return Sampled(sequence, tokens)
 
     def _stops(self, sequence: Sequence, token: int) -> bool:

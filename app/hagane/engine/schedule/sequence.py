@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
 
 PRIORITY_SECONDS = 10.0
 """What one level of priority is worth, in seconds of waiting."""
@@ -19,7 +19,7 @@ class Phase(Enum):
     FINISHED = "finished"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """The tokens of one continuation and where their keys and values lie.
 
@@ -40,6 +40,7 @@ class Sequence:
         deadline: `time.monotonic()` moment after which the request is dropped, or None.
         cache_salt: sequences of different salts never share blocks by content.
         adapter: digest of its adapter, "" for the base; they never share blocks either.
+        grammar: what its answer must follow, or None for any text.
         adjusts: whether its logits are to be changed before a token is chosen. Known once, since
             every step asks.
         pending: indices of the siblings to fork off after the prefill.
@@ -65,6 +66,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     cache_salt: str = ""
     adapter: str = ""
+    grammar: GrammarRef | None = None
     adjusts: bool = False
     pending: list[int] = field(default_factory=list)
     drawing: int = 0
@@ -91,7 +93,13 @@ class Sequence:
             deadline=request.deadline,
             cache_salt=request.cache_salt,
             adapter=request.adapter.digest if request.adapter else "",
-            adjusts=bool(sampling.needs_history or sampling.logit_bias or sampling.min_tokens),
+            grammar=request.grammar,
+            adjusts=bool(
+                sampling.needs_history
+                or sampling.logit_bias
+                or sampling.min_tokens
+                or request.grammar
+            ),
             pending=list(range(1, request.n)),
         )
 

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from hagane.engine.outbox import Outbox
+from hagane.engine.sampling.constraints import Constraints
 from hagane.engine.sampling.sampler import Drawn, SampledTokens, Sampler, prompt_logprobs
-from hagane.engine.schedule.plan import Chunk, Sampled, Schedule
+from hagane.engine.schedule.plan import Chunk, Continuation, Sampled, Schedule
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.schedule.sequence import Phase, Sequence
 from hagane.engine.step.batch import Batch, build_batch
@@ -55,7 +56,8 @@ class InFlightStep:
 class StepPipeline:
     """Runs the steps of one model.
 
-    `slots` is the slot of every loaded adapter by its digest. With `overlap` a step is launched
+    `slots` is the slot of every loaded adapter by its digest, `constraints` knows the grammars that
+    sequences follow. With `overlap` a step is launched
     before the one before it is finished.
     """
 
@@ -65,12 +67,14 @@ class StepPipeline:
         runner: ModelRunner,
         sampler: Sampler,
         slots: Mapping[str, int],
+        constraints: Constraints,
         outbox: Outbox,
         *,
         overlap: bool,
     ) -> None:
         self._scheduler, self._runner, self._sampler = scheduler, runner, sampler
         self._slots, self._outbox, self._overlap = slots, outbox, overlap
+        self._constraints = constraints
         self._in_flight: InFlightStep | None = None
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
 
@@ -152,20 +156,24 @@ class StepPipeline:
     def _draw(self, logits: Tensor, sequences: Rows[Sequence]) -> Drawn:
         """As `Sampler.draw`; rows that cannot be sampled fail their requests alone."""
         try:
-            return self._sampler.draw(logits, sequences)
+            return self._sampler.draw(logits, sequences, self._constraints.masks(sequences))
         except Exception:
             logger.exception("a step could not be sampled; its rows are sampled one by one")
         stand_ins = list(sequences)
         for row, sequence in enumerate(sequences):
             try:
-                self._sampler.draw(logits[row : row + 1], [sequence])
+                self._sampler.draw(
+                    logits[row : row + 1], [sequence], self._constraints.masks([sequence])
+                )
             except Exception as error:
                 # One that finished with the previous step was answered already.
                 if sequence.phase is not Phase.FINISHED:
                     self._fail_for(error, sequence.request_id)
                 greedy = SamplingParams(max_tokens=1, temperature=0.0)
-                stand_ins[row] = replace(sequence, request_id="", sampling=greedy, adjusts=False)
-        return self._sampler.draw(logits, stand_ins)
+                stand_ins[row] = replace(
+                    sequence, request_id="", sampling=greedy, adjusts=False, grammar=None
+                )
+        return self._sampler.draw(logits, stand_ins, self._constraints.masks(stand_ins))
 
     def _finish(self, step: InFlightStep) -> list[TokenDelta]:
         """Wait for what a step drew. Sequences that have ended since are passed over."""
@@ -178,8 +186,27 @@ class StepPipeline:
                 "engine_error",
                 "The model produced logits that are not numbers for this request.",
             )
-        results = self._scheduler.update(step.schedule, [(token,) for token in sampled.tokens])
+        continuations = self._follow(samplers, sampled.tokens)
+        drawn: list[tuple[int, ...]] = [(token,) for token in sampled.tokens]
+        results = self._scheduler.update(step.schedule, drawn, continuations)
         return [self._delta(result, sampled) for result in results]
+
+    def _follow(self, samplers: Rows[Sequence], tokens: Rows[int]) -> dict[Sequence, Continuation]:
+        """What grammars say to the tokens that were drawn.
+
+        Where the next step is launched already, no tokens can be put between.
+        """
+        found: dict[Sequence, Continuation] = {}
+        for sequence, token in zip(samplers, tokens, strict=True):
+            if sequence.grammar is None or sequence.phase is not Phase.RUNNING:
+                continue
+            try:
+                found[sequence] = self._constraints.follow(
+                    sequence, [token], forced=not self._overlap
+                )
+            except Exception as error:
+                self._fail_for(error, sequence.request_id)
+        return found
 
     def _collect_prompt_logprobs(self, chunk: Chunk, logits: Tensor, start: int) -> None:
         """Of the prompt tokens in `chunk`, whose first row of logits is `start`."""
