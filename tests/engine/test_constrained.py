@@ -60,7 +60,7 @@ def test_answers_validate_and_are_the_same_in_any_batch(tiny_model_dir, schema, 
             for i in names
         ]
 
-    size = {"kv_cache_memory": 1 << 16, "context_length": 160, "max_batch_tokens": 16}
+    size = {"kv_cache_memory": 81920, "context_length": 160, "max_batch_tokens": 16}
     with RunningEngine(config(tiny_model_dir, **size), overlap=overlap) as engine:
         together = ask(engine, *batch(range(10)))
     with RunningEngine(config(tiny_model_dir, context_length=160), overlap=overlap) as engine:
