@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.engine import RunningEngine, config, logprobs_of, make_adapter, merged
 
 PROMPT = tuple(range(40, 75))
-BACKENDS = ("native", "reference")
+BACKENDS = ("cpu", "reference")
 
 
 @pytest.fixture(scope="module")

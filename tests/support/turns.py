@@ -11,6 +11,7 @@ from hagane.pool.messages import (
     CancelRequest,
     EngineReady,
     GenerateRequest,
+    Heartbeat,
     SamplingParams,
     StepOutput,
     TokenDelta,
@@ -29,7 +30,7 @@ class Recorder:
         self.failed: list[str] = []
 
     def send(self, message: msgspec.Struct) -> None:
-        if isinstance(message, EngineReady):
+        if isinstance(message, EngineReady | Heartbeat):
             return
         assert isinstance(message, StepOutput)
         for delta in message.deltas:

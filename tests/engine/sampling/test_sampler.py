@@ -25,7 +25,7 @@ VOCAB = 50
             marks=pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built"),
         ),
     ],
-    ids=["reference", "native"],
+    ids=["reference", "cpu"],
 )
 def backend(request, monkeypatch):
     """Everything here holds whoever draws."""
