@@ -19,7 +19,7 @@ import httpx
 import torch
 from hagane.lora.config import AdapterConfig
 from hagane.lora.files import linear_shapes, save_adapter
-from hagane.models.config import ModelConfig
+from hagane.weights.sources.config import load_config
 from model import make_model
 
 STREAMS, ADAPTERS, RANK = 16, 8, 16
@@ -36,7 +36,7 @@ def write_adapters(directory: Path, model: Path) -> None:
                 torch.randn(RANK, width, generator=generator) * width**-0.5,
                 torch.randn(out, RANK, generator=generator) * 0.01,
             )
-            for module, (out, width) in linear_shapes(ModelConfig.load(model)).items()
+            for module, (out, width) in linear_shapes(load_config(model)).items()
         }
         save_adapter(directory / name, AdapterConfig(rank=RANK, alpha=2.0 * RANK), factors)
 

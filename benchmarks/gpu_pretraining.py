@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
 from hagane.training.pretrain.config import PretrainConfig
 from hagane.training.pretrain.loop import Learner
 from hagane.training.pretrain.utilisation import Utilisation
+from hagane.weights.sources.config import load_config
 
 
 def measure(directory: Path, plan: dict) -> dict:
@@ -30,7 +30,7 @@ def measure(directory: Path, plan: dict) -> dict:
          "sequence_length": length, "dtype": "bfloat16", "warmup_steps": 0}
     )  # fmt: skip
     device = torch.device(plan["device"])
-    model = Transformer(ModelConfig.load(directory))
+    model = Transformer(load_config(directory))
     model.init_weights(torch.Generator().manual_seed(0))
     learner = Learner.of(model.to(device), config)
     rng = np.random.default_rng(0)

@@ -14,12 +14,12 @@ from datasets import Dataset
 from hagane.lora.config import TARGETS, AdapterConfig
 from hagane.lora.files import save_adapter
 from hagane.lora.train import attach, factors
-from hagane.models.config import ModelConfig
 from hagane.text.hub import resolve_model
 from hagane.training.finetune.examples import read
 from hagane.training.finetune.objective import dpo_loss
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.weights.load import load_model
+from hagane.weights.sources.config import load_config
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +44,7 @@ def main() -> None:
         (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
         save_adapter(folder / "adapter", config, factors(model, config))
         spec = FineTuneSpec(model=directory, training_file=folder / "pairs.jsonl", method="dpo")
-        _, examples = read(spec.training_file, spec, ModelConfig.load(directory))
+        _, examples = read(spec.training_file, spec, load_config(directory))
         ours = dpo_loss(model, examples, BETA).total.item() / len(examples)
         theirs = trl_loss(directory, folder)
     print(f"Hagane {ours:.6f}, TRL {theirs:.6f}, difference {abs(ours - theirs):.1e}")

@@ -24,10 +24,10 @@ from hagane.kernels.arena import Arena
 from hagane.kernels.cpu import extension, operations
 from hagane.kernels.cpu.recording import Workspace
 from hagane.models.attention import Fetching, Paged
-from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
 from hagane.system.machine import usable_cores
 from hagane.weights.load import load_model
+from hagane.weights.sources.config import load_config
 from torch import Tensor
 
 BLOCK = 16
@@ -244,7 +244,7 @@ def main() -> None:
     torch.set_num_threads(1)
     figures = f"int8 {limits.int8 / 1e9:.0f} GOP/s, bf16 {limits.bf16 / 1e9:.0f} GOP/s"
     print(f"{chosen}; limits: memory {limits.memory / 1e9:.0f} GB/s, {figures}")
-    config = ModelConfig.load(options.model)
+    config = load_config(options.model)
     model, _ = load_model(
         options.model, device="cpu", dtype=torch.bfloat16, quantization=config.quantization,
         operations=cpu,

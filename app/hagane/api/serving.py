@@ -29,6 +29,7 @@ from hagane.system.settings import Settings
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.generation_defaults import GenerationDefaults
 from hagane.text.tokenizer import Tokenizer
+from hagane.weights.sources.config import load_config
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ServedModel:
     @classmethod
     def load(cls, directory: Path, name: str | None) -> ServedModel:
         """Raises ModelError naming the file at fault."""
-        config = ModelConfig.load(directory)
+        config = load_config(directory)
         tokenizer = Tokenizer.load(directory)
         return cls(
             id=name or directory.name,

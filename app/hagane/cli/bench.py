@@ -16,7 +16,6 @@ from pydantic_settings import CliPositionalArg
 from rich.progress import Progress
 
 from hagane.cli.command import Options, read
-from hagane.models.config import ModelConfig
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import EngineConfig, GenerateRequest, SamplingParams
 from hagane.server.app import engine_config
@@ -24,6 +23,7 @@ from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings
 from hagane.text.hub import resolve_model
+from hagane.weights.sources.config import load_config
 
 # Token ids from here on are text in every vocabulary that Hagane serves.
 _FIRST_TOKEN = 10
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     options = read(BenchOptions, arguments, "bench")
     configure_logging("warning", "auto")
     directory = resolve_model(options.model)
-    config = ModelConfig.load(directory)
+    config = load_config(directory)
     plan = Plan(
         tuple(options.streams),
         tuple(options.prompts),

@@ -24,12 +24,12 @@ from hagane.cli.command import read
 from hagane.engine.step.runner import resolve_dtype
 from hagane.kernels import choose, cpu
 from hagane.kernels.devices import resolve_device
-from hagane.models.config import ModelConfig
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging
 from hagane.system.machine import available_memory, memory_limit, usable_cores
 from hagane.system.settings import CONFIG_VARIABLE, GROUPS, Settings, refuse_unknown_variables
 from hagane.text.hub import local_model, model_stores
+from hagane.weights.sources.config import load_config
 
 Status = Literal["ok", "missing", "error"]
 
@@ -227,7 +227,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
     ]
     for directory in sorted(found):
         try:
-            config = ModelConfig.load(directory)
+            config = load_config(directory)
         except HaganeError as error:
             yield Finding("models", "missing", f"{directory.name}: {error}")
             continue
@@ -284,7 +284,7 @@ def _plan(settings: Settings) -> Iterator[Finding]:
             text = f"{settings.model} is fetched from the hub at the first start"
             yield Finding("plan", "ok", text)
             return
-        dtype = resolve_dtype(settings.dtype, ModelConfig.load(directory).dtype)
+        dtype = resolve_dtype(settings.dtype, load_config(directory).dtype)
     except HaganeError as error:
         yield Finding("plan", "error", str(error), "see `hagane serve --help`")
         return

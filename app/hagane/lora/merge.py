@@ -9,11 +9,11 @@ import torch
 
 from hagane.lora.files import load_adapter
 from hagane.lora.train import named_parts
-from hagane.models.config import ModelConfig
 from hagane.models.linear import Dense
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.weights.load import load_model, save_model
 from hagane.weights.quantize import COMPANIONS
+from hagane.weights.sources.config import load_config
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def merge_directory(base: Path, adapter_directory: Path, destination: Path) -> i
     Sums are taken in float32. Raises ConfigurationError if the base is quantized or `destination`
     is not empty, and ModelError if either directory cannot be read or they do not fit together.
     """
-    config = ModelConfig.load(base)
+    config = load_config(base)
     if config.quantization is not None:
         raise ConfigurationError(f"{base} is quantized: merge into the unquantized model")
     if destination.exists() and any(destination.iterdir()):

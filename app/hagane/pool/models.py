@@ -19,12 +19,12 @@ from pathlib import Path
 import msgspec
 from safetensors import safe_open
 
-from hagane.models.config import ModelConfig
 from hagane.pool.client import EngineClient
 from hagane.pool.launch import Launched
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import EngineUnavailableError, HaganeError
 from hagane.system.machine import available_memory, cuda_driver_present
+from hagane.weights.sources.config import load_config
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Fleet:
     def _config(self, directory: Path) -> EngineConfig:
         """The base's settings for another model, which has no adapters."""
         base, residency = self.base.config, self._residency
-        longest = ModelConfig.load(directory).max_position_embeddings
+        longest = load_config(directory).max_position_embeddings
         return msgspec.structs.replace(
             base,
             model=str(directory),
@@ -232,7 +232,7 @@ def _weight_bytes(config: EngineConfig) -> int:
     """What the stored weights come to in the form in which they are served."""
     directory = Path(config.model)
     files = list(directory.glob("*.safetensors"))
-    model = ModelConfig.load(directory)
+    model = load_config(directory)
     if model.quantization is not None:
         return sum(file.stat().st_size for file in files)
     dtype = model.dtype if config.dtype == "auto" else config.dtype

@@ -9,6 +9,8 @@ from typing import Any
 import tokenizers
 
 from hagane.system.errors import InvalidRequestError, ModelError
+from hagane.text.gguf_tokenizer import load_gguf_tokenizer
+from hagane.weights.sources.config import is_gguf
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -40,7 +42,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Read a model directory. Raises ModelError naming the file at fault."""
+        """Read a model's directory or GGUF file. Raises ModelError naming the file at fault."""
+        if is_gguf(directory):
+            return cls(*load_gguf_tokenizer(directory))
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(

@@ -1,7 +1,7 @@
 """Reading and writing weights in Hugging Face layout.
 
 Loading streams: the model is built without storage, and one matrix after the other is read from
-the memory-mapped safetensors files, cast or quantized, and put in place. The model fuses matrices
+its memory-mapped source, cast or quantized, and put in place. The model fuses matrices
 that checkpoints keep apart; `FUSED` is the only place that knows it. Quantized directories written
 by Hagane hold the fused matrices as they are stored in memory, so loading them is a plain read.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import math
 import mmap
 import sys
 import time
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,20 +28,18 @@ from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
 from hagane.models.decoder import Attention, RMSNorm, Transformer
 from hagane.models.linear import Dense, DenseEmbedding, Int4, Int8Embedding, Linear, Quantized
 from hagane.models.serving import for_serving
-from hagane.system.errors import ModelError
 from hagane.system.files import commit, write_text
+from hagane.weights.sources.config import load_config
+from hagane.weights.sources.safetensors import WEIGHTS_FILE
+from hagane.weights.sources.source import Rows, WeightSource, open_source
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # Elements quantized at a time: what loading needs beside the result stays a few megabytes.
 _BLOCK_ELEMENTS = 1 << 16
 # On a GPU a block must be worth a few dozen launches; it takes ten times its size meanwhile.
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
-# Buffers that old exporters wrote and every reader recomputes.
-_RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 _Holder = Linear | DenseEmbedding | Int8Embedding | RMSNorm
 
 
@@ -56,78 +54,6 @@ class LoadReport:
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.weight_bytes / self.parameters
-
-
-class Checkpoint:
-    """The safetensors files of a directory as one mapping from tensor name to tensor."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._unread: set[str] = set()
-        self._files: dict[str, Path] = {}
-        self._opened: dict[Path, safe_open] = {}
-        for path in self._paths():
-            self._opened[path] = opened = _open(path)
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                self._files[name] = path
-                self._unread.add(name)
-
-    def _paths(self) -> list[Path]:
-        index, single = self.directory / INDEX_FILE, self.directory / WEIGHTS_FILE
-        if single.is_file():
-            return [single]
-        if not index.is_file():
-            pickled = sorted(p.name for p in self.directory.glob("*.bin"))
-            hint = "".join(
-                f" ({name} is a pickle, which is never loaded: convert it)" for name in pickled[:1]
-            )
-            raise ModelError(f"{single} does not exist{hint}")
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index} is not a safetensors index: {error!r}") from None
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise ModelError(f"{index}: shard {name!r} must be a plain file name")
-            if not (self.directory / name).is_file():
-                raise ModelError(f"{index} names {name}, which is not in {self.directory}")
-        return [self.directory / name for name in names]
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor `name`, a view of the mapped file.
-
-        Raises ModelError if it is missing or not of `shape`.
-        """
-        path = self._files.get(name)
-        if path is None:
-            raise ModelError(f"{self.directory}: tensor {name} is missing")
-        tensor: Tensor = self._opened[path].get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise ModelError(
-                f"{path}: tensor {name} has shape {list(tensor.shape)}, the config asks for "
-                f"{list(shape)}"
-            )
-        self._unread.discard(name)
-        return tensor
-
-    def finish(self, ignored: set[str]) -> None:
-        """Raises ModelError if tensors were left over that no part of the model wanted."""
-        unexpected = {n for n in self._unread - ignored if not n.endswith(_RECOMPUTED)}
-        if unexpected:
-            first = min(unexpected)
-            raise ModelError(
-                f"{self._files[first]}: tensor {first} is unexpected"
-                + (f" ({len(unexpected)} such tensors)" if len(unexpected) > 1 else "")
-            )
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is truncated or not a safetensors file: {error}") from None
 
 
 def load_model(
@@ -145,19 +71,19 @@ def load_model(
     tensor at fault.
     """
     started = time.monotonic()
-    config = ModelConfig.load(directory)
+    config = load_config(directory)
     with torch.device("meta"):
         model = Transformer(config, quantization, operations or reference)
-    checkpoint = Checkpoint(directory)
+    source = open_source(directory)
     stored = config.quantization is not None
     parameters = size = 0
     for name, module in list(model.named_modules()):
         if not isinstance(module, _Holder):
             continue
         tensors = (
-            _read_stored(checkpoint, name, module)
+            _read_stored(source, name, module)
             if stored
-            else _read_float(checkpoint, name, module, config, dtype, device)
+            else _read_float(source, name, module, config, dtype, device)
         )
         parameters += _count(module)
         for key, tensor in tensors.items():
@@ -179,7 +105,7 @@ def load_model(
                 _release(next(iter(tensors.values())))
                 _trim_heap()
     model.model.rotary.to(device)
-    checkpoint.finish({"lm_head.weight"} if config.tie_word_embeddings else set())
+    source.finish({"lm_head.weight"} if config.tie_word_embeddings else set())
     return model, LoadReport(parameters, size, time.monotonic() - started)
 
 
@@ -191,13 +117,14 @@ def _count(module: _Holder) -> int:
     return total
 
 
-def _read_stored(checkpoint: Checkpoint, name: str, module: _Holder) -> dict[str, Tensor]:
+def _read_stored(source: WeightSource, name: str, module: _Holder) -> dict[str, Tensor]:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {key: checkpoint.read(f"{name}.{key}", tuple(meta.shape)) for key, meta in state.items()}
+    stored = {key: source.read(f"{name}.{key}", tuple(meta.shape)) for key, meta in state.items()}
+    return {key: next(iter(rows.split(len(rows)))) for key, rows in stored.items()}
 
 
 def _read_float(
-    checkpoint: Checkpoint,
+    source: WeightSource,
     name: str,
     module: _Holder,
     config: ModelConfig,
@@ -210,8 +137,8 @@ def _read_float(
     if isinstance(module, Linear):
         columns = (module.in_features,)
 
-    def read(kind: str, shape: tuple[int, ...]) -> list[Tensor]:
-        return [checkpoint.read(f"{part}.{kind}", (rows, *shape)) for part, rows in parts]
+    def read(kind: str, shape: tuple[int, ...]) -> list[Rows]:
+        return [source.read(f"{part}.{kind}", (rows, *shape)) for part, rows in parts]
 
     weights = read("weight", columns)
     if isinstance(module, Quantized):
@@ -223,27 +150,29 @@ def _read_float(
     return tensors
 
 
-def _fuse(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+def _fuse(parts: list[Rows], dtype: torch.dtype) -> Tensor:
     """One under the other in `dtype`; what needs no change stays a view of the file."""
-    if len(parts) == 1 and parts[0].dtype == dtype:
-        return parts[0]
-    whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=dtype)
-    for target, part in zip(whole.split([len(p) for p in parts]), parts, strict=True):
-        target.copy_(part)
-        _release(part)
+    first = parts[0]
+    if len(parts) == 1 and isinstance(first, Tensor) and first.dtype == dtype:
+        return first
+    whole = torch.empty(sum(map(len, parts)), *first.shape[1:], dtype=dtype)
+    start = 0
+    for block in _blocks(parts, _BLOCK_ELEMENTS):
+        whole[start : start + len(block)] = block
+        start += len(block)
+        _release(block)
     return whole
 
 
 def _quantize(
-    module: Quantized, parts: list[Tensor], dtype: torch.dtype, device: str
+    module: Quantized, parts: list[Rows], dtype: torch.dtype, device: str
 ) -> dict[str, Tensor]:
     """Where the result will be: a GPU quantizes faster than weights can be sent to it."""
     elements = _BLOCK_ELEMENTS if device == "cpu" else _DEVICE_BLOCK_ELEMENTS
-    blocks = [rows for part in parts for rows in part.split(max(1, elements // part.shape[1]))]
-    total = sum(map(len, blocks))
+    total = sum(map(len, parts))
     tensors: dict[str, Tensor] = {}
     start = 0
-    for block in blocks:
+    for block in _blocks(parts, elements):
         for key, piece in module.quantize(block.to(device, dtype)).items():
             whole = tensors.get(key)
             if whole is None:
@@ -252,6 +181,12 @@ def _quantize(
         start += len(block)
         _release(block)
     return tensors
+
+
+def _blocks(parts: list[Rows], elements: int) -> Iterator[Tensor]:
+    """All rows in float tensors of about `elements` numbers, read one after the other."""
+    for part in parts:
+        yield from part.split(max(1, elements // math.prod(part.shape[1:])))
 
 
 def _release(tensor: Tensor) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 
-from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
+from hagane.models.config import Quantization
 from hagane.system.errors import ConfigurationError
 from hagane.weights.load import LoadReport, load_model, write_directory
+from hagane.weights.sources.config import config_dict, load_config
 
 # What a model directory holds besides weights and config.json.
 COMPANIONS = (
@@ -30,7 +30,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     Raises ConfigurationError if `source` is quantized already or `destination` is not empty, and
     ModelError if `source` cannot be read.
     """
-    config = ModelConfig.load(source)
+    config = load_config(source)
     if config.quantization is not None:
         raise ConfigurationError(
             f"{source} is quantized to {config.quantization.format} already: start from the "
@@ -40,7 +40,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
         raise ConfigurationError(f"{destination} is not empty: name a new directory")
     dtype = getattr(torch, config.dtype)
     model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
-    raw = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
+    raw = config_dict(source)
     raw["quantization_config"] = {
         "quant_method": "hagane",
         "format": quantization.format,

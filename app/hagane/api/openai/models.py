@@ -8,8 +8,8 @@ from fastapi import Request
 
 from hagane.api.access import guarded_router
 from hagane.api.serving import Serving, get_serving
-from hagane.models.config import ModelConfig
 from hagane.store.catalogue import Served
+from hagane.weights.sources.config import load_config
 
 router = guarded_router()
 
@@ -32,7 +32,7 @@ async def get_model(model_id: str, request: Request) -> dict[str, Any]:
 def describe_model(serving: Serving, model: Served) -> dict[str, Any]:
     """`root` is what the weights are, `parent` what they, or an alias, stand on."""
     whole = model.model_directory
-    config = serving.model.config if whole is None else ModelConfig.load(whole)
+    config = serving.model.config if whole is None else load_config(whole)
     stands_alone = model.adapter_directory is not None or whole is not None
     parent = serving.model.id if whole is None else model.root
     return {

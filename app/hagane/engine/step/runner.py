@@ -24,6 +24,7 @@ from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.system.machine import available_memory, usable_cores
 from hagane.weights.load import load_model
+from hagane.weights.sources.config import load_config
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class ModelRunner:
             # Triton launches on the current device, wherever the tensors are.
             torch.cuda.set_device(self.device)
         directory = Path(config.model)
-        model_config = ModelConfig.load(directory)
+        model_config = load_config(directory)
         self.dtype = resolve_dtype(config.dtype, model_config.dtype)
         self.context_length = _context_length(config, model_config)
         self.operations = kernels.choose(self.device, self.dtype)

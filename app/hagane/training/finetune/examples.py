@@ -15,6 +15,7 @@ from hagane.system.errors import TrainingError
 from hagane.training.finetune.masking import Renderer, Sequence
 from hagane.training.finetune.spec import FineTuneSpec, Plan, resolve
 from hagane.training.jobs import estimates
+from hagane.weights.sources.config import load_config
 
 # Of all problems, so many are listed.
 _LISTED = 100
@@ -112,7 +113,7 @@ def report(spec: FineTuneSpec) -> FileReport:
 
     Raises ModelError if the model cannot be read.
     """
-    config = ModelConfig.load(spec.model)
+    config = load_config(spec.model)
     found, examples = read(spec.training_file, spec, config)
     if not found.total_problems:
         kept = examples if spec.validation_file else split(examples, spec.seed).training
@@ -127,7 +128,7 @@ def report(spec: FineTuneSpec) -> FileReport:
 
 def load(spec: FineTuneSpec) -> Data:
     """The examples of a run. Raises TrainingError with the first problems of a bad file."""
-    config = ModelConfig.load(spec.model)
+    config = load_config(spec.model)
     training = _read_whole(spec.training_file, spec, config)
     if spec.validation_file is None:
         return split(training, spec.seed)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from hagane.data.records import Answer, Completion, Conversation, RecordError
-from hagane.models.config import ModelConfig
 from hagane.system.errors import InvalidRequestError
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.tokenizer import Tokenizer
+from hagane.weights.sources.config import load_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Renderer:
     """One model's tokenizer and template, as serving uses them."""
 
     def __init__(self, directory: Path) -> None:
-        config = ModelConfig.load(directory)
+        config = load_config(directory)
         self.tokenizer = Tokenizer.load(directory)
         self.template = ChatTemplate.load(directory, self.tokenizer)
         self._ends = self.tokenizer.special_ids | set(config.eos_token_ids)

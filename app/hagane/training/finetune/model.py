@@ -26,6 +26,7 @@ from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs import estimates
 from hagane.weights.load import load_model, save_model
 from hagane.weights.quantize import COMPANIONS
+from hagane.weights.sources.config import load_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Trainee:
 def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
     """Raises ModelError for a model that cannot be read and TrainingError for too little memory."""
     device = resolve_device(spec.device)
-    config = ModelConfig.load(spec.model)
+    config = load_config(spec.model)
     dtype = _dtype(spec.dtype, config, device)
     recompute = _must_recompute(config, spec, longest, device)
     # As serving quantizes it.

@@ -1,0 +1,37 @@
+"""A model's configuration, whatever it is stored in. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hagane.models.config import CONFIG_FILE, ModelConfig
+from hagane.weights.sources.gguf.architectures import huggingface_config
+from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, model_stem
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path names a GGUF file, not a directory."""
+    return path.suffix.lower() == SUFFIX and not path.is_dir()
+
+
+def load_config(path: Path) -> ModelConfig:
+    """The configuration of a Hugging Face directory or a GGUF file. Raises ModelError."""
+    if not is_gguf(path):
+        return ModelConfig.load(path)
+    return ModelConfig.from_dict(config_dict(path), source=str(path))
+
+
+def config_dict(path: Path) -> dict[str, Any]:
+    """What the model's `config.json` holds, or would hold. Raises ModelError."""
+    if is_gguf(path):
+        return huggingface_config(GGUFModel(path))
+    ModelConfig.load(path)
+    raw: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    return raw
+
+
+def model_name(path: Path) -> str:
+    """The name that a model is served under unless it is given another."""
+    return model_stem(path) if is_gguf(path) else path.name

@@ -1,0 +1,238 @@
+"""GGUF's architectures: their Hugging Face configuration and the names of their tensors.
+
+A model asks for tensors by their Hugging Face names and is configured by a Hugging Face
+`config.json`; each `Architecture` translates both. To read another one, add a line to
+`ARCHITECTURES` once its family is among the models.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hagane.weights.sources.gguf.eos import end_token_ids
+from hagane.weights.sources.gguf.file import GGUFModel
+
+_OUTER = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_GEMMA_NORMS = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+# Tensors that only carry what the configuration says.
+CONFIGURATION_TENSORS = frozenset({"rope_freqs.weight"})
+
+
+class Metadata:
+    """A file's metadata under its architecture's prefix, with errors that name file and key."""
+
+    def __init__(self, model: GGUFModel) -> None:
+        self.model = model
+        self.file = model.metadata
+        self.architecture = self._text("general.architecture")
+
+    def _text(self, key: str) -> str:
+        value = self.file.get(key)
+        if not isinstance(value, str):
+            raise self.file.error(f"has no text in {key}, got {value!r}")
+        return value
+
+    def get(self, key: str) -> Any:
+        """The value of ARCHITECTURE.key, or None."""
+        return self.file.get(f"{self.architecture}.{key}")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer. An array, one value a layer, must hold the same value throughout."""
+        value = self.get(key)
+        if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
+            value = value[0].item()
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+            raise self.file.error(
+                f"has no positive integer in {self.architecture}.{key}, got {value!r}"
+            )
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive, finite number."""
+        value = self.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise self.file.error(
+                f"has no positive number in {self.architecture}.{key}, got {value!r}"
+            )
+        return float(value)
+
+    def rows(self, tensor: str) -> int:
+        """The first dimension of a tensor that every model has."""
+        if tensor not in self.model.tensors:
+            raise self.file.error(f"has no tensor {tensor!r}")
+        return self.model.tensors[tensor][1].shape[0]
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self.model.tensors
+
+
+def _nothing(_: Metadata) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one of GGUF's architectures reads as one of Hugging Face's.
+
+    `permuted`: rows of query and key are stored with the two halves of each head interleaved.
+    `norm_offset`: what norms' stored weights have been raised by.
+    """
+
+    name: str
+    permuted: bool = False
+    norm_offset: float = 0.0
+    names: Mapping[str, str] = field(default_factory=dict)
+    config: Callable[[Metadata], dict[str, Any]] = _nothing
+
+    def tensor_name(self, name: str) -> str:
+        """GGUF's name of the tensor that Hugging Face calls `name`."""
+        match = _IN_LAYER.fullmatch(name)
+        if match is None:
+            stem, _, kind = name.rpartition(".")
+            return f"{_OUTER.get(stem, stem)}.{kind}"
+        layer, part, kind = match.groups()
+        return f"blk.{layer}.{self.names.get(part) or _LAYER.get(part, part)}.{kind}"
+
+
+def _llama(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "attention_bias": metadata.has("blk.0.attn_q.bias"),
+        "mlp_bias": metadata.has("blk.0.ffn_down.bias"),
+    }
+
+
+def _gemma3(metadata: Metadata) -> dict[str, Any]:
+    layers = metadata.integer("block_count")
+    # Five layers with a window, then one without.
+    kinds = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
+    return {
+        "model_type": "gemma3_text",
+        "hidden_act": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": metadata.integer("attention.sliding_window"),
+        "layer_types": kinds,
+        # Only the 27B model scales queries by something else than a head's size.
+        "query_pre_attn_scalar": 168 if layers == 62 else metadata.integer("attention.key_length"),
+        "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10000.0),
+        "rope_theta": metadata.number("rope.freq_base", 1e6),
+    }
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaForCausalLM", permuted=True, config=_llama),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+    "gemma3": Architecture(
+        "Gemma3ForCausalLM", norm_offset=1.0, names=_GEMMA_NORMS, config=_gemma3
+    ),
+}
+
+
+def architecture(model: GGUFModel) -> Architecture:
+    """Raises ModelError naming those that are read."""
+    name = Metadata(model).architecture
+    if name not in ARCHITECTURES:
+        raise model.metadata.error(
+            f"has the architecture {name!r}; read are {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
+
+
+def huggingface_config(model: GGUFModel) -> dict[str, Any]:
+    """The `config.json` of the model. Raises ModelError naming the metadata key at fault."""
+    found, metadata = architecture(model), Metadata(model)
+    hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
+    head_dim = metadata.integer("attention.key_length", max(1, hidden // heads))
+    floats = all(info.type.name == "F32" for _, info in model.tensors.values())
+    return {
+        "architectures": [found.name],
+        "vocab_size": metadata.rows("token_embd.weight"),
+        "hidden_size": hidden,
+        "intermediate_size": metadata.integer("feed_forward_length"),
+        "num_hidden_layers": metadata.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": metadata.integer("context_length"),
+        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": not metadata.has("output.weight"),
+        "torch_dtype": "float32" if floats else "bfloat16",
+        "bos_token_id": model.metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": end_token_ids(model.metadata),
+        **_rope(metadata, head_dim),
+        **found.config(metadata),
+    }
+
+
+def _rope(metadata: Metadata, head_dim: int) -> dict[str, Any]:
+    if metadata.integer("rope.dimension_count", head_dim) != head_dim:
+        raise metadata.file.error("rotates a part of each head: that is not supported")
+    theta = metadata.number("rope.freq_base", 10000.0)
+    if metadata.has("rope_freqs.weight"):
+        return {"rope_theta": theta, "rope_scaling": _llama3_scaling(metadata, head_dim, theta)}
+    kind = metadata.get("rope.scaling.type") or "none"
+    if kind == "none":
+        return {"rope_theta": theta}
+    if kind not in ("linear", "yarn"):
+        raise metadata.file.error(f"has the rope.scaling.type {kind!r}; read are linear and yarn")
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = metadata.integer(
+            "rope.scaling.original_context_length"
+        )
+        if metadata.get("rope.scaling.attn_factor") is not None:
+            scaling["attention_factor"] = metadata.number("rope.scaling.attn_factor")
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _llama3_scaling(metadata: Metadata, head_dim: int, theta: float) -> dict[str, Any]:
+    """Llama 3's scaling, which GGUF stores as the divisor of each frequency.
+
+    All of these models have the same bounds; the divisors are computed again to be sure.
+    """
+    file, info = metadata.model.tensors["rope_freqs.weight"]
+    if info.type.name != "F32" or info.shape != (head_dim // 2,):
+        raise file.error(f"has rope_freqs.weight of shape {list(info.shape)} in {info.type.name}")
+    stored = np.frombuffer(file.data, "<f4", info.shape[0], info.start)
+    factor, low, high, context = float(stored[-1]), 1.0, 4.0, 8192
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = ((context / wavelength - low) / (high - low)).clip(0, 1)
+    if not factor > 0 or not np.allclose(stored, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
+        raise file.error("has rope_freqs.weight that are not Llama 3's: they are not supported")
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": context,
+    }

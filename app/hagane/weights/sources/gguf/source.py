@@ -1,0 +1,130 @@
+"""The weights of a GGUF file, under their Hugging Face names."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hagane.models.config import ModelConfig
+from hagane.system.errors import ModelError
+from hagane.weights.sources.gguf.architectures import (
+    CONFIGURATION_TENSORS,
+    architecture,
+    huggingface_config,
+)
+from hagane.weights.sources.gguf.blocks import DECODERS, FLOATS, Groups
+from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
+
+_PERMUTED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
+
+
+@dataclass(frozen=True)
+class GGUFRows:
+    """One tensor of a file. `order` says which stored row each row is; None: in order.
+
+    `offset` is taken from every value.
+    """
+
+    file: GGUFFile
+    info: TensorInfo
+    order: Tensor | None = None
+    offset: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+    def __len__(self) -> int:
+        return self.info.shape[0]
+
+    def split(self, split_size: int) -> Iterator[Tensor]:
+        """Float tensors of `split_size` rows, the last one of what is left.
+
+        Behind the last one the file's pages are given back.
+        """
+        for start in range(0, len(self), split_size):
+            yield self.rows(start, min(start + split_size, len(self)))
+        self._release()
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop), float32 or what the file holds if that is a float type."""
+        dtype = FLOATS.get(self.info.type.name)
+        if dtype is None:
+            return self.groups(start, stop).dequantize().view(stop - start, *self.shape[1:])
+        values = self.raw(start, stop)
+        # Files may be aligned to less than a float.
+        if values.data_ptr() % dtype.itemsize:
+            values = values.clone()
+        floats = values.view(dtype).view(stop - start, *self.shape[1:])
+        return floats - self.offset if self.offset else floats
+
+    def groups(self, start: int, stop: int) -> Groups:
+        """Rows [start, stop) of a block format: its codes [blocks, weights of a block]."""
+        blocks = self.raw(start, stop).view(-1, self.info.type.size)
+        return DECODERS[self.info.type.name](blocks)
+
+    def raw(self, start: int, stop: int) -> Tensor:
+        """The stored bytes of rows [start, stop), uint8 [rows, bytes]; a view where in order."""
+        width = self.info.size // len(self)
+        stored = torch.frombuffer(
+            self.file.data, dtype=torch.uint8, count=self.info.size, offset=self.info.start
+        ).view(-1, width)
+        return stored[start:stop] if self.order is None else stored[self.order[start:stop]]
+
+    def _release(self) -> None:
+        first = -(-self.info.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (self.info.start + self.info.size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last and hasattr(mmap, "MADV_DONTNEED"):
+            self.file.data.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class GGUFSource:
+    """A GGUF file as a source of weights. Raises ModelError on opening what cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model = GGUFModel(path)
+        self._architecture = architecture(self._model)
+        self._config = ModelConfig.from_dict(huggingface_config(self._model), source=str(path))
+        self._unread = set(self._model.tensors) - CONFIGURATION_TENSORS
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor | GGUFRows:
+        """The tensor `name`: a view of the file where it holds floats, else read in blocks.
+
+        Raises ModelError if it is missing or not of `shape`.
+        """
+        stored = self._architecture.tensor_name(name)
+        if stored not in self._model.tensors:
+            raise ModelError(f"{self.path}: tensor {stored} ({name}) is missing")
+        file, info = self._model.tensors[stored]
+        if info.shape != shape:
+            raise file.error(
+                f"has the tensor {stored!r} of shape {list(info.shape)}, the metadata asks for "
+                f"{list(shape)}"
+            )
+        self._unread.discard(stored)
+        offset = self._architecture.norm_offset if stored.endswith("norm.weight") else 0.0
+        rows = GGUFRows(file, info, self._order(stored, shape[0]), offset)
+        return rows.rows(0, len(rows)) if info.type.name in FLOATS else rows
+
+    def _order(self, stored: str, rows: int) -> Tensor | None:
+        """Where query's and key's rows lie: (head, place, half) in the file, half before place."""
+        if not self._architecture.permuted or not stored.endswith(_PERMUTED):
+            return None
+        head = self._config.head_dim
+        places = torch.arange(rows).view(-1, head // 2, 2)
+        return places.transpose(1, 2).flatten()
+
+    def finish(self, ignored: set[str]) -> None:
+        """Raises ModelError if tensors were left over that no part of the model wanted."""
+        unexpected = self._unread - {self._architecture.tensor_name(name) for name in ignored}
+        if unexpected:
+            raise ModelError(
+                f"{self.path}: tensor {min(unexpected)} is unexpected"
+                + (f" ({len(unexpected)} such tensors)" if len(unexpected) > 1 else "")
+            )
