@@ -29,7 +29,7 @@ from hagane.system.settings import Settings
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.generation_defaults import GenerationDefaults
 from hagane.text.tokenizer import Tokenizer
-from hagane.weights.sources.config import load_config
+from hagane.weights.sources.config import load_config, model_name
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ServedModel:
         config = load_config(directory)
         tokenizer = Tokenizer.load(directory)
         return cls(
-            id=name or directory.name,
+            id=name or model_name(directory),
             directory=directory,
             config=config,
             tokenizer=tokenizer,

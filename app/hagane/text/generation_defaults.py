@@ -10,6 +10,16 @@ from typing import Any
 from hagane.models.config import ModelConfig
 from hagane.system.errors import ModelError
 from hagane.text.tokenizer import Tokenizer
+from hagane.weights.sources.config import is_gguf
+from hagane.weights.sources.gguf.file import GGUFFile
+
+# What a GGUF file calls them, after `general.sampling.`.
+_GGUF_KEYS = {
+    "temperature": "temp",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "penalty_repeat",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +38,7 @@ class GenerationDefaults:
 
         Raises ModelError naming the file and key that is malformed.
         """
-        path = directory / "generation_config.json"
-        raw: dict[str, Any] = {}
-        if path.is_file():
-            try:
-                raw = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ModelError(f"{path} cannot be read as JSON: {error}") from None
+        path, raw = _stored(directory)
         eos = raw.get("eos_token_id")
         ids = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
         ids |= set(config.eos_token_ids)
@@ -58,3 +62,19 @@ class GenerationDefaults:
             top_k=int(number("top_k", 0, 0, config.vocab_size)) if sampled else 0,
             repetition_penalty=number("repetition_penalty", 1.0, 0.01, 10),
         )
+
+
+def _stored(model: Path) -> tuple[Path, dict[str, Any]]:
+    """What is stored, with the file it is from; empty where nothing is."""
+    if is_gguf(model):
+        file = GGUFFile(model)
+        named = ((key, file.get(f"general.sampling.{name}")) for key, name in _GGUF_KEYS.items())
+        return model, {key: value for key, value in named if value is not None}
+    path = model / "generation_config.json"
+    if not path.is_file():
+        return path, {}
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
+    return path, raw

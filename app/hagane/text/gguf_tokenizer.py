@@ -191,7 +191,7 @@ def _sentencepiece_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 def _merges_by_score(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to make a token of two others, those of the highest score first."""
     scores, kinds = vocabulary.scores(), vocabulary.kinds
-    # Some vocabularies say nothing by their scores: there the order of the tokens is that of merges.
+    # Gemma's scores say nothing: the order of its tokens is that of the merges.
     ordered = vocabulary.file.get("general.architecture") in ("gemma", "gemma2", "gemma3")
     merges = []
     for token, i in ids.items():

@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from hagane.models.config import CONFIG_FILE
 from hagane.system.errors import ModelError
 from hagane.system.settings import Settings
+from hagane.weights.sources.config import is_gguf
+from hagane.weights.sources.gguf.file import SUFFIX, expected_shards, shard_paths
 
 # In a data directory.
 MODELS_FOLDER = "models"
@@ -20,7 +23,7 @@ _WHEEL, _CHECKOUT = _PACKAGE / "builtin", _PACKAGE.parents[1] / "models"
 BUILTIN_MODELS = _WHEEL if _WHEEL.is_dir() else _CHECKOUT
 # Weights in safetensors only: pickled files are never fetched, let alone loaded.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/((?:[\w.-]+/)*[\w.-]+\.gguf))?")
 
 
 def model_stores(settings: Settings) -> tuple[Path, ...]:
@@ -30,26 +33,27 @@ def model_stores(settings: Settings) -> tuple[Path, ...]:
 
 
 def resolve_model(name: str, stores: Sequence[Path] = (BUILTIN_MODELS,)) -> Path:
-    """The directory of a model given as a path, a name in `stores`, or a hub id `OWNER/NAME`.
+    """The directory or GGUF file of a model given as a path, a name in `stores`, or a hub id.
 
-    Raises ModelError saying where was looked, or why the download failed.
+    Hub ids are `OWNER/NAME`, or `OWNER/NAME/FILE.gguf` for one file. Raises ModelError saying
+    where was looked, or why the download failed.
     """
     return local_model(name, stores) or _download(name)
 
 
 def local_model(name: str, stores: Sequence[Path]) -> Path | None:
-    """The directory of a model on this machine; None for a hub id.
+    """The directory or GGUF file of a model on this machine; None for a hub id.
 
-    Raises ModelError saying where was looked.
+    Raises ModelError saying where was looked, or that a directory holds several GGUF models.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
-        return path.resolve()
+    if found := _model_at(path):
+        return found
     # A bare name only: the store is not a way to climb out of its directory.
     if path.name == name and name not in (".", ".."):
         for store in stores:
-            if (store / name).is_dir():
-                return (store / name).resolve()
+            if found := _model_at(store / name) or _model_at(store / f"{name}{SUFFIX}"):
+                return found
     if _HUB_ID.fullmatch(name):
         return None
     known = sorted(path.name for store in stores for path in store.glob("*") if path.is_dir())
@@ -60,12 +64,33 @@ def local_model(name: str, stores: Sequence[Path]) -> Path | None:
     )
 
 
-def _download(hub_id: str) -> Path:
+def _model_at(path: Path) -> Path | None:
+    """A directory in Hugging Face layout, a GGUF file, or the one GGUF file in a directory."""
+    if is_gguf(path):
+        return shard_paths(path)[0].resolve() if path.is_file() else None
+    if not path.is_dir():
+        return None
+    if (path / CONFIG_FILE).is_file():
+        return path.resolve()
+    files = sorted({shard_paths(file)[0] for file in path.glob(f"*{SUFFIX}")})
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ModelError(f"{path} holds several models ({names}): name one of the files")
+    return (files[0] if files else path).resolve()
+
+
+def _download(name: str) -> Path:
+    match = _HUB_ID.fullmatch(name)
+    assert match is not None, name  # noqa: S101 - local_model has refused it
+    repository, file = match.groups()
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+        if file is not None:
+            parts = [shard.as_posix() for shard in expected_shards(Path(file))]
+            fetched = [Path(hf_hub_download(repository, part)) for part in parts]
+            return fetched[0]
+        return Path(snapshot_download(repository, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
-            f"model {hub_id!r} is no local directory and could not be fetched from the hub: "
-            f"{reason}"
+            f"model {name!r} is nothing local and could not be fetched from the hub: {reason}"
         ) from None

@@ -26,7 +26,7 @@ from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs import estimates
 from hagane.weights.load import load_model, save_model
 from hagane.weights.quantize import COMPANIONS
-from hagane.weights.sources.config import load_config
+from hagane.weights.sources.config import load_config, model_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
             alpha=spec.alpha,
             target_modules=spec.target_modules,
             rslora=spec.rslora,
-            base_model=spec.model.name,
+            base_model=model_name(spec.model),
         )
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
         if training.usable(device, dtype):

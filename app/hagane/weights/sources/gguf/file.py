@@ -289,21 +289,23 @@ def _map(path: Path) -> mmap.mmap:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def shard_paths(path: Path) -> list[Path]:
-    """`path`, or all files of the split model that it is a part of, the first one first.
-
-    Raises ModelError if one of them is missing.
-    """
+def expected_shards(path: Path) -> list[Path]:
+    """`path`, or all files of the split model that its name makes it a part of, in order."""
     match = _SHARD.fullmatch(path.name)
     if match is None:
         return [path]
     count = int(match[3])
     if not 0 < int(match[2]) <= count <= _MOST_SHARDS:
         raise ModelError(f"{path}: a split file's name says which of how many parts it is")
-    paths = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    return [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """As `expected_shards`. Raises ModelError if one of them is missing."""
+    paths = expected_shards(path)
     for part in paths:
         if not part.is_file():
-            raise ModelError(f"{part} does not exist: all {count} parts of a split model are read")
+            raise ModelError(f"{part} does not exist: all {len(paths)} parts of a model are read")
     return paths
 
 
