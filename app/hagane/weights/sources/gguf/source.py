@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from hagane.weights.sources.gguf.architectures import (
 from hagane.weights.sources.gguf.blocks import DECODERS, FLOATS, Groups
 from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
 
+# torch shares out larger tensors to threads, which wait for each other longer than they decode.
+_ONE_THREADS_ELEMENTS = 1 << 15
 _PERMUTED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
 
 
@@ -43,12 +46,14 @@ class GGUFRows:
         return self.info.shape[0]
 
     def split(self, split_size: int) -> Iterator[Tensor]:
-        """Float tensors of `split_size` rows, the last one of what is left.
+        """Float tensors of at most `split_size` rows.
 
-        Behind the last one the file's pages are given back.
+        The file's pages are given back after the last one.
         """
-        for start in range(0, len(self), split_size):
-            yield self.rows(start, min(start + split_size, len(self)))
+        most = max(1, _ONE_THREADS_ELEMENTS // math.prod(self.shape[1:]))
+        step = min(split_size, most)
+        for start in range(0, len(self), step):
+            yield self.rows(start, min(start + step, len(self)))
         self._release()
 
     def rows(self, start: int, stop: int) -> Tensor:
