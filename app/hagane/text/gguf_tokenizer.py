@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from hagane.system.errors import ModelError
 from hagane.text.pre_tokenizers import BEGINNING, IGNORING_MERGES, PATTERNS, byte_level
-from hagane.weights.sources.gguf.eos import CONTROL, USER_DEFINED
+from hagane.weights.sources.gguf.eos import CONTROL, UNKNOWN, USER_DEFINED
 from hagane.weights.sources.gguf.file import GGUFFile, shard_paths
 
 _SPACE = "\u2581"
@@ -210,13 +210,16 @@ def _word_pieces(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     """BERT's kind. GGUF marks where words begin, BERT where they go on."""
     ids = {}
     for token, i in vocabulary.ids().items():
-        if vocabulary.kinds[i] == CONTROL or (token.startswith("[") and token.endswith("]")):
+        named = vocabulary.kinds[i] in (UNKNOWN, CONTROL)
+        if named or (token.startswith("[") and token.endswith("]")):
             ids[token] = i
         elif token.startswith(_SPACE):
             ids[token[1:]] = i
         else:
             ids["##" + token] = i
     unknown = vocabulary.token("unknown") or "[UNK]"
+    if unknown not in ids:
+        raise vocabulary.file.error(f"has no token {unknown!r} for unknown words")
     first = vocabulary.token("bos") or "[CLS]"
     last = vocabulary.token("seperator") or vocabulary.token("eos") or "[SEP]"
     backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=unknown))
@@ -232,8 +235,10 @@ def _word_pieces(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 def _unigram(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     """SentencePiece's unigram language model (Kudo, 2018), as T5 and XLM-R have it."""
     pieces = list(zip(vocabulary.tokens, vocabulary.scores(), strict=True))
-    unknown = vocabulary.get("unknown_token_id")
-    backend = tokenizers.Tokenizer(models.Unigram(pieces, unknown))
+    unknown = vocabulary.token("unknown")
+    if unknown is None:
+        raise vocabulary.file.error("has no tokenizer.ggml.unknown_token_id")
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, vocabulary.get("unknown_token_id")))
     charsmap = vocabulary.get("precompiled_charsmap")
     if charsmap is not None:
         if isinstance(charsmap, str | list | int | float):

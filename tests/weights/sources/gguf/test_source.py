@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from hagane.system.errors import ModelError
@@ -82,3 +83,47 @@ def test_scaling_of_rotations_is_read(tiny_model_dir, tmp_path):
     )
     rope = load_config(path).rope
     assert (rope.kind, rope.factor, rope.theta) == ("linear", 4.0, 5e5)
+
+
+@pytest.mark.parametrize("key", ["block_count", "attention.head_count", "embedding_length"])
+def test_sizes_that_no_tensor_has_are_refused_before_memory_is_taken(tiny_model_dir, tmp_path, key):
+    path = write_gguf(tiny_model_dir, tmp_path / "tiny.gguf")
+    data = bytearray(path.read_bytes())
+    value = data.index(f"llama.{key}".encode()) + len(f"llama.{key}") + 4
+    data[value : value + 4] = (0x7FFFFFF0).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"tiny\.gguf has \d+ (layers|heads of \d+ features) by"):
+        load_config(path)
+
+
+def test_vectors_in_blocks_are_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    stored = gguf.GGMLQuantizationType.Q8_0
+    writer.add_tensor(
+        "output_norm.weight", gguf.quantize(np.ones(64, np.float32), stored), raw_dtype=stored
+    )
+    writer.add_tensor("token_embd.weight", np.ones((4, 64), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.ones((64, 64), np.float32))
+    writer.add_tensor("blk.0.attn_norm.weight", np.ones(64, np.float32))
+    for add in ("context_length", "embedding_length", "block_count", "feed_forward_length"):
+        getattr(writer, f"add_{add}")(1 if add == "block_count" else 64)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="in blocks"):
+        open_source(tmp_path / "x.gguf").read("model.norm.weight", (64,))
+
+
+def test_errors_are_one_line_whatever_they_quote(tmp_path):
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "mamba\n\x1b[31m" + "x" * 10000)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError) as caught:
+        load_config(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000

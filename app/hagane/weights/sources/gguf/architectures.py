@@ -86,6 +86,27 @@ class Metadata:
             )
         return float(value)
 
+    def layers(self) -> int:
+        """The number of layers, not more than there are tensors for."""
+        count = self.integer("block_count")
+        if not self.has(f"blk.{count - 1}.attn_norm.weight"):
+            raise self.file.error(
+                f"has {count} layers by {self.architecture}.block_count, but no tensor "
+                f"'blk.{count - 1}.attn_norm.weight'"
+            )
+        return count
+
+    def head_dim(self, hidden: int, heads: int) -> int:
+        """Features of a head, as many as the rows of the first query matrix are for."""
+        size = self.integer("attention.key_length", max(1, hidden // heads))
+        rows = self.rows("blk.0.attn_q.weight")
+        if size * heads != rows:
+            raise self.file.error(
+                f"has {heads} heads of {size} features by its metadata, but {rows} rows of "
+                "'blk.0.attn_q.weight'"
+            )
+        return size
+
     def rows(self, tensor: str) -> int:
         """The first dimension of a tensor that every model has."""
         if tensor not in self.model.tensors:
@@ -132,7 +153,7 @@ def _llama(metadata: Metadata) -> dict[str, Any]:
 
 
 def _gemma3(metadata: Metadata) -> dict[str, Any]:
-    layers = metadata.integer("block_count")
+    layers = metadata.layers()
     # Five layers with a window, then one without.
     kinds = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
     return {
@@ -172,14 +193,14 @@ def huggingface_config(model: GGUFModel) -> dict[str, Any]:
     """The `config.json` of the model. Raises ModelError naming the metadata key at fault."""
     found, metadata = architecture(model), Metadata(model)
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
-    head_dim = metadata.integer("attention.key_length", max(1, hidden // heads))
+    head_dim = metadata.head_dim(hidden, heads)
     floats = all(info.type.name == "F32" for _, info in model.tensors.values())
     return {
         "architectures": [found.name],
         "vocab_size": metadata.rows("token_embd.weight"),
         "hidden_size": hidden,
         "intermediate_size": metadata.integer("feed_forward_length"),
-        "num_hidden_layers": metadata.integer("block_count"),
+        "num_hidden_layers": metadata.layers(),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,

@@ -21,7 +21,8 @@ _ENDS = frozenset(
     }
 )
 _KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-CONTROL, USER_DEFINED = 3, 4
+# Kinds of tokens.
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
 
 def end_token_ids(file: GGUFFile) -> list[int]:

@@ -37,6 +37,7 @@ _LONGEST_NAME = 1 << 12
 _MOST_SHARDS = 1 << 10
 _MOST_STRINGS = 1 << 22
 _LONGEST_TEXT = 1 << 24
+_LONGEST_MESSAGE = 1000
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -97,8 +98,9 @@ class GGUFFile:
         self._read_tensors(tensors)
 
     def error(self, problem: str) -> ModelError:
-        """A ModelError that names this file."""
-        return ModelError(f"{self.path} {problem}")
+        """A ModelError that names this file, in one line whatever is quoted from it."""
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in problem[:_LONGEST_MESSAGE])
+        return ModelError(f"{self.path} {line}")
 
     def __contains__(self, key: str) -> bool:
         return key in self._values

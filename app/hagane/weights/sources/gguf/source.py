@@ -112,6 +112,8 @@ class GGUFSource:
                 f"has the tensor {stored!r} of shape {list(info.shape)}, the metadata asks for "
                 f"{list(shape)}"
             )
+        if len(shape) == 1 and info.type.name not in FLOATS:
+            raise file.error(f"has the vector {stored!r} in blocks ({info.type.name})")
         self._unread.discard(stored)
         offset = self._architecture.norm_offset if stored.endswith("norm.weight") else 0.0
         rows = GGUFRows(file, info, self._order(stored, shape[0]), offset)
