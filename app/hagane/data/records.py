@@ -60,7 +60,12 @@ def parse(line: str, method: Method) -> Record:
         raise RecordError("is nested too deeply") from None
     if not isinstance(record, dict):
         raise RecordError(f"is {_kind(record)}; a line must be a JSON object")
-    return _preference(record) if method == "dpo" else (_supervised(record),)
+    if method == "supervised":
+        return (_supervised(record),)
+    preferred, other = _preference(record)
+    if preferred == other:
+        raise RecordError("prefers an answer to itself: its two answers are the same")
+    return preferred, other
 
 
 def _supervised(record: dict[str, Any]) -> Answer:
@@ -130,7 +135,7 @@ def _answer(
     prompt: list[Any], answer: list[Any], key: str, tools: tuple[Any, ...] | None
 ) -> Conversation:
     """A conversation of which only what the answer says is learnt."""
-    before = _conversation(prompt, "prompt", tools, answered=False) if prompt else None
+    before = _conversation(prompt, "prompt", tools, trained=False) if prompt else None
     said = _conversation(answer, key, tools)
     messages = before.messages if before else ()
     return Conversation(
@@ -139,25 +144,34 @@ def _answer(
 
 
 def _conversation(
-    messages: list[Any], path: str, tools: tuple[Any, ...] | None, *, answered: bool = True
+    messages: list[Any], path: str, tools: tuple[Any, ...] | None, *, trained: bool = True
 ) -> Conversation:
     if not messages:
         raise RecordError(f"{path} is empty")
     checked = tuple(_message(m, f"{path}[{i}]") for i, m in enumerate(messages))
-    weights = tuple(
-        m["role"] == "assistant" and _weight(raw, f"{path}[{i}]")
-        for i, (m, raw) in enumerate(zip(checked, messages, strict=True))
-    )
-    if answered and not any(weights):
+    weights = tuple(_weight(raw, f"{path}[{i}]") for i, raw in enumerate(messages))
+    if not trained:
+        return Conversation(checked, weights, tools)
+    if not any(weights):
         raise RecordError(f"{path} has no assistant message to learn from")
+    for i, (message, weight) in enumerate(zip(checked, weights, strict=True)):
+        if weight and not message["content"].strip() and not message.get("tool_calls"):
+            raise RecordError(
+                f"{path}[{i}].content is empty: a model trained on it would answer nothing; remove "
+                "the message, or give it weight 0"
+            )
     return Conversation(checked, weights, tools)
 
 
 def _weight(message: dict[str, Any], path: str) -> bool:
-    weight = message.get("weight")
+    weight, assistant = message.get("weight"), message["role"] == "assistant"
+    if weight is not None and not assistant:
+        raise RecordError(
+            f"{path}.weight is {weight!r}, but only assistant messages are trained on: remove it"
+        )
     if weight not in (None, 0, 1) or isinstance(weight, bool):
         raise RecordError(f"{path}.weight is {weight!r}; it must be 0 or 1")
-    return weight != 0
+    return assistant and weight != 0
 
 
 def _message(message: Any, path: str) -> Message:

@@ -68,3 +68,12 @@ def test_equal_examples_are_never_on_both_sides(tiny_model_dir, tmp_path):
     assert len(data.validation) == len(held) == 2
     assert len(data.training) == 3 * 38
     assert held.isdisjoint(example.digest for example in data.training)
+
+
+def test_answers_that_are_cut_to_the_same_are_no_preference(tiny_model_dir, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "Say", "chosen": "a cat " * 50 + "one", "rejected": "a cat " * 50 + "two"}
+    path.write_text("\n".join(json.dumps(pair | {"prompt": f"Say {i}"}) for i in range(3)))
+    assert not inspect(path, tiny_model_dir, "dpo").problems
+    report = inspect(path, tiny_model_dir, "dpo", sequence_length=32)
+    assert report.problems[0] == (1, "has two answers that are the same in their first 32 tokens")

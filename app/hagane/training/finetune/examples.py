@@ -9,6 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hagane.data.records import Method, RecordError, parse
 from hagane.models.config import ModelConfig
 from hagane.system.errors import TrainingError
@@ -231,6 +233,8 @@ def _examples(
         kept = tuple(sequence.cut(limit) for sequence in sequences)
         if not all(sequence.learnt.any() for sequence in kept):
             raise RecordError(f"has nothing to learn in its first {limit} tokens")
+        if len(kept) > 1 and np.array_equal(kept[0].tokens, kept[1].tokens):
+            raise RecordError(f"has two answers that are the same in their first {limit} tokens")
         digest = blake2b(digest_size=16)
         for sequence in kept:
             digest.update(sequence.tokens.tobytes() + b"|" + sequence.learnt.tobytes())
