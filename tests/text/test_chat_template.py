@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 from hagane.system.errors import InvalidRequestError, ModelError
+from hagane.system.sandbox import Sandbox
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.tokenizer import Tokenizer
 from transformers import AutoTokenizer
@@ -37,6 +40,11 @@ TEMPLATES = {
         "{% for m in messages %}{% if loop.index0 == 0 %}{% continue %}{% endif %}"
         "{{ m | tojson }}{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}"
     ),
+    "arguments of tojson": (
+        "{{ messages | tojson(ensure_ascii=True) }}{{ messages | tojson(indent=2) }}"
+        "{{ messages | tojson(separators=(',', ':'), sort_keys=True) }}"
+    ),
+    "dates": "{{ strftime_now('%Y') }}{{ strftime_now is defined }}",
 }
 
 
@@ -98,3 +106,110 @@ def test_refusals_and_mistakes_are_clear():
     assert caught.value.param == "messages"
     with pytest.raises(ModelError, match="here: the chat template is malformed"):
         ChatTemplate("{% for %}", {}, "here")
+
+
+@pytest.fixture
+def small():
+    made = Sandbox(processes=2, seconds=0.3, memory=128 << 20)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ range(1000000) }}", "OverflowError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+        ("{{ messages[0].content.format() }}", "KeyError: 'x'"),
+        ("{{ messages[0].content % 1 }}", "TypeError"),
+        ("{{ nothing.at.all }}", "'nothing' is undefined"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+         "more than 0.3 s"),
+        ("{{ 'a' * 400000000 }}", "more than 128 MiB"),
+        ("{{ 10 ** (10 ** 10) }}", "more than"),
+        ("{{ '%0999999999d' % 1 }}", "more than 128 MiB"),
+    ],
+)  # fmt: skip
+def test_any_failure_is_the_requests_own(small, source, words):
+    template = ChatTemplate(source, {}, "model", small)
+    innocent = ChatTemplate("{{ messages[0].content }}", {}, "model", small)
+    others: list[str] = []
+
+    def chat():
+        for _ in range(20):
+            others.append(innocent.render([{"role": "user", "content": "{x}"}]))
+
+    beside = threading.Thread(target=chat)
+    beside.start()
+    started = time.monotonic()
+    with pytest.raises(InvalidRequestError, match="chat template refuses") as caught:
+        template.render([{"role": "user", "content": "{x}"}])
+    assert words in str(caught.value) and caught.value.param == "messages"
+    assert time.monotonic() - started < 10
+    beside.join()
+    assert others == ["{x}"] * 20
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set x = " + "(" * 50_000 + "1" + ")" * 50_000 + " %}",
+        "{% if true %}" * 20_000 + "{% endif %}" * 20_000,
+        "{{ " + "1 + " * 200_000 + "1 }}",
+        "{% extends 'other' %}{% block",
+    ],
+)
+def test_templates_that_cannot_be_compiled_are_refused_in_bounded_time(small, source):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match="here: the chat template is malformed"):
+        ChatTemplate(source, {}, "here", small)
+    assert time.monotonic() - started < 10
+
+
+def test_constants_that_are_never_reached_are_not_computed(small):
+    source = "{% if false %}{{ 'a' * 400000000 }}{{ 10 ** (10 ** 10) }}{% endif %}fine"
+    assert ChatTemplate(source, {}, "model", small).render([]) == "fine"
+
+
+@pytest.mark.parametrize(
+    "name", ["self", "messages", "bos_token", "eos_token", "raise_exception", "range", "namespace"]
+)
+def test_names_that_are_the_servers_are_refused(name):
+    template = ChatTemplate("{{ bos_token }}", {"bos_token": "<s>"}, "model")
+    with pytest.raises(InvalidRequestError, match=f"must not set '{name}'") as caught:
+        template.render([], **{name: 1})
+    assert caught.value.param == "chat_template_kwargs"
+
+
+def test_what_json_cannot_hold_is_refused():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(InvalidRequestError):
+        ChatTemplate("{{ x }}", {}, "model").render([], x=nested)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (["a text"], "must be a text, or a list of named templates"),
+        (7, "must be a text"),
+        ([{"name": "default", "template": 7}], "must be a text"),
+        ("a" * (2 << 20), "longer than"),
+    ],
+)
+def test_templates_of_wrong_shapes_are_refused_by_file(rendered, setting, message):
+    with pytest.raises(ModelError, match=rf"tokenizer_config.json: chat_template .*{message}"):
+        rendered(setting)
+
+
+def test_template_files_are_read_as_text(tiny_model_dir, tmp_path):
+    tokenizer = Tokenizer.load(tiny_model_dir)
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes("\ufeff{{ messages | length }}".encode())
+    template = ChatTemplate.load(tmp_path, tokenizer)
+    assert template is not None and template.render([]) == "0"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match="chat_template.jinja is not UTF-8"):
+        ChatTemplate.load(tmp_path, tokenizer)

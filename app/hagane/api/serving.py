@@ -25,6 +25,7 @@ from hagane.system.errors import (
     ModelNotFoundError,
     RateLimitError,
 )
+from hagane.system.sandbox import shared_sandbox
 from hagane.system.settings import Settings
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.generation_defaults import GenerationDefaults
@@ -47,6 +48,8 @@ class ServedModel:
     @classmethod
     def load(cls, directory: Path, name: str | None) -> ServedModel:
         """Raises ModelError naming the file at fault."""
+        # Starts while the tokenizer is read; the chat template runs there.
+        shared_sandbox().warm()
         config = load_config(directory)
         tokenizer = Tokenizer.load(directory)
         return cls(

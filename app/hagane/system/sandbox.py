@@ -54,7 +54,10 @@ class Sandbox:
 
         Raises SandboxError with the message of what the function raised, or SandboxLimitError.
         """
-        request = json.dumps([function, *arguments], separators=(",", ":")).encode()
+        try:
+            request = json.dumps([function, *arguments], separators=(",", ":")).encode()
+        except (RecursionError, TypeError, ValueError) as error:
+            raise SandboxError(f"its arguments cannot be sent: {error}") from None
         with self._free:
             worker = self._take()
             answer = None

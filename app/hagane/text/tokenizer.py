@@ -61,10 +61,15 @@ class Tokenizer:
         text: str = self._backend.to_str()
         return text
 
-    def _special(self, key: str) -> int | None:
+    def special_text(self, key: str) -> str | None:
+        """The token that `tokenizer_config.json` gives the role `key`, such as `bos_token`."""
         value = self.config.get(key)
         content = value.get("content") if isinstance(value, dict) else value
-        return self._backend.token_to_id(content) if isinstance(content, str) else None
+        return content if isinstance(content, str) else None
+
+    def _special(self, key: str) -> int | None:
+        content = self.special_text(key)
+        return None if content is None else self._backend.token_to_id(content)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; the begin-of-text token is added at most once.
