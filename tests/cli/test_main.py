@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hagane.cli import evaluate
 from hagane.cli.command import read
+from hagane.cli.evaluate import read_options
 from hagane.cli.main import COMMANDS, describe, dispatch
 from hagane.evaluation.run import Evaluation
 from hagane.system.errors import ConfigurationError, HaganeError
@@ -133,16 +133,9 @@ def test_fine_tuning_leaves_nothing_behind_when_its_file_is_missing(tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["here.jsonl"]
 
 
-def test_lists_of_files_are_read_one_after_the_other(tmp_path, monkeypatch):
-    given = []
-
-    async def remember(config, plan):
-        given.append(plan)
-        return {}
-
-    monkeypatch.setattr(evaluate, "run_evaluation", remember)
-    assert dispatch(["eval", "hagane-mini", "--text", "a,b.txt", "c", "--limit", "2"]) == 0
-    assert given[0] == Evaluation((Path("a,b.txt"), Path("c")), (), 2)
+def test_lists_of_files_are_read_one_after_the_other():
+    options = read_options(["hagane-mini", "--text", "a,b.txt", "c", "--limit", "2"])
+    assert options.plan == Evaluation((Path("a,b.txt"), Path("c")), (), 2)
 
 
 def test_asking_for_help_imports_no_torch():

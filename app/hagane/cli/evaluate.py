@@ -43,10 +43,20 @@ class EvaluateOptions(Options):
             raise ValueError("give a file with --text or --questions")
         return self
 
+    @property
+    def plan(self) -> Evaluation:
+        """The files and how much of each."""
+        return Evaluation(tuple(self.text), tuple(self.questions), self.limit)
+
+
+def read_options(arguments: Sequence[str]) -> EvaluateOptions:
+    """Raises ConfigurationError or ValidationError, as `read` does."""
+    return read(EvaluateOptions, _one_value_each(arguments), "eval")
+
 
 def run(arguments: list[str]) -> int:
     """Evaluate on an engine of its own, and print the results."""
-    options = read(EvaluateOptions, _one_value_each(arguments), "eval")
+    options = read_options(arguments)
     configure_logging("warning", "auto")
     directory = resolve_model(options.model)
     settings = Settings(
@@ -56,8 +66,7 @@ def run(arguments: list[str]) -> int:
         quantize=options.quantize,
         threads=options.threads,
     )
-    plan = Evaluation(tuple(options.text), tuple(options.questions), options.limit)
-    results = asyncio.run(run_evaluation(engine_config(settings, str(directory)), plan))
+    results = asyncio.run(run_evaluation(engine_config(settings, str(directory)), options.plan))
     if options.as_json:
         print(json.dumps({str(path): asdict(result) for path, result in results.items()}))
         return 0

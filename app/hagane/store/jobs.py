@@ -170,11 +170,11 @@ class Jobs:
                     return Job(**without_sequence(found))
         return None
 
-    def status(self, job_id: str) -> Status:
-        """The status alone: cheap enough to ask after every step."""
+    def status(self, job_id: str) -> Status | None:
+        """The status alone, None for no such job: cheap enough to ask after every step."""
         with self._database.read() as connection:
             query = sa.select(_jobs.c.status).where(_jobs.c.id == job_id)
-            status: Status = connection.execute(query).scalar_one()
+            status: Status | None = connection.execute(query).scalar_one_or_none()
         return status
 
     def transition(

@@ -72,7 +72,7 @@ async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):
     gone = add(store, tmp_path / "gone", good, "validating_files")
     supervisor = Supervisor(store, JobOptions())
     try:
-        while await supervisor._validate_next():
+        while await supervisor.validate_next():
             pass
     finally:
         await supervisor.stop(grace=1)
@@ -85,6 +85,31 @@ async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):
     assert store.jobs.get(gone.id).error["code"] == "invalid_model"
 
 
+@pytest.mark.parametrize(
+    "last", ['{"\\ud800": 1}', '{"text": "\\ud800"}', "[" * 9000], ids=range(3)
+)
+async def test_no_file_stops_the_queue(store, tiny_model_dir, tmp_path, last):
+    file = tmp_path / "strange.jsonl"
+    file.write_text('{"text": "Once upon a time"}\n' * 8 + last + "\n")
+    job = add(store, tiny_model_dir, file, "validating_files")
+    assert await Supervisor(store, JobOptions()).validate_next()
+    assert store.jobs.get(job.id).status == "failed"
+
+
+async def test_a_fault_in_a_step_fails_its_job_and_the_queue_goes_on(store, tmp_path):
+    """A specification of a later version is one that this one cannot read."""
+    jobs = [
+        Job(new_job_id(), 1, status, "tiny", "file", {"kind": "fine_tuning"}, {"unknown": "\ud800"})
+        for status in ("validating_files", "validating_files")
+    ]
+    for job in jobs:
+        store.jobs.add(job)
+    supervisor = Supervisor(store, JobOptions())
+    while await supervisor.validate_next():
+        pass
+    assert [store.jobs.get(job.id).error["code"] for job in jobs] == ["internal_error"] * 2
+
+
 async def test_a_run_that_will_not_fit_is_refused_with_the_figure(store, tiny_model_dir, tmp_path):
     vast, good = tmp_path / "vast", tmp_path / "good.jsonl"
     shutil.copytree(tiny_model_dir, vast)
@@ -93,7 +118,7 @@ async def test_a_run_that_will_not_fit_is_refused_with_the_figure(store, tiny_mo
     good.write_text("".join(json.dumps({"text": f"Once upon {n}"}) + "\n" for n in range(8)))
     job = add(store, vast, good, "validating_files")
     supervisor = Supervisor(store, JobOptions())
-    assert await supervisor._validate_next()
+    assert await supervisor.validate_next()
     error = store.jobs.get(job.id).error
     assert error["code"] == "out_of_memory"
     assert "GB" in error["message"]
@@ -108,9 +133,12 @@ async def test_finished_runs_keep_nothing_to_go_on_from(store, tiny_model_dir, t
     for job in jobs.values():
         (store.job_directory(job.id) / "state").mkdir(parents=True)
         (store.job_directory(job.id) / "adapter").mkdir()
+    # Of a job that another server's database knows, or of nobody's.
+    (store.directory / "jobs" / "stray" / "state").mkdir(parents=True)
+    (store.directory / "jobs" / "note.txt").touch()
     add(store, tiny_model_dir, tmp_path / "none", "queued")
     supervisor = Supervisor(store, JobOptions())
-    assert await supervisor._train_next()
+    assert await supervisor.train_next()
     left = {
         status: [path.name for path in store.job_directory(job.id).iterdir()]
         for status, job in jobs.items()

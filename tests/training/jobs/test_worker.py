@@ -12,7 +12,6 @@ from hagane.store.jobs import Job, new_job_id
 from hagane.store.paging import Paging
 from hagane.store.store import Store
 from hagane.system.errors import TrainingError, TrainingInterrupted
-from hagane.training.finetune import loop as real
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.worker import StoreListener, work
 from hagane.training.report.listener import CheckpointReport, Result, StepReport
@@ -26,7 +25,7 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def play(store, monkeypatch, tmp_path):
+def play(store, tmp_path):
     """Works off a running job whose run is the function given."""
 
     def start(run, promote: str = "if_better", **spec) -> Job:
@@ -34,8 +33,7 @@ def play(store, monkeypatch, tmp_path):
         request = {"extra": {"promote": promote}}
         job = Job(new_job_id(), 1, "running", "tiny", "file", request, whole)
         store.jobs.add(job)
-        monkeypatch.setattr(real, "finetune", run)
-        work(store, job, StoreListener(store, job, 3), 0.1)
+        work(store, job, StoreListener(store, job, 3), 0.1, finetune=run)
         return store.jobs.get(job.id)
 
     return start

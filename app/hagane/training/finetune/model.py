@@ -61,12 +61,19 @@ class Trainee:
                 shutil.copyfile(self.source / name, directory / name)
 
 
-def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
-    """Raises ModelError for a model that cannot be read and TrainingError for too little memory."""
+def load_trainee(
+    spec: FineTuneSpec, longest: int, *, checkpointing: bool | None = None, native: bool = True
+) -> Trainee:
+    """The model of `spec`, for examples of up to `longest` tokens.
+
+    `checkpointing` computes layers again in the backward pass; None: where memory is short. An
+    adapter is trained by this project's kernels where there are any, unless `native` is False.
+    Raises ModelError for a model that cannot be read and TrainingError for too little memory.
+    """
     device = resolve_device(spec.device)
     config = load_config(spec.model)
     dtype = _dtype(spec.dtype, config, device)
-    recompute = _must_recompute(config, spec, longest, device)
+    short = _memory_is_short(config, spec, longest, device)
     # As serving quantizes it.
     coarse = (
         Quantization(spec.quantize, rotated=device.type == "cpu")
@@ -89,11 +96,11 @@ def load_trainee(spec: FineTuneSpec, longest: int) -> Trainee:
             base_model=model_name(spec.model),
         )
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
-        if training.usable(device, dtype):
+        if native and training.usable(device, dtype):
             cpu.start_beside_torch(spec.threads)
             use_operations(model, training)
             compute_in_integers(model, dtype)
-    if recompute:
+    if short if checkpointing is None else checkpointing:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)
     return Trainee(model, adapter, spec.model, device, dtype)
@@ -111,9 +118,10 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def _must_recompute(
+def _memory_is_short(
     config: ModelConfig, spec: FineTuneSpec, longest: int, device: torch.device
 ) -> bool:
+    """Raises TrainingError where even checkpointing does not make the run fit."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         # A job is held to a part of the device.

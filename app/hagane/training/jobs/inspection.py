@@ -16,7 +16,7 @@ from typing import Any
 from hagane.system.errors import HaganeError, TrainingError
 from hagane.training.finetune.examples import report
 from hagane.training.finetune.spec import FineTuneSpec
-from hagane.training.jobs.allowance import allowed_memory
+from hagane.training.jobs.allowance import allowed_memory, find_gpu
 from hagane.training.jobs.priority import step_back
 
 
@@ -90,7 +90,7 @@ def _answer(spec: FineTuneSpec, gpu_memory_fraction: float) -> dict[str, Any]:
         "training": training,
         "validation": validation,
         "plan": training.pop("plan"),
-        "allowed_memory": allowed_memory(spec.device, gpu_memory_fraction),
+        "allowed_memory": allowed_memory(find_gpu(spec.device), gpu_memory_fraction),
     }
 
 

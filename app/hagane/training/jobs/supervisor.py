@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hagane.store.jobs import Event, Job
+from hagane.store.jobs import Event, Job, Status
 from hagane.store.store import Store
 from hagane.system.errors import DiskFullError, TrainingError
 from hagane.training.finetune.spec import FineTuneSpec
@@ -32,6 +32,8 @@ _TROUBLE_SECONDS = 5.0
 # Without a sign of life for so long a worker is stuck: even on a busy machine it gets some time.
 _SILENCE_SECONDS = 300.0
 _MOST_DEATHS = 3
+# Of the database and the disk: no fault of the job at hand, which waits until it is over.
+_TROUBLE = (DiskFullError, sa.exc.DBAPIError, OSError)
 
 
 class Supervisor:
@@ -44,7 +46,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin, in the background."""
-        for step in (self._validate_next, self._train_next):
+        for step in (self.validate_next, self.train_next):
             self._loops.append(asyncio.create_task(_forever(step)))
 
     async def stop(self, grace: float) -> None:
@@ -58,32 +60,53 @@ class Supervisor:
                 await asyncio.wait_for(self._worker.wait(), grace)
             await _kill(self._worker)
 
-    async def _validate_next(self) -> bool:
-        job = self._store.jobs.first("validating_files")
+    async def validate_next(self) -> bool:
+        """Judge the files of the oldest new job; False where there is none."""
+        return await self._take_on(("validating_files",), self._validate)
+
+    async def train_next(self) -> bool:
+        """Keep a worker on the oldest waiting job until it ends; False where none waits."""
+        return await self._take_on(("running", "queued"), self._train)
+
+    async def _take_on(
+        self, statuses: tuple[Status, ...], step: Callable[[Job], Awaitable[None]]
+    ) -> bool:
+        """One step of the oldest job in one of `statuses`, which fails by what the step raises."""
+        job = self._store.jobs.first(*statuses)
         if job is None:
             return False
+        try:
+            await step(job)
+        except _TROUBLE:
+            raise
+        except Exception as error:
+            logger.exception("job %s fails by a fault of this program", job.id)
+            # The text may be what cannot be stored.
+            message = f"{type(error).__name__}: {str(error)!a}; the server's log says more."
+            reason = {"code": "internal_error", "message": message, "param": None}
+            event = Event(f"The job failed: {message}", "error", data=reason)
+            await self._move(job, statuses, "failed", event, error=reason)
+        return True
+
+    async def _validate(self, job: Job) -> None:
         try:
             fraction = self._options.gpu_memory_fraction
             inspection = await inspect_files(FineTuneSpec.model_validate(job.spec), fraction)
         except TrainingError as error:
             reason = {"code": error.code, "message": str(error), "param": "training_file"}
             await self._reject(job, reason, {})
-            return True
+            return
         if (refusal := _refusal(inspection)) is not None:
             await self._reject(job, *refusal)
-            return True
+            return
         event = Event("Files validated, moving job to queued state", data=asdict(inspection))
         await self._move(job, ("validating_files",), "queued", event, plan=inspection.plan)
-        return True
 
     async def _reject(self, job: Job, reason: dict[str, Any], report: dict[str, Any]) -> None:
         event = Event(reason["message"], "error", data={**reason, "report": report})
         await self._move(job, ("validating_files",), "failed", event, error=reason)
 
-    async def _train_next(self) -> bool:
-        job = self._store.jobs.first("running", "queued")
-        if job is None:
-            return False
+    async def _train(self, job: Job) -> None:
         self._worker = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -94,11 +117,15 @@ class Supervisor:
             # Held open as long as this process lives; the worker ends when it closes.
             stdin=asyncio.subprocess.PIPE,
         )
-        code = await self._watch(self._worker, job)
-        await asyncio.to_thread(self._forget_states)
+        try:
+            code = await self._watch(self._worker, job)
+        except Exception:
+            # Nobody watches it any more; it goes on from its checkpoint under the next one.
+            await _kill(self._worker)
+            raise
         if code and self._store.jobs.status(job.id) in ("queued", "running"):
             await self._count_death(job, code)
-        return True
+        await asyncio.to_thread(self._forget_states)
 
     def _forget_states(self) -> None:
         """Remove what a run would go on from, of jobs that never will: most of what they leave."""
@@ -158,7 +185,7 @@ async def _forever(step: Callable[[], Awaitable[bool]]) -> None:
             # Not even that a job failed can be written down: it goes on once there is room.
             logger.error("fine-tuning pauses for %.0f s: %s", _TROUBLE_SECONDS, error)
             await asyncio.sleep(_TROUBLE_SECONDS)
-        except (sa.exc.DBAPIError, OSError):
+        except Exception:
             logger.exception("fine-tuning pauses for %.0f s", _TROUBLE_SECONDS)
             await asyncio.sleep(_TROUBLE_SECONDS)
         else:

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from hagane.system.errors import DiskFullError, HaganeError, TrainingInterrupted
 from hagane.system.files import full, is_full
 from hagane.system.logging import configure_logging, request_id
 from hagane.training.finetune.spec import FineTuneSpec
-from hagane.training.jobs.allowance import confine
+from hagane.training.jobs.allowance import confine, find_gpu
 from hagane.training.jobs.gate import judgement, opens
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.priority import step_back
@@ -44,6 +44,8 @@ HEARTBEAT_SECONDS = 5.0
 _FLUSH_SECONDS = 0.5
 _ATTEMPTS = 5
 _RUNNING: tuple[Status, ...] = ("running",)
+
+FineTune = Callable[[FineTuneSpec, Path, "StoreListener"], Result]
 
 
 class StoreListener:
@@ -115,14 +117,23 @@ def _told(report: StepReport | PretrainReport) -> str:
     return text if report.valid_loss is None else f"{text}, validation loss={report.valid_loss:.4f}"
 
 
-def work(store: Store, job: Job, listener: StoreListener, gpu_memory_fraction: float) -> None:
-    """Train, and enter what came of it. Raises TrainingInterrupted when asked to stop."""
+def work(
+    store: Store,
+    job: Job,
+    listener: StoreListener,
+    gpu_memory_fraction: float,
+    finetune: FineTune | None = None,
+) -> None:
+    """Train, and enter what came of it. Raises TrainingInterrupted when asked to stop.
+
+    `finetune` is what trains in a fine-tuning job; the product's own unless given.
+    """
     try:
-        confine(job.spec["device"], gpu_memory_fraction)
+        confine(find_gpu(job.spec["device"]), gpu_memory_fraction)
         if job.kind == "pretraining":
             _pretrain(store, job, listener)
         else:
-            _finetune(store, job, listener)
+            _finetune(store, job, listener, finetune or _own_finetune())
     except TrainingInterrupted:
         raise
     except Exception as error:
@@ -130,10 +141,14 @@ def work(store: Store, job: Job, listener: StoreListener, gpu_memory_fraction: f
         _fail(store, job, error)
 
 
-def _finetune(store: Store, job: Job, listener: StoreListener) -> None:
+def _own_finetune() -> FineTune:
     # Takes seconds, and is not needed to find out that there is nothing to do.
     from hagane.training.finetune.loop import finetune
 
+    return finetune
+
+
+def _finetune(store: Store, job: Job, listener: StoreListener, finetune: FineTune) -> None:
     directory = store.job_directory(job.id)
     _succeed(store, job, finetune(FineTuneSpec.model_validate(job.spec), directory, listener))
 
