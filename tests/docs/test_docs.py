@@ -171,6 +171,16 @@ def test_links_lead_somewhere(document):
         assert "://" in target or (document.parent / target).exists(), target
 
 
+def test_every_setting_is_in_the_documents():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    missing = [
+        name
+        for name in Settings.model_fields
+        if not re.search(rf"`{name}`|--{name.replace('_', '-')}\b|HAGANE_{name.upper()}\b", text)
+    ]
+    assert not missing, f"say in docs/operating.md what these do: {missing}"
+
+
 def test_settings_and_metrics_in_the_documents_exist(documented):
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     for name in re.findall(r"\bHAGANE_([A-Z_]+)\b", text):
