@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 
 from hagane.api.body import Body, read_body
 from hagane.api.errors import AuthenticationError, PermissionDeniedError
+from hagane.api.json_body import JsonRoute
 from hagane.api.limits import ANONYMOUS, key_label
 from hagane.system.settings import Settings
 
@@ -70,6 +70,8 @@ TABLE = MappingProxyType(
         "GET /v1/models/{model_id:path}": _FINDS,
         "POST /tokenize": _FINDS,
         "POST /detokenize": _FINDS,
+        "GET /health": _OPEN,
+        "GET /version": _OPEN,
         "GET /health/live": _OPEN,
         "GET /health/ready": _OPEN,
         "GET /metrics": _METRICS,
@@ -113,7 +115,7 @@ TABLE = MappingProxyType(
 )
 
 
-class GuardedRoute(APIRoute):
+class GuardedRoute(JsonRoute):
     """A route of the table: the key first, the body within its bounds, then the endpoint.
 
     Raises KeyError when it is made without an entry in the table.

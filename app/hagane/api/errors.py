@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import reprlib
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -31,19 +33,31 @@ from hagane.system.errors import (
 
 logger = logging.getLogger(__name__)
 
-# OpenAI parameters that need a capability this server does not have.
+# OpenAI parameters that need a capability this server does not have, and what that is called.
 _UNSUPPORTED = {
-    "audio", "functions", "function_call", "logit_bias_type", "modalities", "prediction",
-    "prompt_cache_key", "reasoning_effort", "safety_identifier", "suffix", "tools", "verbosity",
-    "web_search_options",
-}  # fmt: skip
+    "audio": "audio output",
+    "prediction": "predicted output",
+    "web_search_options": "web search",
+    "tools": "tool calling",
+    "functions": "tool calling",
+    "tool_choice": "tool calling",
+    "function_call": "tool calling",
+    "suffix": "filling in the middle",
+    "modalities": "output other than text",
+    "response_format": "structured output",
+}
+# The most of a value, or of a field's path, that an error repeats.
+_SHOWN = 80
+_LONGEST_PATH = 200
+# Errors about several fields, or whose message says what was sent.
+_WHOLE = {"value_error", "unsupported_content", "unsupported_parameter"}
 _BOUNDS = {
     "less_than_equal": "above_max_value",
     "less_than": "above_max_value",
     "greater_than_equal": "below_min_value",
     "greater_than": "below_min_value",
 }
-_UNION_TAGS = {"str", "int", "float", "bool"}
+_UNION_TAGS = {"str", "int", "float", "bool", "list", "ids", "lists"}
 
 
 class AuthenticationError(HaganeError):
@@ -126,7 +140,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(str(error.detail), "invalid_request_error", None, _http_code(error))
+        message = _http_message(request, error)
+        body = error_body(message, "invalid_request_error", None, _http_code(error))
         headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = ", ".join(_methods(request))
@@ -137,6 +152,15 @@ def install(app: FastAPI) -> None:
         logger.error("unforeseen error", exc_info=error)
         body = error_body("Internal error; the log has the details.", "server_error", None, None)
         return JSONResponse(body, 500)
+
+
+def _http_message(request: Request, error: HTTPException) -> str:
+    if error.status_code not in (404, 405):
+        return str(error.detail)
+    path = request.url.path[:_LONGEST_PATH]
+    if error.status_code == 405:
+        return f"{path} does not take {request.method[:16]}; see the header 'Allow'."
+    return f"There is no {path} on this server; GET /openapi.json lists what there is."
 
 
 def _methods(request: Request) -> list[str]:
@@ -163,26 +187,41 @@ def _validation_body(errors: Sequence[Any]) -> dict[str, Any]:
         return error_body(message, "invalid_request_error", None, "invalid_json")
     param = _path(first["loc"][1:])
     code = _code(first, param)
-    if code == "unsupported_parameter":
-        message = f"The parameter '{param}' is not supported by this server; leave it out."
+    if code == "unsupported_parameter" and (feature := _feature(param)) is not None:
+        message = f"'{param}': {feature} is not supported by this server; leave it out."
     elif code == "unknown_parameter":
         message = f"Unknown parameter: '{param}'."
     elif code == "missing_required_parameter":
         message = f"Missing required parameter: '{param}'."
+        if param is None:
+            message = "The request body is empty; send a JSON object."
     else:
         reason = first["msg"].removeprefix("Value error, ")
         message = f"Invalid value for '{param or 'body'}': {reason}."
         # What several fields together came to is not what the client sent.
-        if not (first["type"] == "value_error" and isinstance(first.get("input"), dict)):
-            got = repr(first.get("input"))
-            message += f" Got {got if len(got) <= 80 else got[:77] + '...'}."
+        got = first.get("input")
+        if not (first["type"] in _WHOLE and isinstance(got, dict)):
+            message += f" Got {_show(got)}."
     return error_body(message, "invalid_request_error", param, code)
+
+
+def _show(value: Any) -> str:
+    """The beginning of a value; one of megabytes is not written out for that."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = _SHOWN
+    shown = brief.repr(value)
+    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
 
 
 def _code(error: Any, param: str | None) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
-        return "unsupported_parameter" if param in _UNSUPPORTED else "unknown_parameter"
+        return "unknown_parameter"
+    if kind in ("unsupported_content", "unsupported_parameter"):
+        return str(kind)
+    nothing_else = kind in ("none_required", "literal_error") or _most(error) == 0
+    if nothing_else and _feature(param) is not None:
+        return "unsupported_parameter"
     if kind == "missing":
         return "missing_required_parameter"
     if kind in _BOUNDS:
@@ -193,6 +232,17 @@ def _code(error: Any, param: str | None) -> str:
     return "invalid_type" if kind.endswith("_type") else "invalid_value"
 
 
+def _feature(param: str | None) -> str | None:
+    """What a field asks for that this server cannot do."""
+    return _UNSUPPORTED.get(re.split(r"[.\[]", param or "")[0])
+
+
+def _most(error: Any) -> int | None:
+    """The greatest length that the field may have; 0 where only empty values are accepted."""
+    most: int | None = (error.get("ctx") or {}).get("max_length")
+    return most
+
+
 def _path(location: Sequence[str | int]) -> str | None:
     """("messages", 0, "content", "str") -> "messages[0].content"; tags of unions are left out."""
     path = ""
@@ -201,4 +251,6 @@ def _path(location: Sequence[str | int]) -> str | None:
             path += f"[{part}]"
         elif part not in _UNION_TAGS and part.isidentifier() and not part[0].isupper():
             path += f".{part}" if path else part
+        if len(path) > _LONGEST_PATH:
+            return path[:_LONGEST_PATH] + "..."
     return path or None

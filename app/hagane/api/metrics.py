@@ -200,6 +200,6 @@ router = guarded_router()
 
 
 @router.get("/metrics", include_in_schema=False)
-async def metrics(request: Request) -> Response:
+def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
     return Response(render(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,119 +1,333 @@
 """OpenAI's request bodies. A field that is not named here is refused, never ignored.
 
-Fields of OpenAI's contract that this server does not implement accept only the value that means
-"do nothing", and are refused with the remedy otherwise.
+null means "not given" for every optional field. Fields of OpenAI's contract that this server does
+not implement accept only the values that mean "do nothing", and are refused with the remedy
+otherwise. Hints that change no answer are accepted; docs/api.md lists them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from hagane.generation.request import Parameters
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 # What messages, tensors and the database can hold.
 Count = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
+# What an alias, an adapter or a new model may be called: safe in paths, logs and terminals.
+Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# How a request names a model: also names with colons and slashes, which jobs and hubs give.
+ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+Hint = Annotated[str, Field(max_length=1024)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+_MOST_STOP_STRINGS = 16
+_MOST_BIASES = 1024
+_MOST_STOP_TOKENS = 128
+_MEDIA = {
+    "image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio",
+    "audio_url": "audio", "video_url": "video", "video": "video", "file": "files",
+    "input_file": "files",
+}  # fmt: skip
 
 
 class Body(BaseModel):
-    """Base of all bodies: no unknown fields."""
+    """Base of all bodies: no unknown fields, and null leaves an optional field out."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_null_out(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = cls.model_fields
+        return {
+            key: item
+            for key, item in value.items()
+            if item is not None or key not in fields or fields[key].is_required()
+        }
 
 
 class StreamOptions(Body):
     include_usage: Flag = False
+    continuous_usage_stats: Flag = False
     include_obfuscation: Literal[False] = False
 
 
 class TextPart(Body):
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_what_is_no_text(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if kind == "refusal":
+            return {"type": "text", "text": value.get("refusal")}
+        if isinstance(kind, str) and kind in _MEDIA:
+            raise PydanticCustomError(
+                "unsupported_content",
+                "a part of type '{kind}': {media} are not supported by this server; send text",
+                {"kind": kind, "media": _MEDIA[kind]},
+            )
+        return value
+
+
+class FunctionCall(Body):
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str
+
+
+class ToolCallPart(Body):
+    """A call that an assistant's message of the conversation holds."""
+
+    id: Annotated[str, Field(max_length=256)]
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+
+def _either(*kinds: str) -> Any:
+    """Tells the forms of a union apart before they are looked into: one clear error, not all."""
+
+    def choose(value: Any) -> str | None:
+        kind = "str" if isinstance(value, str) else "list" if isinstance(value, list) else None
+        if kind == "list" and value and "ids" in kinds:
+            first = value[0]
+            kind = "ids" if isinstance(first, int) else "lists" if isinstance(first, list) else kind
+        return kind
+
+    return Discriminator(
+        choose,
+        custom_error_type="invalid_type",
+        custom_error_message="Input should be a string or a list",
+    )
+
+
+Content = Annotated[
+    Annotated[str, Tag("str")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("list")],
+    _either("str", "list"),
+]
 
 
 class Message(Body):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
-    name: str | None = None
+    """One turn. What OpenAI's clients send back of an answer is accepted as it came."""
 
-    def as_template_input(self) -> dict[str, Any]:
-        """What chat templates expect: text content, and OpenAI's newer role by its older name."""
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content
+    name: Annotated[str, Field(max_length=256)] | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: dict[str, Any] | None = None
+    function_call: FunctionCall | None = None
+    tool_calls: list[ToolCallPart] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    cache_control: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def allow_answers_without_text(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if value.get("role") == "assistant" and value.get("content") is None:
+            return {**value, "content": value.get("refusal") or ""}
+        return value
+
+    @property
+    def text(self) -> str:
+        """The content, its parts joined."""
         content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        role = "system" if self.role == "developer" else self.role
-        named = {"name": self.name} if self.name is not None else {}
-        return {"role": role, "content": content, **named}
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class ResponseFormat(Body):
     type: Literal["text"]
 
+    @model_validator(mode="before")
+    @classmethod
+    def name_what_is_missing(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if kind in ("json_object", "json_schema"):
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                "structured output ('{kind}') is not supported by this server; leave it out",
+                {"kind": kind},
+            )
+        return value
+
 
 class SamplingBody(Body):
     """What chat and text completions have in common."""
 
-    model: str
+    model: ModelName
     stream: Flag = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     n: Annotated[Count, Field(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None
+    stop: (
+        Annotated[
+            Annotated[StopString, Tag("str")]
+            | Annotated[
+                list[StopString],
+                Field(max_length=_MOST_STOP_STRINGS),
+                Field(fail_fast=True),
+                Tag("list"),
+            ],
+            _either("str", "list"),
+        ]
+        | None
+    ) = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[
+            dict[int, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=_MOST_BIASES)
+        ]
+        | None
+    ) = None
     seed: Annotated[Count, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    user: str | None = None
     # Extensions that vLLM's clients know.
     top_k: Annotated[Count, Field(ge=-1)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
     min_tokens: Annotated[Count, Field(ge=0)] = 0
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=_MOST_STOP_TOKENS)] | None = None
     ignore_eos: Flag = False
     skip_special_tokens: Flag = True
     priority: Annotated[Count, Field(ge=-1000, le=1000)] = 0
     cache_salt: Annotated[str, Field(max_length=256)] = ""
-    timeout: Annotated[Number, Field(gt=0)] | None = None
+    timeout: Annotated[Number, Field(gt=0, le=1e6)] | None = None
+    # Hints that change no answer.
+    user: Hint | None = None
+    metadata: Metadata | None = None
+    store: Flag | None = None
+    prompt_cache_key: Hint | None = None
+    prompt_cache_retention: Hint | None = None
+    safety_identifier: Hint | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def need_a_stream(cls, value: StreamOptions | None, info: Any) -> StreamOptions | None:
+        if value is not None and info.data.get("stream") is False:
+            raise PydanticCustomError("needs_stream", "it needs 'stream': true")
+        return value
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream carries the token counts so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    def parameters(
+        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> Parameters:
+        """What a generation needs to know of the body."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Parameters(
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            n=self.n or 1,
+            stop=stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias or {},
+            seed=self.seed,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+            timeout=self.timeout,
+        )
 
 
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), Field(fail_fast=True)]
     max_tokens: Annotated[Count, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     logprobs: Flag = False
     top_logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
     add_generation_prompt: Flag = True
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     response_format: ResponseFormat | None = None
-    tool_choice: Literal["none"] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: Flag | None = None
-    metadata: dict[str, str] | None = None
+    # Hints that change no answer; templates that know it see the effort.
+    modalities: list[Literal["text"]] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    # Of OpenAI's contract, and not implemented: null alone is accepted.
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[Texts, Tag("list")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists")],
+    _either("str", "list", "ids", "lists"),
+]
 
 
 class CompletionBody(SamplingBody):
     """POST /v1/completions. `max_tokens` 0 is for `echo`: score the prompt alone."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
-    max_tokens: Annotated[Count, Field(ge=0)] | None = 16
+    prompt: Prompt
+    max_tokens: Annotated[Count, Field(ge=0)] = 16
     logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
     echo: Flag = False
     best_of: Count | None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = None
 
 
 class TokenizeBody(Body):
     """POST /tokenize: a text, or a conversation."""
 
-    model: str | None = None
+    model: ModelName | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1), Field(fail_fast=True)] | None = None
     add_special_tokens: Flag = True
     add_generation_prompt: Flag = True
 
@@ -121,5 +335,5 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
-    model: str | None = None
-    tokens: list[TokenId]
+    model: ModelName | None = None
+    tokens: TokenIds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,13 +14,15 @@ from fastapi import Request
 
 from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
+from hagane.api.offload import Offload
+from hagane.generation.request import find_room, overflow
 from hagane.models.config import ModelConfig
 from hagane.pool.client import EngineClient
 from hagane.pool.models import Fleet
 from hagane.store.catalogue import Catalogue, Served
 from hagane.store.store import Store
 from hagane.system.errors import (
-    ContextLengthError,
+    EngineUnavailableError,
     InvalidRequestError,
     ModelNotFoundError,
     RateLimitError,
@@ -62,6 +64,8 @@ class ServedModel:
         )
 
 
+# Longer texts are worth a count of their beginning before all of it is encoded.
+_CHARACTERS_PER_TOKEN = 8
 # Those of whole models beside the base; their directories never change.
 _load_text = lru_cache(maxsize=8)(ServedModel.load)
 
@@ -74,31 +78,40 @@ class Target:
     model: ServedModel
     context_length: int
 
-    def check_prompt(self, prompt: list[int], wanted: int | None, param: str) -> int:
+    def encode(
+        self, text: str, param: str, *, wanted: int | None, add_special_tokens: bool = True
+    ) -> list[int]:
+        """Token ids of `text`, which takes time; one that is far too long is not read to its end.
+
+        Raises ContextLengthError for such a text, naming the field `param`.
+        """
+        limit = self.context_length
+        if len(text) > _CHARACTERS_PER_TOKEN * limit:
+            least = self.model.tokenizer.least_tokens(text, limit)
+            if least > limit:
+                raise overflow(least, wanted, context_length=limit, param=param, least=True)
+        return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def require_size(self, characters: int, turns: int, param: str) -> None:
+        """Raises ContextLengthError for a conversation that cannot fit, whatever its text."""
+        longest = self.model.tokenizer.longest_token
+        least = max(turns, characters // longest if longest else 0)
+        if least > self.context_length:
+            raise overflow(least, None, context_length=self.context_length, param=param, least=True)
+
+    def find_room(self, prompt: Sequence[int], wanted: int | None, param: str) -> int:
         """Room for new tokens, in tokens: `wanted`, or all that is left when that is None.
 
         Raises ContextLengthError with both numbers, InvalidRequestError for unusable prompts.
         """
-        limit, length = self.context_length, len(prompt)
-        if not prompt:
-            raise InvalidRequestError(f"'{param}' has no tokens; send some text.", param=param)
-        largest = max(prompt)
-        if largest >= self.model.config.vocab_size:
+        vocab_size = self.model.config.vocab_size
+        if prompt and (largest := max(prompt)) >= vocab_size:
             raise InvalidRequestError(
-                f"Token id {largest} is outside the vocabulary of "
-                f"{self.model.config.vocab_size} tokens.",
+                f"Token id {largest} is outside the vocabulary of {vocab_size} tokens.",
                 param=param,
             )
-        room = limit - length
-        if room < max(wanted or 1, 1):
-            asked = f" and {wanted} in the completion" if wanted else ""
-            raise ContextLengthError(
-                f"This model's maximum context length is {limit} tokens. However, you requested "
-                f"{length + (wanted or 0)} tokens ({length} in the {param}{asked}). Shorten the "
-                f"{param} or ask for fewer tokens.",
-                param=param,
-            )
-        return room if wanted is None else wanted
+        limit = self.context_length
+        return find_room(len(prompt), wanted, context_length=limit, param=param)
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,7 @@ class Serving:
     accounts: Accounts
     store: Store
     catalogue: Catalogue
+    offload: Offload = field(default_factory=Offload)
 
     @property
     def client(self) -> EngineClient:
@@ -123,13 +137,15 @@ class Serving:
         """The base model itself."""
         return Served(self.model.id, self.model.id, None, None, self.model.created)
 
-    def resolve(self, name: str) -> Served:
+    async def resolve(self, name: str) -> Served:
         """What answers to `name`: the base, an adapter on it, a whole model, or what an alias
-        leads to.
+        leads to. Names that are known take no look into the database.
 
         Raises ModelNotFoundError.
         """
-        found = self.base if name == self.model.id else self.catalogue.resolve(name)
+        found = self.base if name == self.model.id else self.catalogue.lookup(name)
+        if found is None:
+            found = await asyncio.to_thread(self.catalogue.resolve, name)
         if found is None:
             raise ModelNotFoundError(
                 f"The model '{name}' does not exist here; this server has '{self.model.id}' and "
@@ -140,7 +156,7 @@ class Serving:
 
     async def target(self, name: str) -> Target:
         """As `resolve`, with what the text of a request goes through. Raises ModelError, too."""
-        served = self.resolve(name)
+        served = await self.resolve(name)
         model = self.model
         if served.model_directory is not None:
             model = await asyncio.to_thread(_load_text, served.model_directory, served.id)
@@ -150,6 +166,12 @@ class Serving:
         """The most tokens of a prompt and its continuation."""
         longest = config.max_position_embeddings
         return min(self.settings.context_length or longest, longest)
+
+    def require_engine(self) -> None:
+        """Raises EngineUnavailableError unless the base's engine takes requests."""
+        state = self.client.state
+        if state != "ready":
+            raise EngineUnavailableError(f"The engine is {state}; try again in a moment.")
 
     def engine(self, served: Served) -> AbstractAsyncContextManager[EngineClient]:
         """The engine that `served` runs on, there as long as the context is open.

@@ -10,22 +10,26 @@ from opentelemetry.util.types import AttributeValue
 
 from hagane.api import tracing
 from hagane.api.metrics import Metrics
+from hagane.generation.usage import Usage
 from hagane.pool.messages import TokenDelta
 from hagane.system.logging import tracer
 
 
 class Timeline:
-    """Queue, prefill and decode of one prompt, all of its continuations together."""
+    """Observes queue, prefill and decode of one prompt, all of its continuations together."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, usage: Usage) -> None:
         self._metrics = metrics
+        self._usage = usage
         self._started = time.monotonic()
         self._queue_seconds = 0.0
         self._first: float | None = None
         self._latest: dict[int, float] = {}
 
-    def token(self, delta: TokenDelta) -> None:
-        """A delta has come just now."""
+    def started(self, prompt_tokens: int) -> None:
+        self._started = time.monotonic()
+
+    def tokens(self, delta: TokenDelta) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = now
@@ -36,23 +40,25 @@ class Timeline:
             self._metrics.inter_token_latency.observe(now - self._latest[delta.index])
         self._latest[delta.index] = now
 
-    def finish(self) -> None:
-        """Every continuation is whole."""
+    def finished(self) -> None:
         self._metrics.end_to_end_latency.observe(time.monotonic() - self._started)
 
-    def trace(self, *, prompt_tokens: int, cached_tokens: int, generated_tokens: int) -> None:
+    def closed(self) -> None:
         """Spans of the phases below the request's own, as far as the request came."""
         if self._first is None:
             _span("queue", self._started, time.monotonic(), {})
             return
         scheduled = self._started + self._queue_seconds
-        last = max(self._latest.values())
-        read = {tracing.INPUT_TOKENS: prompt_tokens, tracing.CACHED_TOKENS: cached_tokens}
-        made = {tracing.OUTPUT_TOKENS: generated_tokens}
+        usage = self._usage
+        read = {
+            tracing.INPUT_TOKENS: usage.prompt_tokens,
+            tracing.CACHED_TOKENS: usage.cached_tokens,
+        }
+        made = {tracing.OUTPUT_TOKENS: usage.completion_tokens}
         trace.get_current_span().set_attributes(read | made)
         _span("queue", self._started, scheduled, {})
         _span("prefill", scheduled, self._first, read)
-        _span("decode", self._first, last, made)
+        _span("decode", self._first, max(self._latest.values()), made)
 
 
 def _span(name: str, start: float, end: float, attributes: Mapping[str, AttributeValue]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
+from typing import Protocol
 
+from hagane.generation.stop import StopMatcher, StopStrings
 from hagane.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
@@ -15,58 +18,100 @@ _CONTEXT = 4
 class Detokenizer:
     """Text of one continuation as it grows.
 
-    Tokens are decoded behind a few tokens of context, because decoders treat the first token
-    specially, and the new text is what the decoding has gained. Text whose end may still be half
-    a character, or the beginning of a stop string, is held back. Stop strings are looked for in
-    the text of the tokens after the first `min_tokens`.
+    Text whose end may still be half a character, or the beginning of a stop string, is held back.
+    Stop strings are looked for in the text of the tokens after the first `min_tokens`.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         *,
-        stop: Sequence[str] = (),
+        stop: StopStrings | None = None,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._stop = tuple(stop)
-        self._skip_special = skip_special_tokens
-        self._min_tokens = min_tokens
-        self._tokens: list[int] = []
-        self._context_start = 0
-        self._context = ""
-        self._decoded_end = 0
-        self._held = ""
-        self.stopped: str | None = None
+        decoder = _ByteDecoder if tokenizer.joins_bytes else _ContextDecoder
+        self._decoder: _Decoder = decoder(tokenizer, skip_special_tokens)
+        self._matcher = StopMatcher(stop or StopStrings())
+        self._unsearched = min_tokens
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that has ended the text."""
+        return self._matcher.stopped
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that may be shown now that `tokens` have come."""
         out = ""
         for token in tokens:
-            if self.stopped is not None:
-                break
-            self._tokens.append(token)
-            out += self._release(self._grow())
+            text = self._decoder.push(token)
+            if self._unsearched:
+                self._unsearched -= 1
+                out += text
+            else:
+                out += self._matcher.push(text)
         return out
 
     def finish(self) -> str:
         """What was held back, when the text has ended without a stop string."""
         if self.stopped is not None:
             return ""
-        rest = self._held + self._gain()
-        self._held = ""
-        self._decoded_end = len(self._tokens)
-        return rest
+        out = self._matcher.push(self._decoder.finish())
+        return out if self.stopped is not None else out + self._matcher.finish()
 
-    def _decode(self, start: int) -> str:
-        return self._tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skip_special)
 
-    def _gain(self) -> str:
-        """Text of the tokens not decoded yet, complete or not."""
-        return self._decode(self._context_start)[len(self._context) :]
+class _Decoder(Protocol):
+    """Text of tokens that come one at a time: `push` returns what is whole, `finish` the rest."""
 
-    def _grow(self) -> str:
+    def push(self, token: int) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class _ByteDecoder:
+    """Joins the tokens' bytes and decodes them as UTF-8; broken sequences become U+FFFD."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._bytes = tokenizer.token_bytes
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._spaces = tokenizer.leading_spaces
+
+    def push(self, token: int) -> str:
+        if token in self._skipped:
+            return ""
+        return self._stripped(self._utf8.decode(self._bytes(token)))
+
+    def finish(self) -> str:
+        return self._stripped(self._utf8.decode(b"", True))
+
+    def _stripped(self, text: str) -> str:
+        while self._spaces and text:
+            self._spaces -= 1
+            if text[0] != " ":
+                self._spaces = 0
+            else:
+                text = text[1:]
+        return text
+
+
+class _ContextDecoder:
+    """For decoders that look at neighbouring tokens, as WordPiece's do.
+
+    Tokens are decoded behind a few tokens of context, because such decoders treat the first token
+    specially, and the new text is what the decoding has gained.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special_tokens
+        self._tokens: list[int] = []
+        self._context_start = 0
+        self._context = ""
+        self._decoded_end = 0
+
+    def push(self, token: int) -> str:
+        self._tokens.append(token)
         text = self._gain()
         pending = len(self._tokens) - self._decoded_end
         if text.endswith(_REPLACEMENT) and pending < _LONGEST_TAIL:
@@ -81,20 +126,14 @@ class Detokenizer:
         self._context_start, self._context = start, context
         return text
 
-    def _release(self, text: str) -> str:
-        if not self._stop:
-            return text
-        if len(self._tokens) <= self._min_tokens:
-            return text
-        self._held += text
-        found = [(self._held.find(s), s) for s in self._stop if s in self._held]
-        if found:
-            position, self.stopped = min(found)
-            out, self._held = self._held[:position], ""
-            return out
-        keep = max(
-            (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])),
-            default=0,
-        )
-        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return out
+    def finish(self) -> str:
+        rest = self._gain() if self._decoded_end < len(self._tokens) else ""
+        self._decoded_end = len(self._tokens)
+        return rest
+
+    def _decode(self, start: int) -> str:
+        return self._tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skip_special)
+
+    def _gain(self) -> str:
+        """Text of the tokens not decoded yet, complete or not."""
+        return self._decode(self._context_start)[len(self._context) :]

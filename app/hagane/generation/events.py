@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hagane.pool.messages import TokenLogprobs
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -38,4 +40,33 @@ class ToolCallArguments:
     text: str
 
 
-Event = TextDelta | ReasoningDelta | ToolCallStarted | ToolCallArguments
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of the answer; nothing follows."""
+
+    reason: FinishReason
+
+
+Event = TextDelta | ReasoningDelta | ToolCallStarted | ToolCallArguments | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """All that new tokens of the continuation `index` have brought.
+
+    `logprobs` has an entry for each of `tokens`, where they were asked for; text that is held back
+    comes later. `end` is the entry of the token that ended the text without being part of it.
+    """
+
+    index: int
+    events: tuple[Event, ...]
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    end: TokenLogprobs | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the continuation has ended, if it has."""
+        last = self.events[-1] if self.events else None
+        return last.reason if isinstance(last, Finished) else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +12,12 @@ import sqlalchemy as sa
 
 from hagane.store import tables
 from hagane.store.adapters import Adapters, StoredAdapter
-from hagane.store.aliases import Aliases
+from hagane.store.aliases import Aliases, AliasGeneration
 from hagane.store.database import Database
 from hagane.system.errors import ConflictError
+
+# Until another process's changes to what is known already are noticed.
+_FRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,43 @@ class Served:
     model_directory: Path | None = None
 
 
+@dataclass(frozen=True)
+class _Names:
+    """Every name in the database at one `version` of it."""
+
+    version: tuple[int, int]
+    adapters: dict[str, StoredAdapter]
+    aliases: dict[str, AliasGeneration]
+    checkpoints: dict[str, tuple[StoredAdapter, bool]]
+
+
 class Catalogue:
-    """Every name that a server of the base model `base` answers to, but the base model's own."""
+    """Every name that a server of the base model `base` answers to, but the base model's own.
+
+    Names are kept in memory. `lookup` never waits, neither for the disk nor for other writers;
+    everything else may, and belongs in a thread.
+    """
 
     def __init__(self, database: Database, base: str) -> None:
         self._database = database
         self._base = base
         self._adapters = Adapters(database)
         self._aliases = Aliases(database)
+        self._loading = threading.Lock()
+        self._names = self._load()
+        self._fresh_until = 0.0
+
+    def lookup(self, name: str) -> Served | None:
+        """As `resolve`, from memory alone.
+
+        None also where memory may be out of date: this process has written since, or another one
+        may have, or a checkpoint has yet to be marked as asked for. Then ask `resolve`.
+        """
+        names = self._names
+        if self._database.commits != names.version[0] or time.monotonic() > self._fresh_until:
+            return None
+        found, marked = self._find(names, name)
+        return found if marked else None
 
     def resolve(self, name: str) -> Served | None:
         """An alias (drawing between target and candidate), a job's result, or its checkpoint.
@@ -46,21 +81,19 @@ class Catalogue:
         Adapters of other base models, what is not promoted, and what has lost its directory are
         not served: None. Whole models need no base: those of others are.
         """
-        model = self._aliases.resolve(name) or name
-        if model == self._base:
-            return None if model == name else Served(model, model, None, None, 0)
-        stored = self._adapters.find(model)
-        if stored is not None:
-            return self._served(stored)
-        return self._checkpoint(model)
+        found, marked = self._find(self._current(), name)
+        if found is None or marked:
+            return found
+        return found if self._mark(found.id) else None
 
     def list(self) -> list[Served]:
         """What `/v1/models` adds to the base model: adapters, whole models and aliases, by age."""
-        kept = [stored for stored in self._adapters.list() if stored.name != self._base]
+        names = self._current()
+        kept = [stored for stored in names.adapters.values() if stored.name != self._base]
         served = [found for stored in kept if (found := self._served(stored))]
         aliases = [
             Served(alias.name, alias.target or self._base, None, None, alias.created_at)
-            for alias in self._aliases.current()
+            for alias in names.aliases.values()
         ]
         return served + aliases
 
@@ -81,34 +114,66 @@ class Catalogue:
         self._adapters.put(stored)
         return _as_served(stored)
 
+    def _current(self) -> _Names:
+        """The names as of now, read again if anybody has written since."""
+        with self._loading:
+            if self._names.version != self._database.version():
+                self._names = self._load()
+            self._fresh_until = time.monotonic() + _FRESH_SECONDS
+            return self._names
+
+    def _load(self) -> _Names:
+        # Asked for first: what is written meanwhile is read now and once more.
+        version = self._database.version()
+        return _Names(
+            version,
+            {stored.name: stored for stored in self._adapters.list()},
+            {alias.name: alias for alias in self._aliases.current()},
+            self._checkpoints(),
+        )
+
+    def _find(self, names: _Names, name: str) -> tuple[Served | None, bool]:
+        """What answers, and whether it stays as it is: False for a checkpoint to be marked."""
+        alias = names.aliases.get(name)
+        model = name if alias is None else alias.choose(random.uniform(0, 100))  # noqa: S311
+        if model is None:
+            return None, True
+        if model == self._base:
+            return (None if model == name else Served(model, model, None, None, 0)), True
+        if (stored := names.adapters.get(model)) is not None:
+            return self._served(stored), True
+        stored, marked = names.checkpoints.get(model, (None, True))
+        if stored is None or not stored.path.is_dir():
+            return None, True
+        return _as_served(stored), marked
+
     def _served(self, stored: StoredAdapter) -> Served | None:
         fits = stored.whole or stored.root == self._base
         return _as_served(stored) if stored.promoted and fits and stored.path.is_dir() else None
 
-    def _checkpoint(self, name: str) -> Served | None:
+    def _checkpoints(self) -> dict[str, tuple[StoredAdapter, bool]]:
+        """Those that could be served, and whether somebody has asked for them."""
         checkpoints, jobs = tables.checkpoints, tables.jobs
         query = (
             sa.select(checkpoints, jobs.c.model)
             .join(jobs, jobs.c.id == checkpoints.c.job)
             # Without a digest it is a whole model, which needs no base.
-            .where(
-                checkpoints.c.name == name,
-                sa.or_(jobs.c.model == self._base, checkpoints.c.digest == ""),
-            )
+            .where(sa.or_(jobs.c.model == self._base, checkpoints.c.digest == ""))
         )
+        kept = ("name", "directory", "digest", "created_at")
         with self._database.read() as connection:
-            row = connection.execute(query).mappings().one_or_none()
-        if row is None or not Path(row["directory"]).is_dir() or not self._ask_for(row):
-            return None
-        kept = ("directory", "digest", "created_at")
-        return _as_served(StoredAdapter(name, row["model"], **{key: row[key] for key in kept}))
+            return {
+                row["name"]: (
+                    StoredAdapter(root=row["model"], **{key: row[key] for key in kept}),
+                    row["asked_for"],
+                )
+                for row in connection.execute(query).mappings()
+            }
 
-    def _ask_for(self, checkpoint: sa.RowMapping) -> bool:
+    def _mark(self, checkpoint: str) -> bool:
         """Keep a checkpoint from being pruned; False if it just was."""
-        if checkpoint["asked_for"]:
-            return True
         checkpoints = tables.checkpoints
-        wanted = checkpoints.update().where(checkpoints.c.name == checkpoint["name"])
+        wanted = checkpoints.update().where(checkpoints.c.name == checkpoint)
         with self._database.write() as connection:
             return connection.execute(wanted.values(asked_for=True)).rowcount > 0
 

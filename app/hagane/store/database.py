@@ -7,6 +7,7 @@ write lock at its beginning, so that what it has read cannot change under it.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,13 @@ class Database:
         sa.event.listen(self._engine, "connect", _configure)
         sa.event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(begin="IMMEDIATE")
+        self.commits = 0
+        self._watch: sqlite3.Connection | None = None
+        self._watching = threading.Lock()
         try:
             self._migrate()
+            if path is not None:
+                self._watch = sqlite3.connect(path, check_same_thread=False)
         except sa.exc.DBAPIError as error:
             raise ConfigurationError(f"the database {path} cannot be used: {error.orig}") from None
 
@@ -62,9 +68,24 @@ class Database:
             if getattr(error.orig, "sqlite_errorcode", None) not in _FULL:
                 raise
             raise full(Path(self._engine.url.database or "").parent) from error
+        finally:
+            self.commits += 1
+
+    def version(self) -> tuple[int, int]:
+        """A value that is another one after every transaction that wrote, of any process.
+
+        `commits`, its first part, counts those of this process and is read without any waiting.
+        """
+        with self._watching:
+            if self._watch is None:
+                return self.commits, 0
+            (changes,) = self._watch.execute("PRAGMA data_version").fetchone()
+            return self.commits, changes
 
     def close(self) -> None:
         """Give all connections back."""
+        if self._watch is not None:
+            self._watch.close()
         self._engine.dispose()
 
     def _migrate(self) -> None:

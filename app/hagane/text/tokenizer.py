@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from hagane.system.errors import InvalidRequestError, ModelError
+from hagane.system.errors import ModelError
 from hagane.text.gguf_tokenizer import load_gguf_tokenizer
 from hagane.weights.sources.config import is_gguf
 
@@ -22,12 +22,29 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _ALPHABET = _byte_alphabet()
+_SPACE = "\u2581"
+# Decoders under which a text's bytes are its tokens' bytes, one after the other.
+_JOINING = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
+# Composing characters makes UTF-8 at most this much shorter: three jamo to one syllable.
+_COMPOSITION = 3
+_KEEPING = {"NFC", "NFD", "Prepend", "Replace"}
+# Characters that `least_tokens` looks at in one go, and tokens that a cut between two may add.
+_PIECE = 1 << 16
+_CUT = 16
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer with what `tokenizer_config.json` adds to it. Thread safe."""
+    """A `tokenizers` tokenizer with what `tokenizer_config.json` adds to it. Thread safe.
+
+    `joins_bytes` tells that decoding is joining the bytes of `token_bytes`, but for
+    `leading_spaces` spaces at the beginning of a text, which are left out. No token stands for more
+    than `longest_token` bytes of text; it is None where nobody can tell.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+        # A limit that its training needed would cut prompts without a word.
+        backend.no_truncation()
+        backend.no_padding()
         self._backend = backend
         self.config = config
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
@@ -37,8 +54,14 @@ class Tokenizer:
         self.bos_token_id = self._special("bos_token")
         self.eos_token_id = self._special("eos_token")
         self._add_bos = bool(config.get("add_bos_token"))
-        kind = json.loads(backend.to_str())
-        self._byte_level = "ByteLevel" in json.dumps(kind.get("decoder") or {})
+        parts = _parts(backend.decoder, "decoders")
+        kinds = {part["type"] for part in parts}
+        self._byte_level = "ByteLevel" in kinds
+        covers_bytes = bool(kinds & {"ByteLevel", "ByteFallback"})
+        self.joins_bytes = bool(kinds) and kinds <= _JOINING and all(map(_joins, parts))
+        self.leading_spaces = sum(map(_leading_spaces, parts)) if self.joins_bytes else 0
+        self._bytes: dict[int, bytes] = {}
+        self.longest_token = self._longest_token() if covers_bytes else None
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -82,6 +105,23 @@ class Tokenizer:
             return [bos, *ids]
         return ids
 
+    def least_tokens(self, text: str, limit: int) -> int:
+        """A number of tokens that `text` has at least; what is below `limit` says nothing.
+
+        It costs about as much as encoding `limit` tokens, however long the text is.
+        """
+        if self.longest_token is not None:
+            by_size = len(text.encode()) // self.longest_token
+            if by_size > limit:
+                return by_size
+        least = 0
+        for start in range(0, len(text), _PIECE):
+            piece = text[start : start + _PIECE]
+            least += max(len(self._backend.encode(piece, add_special_tokens=False)) - _CUT, 0)
+            if least > limit:
+                break
+        return least
+
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of rendered text, and the characters [start, end) that each stands for."""
         encoding = self._backend.encode(text, add_special_tokens=False)
@@ -97,26 +137,82 @@ class Tokenizer:
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The exact bytes a token stands for. Raises InvalidRequestError for an unknown id."""
+        """The exact bytes a token stands for; none for ids that only pad the model's vocabulary."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._compute_bytes(token_id)
+        return known
+
+    def _compute_bytes(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id)
         if token is None:
-            raise InvalidRequestError(
-                f"Token id {token_id} is not in the vocabulary of {self.vocab_size} tokens."
-            )
+            return b""
         if token_id in self._added:
-            return token.encode()
+            return self._added[token_id].encode()
         if self._byte_level and all(letter in _ALPHABET for letter in token):
             return bytes(_ALPHABET[letter] for letter in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes([int(token[3:5], 16)])
-        return token.replace("\u2581", " ").encode()
+        return token.replace(_SPACE, " ").encode()
+
+    def _longest_token(self) -> int | None:
+        parts = _parts(self._backend.normalizer, "normalizers")
+        added = self._backend.get_added_tokens_decoder().values()
+        swallows = any(token.lstrip or token.rstrip for token in added)
+        if swallows or not {part["type"] for part in parts} <= _KEEPING:
+            return None
+        shrinking = [p for p in parts if p["type"] == "Replace" and not _widens(p)]
+        if shrinking:
+            return None
+        composed = any(part["type"] == "NFC" for part in parts)
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        # In the byte alphabet a letter is a byte; elsewhere a character has up to four.
+        longest = max((len(token) for token in vocabulary), default=1)
+        return longest * (1 if self._byte_level else 4) * (_COMPOSITION if composed else 1)
+
+
+def _parts(component: Any, key: str) -> list[dict[str, Any]]:
+    """A decoder or normalizer as a flat list of its steps' settings.
+
+    Serializing the component alone leaves the vocabulary out, which would take most of a second.
+    """
+    if component is None:
+        return []
+    state: dict[str, Any] = json.loads(component.__getstate__())
+    waiting, found = [state], []
+    while waiting:
+        part = waiting.pop(0)
+        waiting = part[key] + waiting if part["type"] == "Sequence" else waiting
+        found += [] if part["type"] == "Sequence" else [part]
+    return found
+
+
+def _joins(part: dict[str, Any]) -> bool:
+    """Whether a decoder's step leaves tokens as they are, but for spaces and their stand-ins."""
+    if part["type"] == "Replace":
+        return bool(part["pattern"] == {"String": _SPACE} and part["content"] == " ")
+    if part["type"] == "Strip":
+        return bool(part["content"] == " " and part["stop"] == 0)
+    return True
+
+
+def _leading_spaces(part: dict[str, Any]) -> int:
+    if part["type"] == "Strip":
+        return int(part["start"])
+    return int(part["type"] == "Metaspace" and part.get("prepend_scheme") != "never")
+
+
+def _widens(part: dict[str, Any]) -> bool:
+    """Whether a normalizer's replacement is never shorter than what it replaces."""
+    pattern = part["pattern"].get("String")
+    return pattern is not None and len(part["content"].encode()) >= len(pattern.encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):

@@ -11,9 +11,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
 from hagane.api.access import guarded_router
-from hagane.api.hagane.aliases import Name
 from hagane.api.openai.models import describe_model
-from hagane.api.schemas import Body, Flag
+from hagane.api.schemas import Body, Flag, Name
 from hagane.api.serving import Serving, get_serving
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef
@@ -29,7 +28,7 @@ class LoadBody(Body):
     """
 
     lora_name: Name
-    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
     load_inplace: Flag = False
 
 
@@ -45,15 +44,15 @@ async def load(body: LoadBody, request: Request) -> dict[str, Any]:
     Raises InvalidRequestError saying what is wrong with it, or ConflictError if the name is taken.
     """
     serving = get_serving(request)
-    directory = _find(body.lora_path, serving)
-    before = serving.store.adapters.find(body.lora_name)
+    directory = await run_in_threadpool(_find, body.lora_path, serving)
+    before = await run_in_threadpool(serving.store.adapters.find, body.lora_name)
     try:
         digest = await run_in_threadpool(adapter_digest, directory)
         await serving.client.check_adapter(AdapterRef(body.lora_name, str(directory), digest))
     except ModelError as error:
         raise InvalidRequestError(str(error), param="lora_path", code="invalid_adapter") from None
-    served = serving.catalogue.register(
-        body.lora_name, directory, digest, replace=body.load_inplace
+    served = await run_in_threadpool(
+        serving.catalogue.register, body.lora_name, directory, digest, replace=body.load_inplace
     )
     if before is not None and before.digest != digest:
         serving.client.release_adapter(before.digest)
@@ -67,8 +66,8 @@ async def unload(body: UnloadBody, request: Request) -> dict[str, Any]:
     Its files stay. Raises ModelNotFoundError, or ConflictError while an alias points to it.
     """
     serving = get_serving(request)
-    _require_adapter(serving, body.lora_name)
-    removed = serving.store.adapters.delete(body.lora_name)
+    await run_in_threadpool(_require_adapter, serving, body.lora_name)
+    removed = await run_in_threadpool(serving.store.adapters.delete, body.lora_name)
     await serving.client.unload_adapter(removed.digest)
     return {"id": body.lora_name, "object": "model", "deleted": True}
 
@@ -86,8 +85,8 @@ def _find(path: str, serving: Serving) -> Path:
     """The directory `path`, links followed, inside one of those that adapters may come from."""
     roots = [root.resolve() for root in serving.settings.roots]
     for root in roots:
-        # What is no path at all (a zero byte, a name too long) is no directory either.
-        with contextlib.suppress(OSError, ValueError):
+        # A zero byte, a part that is too long, or links in a circle: no directory either.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             directory = (root / path).resolve()
             if directory.is_dir() and directory.is_relative_to(root):
                 return directory

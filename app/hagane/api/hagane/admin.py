@@ -55,13 +55,13 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
     """
     serving = get_serving(request)
     store = serving.store
-    _require_not_base(serving, model_id)
+    await run_in_threadpool(_require_not_base, serving, model_id)
     removed = await run_in_threadpool(store.adapters.delete, model_id)
     if not removed.whole:
         await serving.client.unload_adapter(removed.digest)
     if removed.job is not None:
         folder = store.job_directory(removed.job)
-        store.models.withdraw(model_id)
+        await run_in_threadpool(store.models.withdraw, model_id)
         await serving.fleet.release(folder)
         others = [stored.path for stored in await run_in_threadpool(store.adapters.list)]
         # What is in there may have been loaded under another name, too.

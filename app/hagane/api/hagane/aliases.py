@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import Field
 
 from hagane.api.access import guarded_router
-from hagane.api.schemas import Body, Count, Number
+from hagane.api.schemas import Body, Count, ModelName, Name, Number
 from hagane.api.serving import Serving, get_serving
 from hagane.store.adapters import StoredAdapter
 from hagane.store.aliases import AliasGeneration
@@ -16,8 +16,6 @@ from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFou
 
 router = guarded_router(prefix="/admin")
 
-# What a new alias or adapter may be called: safe in paths, logs and terminals.
-Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # Below the largest integer of the database.
 Generation = Annotated[Count, Field(ge=0, lt=1 << 63)]
 
@@ -26,8 +24,8 @@ class AliasBody(Body):
     """POST /admin/aliases: where the name leads, from the next request on."""
 
     name: Name
-    target: str
-    candidate: str | None = None
+    target: ModelName
+    candidate: ModelName | None = None
     percentage: Annotated[Number, Field(ge=0, le=100)] = 0.0
     expected_generation: Generation | None = None
 

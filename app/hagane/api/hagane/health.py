@@ -1,4 +1,4 @@
-"""Liveness and readiness."""
+"""Liveness, readiness and the version."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
+from hagane import __version__
 from hagane.api.access import guarded_router
 from hagane.api.serving import get_serving
 
@@ -23,6 +24,7 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
+@router.get("/health", responses={503: _NOT_READY})
 @router.get("/health/ready", responses={503: _NOT_READY})
 async def ready(request: Request) -> JSONResponse:
     """200 when requests are taken, 503 with the engine's state when not."""
@@ -34,3 +36,9 @@ async def ready(request: Request) -> JSONResponse:
     if client.state == "ready":
         return JSONResponse(state)
     return JSONResponse(state, 503, {"Retry-After": "1"})
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """The server's version."""
+    return {"version": __version__}

@@ -42,7 +42,7 @@ class PretrainingBody(Body):
     """
 
     # A file's name too, with the job's id behind it.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")] = "pretrained"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pretrained"
     config: dict[str, Any]
     promote: Policy = "if_better"
     max_bits_per_byte: Annotated[float, Field(gt=0)] | None = None

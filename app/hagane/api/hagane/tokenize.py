@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import Request
+from fastapi import Request, Response
 
 from hagane.api.access import guarded_router
-from hagane.api.openai.chat import render_chat
-from hagane.api.schemas import ChatBody, DetokenizeBody, TokenizeBody
-from hagane.api.serving import get_serving
-from hagane.system.errors import InvalidRequestError
+from hagane.api.openai.chat import read_messages, render_chat
+from hagane.api.schemas import DetokenizeBody, TokenizeBody
+from hagane.api.serving import Target, get_serving
+from hagane.api.sse import json_response
+from hagane.generation.conversation import Conversation
+from hagane.system.errors import InvalidRequestError, TooLargeError
 
 router = guarded_router()
 
+_MOST_CHARACTERS = 1 << 20
+_MOST_TOKENS = 1 << 17
 
-@router.post("/tokenize")
-async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
+
+@router.post("/tokenize", response_model=None)
+async def tokenize(body: TokenizeBody, request: Request) -> Response:
     """Token ids of a text or of a rendered conversation."""
     serving = get_serving(request)
     target = await serving.target(body.model or serving.model.id)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give either 'prompt' or 'messages'.", param="prompt")
     if body.messages is not None:
-        chat = ChatBody(
-            model=target.served.id,
-            messages=body.messages,
-            add_generation_prompt=body.add_generation_prompt,
+        conversation = read_messages(
+            body.messages, add_generation_prompt=body.add_generation_prompt
         )
-        ids = render_chat(target.model, chat)
+        ids = await serving.offload.run_blocking(conversation.size, _render, target, conversation)
     else:
-        ids = target.model.tokenizer.encode(
-            body.prompt or "", add_special_tokens=body.add_special_tokens
+        text = body.prompt or ""
+        _require_few(len(text), _MOST_CHARACTERS, "characters", "prompt")
+        encode = target.model.tokenizer.encode
+        ids = await serving.offload.run(
+            len(text), encode, text, add_special_tokens=body.add_special_tokens
         )
-    return {"tokens": ids, "count": len(ids), "max_model_len": target.context_length}
+    return json_response({"tokens": ids, "count": len(ids), "max_model_len": target.context_length})
+
+
+def _render(target: Target, conversation: Conversation) -> list[int]:
+    return render_chat(target, conversation, None)
 
 
 @router.post("/detokenize")
@@ -41,10 +49,23 @@ async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
     """The text of token ids, special tokens included."""
     serving = get_serving(request)
     target = await serving.target(body.model or serving.model.id)
-    tokenizer = target.model.tokenizer
-    if bad := [i for i in body.tokens if i >= tokenizer.vocab_size]:
+    _require_few(len(body.tokens), _MOST_TOKENS, "tokens", "tokens")
+    return {"prompt": await serving.offload.run(len(body.tokens), _decode, target, body.tokens)}
+
+
+def _decode(target: Target, tokens: list[int]) -> str:
+    # Rows that only pad the vocabulary are tokens of no text.
+    size = max(target.model.tokenizer.vocab_size, target.model.config.vocab_size)
+    bad = next((token for token in tokens if token >= size), None)
+    if bad is not None:
         raise InvalidRequestError(
-            f"Token id {bad[0]} is outside the vocabulary of {tokenizer.vocab_size} tokens.",
-            param="tokens",
+            f"Token id {bad} is outside the vocabulary of {size} tokens.", param="tokens"
         )
-    return {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    return target.model.tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def _require_few(count: int, most: int, what: str, param: str) -> None:
+    if count > most:
+        raise TooLargeError(
+            f"'{param}' has {count} {what}; send at most {most} at a time.", param=param
+        )

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: from its body to a conversation, and from events to its chunks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+import msgspec
+from fastapi import Depends, Request, Response
 from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
-from hagane.api.generation import Generation, Piece, build_generation
+from hagane.api.generation import Generation, prepare_generation
 from hagane.api.limits import Account
-from hagane.api.schemas import ChatBody
-from hagane.api.serving import ServedModel, Serving, Target, get_serving, meter
-from hagane.api.sse import stream, unless_disconnected
+from hagane.api.schemas import ChatBody, Message
+from hagane.api.serving import Serving, Target, get_serving, meter
+from hagane.api.sse import json_response, stream, unless_disconnected
 from hagane.api.tracing import describe_request
+from hagane.generation.conversation import Conversation, ToolCall, Turn
+from hagane.generation.events import (
+    Event,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStarted,
+    Update,
+)
+from hagane.generation.request import Parameters
 from hagane.pool.messages import TokenLogprobs
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
@@ -28,58 +39,37 @@ router = guarded_router()
 @router.post("/v1/chat/completions", response_model=None)
 async def chat(
     body: ChatBody, request: Request, account: Annotated[Account, Depends(meter)]
-) -> EventSourceResponse | dict[str, Any]:
+) -> EventSourceResponse | Response:
     """One answer to a conversation, streamed or whole."""
     serving = get_serving(request)
     target = await serving.target(body.model)
     describe_request("chat", body, target.served.id)
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
-    generation = _generation(serving, account, body, target)
+    conversation, parameters = read_body(body)
+    generation = await serving.offload.run_blocking(
+        conversation.size, _prepare, serving, account, target, conversation, parameters
+    )
+    updates = generation.updates(serving, account)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": target.served.id,
     }
     if body.stream:
-        chunks = _chunks(generation, body, {**head, "object": "chat.completion.chunk"})
+        chunks = _chunks(generation, updates, body, {**head, "object": "chat.completion.chunk"})
         return await stream(request, chunks, serving.settings.keep_alive_seconds)
-    choices = await unless_disconnected(request, _whole(generation, body))
-    return {
-        **head,
-        "object": "chat.completion",
-        "choices": choices,
-        "usage": generation.usage.as_json(),
-    }
-
-
-def render_chat(model: ServedModel, body: ChatBody) -> list[int]:
-    """The conversation as token ids, through the model's own template."""
-    template = model.template
-    if template is None:
-        raise InvalidRequestError(
-            f"The model '{model.id}' has no chat template; use /v1/completions.",
-            param="messages",
-        )
-    text = template.render(
-        [message.as_template_input() for message in body.messages],
-        add_generation_prompt=body.add_generation_prompt,
-        **_template_arguments(body),
+    choices = await unless_disconnected(request, _whole(generation, updates, body))
+    return json_response(
+        {
+            **head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": generation.usage.as_json(),
+        }
     )
-    return model.tokenizer.encode(text, add_special_tokens=False)
 
 
-def _template_arguments(body: ChatBody) -> dict[str, Any]:
-    extra = body.chat_template_kwargs or {}
-    if taken := {"messages", "add_generation_prompt"} & set(extra):
-        raise InvalidRequestError(
-            f"'chat_template_kwargs' must not set {sorted(taken)[0]!r}.",
-            param="chat_template_kwargs",
-        )
-    return extra
-
-
-def _generation(serving: Serving, account: Account, body: ChatBody, target: Target) -> Generation:
+def read_body(body: ChatBody) -> tuple[Conversation, Parameters]:
+    """What the body asks for. Raises InvalidRequestError for fields that exclude each other."""
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequestError(
             "Give 'max_completion_tokens' or the older 'max_tokens', not both.",
@@ -87,77 +77,210 @@ def _generation(serving: Serving, account: Account, body: ChatBody, target: Targ
         )
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-    prompt = render_chat(target.model, body)
-    room = target.check_prompt(prompt, body.max_completion_tokens or body.max_tokens, "messages")
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return build_generation(
-        serving, account, body, prompt, target, max_tokens=room, logprobs=logprobs
+    conversation = read_messages(
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        extra=_template_arguments(body),
     )
+    parameters = body.parameters(
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    return conversation, parameters
+
+
+def read_messages(
+    messages: list[Message], *, add_generation_prompt: bool, extra: dict[str, Any] | None = None
+) -> Conversation:
+    """OpenAI's messages as a conversation."""
+    turns = tuple(map(_turn, messages))
+    return Conversation(turns, (), add_generation_prompt, tuple((extra or {}).items()))
+
+
+def _turn(message: Message) -> Turn:
+    older = {"developer": "system", "function": "tool"}
+    calls = [
+        ToolCall(call.id, call.function.name, call.function.arguments)
+        for call in message.tool_calls or ()
+    ]
+    if message.function_call is not None:
+        calls.append(ToolCall("", message.function_call.name, message.function_call.arguments))
+    role: Any = older.get(message.role, message.role)
+    reasoning = message.reasoning_content or message.reasoning
+    return Turn(role, message.text, message.name, reasoning, tuple(calls), message.tool_call_id)
+
+
+def _template_arguments(body: ChatBody) -> dict[str, Any]:
+    extra = body.chat_template_kwargs or {}
+    if taken := {"messages", "add_generation_prompt", "tools"} & set(extra):
+        raise InvalidRequestError(
+            f"'chat_template_kwargs' must not set {sorted(taken)[0]!r}.",
+            param="chat_template_kwargs",
+        )
+    effort = {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
+    return effort | extra
+
+
+def render_chat(target: Target, conversation: Conversation, wanted: int | None) -> list[int]:
+    """The conversation as token ids, through the model's own template; it takes time.
+
+    Raises ContextLengthError, or InvalidRequestError where the template refuses it.
+    """
+    template = target.model.template
+    if template is None:
+        raise InvalidRequestError(
+            f"The model '{target.model.id}' has no chat template; use /v1/completions.",
+            param="messages",
+        )
+    target.require_size(conversation.size, len(conversation.turns), "messages")
+    turns = [turn.as_template_input() for turn in conversation.turns]
+    text = template.render(turns, **conversation.template_variables())
+    return target.encode(text, "messages", wanted=wanted, add_special_tokens=False)
+
+
+def _prepare(
+    serving: Serving,
+    account: Account,
+    target: Target,
+    conversation: Conversation,
+    parameters: Parameters,
+) -> Generation:
+    prompt = render_chat(target, conversation, parameters.max_tokens)
+    room = target.find_room(prompt, parameters.max_tokens, "messages")
+    return prepare_generation(serving, account, target, prompt, parameters, max_tokens=room)
 
 
 async def _chunks(
-    generation: Generation, body: ChatBody, head: dict[str, Any]
+    generation: Generation,
+    updates: AsyncGenerator[Update, None],
+    body: ChatBody,
+    head: dict[str, Any],
 ) -> AsyncGenerator[dict[str, Any], None]:
     started: set[int] = set()
-    usage = {"usage": None} if body.stream_options and body.stream_options.include_usage else {}
 
-    def chunk(index: int, delta: dict[str, Any], piece: Piece | None) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": None}
-        choice["logprobs"] = _logprobs(generation, body, piece)
+    def chunk(
+        index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+        usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
+        if body.continuous_usage:
+            usage = {"usage": generation.usage.as_json()}
         return {**head, "choices": [choice], **usage}
 
-    async with aclosing(generation.pieces()) as pieces:
-        async for piece in pieces:
-            if piece.index not in started:
-                started.add(piece.index)
-                yield chunk(piece.index, {"role": "assistant", "content": ""}, None)
-            if piece.text or (body.logprobs and piece.logprobs):
-                yield chunk(piece.index, {"content": piece.text}, piece)
-            if piece.finish_reason is not None:
-                last = chunk(piece.index, {}, None)
-                last["choices"][0]["finish_reason"] = piece.finish_reason
-                yield last
-    if usage:
+    async with aclosing(updates):
+        async for update in updates:
+            index = update.index
+            if index not in started:
+                started.add(index)
+                yield chunk(index, {"role": "assistant", "content": ""})
+            deltas = [delta for event in update.events if (delta := write_delta(event))]
+            logprobs = _logprobs(generation, body, update)
+            if logprobs and not deltas:
+                deltas = [{"content": ""}]
+            for delta in deltas:
+                yield chunk(index, delta, logprobs=logprobs)
+                logprobs = None
+            if update.finish_reason is not None:
+                yield chunk(index, {}, update.finish_reason)
+    if body.include_usage:
         yield {**head, "choices": [], "usage": generation.usage.as_json()}
 
 
-async def _whole(generation: Generation, body: ChatBody) -> list[dict[str, Any]]:
-    count = generation.request.n
-    texts = [""] * count
-    reasons: list[str | None] = [None] * count
-    entries: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-    async with aclosing(generation.pieces()) as pieces:
-        async for piece in pieces:
-            texts[piece.index] += piece.text
-            reasons[piece.index] = piece.finish_reason
-            if (logprobs := _logprobs(generation, body, piece)) is not None:
-                entries[piece.index] += logprobs["content"]
-    return [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": texts[index], "refusal": None},
-            "logprobs": {"content": entries[index], "refusal": None} if body.logprobs else None,
-            "finish_reason": reasons[index],
+def write_delta(event: Event) -> dict[str, Any] | None:
+    """The `delta` of one event; None for the end, which has a chunk of its own."""
+    if isinstance(event, TextDelta):
+        return {"content": event.text}
+    if isinstance(event, ReasoningDelta):
+        return {"reasoning_content": event.text}
+    if isinstance(event, ToolCallStarted):
+        function = {"name": event.name, "arguments": ""}
+        call = {
+            "index": event.index,
+            "id": _new_call_id(),
+            "type": "function",
+            "function": function,
         }
-        for index in range(count)
-    ]
+        return {"tool_calls": [call]}
+    if isinstance(event, ToolCallArguments):
+        function = {"arguments": event.text}
+        return {"tool_calls": [{"index": event.index, "function": function}]}
+    return None
 
 
-def _logprobs(generation: Generation, body: ChatBody, piece: Piece | None) -> dict[str, Any] | None:
-    if not body.logprobs or piece is None:
+def _new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+async def _whole(
+    generation: Generation, updates: AsyncGenerator[Update, None], body: ChatBody
+) -> list[dict[str, Any]]:
+    answers = [_Answer() for _ in range(generation.request.n)]
+    async with aclosing(updates):
+        async for update in updates:
+            answers[update.index].add(update, _logprobs(generation, body, update))
+    return [answer.as_json(index, body.logprobs) for index, answer in enumerate(answers)]
+
+
+class _Answer:
+    """Puts one choice together."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._entries: list[msgspec.Raw] = []
+        self._reason: str | None = None
+
+    def add(self, update: Update, logprobs: dict[str, Any] | None) -> None:
+        for event in update.events:
+            self._add_event(event)
+        self._entries += logprobs["content"] if logprobs else []
+        self._reason = update.finish_reason or self._reason
+
+    def _add_event(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self._text.append(event.text)
+        elif isinstance(event, ReasoningDelta):
+            self._reasoning.append(event.text)
+        elif isinstance(event, ToolCallStarted):
+            function = {"name": event.name, "arguments": ""}
+            self._calls.append({"id": _new_call_id(), "type": "function", "function": function})
+        elif isinstance(event, ToolCallArguments):
+            self._calls[event.index]["function"]["arguments"] += event.text
+
+    def as_json(self, index: int, with_logprobs: bool) -> dict[str, Any]:
+        text: str | None = "".join(self._text)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._calls:
+            message |= {"content": text or None, "tool_calls": self._calls}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        logprobs = {"content": self._entries, "refusal": None} if with_logprobs else None
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": self._reason,
+        }
+
+
+def _logprobs(generation: Generation, body: ChatBody, update: Update) -> dict[str, Any] | None:
+    if not body.logprobs or not update.logprobs:
         return None
     tokenizer = generation.target.model.tokenizer
-    return {"content": [_entry(tokenizer, entry) for entry in piece.logprobs], "refusal": None}
+    return {"content": [_entry(tokenizer, entry) for entry in update.logprobs], "refusal": None}
 
 
-def _entry(tokenizer: Tokenizer, entry: TokenLogprobs) -> dict[str, Any]:
+def _entry(tokenizer: Tokenizer, entry: TokenLogprobs) -> msgspec.Raw:
+    """One token's entry, written at once: answers of many tokens are then joined, not written."""
+
     def shown(token: int, logprob: float) -> dict[str, Any]:
         raw = tokenizer.token_bytes(token)
         text = raw.decode("utf-8", errors="replace")
         # JSON has no infinity; OpenAI's own floor for impossible tokens is -9999.
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(raw)}
 
-    return {
-        **shown(entry.token, entry.logprob),
-        "top_logprobs": [shown(token, logprob) for token, logprob in entry.top],
-    }
+    top = [shown(token, logprob) for token, logprob in entry.top]
+    return msgspec.Raw(
+        msgspec.json.encode({**shown(entry.token, entry.logprob), "top_logprobs": top})
+    )

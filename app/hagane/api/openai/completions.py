@@ -9,220 +9,163 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
-from hagane.api.generation import Generation, Piece, Usage, build_generation
+from hagane.api.generation import Generation, prepare_generation
 from hagane.api.limits import Account
+from hagane.api.openai.completion_choice import Choice
 from hagane.api.schemas import CompletionBody
 from hagane.api.serving import Serving, Target, get_serving, meter
-from hagane.api.sse import stream, unless_disconnected
+from hagane.api.sse import json_response, stream, unless_disconnected
 from hagane.api.tracing import describe_request
-from hagane.pool.messages import TokenLogprobs
+from hagane.generation.events import Update
+from hagane.generation.request import Parameters
+from hagane.generation.usage import Usage
 from hagane.system.errors import InvalidRequestError
 
 router = guarded_router()
 
 # A batch of prompts is one request to its sender, but as many to the queue.
-_MOST_PROMPTS = 256
+_MOST_SEQUENCES = 256
+
+Prompt = str | list[int]
 
 
 @router.post("/v1/completions", response_model=None)
 async def complete(
     body: CompletionBody, request: Request, account: Annotated[Account, Depends(meter)]
-) -> EventSourceResponse | dict[str, Any]:
+) -> EventSourceResponse | Response:
     """Continue one text or several, streamed or whole."""
     serving = get_serving(request)
     target = await serving.target(body.model)
     describe_request("text_completion", body, target.served.id)
-    if body.best_of not in (None, body.n or 1):
-        raise InvalidRequestError(
-            "'best_of' other than 'n' is not supported; leave it out.", param="best_of"
-        )
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
-    generations = [
-        _generation(serving, account, body, prompt, target) for prompt in _prompts(target, body)
-    ]
+    prompts, parameters = read_body(body)
+    size = sum(map(len, prompts))
+    generations = await serving.offload.run(
+        size, _prepare, serving, account, target, prompts, body, parameters
+    )
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": target.served.id,
     }
+    running = _Running(serving, account, body, generations)
     if body.stream:
-        chunks = _chunks(generations, body, head)
+        chunks = _chunks(running, head)
         return await stream(request, chunks, serving.settings.keep_alive_seconds)
-    per_prompt = await unless_disconnected(request, _all(generations, body))
-    choices = [choice for choices in per_prompt for choice in choices]
-    for index, choice in enumerate(choices):
-        choice["index"] = index
-    return {**head, "choices": choices, "usage": _total(generations).as_json()}
+    choices = await unless_disconnected(request, _whole(running))
+    return json_response({**head, "choices": choices, "usage": running.usage()})
 
 
-def _prompts(target: Target, body: CompletionBody) -> list[list[int]]:
-    prompt = body.prompt
-    encode = target.model.tokenizer.encode
-    prompts: list[list[int]]
-    if isinstance(prompt, str):
-        prompts = [encode(prompt)]
-    elif all(isinstance(part, int) for part in prompt):
-        prompts = [[part for part in prompt if isinstance(part, int)]]
-    else:
-        prompts = [
-            encode(part) if isinstance(part, str) else list(part)
-            for part in prompt
-            if not isinstance(part, int)
-        ]
-    if len(prompts) > _MOST_PROMPTS:
+def read_body(body: CompletionBody) -> tuple[list[Prompt], Parameters]:
+    """What the body asks for. Raises InvalidRequestError for fields that exclude each other."""
+    if body.best_of not in (None, body.n or 1):
         raise InvalidRequestError(
-            f"'prompt' has {len(prompts)} texts; send at most {_MOST_PROMPTS}.", param="prompt"
+            "'best_of' other than 'n' is not supported; leave it out.", param="best_of"
         )
-    return prompts
-
-
-def _generation(
-    serving: Serving, account: Account, body: CompletionBody, prompt: list[int], target: Target
-) -> Generation:
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequestError(
             "'max_tokens' 0 generates nothing; it is for 'echo': true.", param="max_tokens"
         )
-    room = target.check_prompt(prompt, body.max_tokens or None, "prompt")
-    wanted = room if body.max_tokens is None else max(body.max_tokens, 1)
-    return build_generation(
-        serving,
-        account,
-        body,
-        prompt,
-        target,
-        max_tokens=wanted,
+    prompts = _prompts(body.prompt)
+    sequences = len(prompts) * (body.n or 1)
+    if not prompts or sequences > _MOST_SEQUENCES:
+        raise InvalidRequestError(
+            f"'prompt' has {len(prompts)} texts and 'n' is {body.n or 1}; send 1 to "
+            f"{_MOST_SEQUENCES} in all.",
+            param="prompt",
+        )
+    parameters = body.parameters(
+        max_tokens=max(body.max_tokens, 1),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
+    return prompts, parameters
 
 
-async def _all(generations: list[Generation], body: CompletionBody) -> list[list[dict[str, Any]]]:
-    # A task group, so that one prompt's failure cancels the others.
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_whole(g, body)) for g in generations]
-    except* Exception as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+def _prompts(prompt: Any) -> list[Prompt]:
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    return list(prompt)
 
 
-async def _whole(generation: Generation, body: CompletionBody) -> list[dict[str, Any]]:
-    writers = [_Choice(generation, body) for _ in range(generation.request.n)]
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    async with aclosing(generation.pieces()) as pieces:
-        async for piece in pieces:
-            prompt_logprobs = piece.prompt_logprobs or prompt_logprobs
-            writers[piece.index].add(piece)
-    return [writer.as_json(prompt_logprobs) for writer in writers]
+def _prepare(
+    serving: Serving,
+    account: Account,
+    target: Target,
+    prompts: list[Prompt],
+    body: CompletionBody,
+    parameters: Parameters,
+) -> list[Generation]:
+    generations = []
+    for prompt in prompts:
+        wanted = body.max_tokens or None
+        ids = prompt
+        if isinstance(ids, str):
+            ids = target.encode(ids, "prompt", wanted=wanted)
+        target.find_room(ids, wanted, "prompt")
+        generations.append(
+            prepare_generation(
+                serving, account, target, ids, parameters, max_tokens=parameters.max_tokens or 1
+            )
+        )
+    return generations
 
 
-class _Choice:
-    """Writes one continuation, with the prompt before it where that is to be echoed."""
+class _Running:
+    """The generations of one request, with a writer for each of their continuations."""
 
-    def __init__(self, generation: Generation, body: CompletionBody) -> None:
-        self.generation = generation
+    def __init__(
+        self,
+        serving: Serving,
+        account: Account,
+        body: CompletionBody,
+        generations: list[Generation],
+    ) -> None:
         self.body = body
-        self.text = ""
-        self.entries: list[TokenLogprobs | None] = []
-        self.reason: str | None = None
-        self._echoed = not body.echo
-        self._offset = 0
+        self.offload = serving.offload
+        self.choices = [[Choice(g, body) for _ in range(g.request.n)] for g in generations]
+        self._generations = generations
+        self._updates = [g.updates(serving, account) for g in generations]
 
-    def add(self, piece: Piece) -> None:
-        if self.body.max_tokens != 0:
-            self.text += piece.text
-            self.entries += piece.logprobs
-            # It is no text, but clients that score prompts count on an entry for what follows.
-            self.entries += [] if piece.end is None else [piece.end]
-        self.reason = piece.finish_reason
+    def usage(self) -> dict[str, object]:
+        usage = Usage.total(generation.usage for generation in self._generations)
+        if self.body.max_tokens == 0:
+            # The engine makes a token to score the prompt; nobody asked for it.
+            usage.completion_tokens = 0
+        return usage.as_json()
 
-    def as_json(self, prompt: tuple[TokenLogprobs | None, ...] | None) -> dict[str, Any]:
-        """What was added since the last call, after the prompt in the first."""
-        text, entries, first = self.text, self.entries, None
-        if not self._echoed:
-            ids = list(self.generation.request.prompt)
-            skip = self.body.skip_special_tokens
-            tokenizer = self.generation.target.model.tokenizer
-            text = tokenizer.decode(ids, skip_special_tokens=skip) + text
-            entries, first = [*(prompt or ()), *entries], ids[0]
-        self._echoed, self.text, self.entries = True, "", []
-        logprobs = None
-        if self.body.logprobs is not None:
-            logprobs = _legacy_logprobs(self.generation, entries, first, self._offset)
-            self._offset += sum(map(len, logprobs["tokens"]))
-        reason = "length" if self.body.max_tokens == 0 and self.reason else self.reason
-        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    async def updates(self) -> AsyncGenerator[tuple[int, Update], None]:
+        """(prompt's position, update) of all as they come; closing it cancels them all."""
+        if len(self._updates) == 1:
+            # Most requests have one prompt: its tokens need not pass through a task of their own.
+            async with aclosing(self._updates[0]) as updates:
+                async for update in updates:
+                    yield 0, update
+            return
+        async with aclosing(_merge(self._updates)) as merged:
+            async for position, update in merged:
+                yield position, update
 
 
-def _legacy_logprobs(
-    generation: Generation, entries: list[TokenLogprobs | None], first: int | None, offset: int
-) -> dict[str, Any]:
-    """OpenAI's older format: parallel lists, the prompt's first token without a probability."""
-    show = generation.target.model.tokenizer.token_text
-    tokens, values, tops, offsets = [], [], [], []
-    for entry in entries:
-        token = show(first or 0) if entry is None else show(entry.token)
-        tokens.append(token)
-        offsets.append(offset)
-        offset += len(token)
-        values.append(None if entry is None else max(entry.logprob, -9999.0))
-        tops.append(None if entry is None else {show(t): max(v, -9999.0) for t, v in entry.top})
-    return {
-        "tokens": tokens,
-        "token_logprobs": values,
-        "top_logprobs": tops,
-        "text_offset": offsets,
-    }
+async def _merge(
+    sources: list[AsyncGenerator[Update, None]],
+) -> AsyncGenerator[tuple[int, Update], None]:
+    queue: asyncio.Queue[tuple[int, Update | Exception | None]] = asyncio.Queue()
 
-
-async def _chunks(
-    generations: list[Generation], body: CompletionBody, head: dict[str, Any]
-) -> AsyncGenerator[dict[str, Any], None]:
-    usage = {"usage": None} if body.stream_options and body.stream_options.include_usage else {}
-    writers = [[_Choice(g, body) for _ in range(g.request.n)] for g in generations]
-    prompts: dict[int, tuple[TokenLogprobs | None, ...] | None] = {}
-    async with aclosing(_merged(generations)) as pieces:
-        async for position, piece in pieces:
-            prompts[position] = piece.prompt_logprobs or prompts.get(position)
-            writer = writers[position][piece.index]
-            writer.add(piece)
-            choice = writer.as_json(prompts[position])
-            if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
-                choice["index"] = position * len(writers[position]) + piece.index
-                yield {**head, "choices": [choice], **usage}
-    if usage:
-        yield {**head, "choices": [], "usage": _total(generations).as_json()}
-
-
-async def _merged(
-    generations: list[Generation],
-) -> AsyncGenerator[tuple[int, Piece], None]:
-    """(prompt's position, piece) of all generations as they come; closing it cancels them all."""
-    if len(generations) == 1:
-        # Most requests have one prompt: their tokens need not pass through a task of their own.
-        async with aclosing(generations[0].pieces()) as pieces:
-            async for piece in pieces:
-                yield 0, piece
-        return
-    queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
-
-    async def feed(position: int, generation: Generation) -> None:
+    async def feed(position: int, source: AsyncGenerator[Update, None]) -> None:
         try:
-            async with aclosing(generation.pieces()) as pieces:
-                async for piece in pieces:
-                    queue.put_nowait((position, piece))
+            async with aclosing(source):
+                async for update in source:
+                    queue.put_nowait((position, update))
             queue.put_nowait((position, None))
         except Exception as error:
             queue.put_nowait((position, error))
 
-    tasks = [asyncio.create_task(feed(i, g)) for i, g in enumerate(generations)]
+    tasks = [asyncio.create_task(feed(i, source)) for i, source in enumerate(sources)]
     unfinished = len(tasks)
     try:
         while unfinished:
@@ -239,10 +182,29 @@ async def _merged(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _total(generations: list[Generation]) -> Usage:
-    total = Usage()
-    for generation in generations:
-        total.prompt_tokens += generation.usage.prompt_tokens
-        total.completion_tokens += generation.usage.completion_tokens
-        total.cached_tokens += generation.usage.cached_tokens
-    return total
+async def _whole(running: _Running) -> list[dict[str, Any]]:
+    async with aclosing(running.updates()) as updates:
+        async for position, update in updates:
+            running.choices[position][update.index].add(update)
+    choices = [choice for choices in running.choices for choice in choices]
+    return [
+        await running.offload.run(choice.size, choice.take, index)
+        for index, choice in enumerate(choices)
+    ]
+
+
+async def _chunks(running: _Running, head: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    body = running.body
+    async with aclosing(running.updates()) as updates:
+        async for position, update in updates:
+            choice = running.choices[position][update.index]
+            choice.add(update)
+            index = position * len(running.choices[position]) + update.index
+            written = await running.offload.run(choice.size, choice.take, index)
+            if written["text"] or written["logprobs"] or written["finish_reason"]:
+                usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
+                if body.continuous_usage:
+                    usage = {"usage": running.usage()}
+                yield {**head, "choices": [written], **usage}
+    if body.include_usage:
+        yield {**head, "choices": [], "usage": running.usage()}

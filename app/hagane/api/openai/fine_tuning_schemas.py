@@ -65,7 +65,7 @@ class JobBody(Body):
     model: str
     training_file: str
     validation_file: str | None = None
-    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s:/]+$")] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")] | None = None
     seed: Annotated[Count, Field(ge=0, lt=1 << 31)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None

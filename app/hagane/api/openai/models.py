@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 
 from hagane.api.access import guarded_router
 from hagane.api.serving import Serving, get_serving
@@ -15,18 +16,21 @@ router = guarded_router()
 
 
 @router.get("/v1/models")
-async def list_models(request: Request) -> dict[str, Any]:
-    """Every model that requests may name."""
+def list_models(request: Request) -> dict[str, Any]:
+    """Every model that requests may name. Raises EngineUnavailableError while they would fail."""
     serving = get_serving(request)
+    serving.require_engine()
     models = [serving.base, *serving.catalogue.list()]
     return {"object": "list", "data": [describe_model(serving, model) for model in models]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, request: Request) -> dict[str, Any]:
-    """One model. Raises ModelNotFoundError."""
+    """One model. Raises ModelNotFoundError, or EngineUnavailableError while requests would fail."""
     serving = get_serving(request)
-    return {**describe_model(serving, serving.resolve(model_id)), "id": model_id}
+    serving.require_engine()
+    model = await serving.resolve(model_id)
+    return {**await run_in_threadpool(describe_model, serving, model), "id": model_id}
 
 
 def describe_model(serving: Serving, model: Served) -> dict[str, Any]:

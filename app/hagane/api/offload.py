@@ -1,0 +1,90 @@
+"""Work whose time grows with a request's size, done beside the event loop.
+
+What holds the interpreter's lock would stop the loop from any thread, so that the work itself is
+bounded too: see `hagane.api.body` for JSON. Tokenizing releases the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from hagane.api.errors import OverloadedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Bytes or characters. A thread costs more than what is done with fewer than the first.
+_TINY = 2 << 10
+_SMALL = 256 << 10
+_MOST_LARGE_WAITING = 64
+_TRIM_SECONDS = 1.0
+
+
+class Offload:
+    """Threads in two lanes, so that small requests do not wait behind large ones.
+
+    One large piece of work runs at a time: it takes memory and a core.
+    """
+
+    def __init__(self) -> None:
+        self._small = ThreadPoolExecutor(4, "small-text")
+        self._large = ThreadPoolExecutor(1, "large-text")
+        self._waiting = 0
+        self._trim: asyncio.TimerHandle | None = None
+
+    async def run(
+        self, size: int, work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        """The result of `work`, which reads about `size` bytes or characters.
+
+        Raises OverloadedError when too much large work waits already.
+        """
+        if size <= _TINY:
+            return work(*arguments, **named)
+        context = contextvars.copy_context()
+
+        def call() -> T:
+            return context.run(work, *arguments, **named)
+
+        loop = asyncio.get_running_loop()
+        if size <= _SMALL:
+            return await loop.run_in_executor(self._small, call)
+        if self._waiting >= _MOST_LARGE_WAITING:
+            raise OverloadedError(
+                "Too many large requests are being read; try again in a moment.", retry_after=1.0
+            )
+        self._waiting += 1
+        try:
+            return await loop.run_in_executor(self._large, call)
+        finally:
+            self._waiting -= 1
+
+    async def run_blocking(
+        self, size: int, work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        """As `run`, never on the event loop: for what may wait, too."""
+        return await self.run(max(size, _TINY + 1), work, *arguments, **named)
+
+    def release_memory(self, size: int) -> None:
+        """A request of `size` bytes is done: have the allocator return memory to the system."""
+        if size > _SMALL and self._trim is None:
+            # A little later: the request's own objects are still there, and others may follow.
+            self._trim = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._start_trim)
+
+    def _start_trim(self) -> None:
+        self._trim = None
+        self._large.submit(_trim)
+
+
+def _trim() -> None:
+    """glibc keeps what was freed between smaller objects: hundreds of megabytes of large bodies."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        # Other C libraries have no such function, and no such need.
+        return

@@ -1,0 +1,115 @@
+"""One prompt on its way through the engine: from its request to the events of its continuations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
+
+from hagane.generation.detokenizer import Detokenizer
+from hagane.generation.events import Event, Finished, ToolCallStarted, Update
+from hagane.generation.parsers.base import Chain
+from hagane.generation.stop import NO_STOPS, StopStrings
+from hagane.generation.usage import Observer
+from hagane.pool.client import EngineClient
+from hagane.pool.messages import GenerateRequest, TokenDelta
+from hagane.text.tokenizer import Tokenizer
+
+
+def no_parsers() -> Chain:
+    """A chain that leaves all text as it is."""
+    return Chain(())
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens become events; `make_chain` makes the parsers of one continuation."""
+
+    tokenizer: Tokenizer
+    stop: StopStrings = NO_STOPS
+    skip_special_tokens: bool = True
+    make_chain: Callable[[], Chain] = no_parsers
+
+
+async def generate(
+    engine: AbstractAsyncContextManager[EngineClient],
+    request: GenerateRequest,
+    decoding: Decoding,
+    observers: Sequence[Observer] = (),
+) -> AsyncGenerator[Update, None]:
+    """Updates of all continuations as they come; closing the generator cancels the request.
+
+    Raises what `EngineClient.generate` does.
+    """
+    for observer in observers:
+        observer.started(len(request.prompt))
+    try:
+        async with engine as client, aclosing(_updates(client, request, decoding)) as updates:
+            async for delta, update in updates:
+                for observer in observers:
+                    observer.tokens(delta)
+                yield update
+        for observer in observers:
+            observer.finished()
+    finally:
+        for observer in observers:
+            observer.closed()
+
+
+async def _updates(
+    client: EngineClient, request: GenerateRequest, decoding: Decoding
+) -> AsyncGenerator[tuple[TokenDelta, Update], None]:
+    """(delta, what it brought). A stop string ends a continuation from this side."""
+    running = {index: _Continuation(decoding, request) for index in range(request.n)}
+    async with aclosing(client.generate(request)) as deltas:
+        async for delta in deltas:
+            continuation = running.get(delta.index)
+            if continuation is None:
+                # Tokens computed before the cancellation of this continuation arrived.
+                continue
+            update = continuation.push(delta)
+            if update.finish_reason is not None:
+                del running[delta.index]
+                if delta.finish_reason is None:
+                    client.cancel(request.request_id, delta.index)
+            yield delta, update
+            if not running:
+                break
+
+
+class _Continuation:
+    """The text side of one continuation."""
+
+    def __init__(self, decoding: Decoding, request: GenerateRequest) -> None:
+        self._text = Detokenizer(
+            decoding.tokenizer,
+            stop=decoding.stop,
+            skip_special_tokens=decoding.skip_special_tokens,
+            min_tokens=request.sampling.min_tokens,
+        )
+        self._chain = decoding.make_chain()
+        self._calls = False
+
+    def push(self, delta: TokenDelta) -> Update:
+        visible = delta.tokens[:-1] if delta.stopped_on_token else delta.tokens
+        text = self._text.push(visible)
+        reason = delta.finish_reason
+        if reason is not None:
+            text += self._text.finish()
+        if self._text.stopped is not None:
+            reason = "stop"
+        events: list[Event] = self._chain.feed(text) if text else []
+        if reason is not None:
+            events += self._chain.finish()
+        self._calls = self._calls or any(isinstance(event, ToolCallStarted) for event in events)
+        if reason is not None:
+            called = self._calls and reason == "stop"
+            events.append(Finished("tool_calls" if called else reason))
+        return Update(
+            index=delta.index,
+            events=tuple(events),
+            tokens=visible,
+            logprobs=(delta.logprobs or ())[: len(visible)],
+            prompt_logprobs=delta.prompt_logprobs,
+            end=delta.logprobs[-1] if delta.stopped_on_token and delta.logprobs else None,
+        )
