@@ -18,6 +18,7 @@ from hagane.api.access import guarded_router
 from hagane.pool.client import EngineClient
 from hagane.pool.models import Fleet
 from hagane.store.jobs import Jobs
+from hagane.system.logging import dropped_lines
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
@@ -62,6 +63,11 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"hagane_{name}", text, value=float(value))
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"hagane_{name}", text, value=float(value))
+        yield CounterMetricFamily(
+            "hagane_log_lines_dropped",
+            "Lines of the log that could not be written",
+            value=float(dropped_lines()),
+        )
         build = GaugeMetricFamily("hagane_build_info", "Version", labels=["version"])
         build.add_metric([__version__], 1)
         yield build

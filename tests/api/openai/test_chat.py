@@ -180,7 +180,7 @@ ERRORS = [
     ({"messages": []}, "messages", "empty_array"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
-    ({"tools": []}, "tools", "unsupported_parameter"),
+    ({"audio": {}}, "audio", "unsupported_parameter"),
     ({"temprature": 1}, "temprature", "unknown_parameter"),
     ({"stop": ["a"] * 17}, "stop", "invalid_value"),
     ({"logit_bias": {"99999": 1}}, "logit_bias", "invalid_value"),
