@@ -6,10 +6,8 @@ spans are objects that do nothing: https://opentelemetry.io/docs/specs/otel/prot
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
-import logging.handlers
 import os
 import queue
 import sys
@@ -54,34 +52,31 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-class _NeverWaiting(logging.handlers.QueueHandler):
+class _NeverWaiting(logging.Handler):
     """Hands lines to a thread that writes them; drops and counts them where it cannot follow.
 
-    A terminal that is paused, or a pipe that nobody reads, would otherwise stop every request.
+    A terminal that is paused, or a pipe that nobody reads, would otherwise stop every request. The
+    thread holds no lock while it waits, so that the process can end meanwhile.
     """
 
-    def __init__(self, target: logging.Handler) -> None:
-        lines: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_LINES_WAITING)
-        super().__init__(lines)
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
         self.dropped = 0
         self._reported = 0
-        self._target = target
-        self._lines = lines
-        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
-        self._writer.start()
-        atexit.register(self.flush)
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(_MOST_LINES_WAITING)
+        threading.Thread(target=self._write, name="log", daemon=True).start()
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format here, where the request's context is, and leave the writing to the thread."""
         try:
-            self._lines.put_nowait(record)
+            if self._lines.full():
+                raise queue.Full
+            self._lines.put_nowait(self.format(record))
         except queue.Full:
             self.dropped += 1
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        # What the arguments say now is what happened; the writer's thread has no context.
-        record.message = record.getMessage()
-        record.msg, record.args = record.message, None
-        return record
+        except Exception:  # the contract of handlers: a bad line must not fail its caller
+            self.handleError(record)
 
     def flush(self) -> None:
         """Wait until everything is written, but not for long: nobody may be reading."""
@@ -91,19 +86,22 @@ class _NeverWaiting(logging.handlers.QueueHandler):
 
     def _write(self) -> None:
         while True:
-            record = self._lines.get()
+            line = self._lines.get()
             try:
-                self._target.handle(record)
-                self._report_dropped()
+                self._write_line(line)
+                if (dropped := self.dropped) > self._reported:
+                    lost, self._reported = dropped - self._reported, dropped
+                    self._write_line(f"{lost} lines of the log were dropped: nobody read it")
+            except OSError:
+                # The reader has gone for good; the metric tells.
+                self.dropped += 1
             finally:
                 self._lines.task_done()
 
-    def _report_dropped(self) -> None:
-        if (dropped := self.dropped) > self._reported:
-            text = f"{dropped - self._reported} lines of the log were dropped: nobody read it"
-            self._reported = dropped
-            line = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
-            self._target.handle(line)
+    def _write_line(self, line: str) -> None:
+        rest = line.encode("utf-8", errors="backslashreplace") + b"\n"
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
 
 
 def dropped_lines() -> int:
@@ -114,16 +112,19 @@ def dropped_lines() -> int:
 
 def configure_logging(level: str = "INFO", style: str = "auto") -> None:
     """Log to standard error; `style` auto is pretty on a terminal and JSON elsewhere."""
-    handler = logging.StreamHandler()
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError):
+        # A stand-in without a file, as some test runners have.
+        descriptor = 2
+    handler = _NeverWaiting(descriptor)
+    handler.addFilter(_RequestId())
     if style == "json" or (style == "auto" and not sys.stderr.isatty()):
         handler.setFormatter(_JsonFormatter())
     else:
         pretty = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
-        handler.setFormatter(logging.Formatter(pretty, "%H:%M:%S", defaults={"request_id": "-"}))
-    queued = _NeverWaiting(handler)
-    # Here, where the request's context is, and not in the thread that writes.
-    queued.addFilter(_RequestId())
-    logging.basicConfig(level=level.upper(), handlers=[queued], force=True)
+        handler.setFormatter(logging.Formatter(pretty, "%H:%M:%S"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in ("httpx", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -20,7 +20,8 @@ def client(server):
 
 def post(server, path: str, **body) -> httpx.Response:
     subject = {"messages": MESSAGES} if path == CHAT else {"prompt": "Once upon"}
-    whole = {"model": "tiny", "max_tokens": 4, "temperature": 0} | subject | body
+    sampling = {} if path == "/tokenize" else {"max_tokens": 4, "temperature": 0}
+    whole = {"model": "tiny"} | sampling | subject | body
     return httpx.post(
         f"{server.url}{path}",
         content=json.dumps(whole),
