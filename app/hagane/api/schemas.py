@@ -2,7 +2,7 @@
 
 null means "not given" for every optional field. Fields of OpenAI's contract that this server does
 not implement accept only the values that mean "do nothing", and are refused with the remedy
-otherwise. Hints that change no answer are accepted; docs/api.md lists them.
+otherwise. Hints that change no answer are accepted; docs/serving.md lists them.
 """
 
 from __future__ import annotations
