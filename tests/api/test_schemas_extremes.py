@@ -32,7 +32,8 @@ def test_extreme_numbers_end_nothing(server, temperature):
                 content = f"{{{body}, {field}}}"
                 response = client.post("/v1/completions", content=content)
                 answered += response.status_code == 200
-                assert response.status_code in (200, 400), (field, response.text)
+                late = response.status_code == 504 and field.startswith('"timeout"')
+                assert late or response.status_code in (200, 400), (field, response.text)
                 if response.status_code == 400:
                     assert response.json()["error"]["type"] == "invalid_request_error"
     assert answered > 20, "extremes within bounds are answered"
