@@ -90,6 +90,7 @@ KEY = b"Authorization: Bearer key\r\n"
         (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
         (HEAD + b"Content-Length: +1\r\n\r\n", 400),
+        (HEAD + b"Content-Length: " + b"0" * 5000 + b"1\r\n\r\n", 400),
         (HEAD + b"Transfer-Encoding: xchunked\r\n\r\n", 400),
         (HEAD + b"Transfer-Encoding: chunked, gzip\r\n\r\n", 400),
         (HEAD.replace(b"\r\n", b"\n") + b"\n", 400),
@@ -101,7 +102,7 @@ KEY = b"Authorization: Bearer key\r\n"
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (HEAD * 2, 400),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_strange_heads_are_refused_in_the_shape_of_errors(bounded, raw, status):
     with connect(bounded) as connection:
@@ -252,6 +253,9 @@ def test_compressed_bodies_are_not_unpacked(bounded):
 def test_bodies_in_tiny_chunks_and_trailers_without_end_are_refused(bounded):
     raw = POST + KEY + b"Transfer-Encoding: chunked\r\n\r\n"
     assert send(bounded, raw + b"1\r\n \r\n" * 5000) == [400]
+    assert send(bounded, raw + b"1;" + b"a" * 5_000_000) == [400]
+    extended = b"20;" + b"a" * 9000 + b"\r\n" + b" " * 32 + b"\r\n"
+    assert send(bounded, raw + extended * 500) == [400]
     trailers = b"0\r\n" + b"".join(b"T%d: a\r\n" % i for i in range(3000))
     assert send(bounded, raw + trailers) == [431]
 

@@ -37,6 +37,10 @@ _FREE_PIECES = 4096
 _WRITE_SECONDS = 60.0
 # For a refused peer to read the reason, while what it still sends is dropped.
 _LINGER_SECONDS = 2.0
+# Of a body on the wire, what is neither its content nor as long as that: chunks' extensions.
+_MOST_FRAMING_BYTES = 1 << 20
+# Lengths of bodies have fewer; int() takes no more than 4300.
+_MOST_LENGTH_DIGITS = 20
 # An upgrade is never made, so the request is read as if it had not been offered.
 _UPGRADE_HEADERS = (b"upgrade", b"connection", b"http2-settings")
 
@@ -94,6 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._pieces = 0
         self._body_bytes = 0
+        self._wire_bytes = 0
 
     # The connection
 
@@ -124,6 +129,8 @@ class BoundedProtocol(HttpToolsProtocol):
             if was_in_head and self._in_head:
                 # A header is only seen when it is whole; a piece that began it is at most a read.
                 self._count_head(len(data))
+            elif not self._in_head:
+                self._count_wire(len(data))
         except (httptools.HttpParserError, _RefusedError):
             self.send_400_response("")
             return
@@ -212,7 +219,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        self._pieces = self._body_bytes = 0
+        self._pieces = self._body_bytes = self._wire_bytes = 0
         self._upgrade_offered = False
 
     def on_url(self, url: bytes) -> None:
@@ -221,6 +228,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_head(len(name) + len(value) + 4)
+        if name.lower() == b"content-length" and len(value) > _MOST_LENGTH_DIGITS:
+            self._fail(HTTPStatus.BAD_REQUEST, "invalid_http", "The Content-Length is too long.")
         # Those behind a body have no meaning here.
         if self._in_head:
             super().on_header(name, value)
@@ -275,6 +284,16 @@ class BoundedProtocol(HttpToolsProtocol):
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "headers_too_large",
                 f"The headers are longer than {self.bounds.header_bytes} bytes (max_header_bytes).",
+            )
+
+    def _count_wire(self, count: int) -> None:
+        """Bytes since the head that came with others, of which the body's are a part."""
+        self._wire_bytes += count
+        if self._wire_bytes > 2 * self._body_bytes + _MOST_FRAMING_BYTES:
+            self._fail(
+                HTTPStatus.BAD_REQUEST,
+                "chunks_too_small",
+                "More bytes were sent around the body than in it; leave out chunk extensions.",
             )
 
     def _check_version(self) -> None:
