@@ -66,3 +66,24 @@ def test_equal_answers_are_no_preference(record):
 def test_conversations_that_are_equal_whole_are_no_preference_either():
     whole = [USER, answer("b")]
     assert refusal({"chosen": whole, "rejected": whole}, "dpo")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'{"text": "\ud800"}',
+        r'{"\uDC00": 1}',
+        r'{"messages": [{"role": "user", "content": "\ud83d"}]}',
+        r'{"messages": [{"role": "user", "content": "a", "name": "\ud800"}]}',
+        json.dumps({"messages": [USER, answer("", tool_calls=[
+            {"function": {"name": "f", "arguments": r'{"a": "\ud800"}'}}])]}),
+    ],
+)  # fmt: skip
+def test_half_characters_are_refused_wherever_they_are(line):
+    with pytest.raises(RecordError, match="half a character"):
+        parse(line, "supervised")
+
+
+def test_pairs_of_escapes_are_characters():
+    (text,) = parse(r'{"text": "\ud83d\ude00 \\ud800"}', "supervised")
+    assert text.completion == "😀 \\ud800"

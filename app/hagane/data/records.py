@@ -52,12 +52,7 @@ def parse(line: str, method: Method) -> Record:
 
     Raises RecordError.
     """
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise RecordError(f"is not JSON: {error}") from None
-    except RecursionError:
-        raise RecordError("is nested too deeply") from None
+    record = _json(line, "")
     if not isinstance(record, dict):
         raise RecordError(f"is {_kind(record)}; a line must be a JSON object")
     if method == "supervised":
@@ -212,13 +207,28 @@ def _call(call: Any, path: str) -> Any:
         raise RecordError(f"{path}.function must be an object with a name and arguments")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError as error:
-            raise RecordError(f"{path}.function.arguments is not JSON: {error}") from None
+        arguments = _json(arguments or "{}", f"{path}.function.arguments ")
     if not isinstance(arguments, dict):
         raise RecordError(f"{path}.function.arguments must be a JSON object")
     return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _json(text: str, subject: str) -> Any:
+    """The value of a JSON text, all of whose strings are text."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            # A pair of escapes is one character; half of one cannot be written anywhere.
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RecordError(
+            f"{subject}has half a character: \\uD800 to \\uDFFF stand for one in pairs only"
+        ) from None
+    except ValueError as error:
+        raise RecordError(f"{subject}is not JSON: {error}") from None
+    except RecursionError:
+        raise RecordError(f"{subject}is nested too deeply") from None
+    return value
 
 
 def _tools(record: dict[str, Any], path: str) -> tuple[Any, ...] | None:
