@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from hagane.models.decoder import Transformer
 from hagane.training.pretrain.config import PretrainConfig
-from hagane.training.pretrain.loop import Learner
+from hagane.training.pretrain.model import PretrainModel
 from hagane.training.pretrain.utilisation import Utilisation
 from hagane.weights.sources.config import load_config
 
@@ -32,11 +32,11 @@ def measure(directory: Path, plan: dict) -> dict:
     device = torch.device(plan["device"])
     model = Transformer(load_config(directory))
     model.init_weights(torch.Generator().manual_seed(0))
-    learner = Learner.of(model.to(device), config)
+    trained = PretrainModel.of(model.to(device), config)
     rng = np.random.default_rng(0)
 
     def step(number: int) -> None:
-        learner.step(rng.integers(10, plan["vocab_size"], (rows, length + 1)), number)
+        trained.step(rng.integers(10, plan["vocab_size"], (rows, length + 1)), number)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -46,7 +46,7 @@ def measure(directory: Path, plan: dict) -> dict:
     for number in range(2, 2 + plan["steps"]):
         step(number)
     rate = plan["steps"] * rows * length / (time.monotonic() - begin)
-    used = Utilisation.of(learner.model, length, device, 1)
+    used = Utilisation.of(trained.transformer, length, device, 1)
     return {
         "tokens_per_second": rate,
         "peak_memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,

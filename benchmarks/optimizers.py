@@ -34,14 +34,14 @@ def train(
     times = []
     for step in range(PROBE):
         begin = time.monotonic()
-        run.learner.step(run.rows.batch(step, config.batch_rows), step)
+        run.model.step(run.rows.batch(step, config.batch_rows), step)
         times.append(time.monotonic() - begin)
     steps = max(PROBE + 2, round(seconds / min(times)))
     planned = config.model_copy(update={"steps": steps, "warmup_steps": steps // 20})
     run = Run.load(planned, folder, device, ALONE)
     begin = time.monotonic()
     for step in range(steps):
-        run.learner.step(run.rows.batch(step, config.batch_rows), step)
+        run.model.step(run.rows.batch(step, config.batch_rows), step)
     return steps, time.monotonic() - begin, run.validate()
 
 

@@ -10,7 +10,7 @@ import torch
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
 from hagane.training.pretrain.config import PretrainConfig
-from hagane.training.pretrain.loop import Learner
+from hagane.training.pretrain.model import PretrainModel
 from hagane.training.pretrain.shards import PackedRows
 from pretrain import LENGTH, ROWS, STEPS, VOCABULARY
 
@@ -28,13 +28,13 @@ def main(tokens: Path) -> None:
     }  # fmt: skip
     model = Transformer(ModelConfig.from_dict(shape))
     model.init_weights(torch.Generator().manual_seed(0))
-    learner = Learner.of(model, config)
+    trained = PretrainModel.of(model, config)
     rows = PackedRows(tokens, LENGTH, seed=0)
     step = 0
     for line in sys.stdin:
         begin = time.monotonic()
         for _ in range(int(line)):
-            learner.step(rows.batch(step, ROWS), step)
+            trained.step(rows.batch(step, ROWS), step)
             step += 1
         print("seconds", time.monotonic() - begin, flush=True)
 

@@ -142,11 +142,11 @@ def test_only_regular_files_are_opened(saved, model, name, tmp_path):
     (saved / name).unlink()
     os.mkfifo(saved / name)
     for read in (adapter_digest, lambda directory: load_adapter(directory, model)):
-        with pytest.raises(ModelError, match="no regular file"):
+        with pytest.raises(ModelError, match="not a regular file"):
             read(saved)
     (saved / name).unlink()
     (saved / name).symlink_to("/dev/zero")
-    with pytest.raises(ModelError, match="no regular file"):
+    with pytest.raises(ModelError, match="not a regular file"):
         load_adapter(saved, model)
 
 

@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
     from hagane.text.hub import resolve_model
     from hagane.training.finetune.loop import finetune
     from hagane.training.finetune.spec import FineTuneSpec
-    from hagane.training.report.console import Console
+    from hagane.training.report.progress import FineTuneProgress
 
     given = options.model_dump(exclude_none=True, exclude={"file", "output", "validation_file"})
     if options.validation_file is not None:
@@ -69,8 +69,8 @@ def run(arguments: list[str]) -> int:
     spec = FineTuneSpec(training_file=options.file.resolve(), **given)
     output = options.output or Path(f"{options.file.stem}-adapter")
     output.mkdir(parents=True, exist_ok=True)
-    with Console(output) as console:
-        result = finetune(spec, output, console)
+    with FineTuneProgress(output) as progress:
+        result = finetune(spec, output, progress)
     print(
         f"{result.directory}: validation loss {result.valid_loss:.4f}, "
         f"the base's {result.base_valid_loss:.4f}"

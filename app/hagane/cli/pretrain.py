@@ -21,11 +21,11 @@ def run(arguments: list[str]) -> int:
     options = read(PretrainOptions, arguments, "pretrain")
     from hagane.training.pretrain.config import PretrainConfig
     from hagane.training.pretrain.loop import pretrain
-    from hagane.training.report.terminal import Terminal
+    from hagane.training.report.progress import PretrainProgress
 
     config = PretrainConfig.load(options.config)
-    with Terminal() as terminal:
-        result = pretrain(config, terminal)
+    with PretrainProgress() as progress:
+        result = pretrain(config, progress)
     held_out = ", ".join(f"{name} {bits:.3f}" for name, bits in result.bits_per_byte.items())
     print(f"{config.output}: bits per byte of held-out text: {held_out}")
     return 0

@@ -1,13 +1,32 @@
-"""The error hierarchy: one class per thing a caller can do about it.
+"""The error hierarchy: one class for each thing that a caller can do about it.
 
-Nothing here knows HTTP; `hagane.api.errors` maps these classes to status codes.
+    HaganeError                      internal_error
+    ├── ConfigurationError           invalid_configuration    mend the setting or command line
+    ├── ModelError                   invalid_model            mend the model directory
+    ├── InvalidRequestError          invalid_value            mend the request
+    │   ├── ContextLengthError       context_length_exceeded  shorten the prompt or max_tokens
+    │   ├── ModelNotFoundError       model_not_found
+    │   ├── NotFoundError            not_found
+    │   ├── TooLargeError            request_too_large        raise the setting it names
+    │   └── ConflictError            conflict                 look again, then decide
+    ├── QueueFullError               queue_full               retry after `retry_after` seconds
+    ├── RateLimitError               rate_limit_exceeded      retry after `retry_after` seconds
+    ├── EngineUnavailableError       engine_unavailable       retry after `retry_after` seconds
+    ├── EngineCrashedError           engine_crashed           retry; the engine restarts
+    ├── DeadlineExceededError        deadline_exceeded
+    ├── DiskFullError                disk_full                free space on the disk
+    ├── TrainingError                (one of several)         start the job again, mended
+    └── TrainingInterrupted          interrupted              continue from the checkpoint
+
+The second column is `code`. Nothing here knows HTTP: `hagane.api.errors` maps these classes to
+status codes.
 """
 
 from __future__ import annotations
 
 
 class HaganeError(Exception):
-    """Base of every error a user may see. The message names the value and the remedy."""
+    """Base of every error that a user may see. The message names the value and the remedy."""
 
     code: str = "internal_error"
 
@@ -64,7 +83,7 @@ class TooLargeError(InvalidRequestError):
 
 
 class ConflictError(InvalidRequestError):
-    """What is asked for contradicts what is there now; the message names both."""
+    """The request contradicts the current state; the message names both."""
 
     code = "conflict"
 
@@ -112,13 +131,13 @@ class DeadlineExceededError(HaganeError):
 
 
 class DiskFullError(HaganeError):
-    """Nothing more can be written to the data directory until somebody frees space there."""
+    """The data directory's disk has no room left."""
 
     code = "disk_full"
 
 
 class TrainingError(HaganeError):
-    """A run that cannot go on; its last checkpoint stays. `code` says why in one word.
+    """A run that cannot continue; its last checkpoint is kept. `code` is the reason.
 
     One of `invalid_file`, `invalid_model`, `non_finite_loss`, `out_of_memory`, `disk_full`.
     """
@@ -128,7 +147,7 @@ class TrainingError(HaganeError):
         self.code = code
 
 
-class TrainingInterrupted(HaganeError):  # noqa: N818 - asked for, not an error
+class TrainingInterrupted(HaganeError):  # noqa: N818 - requested, not an error
     """The listener asked the run to stop; its checkpoint is written."""
 
     code = "interrupted"

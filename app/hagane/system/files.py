@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole or not there, and reading those that strangers wrote."""
+"""Atomic writes, and careful reads of files that others wrote."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def commit(partial: Path, final: Path) -> None:
-    """Put `partial`, which is complete, in the place of `final`; durable when this returns."""
+    """Rename the complete file `partial` to `final`; durable when this returns."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    # Writers that keep their files to their owner: a model is as readable as its folder.
+    # Some writers make files that only their owner can read; the folder decides that here.
     partial.chmod(0o644)
     partial.replace(final)
     folder = os.open(final.parent, os.O_RDONLY)
@@ -36,7 +36,7 @@ def commit(partial: Path, final: Path) -> None:
 
 @contextmanager
 def refused_when_full(directory: Path) -> Iterator[None]:
-    """Raises DiskFullError instead of the system's error when `directory` has no room left."""
+    """Raise DiskFullError instead of OSError when `directory` has no room left."""
     try:
         yield
     except OSError as error:
@@ -46,7 +46,7 @@ def refused_when_full(directory: Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a disk without room is behind `error`: torch's writer fails anew over it."""
+    """Whether a full disk caused `error`, which torch's writer hides behind an error of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -55,12 +55,12 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def full(directory: Path) -> DiskFullError:
-    """What to tell whoever would have written to `directory`."""
+    """The error for a write to `directory` that found no room."""
     return DiskFullError(f"The disk of {directory} is full: free some of it, then try again.")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path` atomically."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     commit(partial, path)
@@ -68,9 +68,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def open_regular(path: Path, limit: int) -> Iterator[BufferedReader]:
-    """A file of at most `limit` bytes, for reading.
+    """Open a file of at most `limit` bytes for reading.
 
-    Raises ModelError, also for what is no regular file: a pipe or a device may never end.
+    Raises ModelError, also for anything but a regular file: a pipe or a device may never end.
     """
     try:
         # A pipe without a writer would block a plain open.
@@ -82,20 +82,20 @@ def open_regular(path: Path, limit: int) -> Iterator[BufferedReader]:
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{path} cannot be read: it is no regular file")
+            raise ModelError(f"{path} cannot be read: it is not a regular file")
         if status.st_size > limit:
             raise ModelError(f"{path} has {status.st_size} bytes; at most {limit} are plausible")
         yield file
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a file of at most `limit` bytes. Raises ModelError as `open_regular` does."""
+    """Read a file of at most `limit` bytes. Raises ModelError as `open_regular` does."""
     with open_regular(path, limit) as file:
         return file.read(limit)
 
 
 def read_text(path: Path, limit: int = _LARGEST_JSON) -> str:
-    """A UTF-8 file, with or without a byte order mark. Raises ModelError."""
+    """Read a UTF-8 file, with or without a byte order mark. Raises ModelError."""
     try:
         return read_regular(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,7 +103,7 @@ def read_text(path: Path, limit: int = _LARGEST_JSON) -> str:
 
 
 def read_json_object(path: Path, limit: int = _LARGEST_JSON) -> dict[str, Any]:
-    """A JSON file whose content is an object. Raises ModelError naming the file."""
+    """Read a JSON file that holds an object. Raises ModelError naming the file."""
     try:
         value = json.loads(read_text(path, limit))
     except RecursionError:

@@ -1,4 +1,4 @@
-"""The machine as this process may use it: under a container's limits, not the host's."""
+"""Memory and cores that this process may use: a container's limits count, not the host's."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
-    """Bytes of memory: the machine's, or what the control group allows of it."""
+    """Bytes of memory: the machine's, or the control group's limit where that is lower."""
     total = int(psutil.virtual_memory().total)
     limit = _read_bytes("memory.max")
     return total if limit is None else min(total, limit)
 
 
 def available_memory() -> int:
-    """Bytes that can still be taken, without swapping and without the container being killed."""
+    """Bytes that can still be allocated without swapping or an out-of-memory kill."""
     available = int(psutil.virtual_memory().available)
     limit, used = _read_bytes("memory.max"), _read_bytes("memory.current")
     if limit is None or used is None:
         return available
-    # Cached file pages count as used and are given back when asked for.
+    # Cached file pages count as used, but the kernel reclaims them on demand.
     return max(min(available, limit - used + _reclaimable()), 0)
 
 
 def usable_cores() -> list[int]:
-    """Core numbers by affinity, no more of them than the control group's quota of CPU time."""
+    """The cores in this process' affinity mask, at most as many as its CPU quota allows."""
     if sys.platform != "linux":
         return list(range(os.cpu_count() or 1))
     cores = sorted(os.sched_getaffinity(0))
@@ -44,7 +44,7 @@ def usable_cores() -> list[int]:
 
 
 def cuda_driver_present() -> bool:
-    """Whether there may be CUDA devices: cheap, where asking torch takes seconds."""
+    """Whether there may be CUDA devices. Cheap: importing torch to find out takes seconds."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -62,7 +62,7 @@ def _reclaimable() -> int:
 
 
 def _read_bytes(name: str) -> int | None:
-    """The number in a file of the control group; None for "max" and where there is none."""
+    """The number in a file of the control group; None for "max" or if the file is missing."""
     try:
         text = (_CGROUP / name).read_text(encoding="ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""JSON that strangers wrote, checked against the shape that a msgspec struct declares."""
+"""Validate JSON from outside against a msgspec struct."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _PATH = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
 
 def shaped(raw: Mapping[str, Any], shape: type[_Shape], source: str) -> _Shape:
-    """`raw` as a `shape`. Raises ModelError naming `source`, the key, its value and what it must
-    be."""
+    """Convert `raw` to a `shape`.
+
+    Raises ModelError naming `source`, the key, its value and the expected type.
+    """
     try:
         return msgspec.convert(raw, shape)
     except msgspec.ValidationError as error:

@@ -7,7 +7,7 @@ import torch
 from hagane.kernels import Pretraining, cpu
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer, use_operations
-from hagane.training.pretrain.head_loss import NativeLoss, TorchLoss
+from hagane.training.pretrain.head_loss import CpuLoss, TorchLoss
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 SHAPE = {
@@ -36,7 +36,7 @@ def test_the_native_kernels_compute_what_torch_does(kind):
             operations = Pretraining(dtype)
             cpu.start(1)
             use_operations(model, operations)
-            loss = NativeLoss(operations)
+            loss = CpuLoss(operations)
         model.zero_grad()
         mean = loss.mean(model, rows)
         mean.backward()

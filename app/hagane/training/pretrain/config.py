@@ -1,4 +1,4 @@
-"""The TOML file of a pretraining run, checked."""
+"""The TOML file of a pretraining run, validated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEAD = 64
 
 
 def _count(value: object) -> object:
-    """A number such as "10M" or "1.5B"."""
+    """Parse a number such as "10M" or "1.5B"."""
     if isinstance(value, str) and value[-1:].upper() in _MULTIPLES:
         return round(float(value[:-1]) * _MULTIPLES[value[-1].upper()])
     return value
@@ -45,10 +45,10 @@ class Shape(_Table):
 
     @classmethod
     def of_size(cls, parameters: int, vocab_size: int, context_length: int) -> Shape:
-        """The shape nearest to `parameters` whose width is about 64 times its depth.
+        """Choose the shape nearest to `parameters` whose width is about 64 times its depth.
 
         Heads of 64, a SwiGLU of 8/3 of the width. Deeper is slower and wider is worse at equal
-        size; between 48 and 80 times, loss hardly depends on it (Kaplan et al., 2020,
+        size; between 48 and 80 times, the loss hardly changes (Kaplan et al., 2020,
         arXiv:2001.08361, figure 5). Raises ConfigurationError if the embedding alone is larger.
         """
         fits = [
@@ -79,7 +79,7 @@ class Shape(_Table):
         )
 
     def parameters(self, vocab_size: int) -> int:
-        """Embedding and matrices; norms are left out."""
+        """Count weights of the embedding and the matrices, without norms."""
         head = self.hidden_size // self.heads
         attention = 2 * self.hidden_size * head * (self.heads + self.kv_heads)
         mlp = 3 * self.hidden_size * self.intermediate_size
@@ -87,14 +87,14 @@ class Shape(_Table):
 
 
 class PretrainConfig(_Table):
-    """Everything that decides a run. Lengths are in tokens, rates are per step.
+    """Everything that determines a run. Lengths are in tokens, rates are per step.
 
-    A step learns from `batch_rows` rows of `sequence_length`, `micro_rows` of them at a time, or
-    as many in every process of a data-parallel run. A new model has the shape of `model`, or about
-    `parameters` ("10M") and `context_length` (default: `sequence_length`).
-    `start_from` is a model directory whose weights, shape and tokenizer are gone on with.
-    `held_out` is the fraction of every corpus' documents that is kept for validation, of which
-    `validation_rows` rows are scored.
+    A step trains on `batch_rows` rows of `sequence_length`, split among the processes of a
+    data-parallel run; a process computes `micro_rows` of them at a time. A new model has the shape
+    of `model`, or about `parameters` weights ("10M") and `context_length` (default:
+    `sequence_length`). `start_from` is a model directory to continue from, with its weights, shape
+    and tokenizer. `held_out` is the fraction of every corpus' documents that is kept for
+    validation; `validation_rows` rows of it are scored.
     """
 
     output: Path
@@ -137,20 +137,20 @@ class PretrainConfig(_Table):
         ways = [way is not None for way in (self.model, self.parameters, self.start_from)]
         if sum(ways) != 1:
             raise ValueError(
-                "give either a [model] or parameters to start afresh, or start_from to go on"
+                "give either a [model] or parameters for a new model, or start_from to continue one"
             )
         if self.context_length is not None and self.parameters is None:
             raise ValueError("context_length goes with parameters; a [model] has its own")
         if 0 < sum(corpus.weight is not None for corpus in self.corpora) < len(self.corpora):
             raise ValueError("give every corpus a weight, or none")
         if self.start_from is not None and self.tokenizer is not None:
-            raise ValueError("start_from brings its own tokenizer: leave tokenizer out")
+            raise ValueError("start_from has its own tokenizer: remove tokenizer")
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ValueError("warmup_steps and decay_steps together exceed steps")
         return self
 
     def shape(self, vocab_size: int) -> Shape | None:
-        """The new model's shape; None where there is one to start from."""
+        """The new model's shape; None with `start_from`."""
         if self.parameters is None:
             return self.model
         context = self.context_length or self.sequence_length

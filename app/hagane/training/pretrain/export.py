@@ -1,4 +1,4 @@
-"""A trained model as the directory that Hagane and transformers load."""
+"""Export a trained model as a directory that Hagane and transformers load."""
 
 from __future__ import annotations
 

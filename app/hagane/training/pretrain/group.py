@@ -1,4 +1,4 @@
-"""The processes of a data-parallel run, as `torchrun` starts them; or one alone."""
+"""The processes of a data-parallel run, started by `torchrun`; or a single process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hagane.system.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Group:
-    """This process' place among `size` processes that share every step's rows."""
+    """This process' rank among the `size` processes that share every step's rows."""
 
     rank: int = 0
     size: int = 1
@@ -28,7 +28,7 @@ class Group:
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """This process' part of a step's rows. Raises ConfigurationError if they do not divide."""
+        """This process' part of a step's rows. Raises ConfigurationError for an uneven division."""
         if rows % self.size:
             raise ConfigurationError(
                 f"batch_rows {rows} must be a multiple of the {self.size} processes"
@@ -37,7 +37,7 @@ class Group:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Every gradient becomes its mean over the processes: one message, not one each."""
+        """Replace gradients by their mean over the processes, in one all-reduce for all of them."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -50,13 +50,13 @@ class Group:
             gradient.copy_(part.view_as(gradient))
 
     def average(self, value: Tensor) -> Tensor:
-        """The mean of a scalar over the processes."""
+        """Mean of a scalar over the processes."""
         if self.size > 1:
             dist.all_reduce(value)
         return value / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so: all stop together, or none."""
+        """Whether `flag` is true in any process, so that all of them stop at the same step."""
         if self.size == 1:
             return flag
         votes = torch.tensor(float(flag))
@@ -64,7 +64,7 @@ class Group:
         return bool(votes.item())
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
@@ -74,7 +74,7 @@ ALONE = Group()
 
 @contextmanager
 def joined(device: str) -> Iterator[Group]:
-    """The group that `torchrun` describes in the environment: NCCL for CUDA, else gloo."""
+    """Join the group that `torchrun` describes in the environment: NCCL for CUDA, else gloo."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -87,7 +87,7 @@ def joined(device: str) -> Iterator[Group]:
 
 
 def own_device(name: str) -> torch.device:
-    """The device of this process; every one on a machine has a GPU of its own."""
+    """The device of this process; each process of a machine has its own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows of tokens, the logits a part at a time."""
+"""Cross-entropy of rows of tokens; logits are computed in parts, to bound their memory."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ _LOSS_ROWS = 2048
 
 
 class HeadLoss(Protocol):
-    """How a model whose weights are float32 computes, forward and back."""
+    """The forward and backward pass of a model with float32 weights.
+
+    An implementation decides the operators and the dtype; the weights' gradients are float32.
+
+        loss: HeadLoss = TorchLoss(torch.bfloat16)
+        loss.mean(transformer, rows).backward()
+    """
 
     def mean(self, model: Transformer, rows: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of int64 rows [n, length + 1]; differentiable."""
+        """Mean cross-entropy of int64 rows [n, length + 1], in nats per token; differentiable."""
         ...
 
     def each(self, model: Transformer, rows: Tensor) -> Tensor:
-        """The same for every token, float32 [n * length]."""
+        """Cross-entropy of every token in nats, float32 [n * length]."""
         ...
 
     def next_logits(self, model: Transformer, ids: Tensor) -> Tensor:
-        """Logits of what follows int64 ids [tokens]: float32 [1, vocab]."""
+        """Logits of the token after int64 ids [tokens]: float32 [1, vocab]."""
         ...
 
 
 @dataclass(frozen=True)
 class TorchLoss:
-    """Through torch's operators, on any device."""
+    """torch's operators, on any device."""
 
     dtype: torch.dtype
 
@@ -62,8 +68,8 @@ class TorchLoss:
 
 
 @dataclass(frozen=True)
-class NativeLoss:
-    """Through Hagane's own kernels, on the CPU: for a model that was given these operations."""
+class CpuLoss:
+    """Hagane's CPU kernels, for a model that `use_operations` gave the same `operations`."""
 
     operations: Pretraining
 

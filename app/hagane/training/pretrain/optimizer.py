@@ -9,12 +9,12 @@ from torch import nn
 
 from hagane.training.pretrain.config import PretrainConfig
 
-# AdamW's rate beside Muon's, for embeddings and norms: matrices take far larger steps under Muon.
-_ADAMW_BESIDE_MUON = 0.3
+# AdamW's learning rate relative to Muon's, for embeddings and norms. Muon takes larger steps.
+_ADAMW_RELATIVE_RATE = 0.3
 
 
 def make_optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """One optimizer, or Muon for the layers' matrices beside AdamW for everything else.
+    """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest.
 
     AdamW: Loshchilov and Hutter, 2019, arXiv:1711.05101; only matrices decay. Muon: Jordan et
     al., 2024, with updates scaled to AdamW's size (Liu et al., 2025, arXiv:2502.16982). Every
@@ -34,7 +34,7 @@ def make_optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.opti
         momentum=0.95,
         adjust_lr_fn="match_rms_adamw",
     )
-    return [muon, _adamw(embeddings, vectors, rate * _ADAMW_BESIDE_MUON, decay)]
+    return [muon, _adamw(embeddings, vectors, rate * _ADAMW_RELATIVE_RATE, decay)]
 
 
 def _adamw(
@@ -48,7 +48,7 @@ def _adamw(
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], fraction: float) -> None:
-    """Every group's rate becomes `fraction` of its peak."""
+    """Set every group's learning rate to `fraction` of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * fraction

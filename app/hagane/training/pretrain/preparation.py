@@ -1,4 +1,4 @@
-"""Everything a pretraining run reads, made once: tokenizer, shards, held-out text."""
+"""Prepare a run's data once: the tokenizer, token files to train on, held-out token files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOKENIZER, _LABELS = "tokenizer.json", "corpora.txt"
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A tokenizer, and of every corpus, by label, the token ids to train on and held out."""
+    """A tokenizer, and every corpus' token files by label: to train on, and held out."""
 
     tokenizer: tokenizers.Tokenizer
     shards: dict[str, Path]
@@ -27,6 +27,7 @@ class Prepared:
 
     @classmethod
     def load(cls, config: PretrainConfig, state_dir: Path) -> Prepared:
+        """Open the files that `prepare` wrote."""
         labels = (state_dir / _LABELS).read_text(encoding="utf-8").splitlines()
         return cls(
             tokenizers.Tokenizer.from_file(str(state_dir / _TOKENIZER)),
@@ -35,7 +36,7 @@ class Prepared:
         )
 
     def rows(self, config: PretrainConfig) -> MixedRows:
-        """The rows to learn from, corpora mixed as `config` says."""
+        """The rows to train on, with corpora mixed by `config`'s weights or epochs."""
         shards = [
             PackedRows(path, config.sequence_length, config.seed) for path in self.shards.values()
         ]
@@ -47,7 +48,7 @@ class Prepared:
 
 
 def prepare(config: PretrainConfig, state_dir: Path) -> None:
-    """Write what `Prepared` loads, unless it is there already.
+    """Write the files that `Prepared` loads, unless they exist.
 
     Raises ConfigurationError for corpora or a tokenizer that cannot be used.
     """
@@ -65,7 +66,7 @@ def prepare(config: PretrainConfig, state_dir: Path) -> None:
     for part in parts:
         write_tokens(part.held_out, tokenizer, state_dir / f"held-out-{part.label}.bin")
         write_tokens(part.training, tokenizer, state_dir / f"shard-{part.label}.bin")
-    # Last: its presence says that all the rest is whole.
+    # Written last: it marks the other files as complete.
     write_text(done, "\n".join(part.label for part in parts))
 
 

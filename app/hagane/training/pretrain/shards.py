@@ -1,4 +1,4 @@
-"""Token ids on disk, and the rows that a step of pretraining learns from."""
+"""Token files, and the rows of tokens that a pretraining step trains on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import tokenizers
 from hagane.data.documents import END_OF_TEXT
 from hagane.system.errors import ConfigurationError
 
-# Rows are dealt out to the corpora in blocks of so many, each by the corpora's shares.
+# Corpora are mixed in blocks of this many rows; every block has the corpora's shares.
 _BLOCK = 1024
 
 
 def write_tokens(texts: list[str], tokenizer: tokenizers.Tokenizer, path: Path) -> None:
-    """Token ids of all documents, each ended by end-of-text, as raw little-endian uint16."""
+    """Write all documents' token ids as raw little-endian uint16, end-of-text after each."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -28,7 +28,7 @@ def write_tokens(texts: list[str], tokenizer: tokenizers.Tokenizer, path: Path) 
 
 
 class PackedRows:
-    """Rows of `length` + 1 consecutive tokens of a memory-mapped token file."""
+    """Rows of `length` + 1 consecutive tokens from a memory-mapped token file."""
 
     def __init__(self, path: Path, length: int, seed: int) -> None:
         self._tokens = np.memmap(path, dtype="<u2", mode="r")
@@ -36,7 +36,7 @@ class PackedRows:
         self._rows = (len(self._tokens) - 1) // length
         if not self._rows:
             raise ConfigurationError(
-                f"{path} has {len(self._tokens)} tokens, less than one row of {length}: add text, "
+                f"{path} has {len(self._tokens)} tokens, fewer than a row of {length}: add text, "
                 "raise held_out or lower sequence_length"
             )
 
@@ -50,7 +50,7 @@ class PackedRows:
         return self._rows
 
     def shuffled(self, position: int) -> np.ndarray:
-        """int64 [length + 1]: the row at `position` of endless epochs, each shuffled afresh."""
+        """int64 [length + 1]: the row at `position` in an endless run of shuffled epochs."""
         epoch, offset = divmod(position, self._rows)
         return self._row(int(self._order(epoch)[offset]))
 
@@ -59,7 +59,7 @@ class PackedRows:
         return np.stack([self.shuffled(p) for p in range(step * size, (step + 1) * size)])
 
     def first(self, count: int) -> np.ndarray:
-        """int64 [up to count, length + 1], in the file's order."""
+        """int64 [at most count, length + 1]: the first rows, in the file's order."""
         return np.stack([self._row(row) for row in range(min(count, self._rows))])
 
     def _row(self, row: int) -> np.ndarray:
@@ -68,17 +68,17 @@ class PackedRows:
 
 
 class MixedRows:
-    """Rows of several shards by their shares.
+    """Rows of several shards, mixed by their shares.
 
-    A batch is a function of its step and the seed alone, so resuming needs no state but the step,
-    and a longer run begins like a shorter one.
+    A batch depends only on its step and the seed, so a resumed run needs no other state, and a
+    longer run begins like a shorter one.
     """
 
     def __init__(self, shards: Sequence[PackedRows], shares: Sequence[float], seed: int) -> None:
         self._shards = shards
         self._shares = np.asarray(shares, dtype=np.float64) / sum(shares)
         self._seed = seed
-        # Of every shard, the rows dealt out before each block.
+        # For each block, the number of rows of every shard that earlier blocks used.
         self._before = [np.zeros(len(shards), dtype=np.int64)]
 
     def batch(self, step: int, size: int) -> np.ndarray:
@@ -93,9 +93,9 @@ class MixedRows:
         return np.stack(rows)
 
     def _deal(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of every shard before the block, and the shard of each of its rows."""
+        """How many rows of every shard come before the block, and the shard of each of its rows."""
         while len(self._before) <= block + 1:
-            # What every shard is owed by now, in whole rows; the rest to those owed most.
+            # Every shard gets its share in whole rows; the rows left go to the largest remainders.
             owed = self._shares * _BLOCK * len(self._before) - self._before[-1]
             counts = np.floor(np.maximum(owed, 0)).astype(np.int64)
             neediest = np.argsort(counts - owed, kind="stable")

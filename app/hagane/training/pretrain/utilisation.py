@@ -1,4 +1,4 @@
-"""Model-FLOPs utilisation: the part of a device's arithmetic that went into the model."""
+"""Model-FLOPs utilisation (MFU): the model's FLOP/s as a fraction of the device's peak."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from hagane.models.decoder import Transformer
 
-# Dense bfloat16 products with float32 sums, in FLOP/s, from the makers' data sheets, by a part of
-# the device's name; the first that fits.
+# Dense bfloat16 FLOP/s with float32 accumulation, from the manufacturers' data sheets. The first
+# key that is part of the device's name counts.
 _PEAKS = {
     "GH200": 990e12,
     "H200": 989e12,
@@ -29,7 +29,7 @@ _PEAKS = {
 
 @dataclass(frozen=True)
 class Utilisation:
-    """Of one run: a token's FLOPs, forward and back, and the peak of all its devices together."""
+    """A run's FLOPs per token, forward and backward, and the peak FLOP/s of all its devices."""
 
     flops_per_token: float
     peak: float
@@ -38,7 +38,7 @@ class Utilisation:
     def of(
         cls, model: Transformer, length: int, device: torch.device, devices: int
     ) -> Utilisation | None:
-        """None on a CPU, or on a device whose peak is not known."""
+        """None on a CPU, or on a device with an unknown peak."""
         if device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(device)
@@ -46,14 +46,16 @@ class Utilisation:
         return None if peak is None else cls(flops_per_token(model, length), peak * devices)
 
     def at(self, tokens_per_second: float) -> float:
-        """Between 0 and 1."""
+        """The utilisation at this rate, between 0 and 1."""
         return self.flops_per_token * tokens_per_second / self.peak
 
 
 def flops_per_token(model: Transformer, length: int) -> float:
-    """Forward and back at `length` tokens a row, as Chowdhery et al., 2022, arXiv:2204.02311,
-    appendix B, count them: 6 for every weight of a product, 12 for every feature of a head and
-    token that it looks at, masked or not. Looking up an embedding is none.
+    """FLOPs of the forward and backward pass for one token, in rows of `length` tokens.
+
+    Counted as in Chowdhery et al., 2022, arXiv:2204.02311, appendix B: 6 for each weight of a
+    matrix, and in attention 12 for each feature and position, masked or not. The embedding lookup
+    counts as none.
     """
     config = model.config
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2)

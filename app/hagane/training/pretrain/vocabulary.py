@@ -1,4 +1,4 @@
-"""The tokenizer of a new model, and the bytes of its tokens."""
+"""Train a new model's tokenizer, and count the bytes of its tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hagane.data.documents import END_OF_TEXT, TURN_END, TURN_START
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens (Sennrich et al., 2016; Radford et al., 2019)."""
+    """Train a byte-level BPE (Sennrich et al., 2016; Radford et al., 2019)."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -26,9 +26,9 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def token_bytes(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """int64 [vocab]: UTF-8 bytes that each token of a byte-level tokenizer stands for.
+    """int64 [vocab]: number of UTF-8 bytes that each token of a byte-level tokenizer decodes to.
 
-    Special tokens stand for none.
+    Special tokens count as 0.
     """
     special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
     sizes = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""How a pretraining run went, step by step: `loss.jsonl` on the way, and drawn as `loss.png`."""
+"""The loss curve of a pretraining run: `loss.jsonl` while it runs, `loss.png` at its end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hagane.training.report.plot import Panel, draw
 
 
 class Curve:
-    """The reports of the run in `directory`, those of earlier starts up to step `first` included.
+    """The reports of the run in `directory`, including those of earlier starts up to step `first`.
 
-    `loss.jsonl` has an object a report: `step`, `loss`, `learning_rate`, `tokens_per_second`,
-    on GPUs `utilisation`, and with a checkpoint `bits_per_byte` by corpus.
+    `loss.jsonl` has an object for each report: `step`, `loss`, `learning_rate`,
+    `tokens_per_second`, on GPUs `utilisation`, and with a checkpoint `bits_per_byte` by corpus.
     """
 
     def __init__(self, directory: Path, first: int) -> None:
@@ -30,16 +30,16 @@ class Curve:
             except ValueError:
                 # Half a line: the process died while it wrote.
                 break
-            # What was learnt after the last checkpoint is learnt, and reported, again.
+            # Steps after the last checkpoint run again, and are reported again.
             if entry["step"] <= first:
                 self._entries.append(entry)
 
     def begin(self) -> None:
-        """Drop from the file what is told again."""
+        """Drop the steps that will be reported again from the file."""
         write_text(self._file, "".join(json.dumps(entry) + "\n" for entry in self._entries))
 
     def add(self, report: PretrainReport) -> None:
-        """One report more."""
+        """Append a report."""
         entry = asdict(report)
         kept = (
             "step",
@@ -62,7 +62,7 @@ class Curve:
         if scored:
             curves = {}
             for label in scored[-1]["bits_per_byte"]:
-                # A run may go on from another one's checkpoint with a corpus that was new then.
+                # A run may start from another run's checkpoint and bring a new corpus.
                 points = [
                     (entry["step"], entry["bits_per_byte"][label])
                     for entry in scored

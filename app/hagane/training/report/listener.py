@@ -1,4 +1,4 @@
-"""What a run tells about itself, and to whom. Needs no torch."""
+"""The reports of a training run, and the listeners that receive them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step done. Losses are in nats per learnt token, or for DPO per pair.
+    """A finished step. Losses are in nats per trained token, or for DPO per pair.
 
     `valid_loss` is None where the step did not validate. `trained_tokens` counts every token that
-    went through the model so far, `memory_bytes` is the peak: the process', or of a GPU's memory.
-    After a resumption, steps since the last checkpoint are reported again.
+    went through the model so far, `memory_bytes` is the peak of the process or of the GPU. After
+    a resumption, steps since the last checkpoint are reported again.
     """
 
     step: int
@@ -40,10 +40,10 @@ class CheckpointReport:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run, and the two figures to judge it by: the base's loss and the new one's.
+    """The result of a run, with the base's validation loss and its own to compare.
 
     `digest` is the adapter's, or None when every weight was trained. `step` is that of the
-    checkpoint kept, the one of least validation loss.
+    checkpoint kept, the one with the lowest validation loss.
     """
 
     directory: Path
@@ -55,22 +55,34 @@ class Result:
 
 
 class Listener(Protocol):
-    """Called by the run, in its own thread."""
+    """Receives the reports of a fine-tuning run, on the run's own thread.
 
-    def progress(self, report: StepReport) -> None: ...
+    An exception that it raises ends the run. The smallest one:
 
-    def checkpoint(self, report: CheckpointReport) -> None: ...
+        class Quiet:
+            def progress(self, report): pass
+            def checkpoint(self, report): print("saved", report.directory)
+            def interrupted(self): return False
+    """
+
+    def progress(self, report: StepReport) -> None:
+        """Called after every step, in order."""
+        ...
+
+    def checkpoint(self, report: CheckpointReport) -> None:
+        """Called when a checkpoint is complete on disk."""
+        ...
 
     def interrupted(self) -> bool:
-        """Asked after every step; true ends the run after it has written a checkpoint."""
+        """Called after every step; true ends the run after it has written a checkpoint."""
         ...
 
 
 @dataclass(frozen=True)
 class PretrainReport:
-    """A moment of a pretraining run. The loss is the last step's, in nats per token.
+    """The state of a pretraining run. `loss` is the last step's, in nats per token.
 
-    `utilisation` is the part of the GPUs' arithmetic that went into the model (MFU); None on a CPU.
+    `utilisation` is the model-FLOPs utilisation (MFU) of the GPUs; None on a CPU.
     `bits_per_byte` of held-out text, by corpus, and `samples` come with every checkpoint.
     """
 
@@ -88,9 +100,9 @@ class PretrainReport:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """The directory of a model, and what a byte of held-out text costs it in bits, by corpus.
+    """The directory of a model, and its bits per byte of held-out text, by corpus.
 
-    `base_bits_per_byte` are those of the model that the run went on from; None without one.
+    `base_bits_per_byte` are those of the model that the run started from; None without one.
     """
 
     directory: Path
@@ -99,10 +111,19 @@ class PretrainResult:
 
 
 class PretrainListener(Protocol):
-    """Called by a pretraining run; only the first of parallel processes reports."""
+    """Receives the reports of a pretraining run, on the run's own thread.
 
-    def progress(self, report: PretrainReport) -> None: ...
+    Of several data-parallel processes only the first reports, but all ask `interrupted`. Example:
+
+        class Quiet:
+            def progress(self, report): print(report.step, report.loss)
+            def interrupted(self): return False
+    """
+
+    def progress(self, report: PretrainReport) -> None:
+        """Called every `log_every` steps and with every checkpoint."""
+        ...
 
     def interrupted(self) -> bool:
-        """Asked after every step; true ends the run after it has written a checkpoint."""
+        """Called after every step; true ends the run after it has written a checkpoint."""
         ...

@@ -1,4 +1,4 @@
-"""Curves as PNG files."""
+"""Draw curves as PNG files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Panel:
 
 
 def draw(path: Path, panels: Sequence[Panel]) -> None:
-    """Write the panels below each other over a common axis of steps; whole or not at all."""
+    """Draw the panels below each other over a common axis of steps, and write them atomically."""
     figure = Figure(figsize=(8, 3.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for panel, axis in zip(panels, axes, strict=True):

@@ -283,7 +283,7 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise ModelError(f"{path} is no regular file")
+                raise ModelError(f"{path} is not a regular file")
             if status.st_size < 24:
                 raise ModelError(f"{path} has {status.st_size} bytes: it is no GGUF file")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
