@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hagane.store.adapters import StoredAdapter
 from hagane.store.aliases import AliasGeneration
+from hagane.store.artifacts import ServedArtifact
 from hagane.store.catalogue import Catalogue
 from hagane.store.jobs import Checkpoint, Job, new_job_id
 from hagane.system.errors import ConflictError, ModelNotFoundError
@@ -27,10 +27,10 @@ def test_a_registered_adapter_is_served_until_deleted(catalogue, store, director
     assert catalogue.resolve("mine") == served
     assert (served.root, served.adapter_directory, served.digest) == ("base", directory, "d1")
     assert catalogue.list() == [served]
-    store.adapters.delete("mine")
+    store.artifacts.delete("mine")
     assert catalogue.resolve("mine") is None
     with pytest.raises(ModelNotFoundError):
-        store.adapters.delete("mine")
+        store.artifacts.delete("mine")
 
 
 def test_a_taken_name_is_refused_unless_an_adapter_is_replaced(catalogue, store, directory):
@@ -59,18 +59,18 @@ def test_an_adapter_in_use_by_an_alias_stays(catalogue, store, directory):
     catalogue.register("mine", directory, "d1")
     store.aliases.set(AliasGeneration("support", "base", candidate="mine", percentage=1))
     with pytest.raises(ConflictError, match="support"):
-        store.adapters.delete("mine")
+        store.artifacts.delete("mine")
     store.aliases.set(AliasGeneration("support", "base"))
-    store.adapters.delete("mine")
+    store.artifacts.delete("mine")
 
 
 def test_what_must_not_be_served_is_not(catalogue, store, directory):
-    store.adapters.put(StoredAdapter("kept", "base", str(directory), "d", promoted=False))
-    store.adapters.put(StoredAdapter("other", "another-base", str(directory), "d"))
-    store.adapters.put(StoredAdapter("gone", "base", str(directory / "gone"), "d"))
+    store.artifacts.put(ServedArtifact("kept", "base", str(directory), "d", promoted=False))
+    store.artifacts.put(ServedArtifact("other", "another-base", str(directory), "d"))
+    store.artifacts.put(ServedArtifact("gone", "base", str(directory / "gone"), "d"))
     assert [catalogue.resolve(n) for n in ("kept", "other", "gone", "base")] == [None] * 4
     assert catalogue.list() == []
-    store.adapters.promote("kept")
+    store.artifacts.promote("kept")
     assert catalogue.resolve("kept").id == "kept"
 
 
@@ -102,22 +102,22 @@ def test_a_checkpoint_that_was_asked_for_is_not_pruned(catalogue, store, directo
 def test_a_job_s_model_goes_with_its_checkpoints_unless_an_alias_needs_one(store, directory):
     job = Job(new_job_id(), 1, "succeeded", "base", "file", {}, {})
     store.jobs.add(job)
-    store.adapters.put(StoredAdapter(job.model_name, "base", str(directory), "d", True, job.id))
+    store.artifacts.put(ServedArtifact(job.model_name, "base", str(directory), "d", True, job.id))
     name = job.checkpoint_name(7)
     store.jobs.add_checkpoint(job.id, Checkpoint(name, 7, str(directory), "d7", {}))
     store.aliases.set(AliasGeneration("best", "base", candidate=name, percentage=5))
     with pytest.raises(ConflictError, match="best"):
-        store.adapters.delete(job.model_name)
+        store.artifacts.delete(job.model_name)
     store.aliases.delete("best")
-    store.adapters.delete(job.model_name)
+    store.artifacts.delete(job.model_name)
     assert Catalogue(store.database, "base").resolve(name) is None
 
 
 def test_promotion_names_the_model_as_the_job_s_result(store, directory):
     job = Job(new_job_id(), 1, "succeeded", "base", "file", {}, {})
     store.jobs.add(job)
-    adapter = StoredAdapter(job.model_name, "base", str(directory), "d", False, job.id)
-    store.adapters.put(adapter)
-    store.adapters.promote(job.model_name)
+    adapter = ServedArtifact(job.model_name, "base", str(directory), "d", False, job.id)
+    store.artifacts.put(adapter)
+    store.artifacts.promote(job.model_name)
     assert store.jobs.get(job.id).fine_tuned_model == job.model_name
-    assert store.adapters.find(job.model_name).promoted
+    assert store.artifacts.find(job.model_name).promoted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hagane.store.adapters import StoredAdapter
+from hagane.store.artifacts import ServedArtifact
 from hagane.store.jobs import Checkpoint, Event, Job, new_job_id
 from hagane.store.paging import Paging
 from hagane.system.errors import NotFoundError
@@ -89,9 +89,9 @@ def test_the_best_and_the_latest_checkpoints_are_kept(store):
 def test_success_enters_the_adapter_unless_the_job_was_cancelled(store):
     for status, expected in (("running", True), ("cancelled", False)):
         job = add(store, status)
-        adapter = StoredAdapter(job.model_name, "tiny", "d", "x", True, job.id)
+        adapter = ServedArtifact(job.model_name, "tiny", "d", "x", True, job.id)
         assert store.jobs.succeed(job.id, adapter, [Event("done")], trained_tokens=9) is expected
-        assert (store.adapters.find(job.model_name) is not None) is expected
+        assert (store.artifacts.find(job.model_name) is not None) is expected
         assert store.jobs.get(job.id).status == ("succeeded" if expected else "cancelled")
 
 

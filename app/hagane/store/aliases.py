@@ -1,8 +1,8 @@
-"""Aliases: names that point to a model, and to whom of two while one is tried out.
+"""Aliases: names that point to a model, or split requests between a model and a candidate.
 
-A change never edits what is there: it adds a generation. Of two changes that start from the same
-generation, the second finds its number taken (compare-and-swap), and going back is one more
-generation with an old one's content.
+Every change adds a generation, and none is ever edited. Of two changes that start from the same
+generation the second fails (compare-and-swap). A rollback adds a generation with an older one's
+content.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _generations = tables.alias_generations
 
 @dataclass(frozen=True)
 class AliasGeneration:
-    """Where a name points to: `percentage` of requests go to `candidate`, the rest to `target`.
+    """One state of an alias: `percentage` of requests go to `candidate`, the rest to `target`.
 
-    A `target` of None is a deleted alias, whose history stays.
+    A `target` of None marks a deleted alias; its history stays.
     """
 
     name: str
@@ -35,7 +35,7 @@ class AliasGeneration:
     created_at: int = field(default_factory=lambda: int(time.time()))
 
     def choose(self, draw: float) -> str | None:
-        """The model for a request that drew `draw` from [0, 100)."""
+        """The model for a request whose random number is `draw`, in [0, 100)."""
         return self.candidate if self.candidate and draw < self.percentage else self.target
 
 
@@ -52,12 +52,12 @@ class Aliases:
         return None if found is None else found.choose(random.uniform(0, 100))  # noqa: S311
 
     def get(self, name: str) -> AliasGeneration:
-        """The generation in force. Raises NotFoundError."""
+        """The current generation. Raises NotFoundError."""
         with self._database.read() as connection:
             return _existing(connection, name)
 
     def current(self) -> list[AliasGeneration]:
-        """The generations in force, by name."""
+        """The current generations of all aliases, sorted by name."""
         latest = sa.select(_generations.c.name, sa.func.max(_generations.c.generation))
         query = sa.select(_generations).where(
             sa.tuple_(_generations.c.name, _generations.c.generation).in_(
@@ -70,7 +70,7 @@ class Aliases:
             return [AliasGeneration(**row) for row in rows]
 
     def history(self, name: str) -> list[AliasGeneration]:
-        """Every generation, newest first. Raises NotFoundError."""
+        """All generations, newest first. Raises NotFoundError."""
         query = sa.select(_generations).where(_generations.c.name == name)
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(_generations.c.generation.desc())).mappings()
@@ -80,10 +80,10 @@ class Aliases:
         return history
 
     def set(self, wanted: AliasGeneration, expected: int | None = None) -> AliasGeneration:
-        """Point `wanted.name` elsewhere; returns the new generation, in force from now on.
+        """Point `wanted.name` elsewhere; returns the new current generation.
 
-        `expected` is the generation the caller has seen, 0 for an alias that does not exist yet.
-        Raises ConflictError if another one is in force.
+        `expected` is the generation that the caller has seen, 0 for an alias that does not exist
+        yet. Raises ConflictError if another one is current.
         """
         with self._database.write() as connection:
             return _append(connection, wanted, expected)
@@ -91,9 +91,9 @@ class Aliases:
     def rollback(
         self, name: str, generation: int | None = None, expected: int | None = None
     ) -> AliasGeneration:
-        """Point where `generation` did; None is the one before the one in force.
+        """Restore the content of `generation`; None means the one before the current one.
 
-        Raises NotFoundError if there is no such generation, ConflictError as `set` does.
+        Raises NotFoundError for an unknown generation, ConflictError as `set` does.
         """
         with self._database.write() as connection:
             wanted = generation or _existing(connection, name).generation - 1
@@ -110,7 +110,7 @@ class Aliases:
             return _append(connection, replace(old, created_at=int(time.time())), expected)
 
     def delete(self, name: str) -> None:
-        """Raises NotFoundError."""
+        """Delete the alias; its history stays. Raises NotFoundError."""
         with self._database.write() as connection:
             _existing(connection, name)
             _append(connection, AliasGeneration(name, None), None)
@@ -125,7 +125,7 @@ def _append(
     if expected is not None and expected not in ((last,) if alive else (0, last)):
         raise ConflictError(
             f"The alias '{wanted.name}' is at generation {last if alive else 0}, not {expected}: "
-            "somebody changed it meanwhile. Look again, then decide.",
+            "it has changed meanwhile. Read it again before you change it.",
             param="expected_generation",
             code="generation_mismatch",
         )

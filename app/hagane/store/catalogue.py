@@ -1,4 +1,4 @@
-"""From the name in a request to the weights that answer it."""
+"""Resolve the model name of a request to the weights that answer it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from hagane.store import tables
-from hagane.store.adapters import Adapters, StoredAdapter
 from hagane.store.aliases import Aliases, AliasGeneration
+from hagane.store.artifacts import Artifacts, ServedArtifact
 from hagane.store.database import Database
 from hagane.system.errors import ConflictError
 
-# Until another process's changes to what is known already are noticed.
+# How long changes by other processes may go unnoticed.
 _FRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Served:
-    """What answers to a name: the base model `root`, an adapter on it, or a whole model beside it.
+    """What a name resolves to: the base model `root`, an adapter for it, or a standalone model.
 
-    `id` is the model's own name, also when the request named an alias. `digest` is the adapter's
-    content's, so that equal adapters are equal whatever they are called. A whole model has a
-    `model_directory` instead; its `root` is what it was trained from.
+    `id` is the model's own name, also when the request named an alias. `digest` is the hash
+    of the adapter's content, so that equal adapters compare equal under any name. A standalone
+    model has a `model_directory` instead; its `root` is the model that it was trained from.
     """
 
     id: str
@@ -39,16 +39,16 @@ class Served:
 
 @dataclass(frozen=True)
 class _Names:
-    """Every name in the database at one `version` of it."""
+    """All names in the database, as of its `version`."""
 
     version: tuple[int, int]
-    adapters: dict[str, StoredAdapter]
+    artifacts: dict[str, ServedArtifact]
     aliases: dict[str, AliasGeneration]
-    checkpoints: dict[str, tuple[StoredAdapter, bool]]
+    checkpoints: dict[str, tuple[ServedArtifact, bool]]
 
 
 class Catalogue:
-    """Every name that a server of the base model `base` answers to, but the base model's own.
+    """All names that a server of the base model `base` answers to, except the base model's own.
 
     Names are kept in memory. `lookup` never waits, neither for the disk nor for other writers;
     everything else may, and belongs in a thread.
@@ -57,7 +57,7 @@ class Catalogue:
     def __init__(self, database: Database, base: str) -> None:
         self._database = database
         self._base = base
-        self._adapters = Adapters(database)
+        self._artifacts = Artifacts(database)
         self._aliases = Aliases(database)
         self._loading = threading.Lock()
         self._names = self._load()
@@ -76,10 +76,10 @@ class Catalogue:
         return found if marked else None
 
     def resolve(self, name: str) -> Served | None:
-        """An alias (drawing between target and candidate), a job's result, or its checkpoint.
+        """Resolve an alias (choosing between target and candidate), an artifact or a checkpoint.
 
-        Adapters of other base models, what is not promoted, and what has lost its directory are
-        not served: None. Whole models need no base: those of others are.
+        Returns None for an adapter of another base model, for what is not promoted, and for what
+        has lost its directory. A standalone model needs no base.
         """
         found, marked = self._find(self._current(), name)
         if found is None or marked:
@@ -87,9 +87,9 @@ class Catalogue:
         return found if self._mark(found.id) else None
 
     def list(self) -> list[Served]:
-        """What `/v1/models` adds to the base model: adapters, whole models and aliases, by age."""
+        """Adapters and standalone models, oldest first, then aliases: `/v1/models` lists them."""
         names = self._current()
-        kept = [stored for stored in names.adapters.values() if stored.name != self._base]
+        kept = [stored for stored in names.artifacts.values() if stored.name != self._base]
         served = [found for stored in kept if (found := self._served(stored))]
         aliases = [
             Served(alias.name, alias.target or self._base, None, None, alias.created_at)
@@ -103,15 +103,15 @@ class Catalogue:
         Raises ConflictError if the name is taken, unless an adapter has it and `replace` is true.
         """
         taken = name == self._base or self._aliases.resolve(name) is not None
-        before = self._adapters.find(name)
-        if taken or (before is not None and (before.whole or not replace)):
+        before = self._artifacts.find(name)
+        if taken or (before is not None and (before.standalone or not replace)):
             raise ConflictError(
                 f"The name '{name}' is taken; choose another, or unload it first.",
                 param="lora_name",
                 code="name_taken",
             )
-        stored = StoredAdapter(name, self._base, str(directory), digest)
-        self._adapters.put(stored)
+        stored = ServedArtifact(name, self._base, str(directory), digest)
+        self._artifacts.put(stored)
         return _as_served(stored)
 
     def _current(self) -> _Names:
@@ -127,7 +127,7 @@ class Catalogue:
         version = self._database.version()
         return _Names(
             version,
-            {stored.name: stored for stored in self._adapters.list()},
+            {stored.name: stored for stored in self._artifacts.list()},
             {alias.name: alias for alias in self._aliases.current()},
             self._checkpoints(),
         )
@@ -140,31 +140,31 @@ class Catalogue:
             return None, True
         if model == self._base:
             return (None if model == name else Served(model, model, None, None, 0)), True
-        if (stored := names.adapters.get(model)) is not None:
+        if (stored := names.artifacts.get(model)) is not None:
             return self._served(stored), True
         stored, marked = names.checkpoints.get(model, (None, True))
         if stored is None or not stored.path.is_dir():
             return None, True
         return _as_served(stored), marked
 
-    def _served(self, stored: StoredAdapter) -> Served | None:
-        fits = stored.whole or stored.root == self._base
+    def _served(self, stored: ServedArtifact) -> Served | None:
+        fits = stored.standalone or stored.root == self._base
         return _as_served(stored) if stored.promoted and fits and stored.path.is_dir() else None
 
-    def _checkpoints(self) -> dict[str, tuple[StoredAdapter, bool]]:
-        """Those that could be served, and whether somebody has asked for them."""
+    def _checkpoints(self) -> dict[str, tuple[ServedArtifact, bool]]:
+        """Checkpoints that may be served, and whether a request has named them."""
         checkpoints, jobs = tables.checkpoints, tables.jobs
         query = (
             sa.select(checkpoints, jobs.c.model)
             .join(jobs, jobs.c.id == checkpoints.c.job)
-            # Without a digest it is a whole model, which needs no base.
+            # Without a digest it is a standalone model, which needs no base.
             .where(sa.or_(jobs.c.model == self._base, checkpoints.c.digest == ""))
         )
         kept = ("name", "directory", "digest", "created_at")
         with self._database.read() as connection:
             return {
                 row["name"]: (
-                    StoredAdapter(root=row["model"], **{key: row[key] for key in kept}),
+                    ServedArtifact(root=row["model"], **{key: row[key] for key in kept}),
                     row["asked_for"],
                 )
                 for row in connection.execute(query).mappings()
@@ -178,7 +178,7 @@ class Catalogue:
             return connection.execute(wanted.values(asked_for=True)).rowcount > 0
 
 
-def _as_served(stored: StoredAdapter) -> Served:
-    if stored.whole:
+def _as_served(stored: ServedArtifact) -> Served:
+    if stored.standalone:
         return Served(stored.name, stored.root, None, None, stored.created_at, stored.path)
     return Served(stored.name, stored.root, stored.path, stored.digest, stored.created_at)

@@ -36,9 +36,9 @@ class StoredFile:
 
 
 class Upload:
-    """A file on its way in: written piece by piece, there for others only once finished.
+    """A file that is being received; others see it only after `finish`.
 
-    Leaving the context without `finish` removes what was written.
+    Leaving the `with` block without `finish` removes the data.
     """
 
     def __init__(self, files: Files) -> None:
@@ -58,7 +58,7 @@ class Upload:
         self.size += len(data)
 
     def finish(self, filename: str, purpose: str) -> StoredFile:
-        """Make it durable and enter it in the list. Raises DiskFullError."""
+        """Make the file durable and list it. Raises DiskFullError."""
         with refused_when_full(self._partial.parent):
             self._stream.close()
             commit(self._partial, self._files.path(self.id))
@@ -77,34 +77,34 @@ class Upload:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # What is still buffered may not fit on the disk, and is not wanted.
+        # Closing writes the buffer, for which the disk may have no room; the file goes anyway.
         with contextlib.suppress(OSError):
             self._stream.close()
         self._partial.unlink(missing_ok=True)
 
 
 class Files:
-    """The files of one data directory; contents are in `folder` under their ids."""
+    """The uploaded files of one data directory; `folder` has their contents under their ids."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self._database = database
         self._folder = folder
 
     def path(self, file_id: str) -> Path:
-        """Where the content of the file lies."""
+        """The path of the file's content."""
         return self._folder / file_id
 
     def upload(self) -> Upload:
-        """Begin to store a file."""
+        """Start to receive a file."""
         return Upload(self)
 
     def add(self, stored: StoredFile) -> None:
-        """Enter a file whose content is in place."""
+        """List a file whose content is complete on disk."""
         with self._database.write() as connection:
             connection.execute(_files.insert().values(**vars(stored)))
 
     def get(self, file_id: str) -> StoredFile:
-        """Raises NotFoundError."""
+        """The file's entry. Raises NotFoundError."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(_files).where(_files.c.id == file_id)).mappings()
             found = row.one_or_none()
@@ -113,7 +113,7 @@ class Files:
         return StoredFile(**without_sequence(found))
 
     def list(self, paging: Paging, purpose: str | None = None) -> Page[StoredFile]:
-        """Raises InvalidRequestError for an unknown `after`."""
+        """A page of files, optionally of one purpose. Raises InvalidRequestError as paging does."""
         conditions = () if purpose is None else (_files.c.purpose == purpose,)
         with self._database.read() as connection:
             return select_page(
@@ -142,7 +142,7 @@ class Files:
         self.path(file_id).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what uploads and deletions left that a crash cut short."""
+        """Remove the leftovers of uploads and deletions that a crash interrupted."""
         with self._database.read() as connection:
             known = set(connection.execute(sa.select(_files.c.id)).scalars())
         for path in self._folder.iterdir():

@@ -1,7 +1,7 @@
-"""Fine-tuning jobs: a durable queue with their events and checkpoints.
+"""Training jobs: a durable queue, with the jobs' events and checkpoints.
 
-A status changes by `transition` alone, which names the statuses it may come from: of two that
-would change it at once, one is told that it came too late.
+Only `transition` and `succeed` change a status. They name the statuses that it may change from, so
+that of two concurrent changes only one takes effect (compare-and-swap).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from hagane.store import tables
-from hagane.store.adapters import StoredAdapter, put_adapter
+from hagane.store.artifacts import ServedArtifact, put_artifact
 from hagane.store.database import Database
 from hagane.store.paging import Page, Paging, select_page, without_sequence
 from hagane.system.errors import NotFoundError
@@ -35,11 +35,11 @@ _FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Job:
-    """One job. `model` is the base model's id; moments are Unix seconds.
+    """One job. `model` is the base model's id; times are Unix seconds.
 
-    `request` is what the client asked for, `spec` what the worker is told; `plan` what "auto" came
-    to, `progress` the last step's report, `result` what the gate saw. `deaths` counts workers that
-    died without a word since the last checkpoint.
+    `request` is the client's request, `spec` the worker's input, `plan` the values that "auto"
+    resolved to, `progress` the last step's report, `result` the figures that the gate decided by.
+    `deaths` counts workers that died unexpectedly since the last checkpoint.
     """
 
     id: str
@@ -69,21 +69,21 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the status is final."""
         return self.status in _FINISHED
 
     @property
     def model_name(self) -> str:
-        """The name of what the job makes: `ft:BASE:SUFFIX:ID`."""
+        """The name of the job's result: `ft:BASE:SUFFIX:ID`."""
         return f"ft:{self.model}:{self.suffix or ''}:{self.id[-8:]}"
 
     @property
     def pretrained_name(self) -> str:
-        """The name of a whole model, which is a file's too: `NAME-ID`."""
+        """The name of a pretrained model, which is also a file name: `NAME-ID`."""
         return f"{self.model}-{self.id[-8:]}"
 
     def checkpoint_name(self, step: int) -> str:
-        """The name that the checkpoint after `step` steps can be chatted with by."""
+        """The model name of the checkpoint after `step` steps."""
         return f"{self.model_name}:ckpt-step-{step}"
 
 
@@ -101,10 +101,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An adapter written on the way; `digest` is its content's (`adapter_digest`).
+    """A checkpoint that can be served; `digest` is the hash of an adapter (`adapter_digest`).
 
-    It is empty for the whole model that full fine-tuning writes. One that was `asked_for` by name
-    stays, however many come after it.
+    `digest` is empty for the standalone model that full fine-tuning writes. A checkpoint that a
+    request named (`asked_for`) is never pruned.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Checkpoint:
 
 
 def new_job_id() -> str:
-    """An identifier that no job has."""
+    """A new unique job id."""
     return f"ftjob-{uuid.uuid4().hex[:24]}"
 
 
@@ -129,15 +129,15 @@ class Jobs:
         self._database = database
 
     def add(self, job: Job, *events: Event) -> None:
-        """Enter a new job with its first events."""
+        """Add a new job with its first events."""
         with self._database.write() as connection:
             connection.execute(_jobs.insert().values(**vars(job)))
             _insert_events(connection, job.id, events)
-        # Under the id of the request that asked; the worker logs under the job's.
-        logger.info("job %s is entered", job.id)
+        # Logged with the request's id: it connects the request to the job's id in later lines.
+        logger.info("job %s is added", job.id)
 
     def get(self, job_id: str) -> Job:
-        """Raises NotFoundError."""
+        """The job. Raises NotFoundError."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).mappings()
             found = row.one_or_none()
@@ -153,7 +153,7 @@ class Jobs:
         metadata: Mapping[str, str] | None = None,
         kind: Kind = "fine_tuning",
     ) -> Page[Job]:
-        """Those of `kind` with `metadata`. Raises InvalidRequestError for an unknown `after`."""
+        """A page of the jobs of `kind` with `metadata`. Raises as `select_page` does."""
         carried, stored = _jobs.c.request["metadata"], _jobs.c.request["kind"].as_string()
         conditions = [carried[key].as_string() == v for key, v in (metadata or {}).items()]
         conditions.append(sa.func.coalesce(stored, "fine_tuning") == kind)
@@ -161,7 +161,7 @@ class Jobs:
             return select_page(connection, _jobs, paging, lambda row: Job(**row), *conditions)
 
     def first(self, *statuses: Status) -> Job | None:
-        """The oldest job in one of `statuses`, which are asked for in order."""
+        """The oldest job in the first of `statuses` that has one."""
         with self._database.read() as connection:
             for status in statuses:
                 query = sa.select(_jobs).where(_jobs.c.status == status)
@@ -185,7 +185,7 @@ class Jobs:
         *events: Event,
         **values: Any,
     ) -> bool:
-        """From one of `source` to `target`, with the columns `values`; False if it is elsewhere."""
+        """Change the status from one of `source` to `target`, and set `values`; False if it had another."""
         if target in _FINISHED:
             values["finished_at"] = int(time.time())
         with self._database.write() as connection:
@@ -206,21 +206,21 @@ class Jobs:
             _insert_events(connection, job_id, events)
 
     def succeed(
-        self, job_id: str, model: StoredAdapter | None, events: Sequence[Event], **values: Any
+        self, job_id: str, model: ServedArtifact | None, events: Sequence[Event], **values: Any
     ) -> bool:
-        """From running to succeeded, with its result entered; False if it runs no more."""
+        """Change from running to succeeded, and add the result; False if it was not running."""
         values |= {"status": "succeeded", "finished_at": int(time.time())}
         running = (_jobs.c.id == job_id, _jobs.c.status == "running")
         with self._database.write() as connection:
             if not connection.execute(_jobs.update().where(*running).values(**values)).rowcount:
                 return False
             if model is not None:
-                put_adapter(connection, model)
+                put_artifact(connection, model)
             _insert_events(connection, job_id, events)
         return True
 
     def count_death(self, job_id: str, event: Event) -> int:
-        """One more worker died without a word; returns how many since the last checkpoint."""
+        """Count a worker's unexpected death; returns the number since the last checkpoint."""
         with self._database.write() as connection:
             deaths: int = connection.execute(
                 _jobs.update()
@@ -232,12 +232,12 @@ class Jobs:
         return deaths
 
     def events(self, job_id: str, paging: Paging) -> Page[Event]:
-        """Raises InvalidRequestError for an unknown `after`."""
+        """A page of the job's events. Raises as `select_page` does."""
         with self._database.read() as connection:
             return select_page(connection, _events, paging, _event, _events.c.job == job_id)
 
     def add_checkpoint(self, job_id: str, checkpoint: Checkpoint, *events: Event) -> None:
-        """Enter a checkpoint; one that is entered already, by a worker that died then, stays."""
+        """Add a checkpoint, unless a worker that died right after adding it already did."""
         with self._database.write() as connection:
             known = sa.select(_checkpoints.c.id).where(_checkpoints.c.name == checkpoint.name)
             if connection.execute(known).scalar() is not None:
@@ -247,9 +247,10 @@ class Jobs:
             _insert_events(connection, job_id, events)
 
     def prune_checkpoints(self, job_id: str, kept: int) -> Sequence[Checkpoint]:
-        """Forget all but `kept` checkpoints, whose directories are the caller's.
+        """Remove all but `kept` checkpoints; the caller removes their directories.
 
-        The one of least validation loss stays, then the latest; those asked for stay besides.
+        Keeps the one with the lowest validation loss, then the latest. Those that requests named
+        are kept in addition.
         """
         query = sa.select(_checkpoints).where(_checkpoints.c.job == job_id)
         with self._database.write() as connection:
@@ -263,7 +264,7 @@ class Jobs:
         return removed
 
     def checkpoints(self, job_id: str, paging: Paging) -> Page[Checkpoint]:
-        """Raises InvalidRequestError for an unknown `after`."""
+        """A page of the job's checkpoints. Raises as `select_page` does."""
         own = _checkpoints.c.job == job_id
         with self._database.read() as connection:
             return select_page(connection, _checkpoints, paging, _checkpoint, own)

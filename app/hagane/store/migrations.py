@@ -1,4 +1,4 @@
-"""The schema's history: step N brings a database from version N to N + 1. Steps never change."""
+"""Schema migrations: step N takes a database from version N to N + 1. Old steps never change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists in pages, as OpenAI's `after` and `limit` cut them."""
+"""Pagination with `after` and `limit`, as in OpenAI's API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Paging:
-    """Up to `limit` entries that come after the one with the id `after`."""
+    """A request for up to `limit` entries after the one with the id `after`."""
 
     after: str | None = None
     limit: int = 20
@@ -24,7 +24,7 @@ class Paging:
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """The entries, and whether more follow."""
+    """One page of entries, and whether more follow."""
 
     items: list[T]
     has_more: bool
@@ -37,7 +37,7 @@ def select_page(
     make: Callable[[dict[str, Any]], T],
     *conditions: sa.ColumnElement[bool],
 ) -> Page[T]:
-    """Rows of `table`, which has the columns `id` and `sequence`.
+    """Select a page from `table`, which needs the columns `id` and `sequence`.
 
     Raises InvalidRequestError when nothing in the list has the id `after`.
     """
@@ -59,5 +59,5 @@ def select_page(
 
 
 def without_sequence(row: sa.RowMapping) -> dict[str, Any]:
-    """The row's columns by name, but the order of arrival."""
+    """The row's columns by name, without `sequence`."""
     return {name: value for name, value in row.items() if name != "sequence"}

@@ -1,16 +1,16 @@
-"""Everything durable, opened together."""
+"""The store: everything durable of one data directory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from hagane.store.adapters import Adapters
 from hagane.store.aliases import Aliases
+from hagane.store.artifacts import Artifacts
 from hagane.store.database import Database
 from hagane.store.files import Files
 from hagane.store.jobs import Jobs
-from hagane.store.models import Models
+from hagane.store.published import PublishedModels
 from hagane.system.errors import ConfigurationError
 from hagane.text.hub import MODELS_FOLDER
 
@@ -19,9 +19,9 @@ DATABASE_FILE = "hagane.sqlite3"
 
 @dataclass(frozen=True)
 class Store:
-    """One data directory: `hagane.sqlite3`, `files/` and, a folder for each job, `jobs/`.
+    """A data directory: `hagane.sqlite3`, `files/`, and a folder for each job in `jobs/`.
 
-    `durable` is False for one in memory, which has no directory.
+    `durable` is False for a store in memory, which has no directory.
     """
 
     directory: Path
@@ -30,12 +30,12 @@ class Store:
     files: Files
     jobs: Jobs
     aliases: Aliases
-    adapters: Adapters
-    models: Models
+    artifacts: Artifacts
+    published: PublishedModels
 
     @classmethod
     def open(cls, directory: Path) -> Store:
-        """Make or open it. Raises ConfigurationError when it cannot be written to."""
+        """Open or create a store. Raises ConfigurationError if `directory` is not writable."""
         directory = directory.absolute()
         try:
             for folder in ("files", "jobs"):
@@ -50,7 +50,7 @@ class Store:
 
     @classmethod
     def empty(cls) -> Store:
-        """One without anything in it, in memory: for a server that never keeps anything."""
+        """Create an empty store in memory, for a server that keeps nothing."""
         return cls._of(Path(), Database(None), durable=False)
 
     @classmethod
@@ -62,10 +62,10 @@ class Store:
             Files(database, directory / "files"),
             Jobs(database),
             Aliases(database),
-            Adapters(database),
-            Models(directory / MODELS_FOLDER),
+            Artifacts(database),
+            PublishedModels(directory / MODELS_FOLDER),
         )
 
     def job_directory(self, job_id: str) -> Path:
-        """The folder that the job's training writes to."""
+        """The folder that the job writes to."""
         return self.directory / "jobs" / job_id

@@ -1,6 +1,6 @@
-"""The tables as queries name them; `migrations` makes them, a test holds both together.
+"""The tables for queries. `migrations` creates them; a test compares both.
 
-`sequence` is the order of arrival: what lists are sorted and paged by.
+`sequence` is the order of insertion, which lists are sorted and paged by.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_the_gate(store, play, promote, base, new, live):
     assert job.fine_tuned_model == (job.model_name if live else None)
     catalogue = Catalogue(store.database, "tiny")
     assert (catalogue.resolve(job.model_name) is not None) is live
-    store.adapters.promote(job.model_name)
+    store.artifacts.promote(job.model_name)
     assert catalogue.resolve(job.model_name).digest == "d"
     assert store.jobs.get(job.id).fine_tuned_model == job.model_name
 
@@ -179,7 +179,7 @@ def test_a_job_that_left_the_running_state_interrupts_its_run(store, play):
     job = play(run)
     assert seen == [False, True]
     assert job.status == "cancelled"
-    assert store.adapters.list() == []
+    assert store.artifacts.list() == []
 
 
 def test_a_worker_with_nothing_to_do_ends_in_peace(store):

@@ -45,7 +45,7 @@ async def load(body: LoadBody, request: Request) -> dict[str, Any]:
     """
     serving = get_serving(request)
     directory = await run_in_threadpool(_find, body.lora_path, serving)
-    before = await run_in_threadpool(serving.store.adapters.find, body.lora_name)
+    before = await run_in_threadpool(serving.store.artifacts.find, body.lora_name)
     try:
         digest = await run_in_threadpool(adapter_digest, directory)
         await serving.client.check_adapter(AdapterRef(body.lora_name, str(directory), digest))
@@ -67,14 +67,14 @@ async def unload(body: UnloadBody, request: Request) -> dict[str, Any]:
     """
     serving = get_serving(request)
     await run_in_threadpool(_require_adapter, serving, body.lora_name)
-    removed = await run_in_threadpool(serving.store.adapters.delete, body.lora_name)
+    removed = await run_in_threadpool(serving.store.artifacts.delete, body.lora_name)
     await serving.client.unload_adapter(removed.digest)
     return {"id": body.lora_name, "object": "model", "deleted": True}
 
 
 def _require_adapter(serving: Serving, name: str) -> None:
-    found = serving.store.adapters.find(name)
-    if found is not None and found.whole:
+    found = serving.store.artifacts.find(name)
+    if found is not None and found.standalone:
         raise InvalidRequestError(
             f"'{name}' is a whole model, no adapter: DELETE /v1/models/{name} removes it.",
             param="lora_name",

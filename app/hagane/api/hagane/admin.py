@@ -56,14 +56,14 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
     serving = get_serving(request)
     store = serving.store
     await run_in_threadpool(_require_not_base, serving, model_id)
-    removed = await run_in_threadpool(store.adapters.delete, model_id)
-    if not removed.whole:
+    removed = await run_in_threadpool(store.artifacts.delete, model_id)
+    if not removed.standalone:
         await serving.client.unload_adapter(removed.digest)
     if removed.job is not None:
         folder = store.job_directory(removed.job)
-        await run_in_threadpool(store.models.withdraw, model_id)
+        await run_in_threadpool(store.published.withdraw, model_id)
         await serving.fleet.release(folder)
-        others = [stored.path for stored in await run_in_threadpool(store.adapters.list)]
+        others = [stored.path for stored in await run_in_threadpool(store.artifacts.list)]
         # What is in there may have been loaded under another name, too.
         if not any(path.is_relative_to(folder) for path in others):
             await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
@@ -71,7 +71,7 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
 
 
 def _require_not_base(serving: Serving, model_id: str) -> None:
-    found = serving.store.adapters.find(model_id)
+    found = serving.store.artifacts.find(model_id)
     if found is not None and found.path.resolve() == serving.model.directory:
         raise ConflictError(
             f"'{model_id}' is what this server was started on: serve another model first.",

@@ -10,8 +10,8 @@ from pydantic import Field
 from hagane.api.access import guarded_router
 from hagane.api.schemas import Body, Count, ModelName, Name, Number
 from hagane.api.serving import Serving, get_serving
-from hagane.store.adapters import StoredAdapter
 from hagane.store.aliases import AliasGeneration
+from hagane.store.artifacts import ServedArtifact
 from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
 
 router = guarded_router(prefix="/admin")
@@ -44,7 +44,7 @@ def set_alias(body: AliasBody, request: Request) -> dict[str, Any]:
     Raises ModelNotFoundError, or ConflictError when another generation is in force.
     """
     serving = get_serving(request)
-    if body.name == serving.model.id or serving.store.adapters.find(body.name) is not None:
+    if body.name == serving.model.id or serving.store.artifacts.find(body.name) is not None:
         raise ConflictError(f"'{body.name}' is a model's own name; choose another.", param="name")
     if body.percentage and body.candidate is None:
         raise InvalidRequestError("'percentage' needs a 'candidate'.", param="percentage")
@@ -88,14 +88,14 @@ def delete_alias(name: str, request: Request) -> dict[str, Any]:
 @router.get("/adapters")
 def list_adapters(request: Request) -> dict[str, Any]:
     """Every adapter and whole model that is kept, promoted or not."""
-    adapters = get_serving(request).store.adapters.list()
+    adapters = get_serving(request).store.artifacts.list()
     return {"object": "list", "data": [_adapter(stored) for stored in adapters]}
 
 
 @router.post("/adapters/{name:path}/promote")
 def promote(name: str, request: Request) -> dict[str, Any]:
     """Serve what was kept without being promoted. Raises ModelNotFoundError."""
-    return _adapter(get_serving(request).store.adapters.promote(name))
+    return _adapter(get_serving(request).store.artifacts.promote(name))
 
 
 def _require_model(serving: Serving, model: str, param: str) -> None:
@@ -119,9 +119,9 @@ def _describe(alias: AliasGeneration) -> dict[str, Any]:
     }
 
 
-def _adapter(stored: StoredAdapter) -> dict[str, Any]:
+def _adapter(stored: ServedArtifact) -> dict[str, Any]:
     return {
-        "object": "model" if stored.whole else "adapter",
+        "object": "model" if stored.standalone else "adapter",
         "name": stored.name,
         "base_model": stored.root,
         "directory": stored.directory,

@@ -18,7 +18,7 @@ from hagane.api.openai.fine_tuning import Limit
 from hagane.api.openai.fine_tuning_schemas import describe_job
 from hagane.api.schemas import Body
 from hagane.api.serving import Serving, get_serving
-from hagane.store.adapters import StoredAdapter
+from hagane.store.artifacts import ServedArtifact
 from hagane.store.jobs import Event, Job, new_job_id
 from hagane.store.paging import Paging
 from hagane.system.errors import InvalidRequestError, ModelError
@@ -102,9 +102,11 @@ def promote(job_id: str, request: Request) -> dict[str, Any]:
             f"Job '{job_id}' has made no model to promote (status: {job.status}).", param="job_id"
         )
     if job.fine_tuned_model is None:
-        model = StoredAdapter.pretrained(job_id, job.pretrained_name, Path(job.result["directory"]))
-        store.models.publish(model.name, model.path)
-        store.adapters.put(model)
+        model = ServedArtifact.pretrained(
+            job_id, job.pretrained_name, Path(job.result["directory"])
+        )
+        store.published.publish(model.name, model.path)
+        store.artifacts.put(model)
         store.jobs.record(
             job_id, (Event(f"Promoted as {model.name}"),), fine_tuned_model=model.name
         )

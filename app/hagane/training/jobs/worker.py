@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hagane.lora.config import adapter_digest
-from hagane.store.adapters import StoredAdapter
+from hagane.store.artifacts import ServedArtifact
 from hagane.store.jobs import Checkpoint, Event, Job, Status
 from hagane.store.store import Store
 from hagane.system.errors import DiskFullError, HaganeError, TrainingInterrupted
@@ -163,9 +163,9 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
     most = job.request.get("max_bits_per_byte")
     promoted, model = opens(policy, most, result), None
     if promoted:
-        model = StoredAdapter.pretrained(job.id, job.pretrained_name, result.directory)
+        model = ServedArtifact.pretrained(job.id, job.pretrained_name, result.directory)
         # Before the success is told: a name without a job does no harm.
-        store.models.publish(model.name, model.path)
+        store.published.publish(model.name, model.path)
     outcome = {**asdict(result), "directory": str(result.directory), "promoted": promoted}
     event = Event(judgement(job.pretrained_name, promoted, most, result), data=outcome)
     store.jobs.succeed(
@@ -192,7 +192,7 @@ def _succeed(store: Store, job: Job, result: Result) -> None:
     }
     store.jobs.succeed(
         job.id,
-        StoredAdapter(job.model_name, job.model, str(result.directory), digest, promoted, job.id),
+        ServedArtifact(job.model_name, job.model, str(result.directory), digest, promoted, job.id),
         (_outcome(job, outcome), Event("The job has successfully completed")),
         fine_tuned_model=job.model_name if promoted else None,
         trained_tokens=result.trained_tokens,

@@ -1,4 +1,4 @@
-"""Whole models that came of jobs, by name."""
+"""Links to the standalone models that jobs made, by name."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Models:
-    """`directory` has a link for every model that may be served; the files stay with their job."""
+class PublishedModels:
+    """`directory` has a link for every published model; its files stay in the job's folder."""
 
     directory: Path
 
     def publish(self, name: str, target: Path) -> None:
-        """Let `name`, a bare file name, stand for the model in `target`, until withdrawn."""
+        """Link `name`, a bare file name, to the model in `target`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         # Relative: a data directory may be moved, or mounted elsewhere.
         with contextlib.suppress(FileExistsError):
             (self.directory / name).symlink_to(os.path.relpath(target, self.directory))
 
     def withdraw(self, name: str) -> None:
-        """Let `name` stand for nothing any more."""
+        """Remove the link `name`, if it exists."""
         (self.directory / name).unlink(missing_ok=True)

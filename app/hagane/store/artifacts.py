@@ -1,4 +1,4 @@
-"""What is kept to be served beside the base: adapters, and whole models that jobs made."""
+"""What the server serves besides its base model: adapters, and standalone models made by jobs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _adapters, _generations = tables.adapters, tables.alias_generations
 
 
 @dataclass(frozen=True)
-class StoredAdapter:
-    """One adapter for the base model `root`; only a promoted one is served.
+class ServedArtifact:
+    """An adapter for the base model `root`, or a standalone model; served once it is promoted.
 
-    `digest` is its content's (`adapter_digest`), `job` the job that made it. Without a digest it is
-    no adapter but a whole model, whose `root` is the one that it was trained from, or itself.
+    `digest` is the hash of an adapter's content (`adapter_digest`), and empty for a standalone
+    model, whose `root` is the model that it was trained from, or itself. `job` is the job that
+    made it.
     """
 
     name: str
@@ -32,8 +33,8 @@ class StoredAdapter:
     created_at: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def pretrained(cls, job: str, name: str, directory: Path) -> StoredAdapter:
-        """A model that `job` made from text: it has no base but itself."""
+    def pretrained(cls, job: str, name: str, directory: Path) -> ServedArtifact:
+        """A model that `job` pretrained; it has no base."""
         return cls(name, name, str(directory), digest="", job=job)
 
     @property
@@ -42,37 +43,37 @@ class StoredAdapter:
         return Path(self.directory)
 
     @property
-    def whole(self) -> bool:
-        """Whether it stands on its own, and needs an engine of its own."""
+    def standalone(self) -> bool:
+        """Whether it is a model with an engine of its own, rather than an adapter."""
         return not self.digest
 
 
-class Adapters:
-    """All adapters and whole models of one data directory."""
+class Artifacts:
+    """All adapters and standalone models of one data directory."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find(self, name: str) -> StoredAdapter | None:
-        """The adapter `name`, promoted or not."""
+    def find(self, name: str) -> ServedArtifact | None:
+        """The artifact `name`, promoted or not."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(_adapters).where(_adapters.c.name == name))
             found = row.mappings().one_or_none()
-        return None if found is None else StoredAdapter(**found)
+        return None if found is None else ServedArtifact(**found)
 
-    def list(self) -> list[StoredAdapter]:
+    def list(self) -> list[ServedArtifact]:
         """All, oldest first."""
         query = sa.select(_adapters).order_by(_adapters.c.created_at, _adapters.c.name)
         with self._database.read() as connection:
-            return [StoredAdapter(**row) for row in connection.execute(query).mappings()]
+            return [ServedArtifact(**row) for row in connection.execute(query).mappings()]
 
-    def put(self, adapter: StoredAdapter) -> None:
-        """Add it, or put it in the place of the one of the same name."""
+    def put(self, artifact: ServedArtifact) -> None:
+        """Add an artifact, or replace the one of the same name."""
         with self._database.write() as connection:
-            put_adapter(connection, adapter)
+            put_artifact(connection, artifact)
 
-    def promote(self, name: str) -> StoredAdapter:
-        """Let it be served; its job then names it as its result. Raises ModelNotFoundError."""
+    def promote(self, name: str) -> ServedArtifact:
+        """Start to serve it, and name it as its job's result. Raises ModelNotFoundError."""
         with self._database.write() as connection:
             row = connection.execute(
                 _adapters.update()
@@ -87,10 +88,10 @@ class Adapters:
             connection.execute(
                 jobs.update().where(jobs.c.id == found["job"]).values(fine_tuned_model=name)
             )
-        return StoredAdapter(**found)
+        return ServedArtifact(**found)
 
-    def delete(self, name: str) -> StoredAdapter:
-        """Forget it, and its job's checkpoints; its directory is the caller's.
+    def delete(self, name: str) -> ServedArtifact:
+        """Remove it and its job's checkpoints; the caller removes its directory.
 
         Raises ModelNotFoundError, or ConflictError while an alias points to one of them.
         """
@@ -123,16 +124,14 @@ class Adapters:
                 connection.execute(points.delete().where(points.c.job == found["job"]))
         if found is None:
             raise _not_found(name)
-        return StoredAdapter(**found)
+        return ServedArtifact(**found)
 
 
-def put_adapter(connection: sa.Connection, adapter: StoredAdapter) -> None:
-    """As `Adapters.put`, within a transaction."""
-    connection.execute(_adapters.delete().where(_adapters.c.name == adapter.name))
-    connection.execute(_adapters.insert().values(**vars(adapter)))
+def put_artifact(connection: sa.Connection, artifact: ServedArtifact) -> None:
+    """As `Artifacts.put`, within a transaction."""
+    connection.execute(_adapters.delete().where(_adapters.c.name == artifact.name))
+    connection.execute(_adapters.insert().values(**vars(artifact)))
 
 
 def _not_found(name: str) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"No adapter and no model made here is called '{name}'.", param="model"
-    )
+    return ModelNotFoundError(f"There is no adapter or trained model '{name}'.", param="model")
