@@ -211,5 +211,5 @@ def test_template_files_are_read_as_text(tiny_model_dir, tmp_path):
     template = ChatTemplate.load(tmp_path, tokenizer)
     assert template is not None and template.render([]) == "0"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ModelError, match="chat_template.jinja is not UTF-8"):
+    with pytest.raises(ModelError, match=r"chat_template\.jinja is not UTF-8"):
         ChatTemplate.load(tmp_path, tokenizer)

@@ -171,7 +171,7 @@ class Jobs:
         return None
 
     def status(self, job_id: str) -> Status | None:
-        """The status alone, None for no such job: cheap enough to ask after every step."""
+        """The job's status, or None for an unknown job: cheap enough to read after every step."""
         with self._database.read() as connection:
             query = sa.select(_jobs.c.status).where(_jobs.c.id == job_id)
             status: Status | None = connection.execute(query).scalar_one_or_none()
@@ -185,7 +185,10 @@ class Jobs:
         *events: Event,
         **values: Any,
     ) -> bool:
-        """Change the status from one of `source` to `target`, and set `values`; False if it had another."""
+        """Change the status from one of `source` to `target` and set `values`.
+
+        Returns False, and changes nothing, if the status was another.
+        """
         if target in _FINISHED:
             values["finished_at"] = int(time.time())
         with self._database.write() as connection:
