@@ -54,13 +54,14 @@ class ServedModel:
         shared_sandbox().warm()
         config = load_config(directory)
         tokenizer = Tokenizer.load(directory)
+        template = ChatTemplate.load(directory, tokenizer)
         return cls(
             id=name or model_name(directory),
             directory=directory,
             config=config,
             tokenizer=tokenizer,
-            template=ChatTemplate.load(directory, tokenizer),
-            defaults=GenerationDefaults.load(directory, tokenizer, config),
+            template=template,
+            defaults=GenerationDefaults.load(directory, tokenizer, config, template),
         )
 
 

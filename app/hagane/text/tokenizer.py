@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from hagane.system.errors import ModelError
+from hagane.system.errors import InvalidRequestError, ModelError
+from hagane.system.files import read_json_object, read_regular
+from hagane.system.sandbox import SandboxError, shared_sandbox
 from hagane.text.gguf_tokenizer import load_gguf_tokenizer
+from hagane.text.pre_tokenizers import PATTERNS
 from hagane.weights.sources.config import is_gguf
+
+# Bytes: the largest vocabularies in use take 40 MB.
+_LARGEST = 256 << 20
+_KNOWN_PATTERNS = frozenset(chain.from_iterable(PATTERNS.values()))
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -73,11 +84,14 @@ class Tokenizer:
             raise ModelError(
                 f"{path} does not exist: save the model's fast tokenizer beside its weights"
             )
+        content = read_regular(path, _LARGEST).removeprefix(codecs.BOM_UTF8)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"{path} is not a tokenizer: {error}") from None
-        return cls(backend, _read_json(directory / "tokenizer_config.json"))
+        _probe_patterns(backend, path)
+        settings = directory / "tokenizer_config.json"
+        return cls(backend, read_json_object(settings) if settings.exists() else {})
 
     def to_json(self) -> str:
         """The text of a tokenizer.json of this vocabulary; 0.7 s for one of 150,000 tokens."""
@@ -99,7 +113,8 @@ class Tokenizer:
 
         A rendered chat template already has its special tokens: pass add_special_tokens=False.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with _panics_refused():
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         bos = self.bos_token_id
         if add_special_tokens and self._add_bos and bos is not None and ids[:1] != [bos]:
             return [bos, *ids]
@@ -117,14 +132,17 @@ class Tokenizer:
         least = 0
         for start in range(0, len(text), _PIECE):
             piece = text[start : start + _PIECE]
-            least += max(len(self._backend.encode(piece, add_special_tokens=False)) - _CUT, 0)
+            with _panics_refused():
+                tokens = len(self._backend.encode(piece, add_special_tokens=False))
+            least += max(tokens - _CUT, 0)
             if least > limit:
                 break
         return least
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of rendered text, and the characters [start, end) that each stands for."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        with _panics_refused():
+            encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
@@ -208,13 +226,41 @@ def _widens(part: dict[str, Any]) -> bool:
     return pattern is not None and len(part["content"].encode()) >= len(pattern.encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+@contextmanager
+def _panics_refused() -> Iterator[None]:
+    """Raises InvalidRequestError where the library gives a text up, which is no Exception."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return value
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InvalidRequestError(f"The model's tokenizer cannot read this text: {error}") from None
+
+
+def _probe_patterns(backend: tokenizers.Tokenizer, path: Path) -> None:
+    """Raises ModelError for a regular expression that makes some texts take forever."""
+    components = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
+    states = [json.loads(part.__getstate__()) for part in components if part is not None]
+    unknown = sorted(set(_patterns(states)) - _KNOWN_PATTERNS)
+    if not unknown:
+        return
+    try:
+        shared_sandbox().call("hagane.text.pattern_probe:probe", unknown)
+    except SandboxError as error:
+        raise ModelError(
+            f"{path}: a regular expression of its pre_tokenizer or normalizer cannot be used: "
+            f"{error}"
+        ) from None
+
+
+def _patterns(state: Any) -> Iterator[str]:
+    """Every regular expression in a component's settings."""
+    waiting = [state]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if isinstance(pattern := part.get("Regex"), str):
+                yield pattern
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
