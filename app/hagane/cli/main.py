@@ -18,6 +18,7 @@ COMMANDS = MappingProxyType(
     {
         "serve": "Serve a model over HTTP behind the OpenAI API.",
         "chat": "Chat in the terminal with a running server.",
+        "models": "List, fetch, describe and remove the models on this machine.",
         "quantize": "Write a quantized copy of a model directory.",
         "pretrain": "Train a small model from a TOML file; goes on where a run was interrupted.",
         "finetune": "Train an adapter from a file of examples; goes on where it was interrupted.",

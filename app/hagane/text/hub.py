@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 
 from hagane.models.config import CONFIG_FILE
 from hagane.system.errors import ModelError
@@ -23,7 +23,10 @@ _WHEEL, _CHECKOUT = _PACKAGE / "builtin", _PACKAGE.parents[1] / "models"
 BUILTIN_MODELS = _WHEEL if _WHEEL.is_dir() else _CHECKOUT
 # Weights in safetensors only: pickled files are never fetched, let alone loaded.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/((?:[\w.-]+/)*[\w.-]+\.gguf))?")
+_PART = r"(?!\.)[\w.-]+"  # no part of a path that leads upwards, nor a hidden one
+_HUB_ID = re.compile(rf"({_PART}/{_PART})(?:/((?:{_PART}/)*{_PART}\.gguf))?")
+# In the hub's cache a file is called by its hash: Git's for small files, else SHA-256.
+_SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 def model_stores(settings: Settings) -> tuple[Path, ...]:
@@ -38,7 +41,7 @@ def resolve_model(name: str, stores: Sequence[Path] = (BUILTIN_MODELS,)) -> Path
     Hub ids are `OWNER/NAME`, or `OWNER/NAME/FILE.gguf` for one file. Raises ModelError saying
     where was looked, or why the download failed.
     """
-    return local_model(name, stores) or _download(name)
+    return local_model(name, stores) or download(name)
 
 
 def local_model(name: str, stores: Sequence[Path]) -> Path | None:
@@ -79,18 +82,66 @@ def _model_at(path: Path) -> Path | None:
     return (files[0] if files else path).resolve()
 
 
-def _download(name: str) -> Path:
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form OWNER/NAME or OWNER/NAME/FILE.gguf."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def download(name: str) -> Path:
+    """The directory or GGUF file of a hub id, fetched into the hub's cache where it is missing.
+
+    An interrupted download goes on where it stopped. Raises ModelError with the reason.
+    """
     match = _HUB_ID.fullmatch(name)
-    assert match is not None, name  # noqa: S101 - local_model has refused it
+    if match is None:
+        raise ModelError(f"{name!r} is no hub id: these are OWNER/NAME or OWNER/NAME/FILE.gguf")
     repository, file = match.groups()
     try:
         if file is not None:
             parts = [shard.as_posix() for shard in expected_shards(Path(file))]
-            fetched = [Path(hf_hub_download(repository, part)) for part in parts]
-            return fetched[0]
-        return Path(snapshot_download(repository, allow_patterns=list(_HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            first, *_ = [Path(hf_hub_download(repository, part)) for part in parts]
+            return first
+        directory = Path(snapshot_download(repository, allow_patterns=list(_HUB_FILES)))
+        return directory if any(directory.glob("*.safetensors")) else _only_gguf(repository)
+    except ModelError:
+        raise
+    except Exception as error:  # besides its own, the library lets its HTTP client's errors out
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"model {name!r} is nothing local and could not be fetched from the hub: {reason}"
         ) from None
+
+
+def _only_gguf(repository: str) -> Path:
+    """The GGUF file of a repository without safetensors. Raises ModelError if there are several."""
+    files = [file for file in list_repo_files(repository) if file.endswith(SUFFIX)]
+    firsts = sorted({expected_shards(Path(file))[0].as_posix() for file in files})
+    if len(firsts) != 1:
+        listed = ", ".join(f"{repository}/{file}" for file in firsts) or "none"
+        raise ModelError(f"{repository} has no safetensors; name one of its GGUF files ({listed})")
+    return download(f"{repository}/{firsts[0]}")
+
+
+def verify(model: Path) -> int:
+    """Compare downloaded files with the hashes that the hub gave; returns how many there are.
+
+    Raises ModelError naming the file that is not what it was on the hub.
+    """
+    files = shard_paths(model) if is_gguf(model) else sorted(p for p in model.rglob("*"))
+    blobs = [(file, file.resolve()) for file in files if file.is_file()]
+    checked = 0
+    for file, blob in blobs:
+        if _SHA256.fullmatch(blob.name):
+            digest = hashlib.sha256()
+        elif _SHA1.fullmatch(blob.name):
+            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        else:
+            continue
+        with blob.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != blob.name:
+            blob.unlink()
+            raise ModelError(f"{file} was damaged on its way and is removed: pull it again")
+        checked += 1
+    return checked

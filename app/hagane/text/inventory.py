@@ -1,0 +1,144 @@
+"""The models on this machine: in stores and in the hub's cache; listing and removing them."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from huggingface_hub import scan_cache_dir
+from huggingface_hub.errors import CacheNotFound
+from safetensors import SafetensorError, safe_open
+
+from hagane.models.config import CONFIG_FILE
+from hagane.system.errors import ModelError
+from hagane.system.settings import Settings
+from hagane.text.hub import BUILTIN_MODELS, is_hub_id, model_stores
+from hagane.weights.sources.config import is_gguf, load_config, model_name
+from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, expected_shards, shard_paths
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model on this machine. `size` is in bytes; `place` is a store's directory or "hub"."""
+
+    name: str
+    path: Path
+    size: int
+    place: str
+
+
+def stored_models(settings: Settings) -> list[StoredModel]:
+    """The models that a server finds by name, then those of the hub's cache."""
+    found = [model for store in model_stores(settings) for model in _in_store(store)]
+    return [*found, *_in_hub_cache()]
+
+
+def _in_store(store: Path) -> Iterator[StoredModel]:
+    for path in sorted(store.glob("*")):
+        if is_gguf(path) and expected_shards(path)[0] == path:
+            yield StoredModel(model_name(path), path, _size(path), str(store))
+        elif (path / CONFIG_FILE).is_file() or any(path.glob(f"*{SUFFIX}")):
+            yield StoredModel(path.name, path, _size(path), str(store))
+
+
+def _in_hub_cache() -> Iterator[StoredModel]:
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda found: found.repo_id):
+        if repository.repo_type != "model":
+            continue
+        names = {file.file_name for found in repository.revisions for file in found.files}
+        if any(name.endswith((SUFFIX, ".safetensors")) for name in names):
+            path, size = repository.repo_path, repository.size_on_disk
+            yield StoredModel(repository.repo_id, path, size, "hub")
+
+
+def _size(model: Path) -> int:
+    if is_gguf(model):
+        parts = [part for part in expected_shards(model) if part.is_file()]
+        return sum(part.stat().st_size for part in parts)
+    return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
+
+
+def remove(name: str, settings: Settings) -> StoredModel:
+    """Delete a model of the store or the hub's cache, and return what it was.
+
+    Raises ModelError if there is none of this name, or if it is a built-in model or a job's.
+    """
+    if is_hub_id(name):
+        return _remove_from_cache(name)
+    own = settings.models_dir
+    for model in stored_models(settings):
+        if model.name != name or model.place == "hub":
+            continue
+        if model.place == str(BUILTIN_MODELS):
+            raise ModelError(f"model {name!r} is a built-in one: it stays")
+        if own is None or model.place != str(own):
+            raise ModelError(f"model {name!r} is a job's: delete it by DELETE /v1/models/{name}")
+        _delete(model.path)
+        return model
+    raise ModelError(f"there is no model {name!r} to remove; see `hagane models list`")
+
+
+def _delete(path: Path) -> None:
+    """Of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        for part in expected_shards(path):
+            part.unlink(missing_ok=True)
+
+
+def _remove_from_cache(name: str) -> StoredModel:
+    for model in _in_hub_cache():
+        if model.name == name:
+            shutil.rmtree(model.path)
+            return model
+    raise ModelError(f"there is no model {name!r} in the hub's cache; see `hagane models list`")
+
+
+def describe(model: Path) -> dict[str, str]:
+    """What a model is, by headings. Raises ModelError for one that cannot be read."""
+    config = load_config(model)
+    types, parameters = _gguf_types(model) if is_gguf(model) else _safetensors_types(model)
+    facts = {
+        "path": str(model),
+        "format": "GGUF" if is_gguf(model) else "safetensors",
+        "architecture": config.architecture,
+        "parameters": f"{parameters / 1e6:.1f} M",
+        "size": f"{_size(model) / 1e6:.1f} MB",
+        "tensors": ", ".join(f"{count} {kind}" for kind, count in types.most_common()),
+        "context": f"{config.max_position_embeddings} tokens",
+        "vocabulary": f"{config.vocab_size} tokens",
+    }
+    if config.quantization is not None:
+        facts["quantization"] = config.quantization.format
+    licence = GGUFModel(model).metadata.get("general.license") if is_gguf(model) else None
+    return facts | ({"license": str(licence)} if licence else {})
+
+
+def _gguf_types(path: Path) -> tuple[Counter[str], int]:
+    tensors = [info for _, info in GGUFModel(shard_paths(path)[0]).tensors.values()]
+    return Counter(info.type.name for info in tensors), sum(prod(info.shape) for info in tensors)
+
+
+def _safetensors_types(directory: Path) -> tuple[Counter[str], int]:
+    types: Counter[str] = Counter()
+    parameters = 0
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+                types.update(part.get_dtype() for part in slices)
+                parameters += sum(prod(part.get_shape()) for part in slices)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is no safetensors file: {error}") from None
+    return types, parameters
