@@ -7,12 +7,15 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from hagane.server.middleware import RequestContext
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as conventions
+from prometheus_client import CollectorRegistry, Counter
 
 from tests.support.server import Server, hagane, start_server, stop_server
 
@@ -159,3 +162,30 @@ def test_an_endpoint_without_the_sdk_is_refused(tmp_path):
     )  # fmt: skip
     assert result.returncode == 2
     assert "hagane[otel]" in result.stderr
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_fault_of_the_program_is_answered_unless_an_answer_has_begun(begun):
+    """By an exception that gets as far as the server, the connection would end."""
+    requests = Counter("requests", "", ["method", "route", "status"], registry=CollectorRegistry())
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def faulty(scope, receive, send):
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError
+
+    context = RequestContext(faulty, metrics=SimpleNamespace(http_requests=requests))
+    scope = {"type": "http", "method": "GET", "path": "/x", "raw_path": b"/x", "headers": []}
+    if begun:
+        with pytest.raises(RuntimeError):
+            await context(scope, None, send)
+    else:
+        await context(scope, None, send)
+        assert b"Internal error" in sent[-1]["body"]
+    assert [m["status"] for m in sent if "status" in m] == [200 if begun else 500]
+    (counted, _) = next(iter(requests.collect())).samples
+    assert (counted.labels["status"], counted.value) == ("200" if begun else "500", 1)

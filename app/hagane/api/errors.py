@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import reprlib
@@ -30,8 +29,6 @@ from hagane.system.errors import (
     RateLimitError,
     TooLargeError,
 )
-
-logger = logging.getLogger(__name__)
 
 # OpenAI parameters that need a capability this server does not have, and what that is called.
 _UNSUPPORTED = {
@@ -147,11 +144,11 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(_methods(request))
         return JSONResponse(body, error.status_code, headers)
 
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        logger.error("unforeseen error", exc_info=error)
-        body = error_body("Internal error; the log has the details.", "server_error", None, None)
-        return JSONResponse(body, 500)
+
+def unforeseen() -> JSONResponse:
+    """The answer to a request that met a fault of this program."""
+    body = error_body("Internal error; the log has the details.", "server_error", None, None)
+    return JSONResponse(body, 500)
 
 
 def _http_message(request: Request, error: HTTPException) -> str:

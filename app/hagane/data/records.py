@@ -13,9 +13,10 @@ Other keys are the file's own notes and are left alone.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from hagane.system import strict_json
 
 Method = Literal["supervised", "dpo"]
 Message = dict[str, Any]
@@ -214,21 +215,10 @@ def _call(call: Any, path: str) -> Any:
 
 
 def _json(text: str, subject: str) -> Any:
-    """The value of a JSON text, all of whose strings are text."""
     try:
-        value = json.loads(text)
-        if "\\ud" in text.lower():
-            # A pair of escapes is one character; half of one cannot be written anywhere.
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise RecordError(
-            f"{subject}has half a character: \\uD800 to \\uDFFF stand for one in pairs only"
-        ) from None
+        return strict_json.loads(text)
     except ValueError as error:
         raise RecordError(f"{subject}is not JSON: {error}") from None
-    except RecursionError:
-        raise RecordError(f"{subject}is nested too deeply") from None
-    return value
 
 
 def _tools(record: dict[str, Any], path: str) -> tuple[Any, ...] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from hagane.system import strict_json
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -20,7 +21,7 @@ class ToolCall:
     def as_template_input(self) -> dict[str, Any]:
         """As templates read it: arguments as an object, where they are one."""
         try:
-            arguments = json.loads(self.arguments) if self.arguments.strip() else {}
+            arguments = strict_json.loads(self.arguments) if self.arguments.strip() else {}
         except ValueError:
             arguments = self.arguments
         function = {"name": self.name, "arguments": arguments}

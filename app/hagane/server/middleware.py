@@ -1,4 +1,4 @@
-"""What happens to every request: its id, its line in the log, its host, the end of its body."""
+"""What happens to every request: its id, its line in the log, its faults, its host, its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hagane.api.errors import error_body
+from hagane.api.errors import error_body, unforeseen
 from hagane.api.metrics import Metrics
 from hagane.server.hosts import AllowedHosts
 from hagane.system.logging import request_id
@@ -30,7 +30,11 @@ _LINGER_SECONDS = 2.0
 
 
 class RequestContext:
-    """Takes X-Request-Id from the client or makes one; puts it in logs, traces and the answer."""
+    """Takes X-Request-Id from the client or makes one; puts it in logs, traces and the answer.
+
+    A request that meets a fault of this program is answered with 500, and its connection lives on:
+    what a pool of connections sends next must not fail by it.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -61,6 +65,12 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except Exception:
+            if status != _CLIENT_GONE:
+                # An answer that has begun can only be cut off, by the server.
+                raise
+            logger.exception("unforeseen error")
+            await unforeseen()(scope, receive, send_with_id)
         finally:
             self.metrics.http_requests.labels(scope["method"], _route(scope), str(status)).inc()
             if not asked_by_machines(scope):

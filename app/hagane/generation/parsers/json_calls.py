@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
 from hagane.generation.events import Event, ToolCallArguments, ToolCallStarted
+from hagane.system import strict_json
 
 NAMES = ("name", "function", "tool_name")
 ARGUMENTS = ("arguments", "parameters", "args", "input")
@@ -145,7 +145,7 @@ class JsonCall:
 
 def _unquoted(text: str) -> str:
     try:
-        value = json.loads(text)
+        value = strict_json.loads(text)
     except ValueError:
         return text
     return value if isinstance(value, str) else text

@@ -12,6 +12,7 @@ from typing import Any
 
 from hagane.generation.events import Event, ToolCallArguments, ToolCallStarted
 from hagane.generation.parsers.tool_calls.delimited import DelimitedCalls
+from hagane.system import strict_json
 
 Schemas = Mapping[str, Mapping[str, Any]]
 """The JSON schema of each tool's parameters, by the tool's name."""
@@ -73,7 +74,7 @@ class TaggedCall:
         if isinstance(schema, Mapping) and schema.get("type") == "string":
             return json.dumps(text, ensure_ascii=False)
         try:
-            json.loads(text)
+            strict_json.loads(text)
         except ValueError:
             return json.dumps(text, ensure_ascii=False)
         return text
