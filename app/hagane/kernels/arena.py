@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,11 +34,14 @@ class Arena:
         """A contiguous copy that lies in here."""
         if not tensor.numel():
             return tensor
-        copy = torch.frombuffer(
-            self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=self._used
-        )
-        self._used += -(-tensor.nbytes // _LINE) * _LINE
-        return copy.view(tensor.shape).copy_(tensor)
+        return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor that lies in here, not empty."""
+        count = math.prod(shape)
+        zeros = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self._used)
+        self._used += -(-zeros.nbytes // _LINE) * _LINE
+        return zeros.view(tuple(shape))
 
 
 class Arenas:
@@ -51,9 +56,16 @@ class Arenas:
 
     def put(self, tensor: Tensor) -> Tensor:
         """A contiguous copy that lies in one of them."""
-        room = Arena.room(tensor.nbytes, 1)
+        return self._with_room(tensor.nbytes).put(tensor)
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor that lies in one of them, not empty."""
+        return self._with_room(math.prod(shape) * dtype.itemsize).zeros(shape, dtype)
+
+    def _with_room(self, nbytes: int) -> Arena:
+        room = Arena.room(nbytes, 1)
         if room > self._left:
             self._left = max(room, self._nbytes)
             self._arena = Arena(self._left)
         self._left -= room
-        return self._arena.put(tensor)
+        return self._arena

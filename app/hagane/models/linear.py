@@ -73,7 +73,7 @@ class Int8(nn.Module):
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, in] of the matrix -> the same rows of the stored tensors, by name."""
-        return quantize_int8(rotated(weight, self.rotation))
+        return quantize_int8(rotated(weight.float(), self.rotation))
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """The weights [out, in], dequantized to `dtype`."""
@@ -204,7 +204,7 @@ class Int8Embedding(nn.Module):
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """Float rows [rows, hidden] of the matrix -> the same rows of the stored tensors."""
-        return quantize_int8(rotated(weight, self.rotation))
+        return quantize_int8(rotated(weight.float(), self.rotation))
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """The weights [vocab, hidden], dequantized to `dtype`."""

@@ -6,6 +6,7 @@ Each holds the stored tensors as the operations in use want them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -160,3 +161,29 @@ def for_serving(module: nn.Module, operations: Operations, dtype: torch.dtype) -
     if isinstance(module, Int4) and module.weight_int4.device.type == "cpu":
         return TorchInt4(module, dtype)
     return module
+
+
+def quantizes_natively(module: nn.Module) -> TypeGuard[Int8 | Int4 | Int8Embedding]:
+    """Whether the native kernels quantize weights for this kind of layer."""
+    return isinstance(module, Int8 | Int4 | Int8Embedding)
+
+
+def quantize_natively(
+    module: Int8 | Int4 | Int8Embedding, parts: list[Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """`module.quantize` of parts one under the other, rounded to `dtype` first.
+
+    Raises NonFiniteError.
+    """
+    group = module.group_size if isinstance(module, Int4) else 0
+    codes, scale = cpu.quantize(parts, dtype, group, module.rotation)
+    return {"weight_int4" if group else "weight_int8": codes, "scale": scale}
+
+
+def pack_for_serving(
+    module: Int8 | Int4 | Int8Embedding, parts: list[Tensor], bias: Tensor | None, dtype: torch.dtype
+) -> Packed | PackedEmbedding:
+    """What `for_serving` makes of `quantize_natively`'s result, in one pass over the weights."""
+    group = module.group_size if isinstance(module, Int4) else 0
+    packed = cpu.pack_quantized(parts, dtype, group, bias, rotation=module.rotation)
+    return PackedEmbedding(packed, dtype) if isinstance(module, Int8Embedding) else Packed(packed)

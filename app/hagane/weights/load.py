@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import math
 import mmap
 import sys
@@ -18,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors.torch import save_file
@@ -26,20 +26,37 @@ from torch import Tensor, nn
 from hagane.kernels import Operations, cpu, reference
 from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
 from hagane.models.decoder import Attention, RMSNorm, Transformer
-from hagane.models.linear import Dense, DenseEmbedding, Int4, Int8Embedding, Linear, Quantized
-from hagane.models.serving import for_serving
+from hagane.models.linear import (
+    Dense,
+    DenseEmbedding,
+    Int4,
+    Int8,
+    Int8Embedding,
+    Linear,
+    Quantized,
+)
+from hagane.models.serving import (
+    for_serving,
+    pack_for_serving,
+    quantize_natively,
+    quantizes_natively,
+)
 from hagane.system.files import commit, write_text
+from hagane.weights.finite import check_finite, naming
+from hagane.weights.progress import Progress
 from hagane.weights.sources.config import load_config
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource, open_source
 
-logger = logging.getLogger(__name__)
-
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-# Elements quantized at a time: what loading needs beside the result stays a few megabytes.
+# Elements cast or quantized at a time: what loading needs beside the result stays small.
 _BLOCK_ELEMENTS = 1 << 16
+# The kernels' threads share a block.
+_NATIVE_BLOCK_ELEMENTS = 1 << 20
 # On a GPU a block must be worth a few dozen launches; it takes ten times its size meanwhile.
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
+# What the native kernels read and quantize.
+_NATIVE = (torch.float32, torch.bfloat16)
 _Holder = Linear | DenseEmbedding | Int8Embedding | RMSNorm
 
 
@@ -74,119 +91,186 @@ def load_model(
     config = load_config(directory)
     with torch.device("meta"):
         model = Transformer(config, quantization, operations or reference)
-    source = open_source(directory)
-    stored = config.quantization is not None
-    parameters = size = 0
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, _Holder):
-            continue
-        tensors = (
-            _read_stored(source, name, module)
-            if stored
-            else _read_float(source, name, module, config, dtype, device)
-        )
-        parameters += _count(module)
+    loading = _Loading(model, directory, open_source(directory), dtype, device, operations)
+    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, _Holder)]
+    progress = Progress(sum(_count(module) for _, module in modules))
+    size = 0
+    for name, module in modules:
+        size += loading.load(name, module)
+        progress.advance(_count(module))
+    model.model.rotary.to(device)
+    loading.source.finish({"lm_head.weight"} if config.tie_word_embeddings else set())
+    return model, LoadReport(progress.total, size, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the stored tensors that lie one under the other in a parameter of the model."""
+
+    name: str
+    rows: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Loading:
+    """Fills a model without storage, one module after the other."""
+
+    model: Transformer
+    path: Path
+    source: WeightSource
+    dtype: torch.dtype
+    device: str
+    operations: Operations | None
+
+    def load(self, name: str, module: _Holder) -> int:
+        """Fill `module`, and put what serves it in its place; returns its bytes."""
+        if isinstance(module, Int8Embedding):
+            module.dtype = self.dtype
+        if self.model.config.quantization is not None:
+            return self._place(name, module, self._read_stored(name, module))
+        bias = getattr(module, "bias", None)
+        tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
+        parts = self._parts(name, module, "weight")
+        matrices = [part.rows for part in parts]
+        if self._is_packed_directly(module) and _are_native(matrices):
+            if bias is not None:
+                module.bias = nn.Parameter(tensors["bias"])
+            return self._pack(name, module, parts, matrices)
+        if isinstance(module, Quantized):
+            tensors = {**self._quantize(module, parts), **tensors}
+        else:
+            tensors = {"weight": self._fuse(parts), **tensors}
+        return self._place(name, module, tensors)
+
+    def _place(self, name: str, module: _Holder, tensors: dict[str, Tensor]) -> int:
+        size = 0
         for key, tensor in tensors.items():
             # Codes and scales keep their dtype: it is the quantized weights' own.
             is_parameter = key in module._parameters
-            placed = tensor.to(device=device, dtype=dtype if is_parameter else tensor.dtype)
+            dtype = self.dtype if is_parameter else tensor.dtype
+            placed = tensor.to(device=self.device, dtype=dtype)
             size += placed.nbytes
             setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
-        if isinstance(module, Int8Embedding):
-            module.dtype = dtype
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if operations is cpu and isinstance(owner, Attention) and module is owner.qkv_proj:
-            owner.center_keys(model.model.rotary)
-        if operations is not None:
-            replacement = for_serving(module, operations, dtype)
+        if self.operations is not None:
+            self._center_keys(name, module)
+            replacement = for_serving(module, self.operations, self.dtype)
             if replacement is not module:
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, replacement)
+                self._replace(name, replacement)
                 _release(next(iter(tensors.values())))
                 _trim_heap()
-    model.model.rotary.to(device)
-    source.finish({"lm_head.weight"} if config.tie_word_embeddings else set())
-    return model, LoadReport(parameters, size, time.monotonic() - started)
+        return size
+
+    def _is_packed_directly(self, module: _Holder) -> TypeGuard[Int8 | Int4 | Int8Embedding]:
+        """Whether the native kernels quantize and pack this module in one pass."""
+        return self.operations is cpu and self.dtype in _NATIVE and quantizes_natively(module)
+
+    def _pack(
+        self,
+        name: str,
+        module: Int8 | Int4 | Int8Embedding,
+        parts: list[_Part],
+        matrices: list[Tensor],
+    ) -> int:
+        self._center_keys(name, module)
+        with naming(self.path, [(part.name, len(part.rows)) for part in parts]):
+            packed = pack_for_serving(module, matrices, getattr(module, "bias", None), self.dtype)
+        self._replace(name, packed)
+        for matrix in matrices:
+            _release(matrix)
+        return packed.weight.nbytes
+
+    def _center_keys(self, name: str, module: _Holder) -> None:
+        owner = self.model.get_submodule(name.rpartition(".")[0])
+        if self.operations is cpu and isinstance(owner, Attention) and module is owner.qkv_proj:
+            owner.center_keys(self.model.model.rotary)
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), leaf, module)
+
+    def _read_stored(self, name: str, module: _Holder) -> dict[str, Tensor]:
+        """The tensors of a module as Hagane has quantized it."""
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        tensors = {}
+        for key, meta in state.items():
+            rows = self.source.read(f"{name}.{key}", tuple(meta.shape))
+            tensors[key] = next(iter(rows.split(len(rows))))
+            check_finite(self.path, f"{name}.{key}", tensors[key])
+        return tensors
+
+    def _parts(self, name: str, module: _Holder, kind: str) -> list[_Part]:
+        """The parts of a module's weight or bias in a checkpoint."""
+        shape: tuple[int, ...] = ()
+        if kind == "weight" and not isinstance(module, RMSNorm):
+            wide = module.in_features if isinstance(module, Linear) else None
+            shape = (wide or self.model.config.hidden_size,)
+        return [
+            _Part(f"{part}.{kind}", self.source.read(f"{part}.{kind}", (rows, *shape)))
+            for part, rows in _parts(name, module, self.model.config)
+        ]
+
+    def _fuse(self, parts: list[_Part]) -> Tensor:
+        """One under the other; what needs no change stays a view of the file."""
+        first = parts[0].rows
+        if len(parts) == 1 and isinstance(first, Tensor) and first.dtype == self.dtype:
+            check_finite(self.path, parts[0].name, first)
+            return first
+        rows = sum(len(part.rows) for part in parts)
+        whole = torch.empty(rows, *first.shape[1:], dtype=self.dtype)
+        start = 0
+        for block in self._blocks(parts, _BLOCK_ELEMENTS):
+            whole[start : start + len(block)] = block
+            start += len(block)
+        return whole
+
+    def _quantize(self, module: Quantized, parts: list[_Part]) -> dict[str, Tensor]:
+        """Where the result will be: a GPU quantizes faster than weights can be sent to it."""
+        elements = _BLOCK_ELEMENTS if self.device == "cpu" else _DEVICE_BLOCK_ELEMENTS
+        natively = self.device == "cpu" and cpu.available() and self.dtype in _NATIVE
+        if natively and quantizes_natively(module):
+            elements = _NATIVE_BLOCK_ELEMENTS
+        total = sum(len(part.rows) for part in parts)
+        tensors: dict[str, Tensor] = {}
+        start = 0
+        for block in self._blocks(parts, elements):
+            for key, piece in self._quantize_block(module, block, natively).items():
+                whole = tensors.get(key)
+                if whole is None:
+                    whole = tensors[key] = piece.new_empty(total, *piece.shape[1:])
+                whole[start : start + len(piece)] = piece
+            start += len(block)
+        return tensors
+
+    def _quantize_block(
+        self, module: Quantized, block: Tensor, natively: bool
+    ) -> dict[str, Tensor]:
+        if natively and quantizes_natively(module):
+            return quantize_natively(module, [block], self.dtype)
+        return module.quantize(block.to(self.device))
+
+    def _blocks(self, parts: list[_Part], elements: int) -> Iterator[Tensor]:
+        """All rows, in tensors of about `elements` numbers that were checked to be numbers."""
+        for part in parts:
+            start = 0
+            for block in part.rows.split(max(1, elements // math.prod(part.rows.shape[1:]))):
+                cast = block.to(self.dtype)
+                check_finite(self.path, part.name, cast, start)
+                yield cast
+                start += len(block)
+                _release(block)
+
+
+def _are_native(matrices: list[Rows]) -> TypeGuard[list[Tensor]]:
+    return all(isinstance(matrix, Tensor) and matrix.dtype in _NATIVE for matrix in matrices)
 
 
 def _count(module: _Holder) -> int:
+    """Parameters; of a quantized module, those that were there before."""
     total = sum(p.numel() for p in module.parameters(recurse=False))
     if isinstance(module, Quantized):
         codes = next(module.buffers(recurse=False))
         total += codes.numel() * (2 if isinstance(module, Int4) else 1)
     return total
-
-
-def _read_stored(source: WeightSource, name: str, module: _Holder) -> dict[str, Tensor]:
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    stored = {key: source.read(f"{name}.{key}", tuple(meta.shape)) for key, meta in state.items()}
-    return {key: next(iter(rows.split(len(rows)))) for key, rows in stored.items()}
-
-
-def _read_float(
-    source: WeightSource,
-    name: str,
-    module: _Holder,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: str,
-) -> dict[str, Tensor]:
-    """Read a module's parts from a checkpoint, fuse them, and quantize if the module wants it."""
-    parts = _parts(name, module, config)
-    columns = (config.hidden_size,) if isinstance(module, DenseEmbedding | Int8Embedding) else ()
-    if isinstance(module, Linear):
-        columns = (module.in_features,)
-
-    def read(kind: str, shape: tuple[int, ...]) -> list[Rows]:
-        return [source.read(f"{part}.{kind}", (rows, *shape)) for part, rows in parts]
-
-    weights = read("weight", columns)
-    if isinstance(module, Quantized):
-        tensors = _quantize(module, weights, dtype, device)
-    else:
-        tensors = {"weight": _fuse(weights, dtype)}
-    if getattr(module, "bias", None) is not None:
-        tensors["bias"] = _fuse(read("bias", ()), dtype)
-    return tensors
-
-
-def _fuse(parts: list[Rows], dtype: torch.dtype) -> Tensor:
-    """One under the other in `dtype`; what needs no change stays a view of the file."""
-    first = parts[0]
-    if len(parts) == 1 and isinstance(first, Tensor) and first.dtype == dtype:
-        return first
-    whole = torch.empty(sum(map(len, parts)), *first.shape[1:], dtype=dtype)
-    start = 0
-    for block in _blocks(parts, _BLOCK_ELEMENTS):
-        whole[start : start + len(block)] = block
-        start += len(block)
-        _release(block)
-    return whole
-
-
-def _quantize(
-    module: Quantized, parts: list[Rows], dtype: torch.dtype, device: str
-) -> dict[str, Tensor]:
-    """Where the result will be: a GPU quantizes faster than weights can be sent to it."""
-    elements = _BLOCK_ELEMENTS if device == "cpu" else _DEVICE_BLOCK_ELEMENTS
-    total = sum(map(len, parts))
-    tensors: dict[str, Tensor] = {}
-    start = 0
-    for block in _blocks(parts, elements):
-        for key, piece in module.quantize(block.to(device, dtype)).items():
-            whole = tensors.get(key)
-            if whole is None:
-                whole = tensors[key] = piece.new_empty(total, *piece.shape[1:])
-            whole[start : start + len(piece)] = piece
-        start += len(block)
-        _release(block)
-    return tensors
-
-
-def _blocks(parts: list[Rows], elements: int) -> Iterator[Tensor]:
-    """All rows in float tensors of about `elements` numbers, read one after the other."""
-    for part in parts:
-        yield from part.split(max(1, elements // math.prod(part.shape[1:])))
 
 
 def _release(tensor: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Serving on the CPU through Hagane's own C++ kernels: the backend `cpu`."""
 
+from hagane.kernels.cpu.extension import find_nonfinite
 from hagane.kernels.cpu.operations import (
     allocate_cache,
     angles,
@@ -16,11 +17,14 @@ from hagane.kernels.cpu.operations import (
 )
 from hagane.kernels.cpu.packing import (
     LANES,
+    NonFiniteError,
     PackedWeight,
     pack_dense,
     pack_int4,
     pack_int8,
+    pack_quantized,
     padded,
+    quantize,
     quantize_rows,
 )
 from hagane.kernels.cpu.recording import record
@@ -28,6 +32,7 @@ from hagane.kernels.cpu.threads import available, instruction_set, start, start_
 
 __all__ = [
     "LANES",
+    "NonFiniteError",
     "PackedWeight",
     "allocate_cache",
     "angles",
@@ -36,6 +41,7 @@ __all__ = [
     "draw",
     "embed",
     "fetch",
+    "find_nonfinite",
     "gather",
     "greatest",
     "instruction_set",
@@ -43,7 +49,9 @@ __all__ = [
     "pack_dense",
     "pack_int4",
     "pack_int8",
+    "pack_quantized",
     "padded",
+    "quantize",
     "quantize_rows",
     "record",
     "rms_norm",

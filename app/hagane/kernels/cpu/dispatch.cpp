@@ -93,6 +93,8 @@ const Kernels* find_kernels(const char* name) {
 
 void use_kernels(const Kernels* kernels) { active = kernels; }
 
+const Kernels* active_kernels() { return active; }
+
 void run_rows(const RowWork& work) { split(work.rows, work.bytes, work); }
 
 void run_linear(const LinearWork& work) {

@@ -11,6 +11,7 @@ namespace hagane {
 // The best instruction set of this machine, or the one named; null if it is not to be had here.
 const Kernels* find_kernels(const char* name);
 void use_kernels(const Kernels* kernels);
+const Kernels* active_kernels();
 
 // An operation, or several one after the other, of which each computes row r from the same row of what it
 // reads, and writes where no other row is read.
@@ -43,6 +44,12 @@ struct LinearWork {
   RowWork before{};       // what x waits for, if anything
 };
 
+// Returns the first row with NaN or an infinity, or -1.
+int64_t run_quantize(const Weights& weights);
+// Rows [rows][row_bytes] as they are stored -> lines of a packed matrix, zeros beyond its edges.
+void run_pack(const std::byte* stored, int64_t rows, int64_t row_bytes, uint32_t* lines, int64_t units);
+// The first row of a float matrix with NaN or an infinity, or -1.
+int64_t run_find_nonfinite(const Matrix& x, int64_t rows, int64_t columns);
 void run_rows(const RowWork& work);
 void run_linear(const LinearWork& work);
 RowWork rms_norm_rows(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,

@@ -116,6 +116,42 @@ def place(bank: Bank, slot: int, change: LowRank | None) -> None:
     _cpu.place(bank=bank, slot=slot, change=change)
 
 
+def quantize(
+    parts: Sequence[Tensor],
+    *,
+    bfloat16: bool,
+    group: int,
+    rotation: int,
+    units: int,
+    codes: Tensor,
+    scale: Tensor,
+) -> int:
+    """Up to four float parts [rows, in], one under the other, to int8 (group 0) or int4.
+
+    Weights are rounded to bfloat16 first if asked, and rotated in blocks of `rotation` unless 0. With units 0, codes are rows as they are stored,
+    int8 [out, in] or uint8 [out, in / 2], scale float32 [out] or bfloat16 [out, in / group]; else
+    codes int32 and scale are packed as in `weight`. Returns the first row with NaN or an infinity,
+    or -1.
+    """
+    named = {f"part{number}": part for number, part in enumerate(parts)}
+    bad: int = _cpu.quantize(
+        count=len(parts), **named, bf16=int(bfloat16), group=group, rotation=rotation,
+        units=units, codes=codes, scale=scale,
+    )  # fmt: skip
+    return bad
+
+
+def pack(rows: Tensor, row_bytes: int, units: int, lines: Tensor) -> None:
+    """Rows as they are stored -> lines int32 of a packed matrix, `units` a row."""
+    _cpu.pack(count=len(rows), row_bytes=row_bytes, units=units, rows=rows, lines=lines)
+
+
+def find_nonfinite(x: Tensor) -> int:
+    """The first row of float32 or bfloat16 x with NaN or an infinity, or -1."""
+    bad: int = _cpu.find_nonfinite(x=x)
+    return bad
+
+
 def linear(
     weight: Weight,
     x: Tensor,

@@ -16,6 +16,7 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "quantize.inc"
 #include "hadamard.inc"
 
 #include "attention.inc"

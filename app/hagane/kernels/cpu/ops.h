@@ -279,8 +279,37 @@ struct SequenceAttention {
   float scale;
 };
 
+// A matrix [out, in] that is read, in parts one under the other, and where it goes: as it is stored or as
+// it is packed (Weight). Packed codes beyond its edges are zeros already.
+struct Weights {
+  struct Part {
+    Matrix rows;  // f32 or bf16
+    int64_t first;
+  };
+  std::vector<Part> parts;
+  int64_t out, in;
+  DType rounding;  // what weights are rounded to first
+  int64_t group;   // of int4; 0 for int8
+  int64_t rotation;  // as of Weight
+  bool packed;
+  int64_t units;   // of a packed row
+  void *codes, *scale;
+
+  // One row as a matrix of its own.
+  Matrix row(int64_t index) const {
+    size_t p = parts.size() - 1;
+    while (parts[p].first > index) --p;
+    const Matrix& m = parts[p].rows;
+    const int64_t item = m.dtype == DType::f32 ? 4 : 2;
+    return {static_cast<std::byte*>(m.data) + (index - parts[p].first) * m.stride * item, m.dtype, m.stride};
+  }
+};
+
 struct Kernels {
   const char* name;
+  // Quantizes block `block` of 16 rows; `scratch` has room for 32 floats an input. Returns the first row
+  // with NaN or an infinity, or -1.
+  int64_t (*quantize_block)(const Weights&, int64_t block, std::byte* scratch);
   // Fills row `index` of the prepared activations.
   void (*prepare)(const Weight&, const Matrix& x, int64_t row, void* rows, int64_t stride,
                   float* scale, int32_t* offsets);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,21 +102,42 @@ def _pack(
     arena: Arena | None = None,
     rotation: int = 0,
 ) -> PackedWeight:
-    # Units are four bytes; but for float32, whose kernel has no tiles, a line of 16 units is whole.
-    width = 4 // rows.element_size()
-    padded = _pad(_pad(rows, 1, width * (1 if kind in (_F32, _INT4) else LANES)), 0)
-    units = padded.view(torch.int32)
-    lines = units.unflatten(0, (-1, LANES)).transpose(1, 2)
+    rows = rows.contiguous()
+    out_features, row_bytes = rows.shape[0], rows.shape[1] * rows.element_size()
     memory = arena or _arenas
-    codes, scale = memory.put(lines), None if scale is None else memory.put(scale)
+    codes = memory.zeros(_shape(kind, out_features, row_bytes), torch.int32)
+    extension.pack(rows, row_bytes, codes.shape[1], codes)
+    scale = None if scale is None else memory.put(scale)
+    return _weight(
+        kind, out_features, in_features, group, codes, scale, bias, input_scale, rotation=rotation
+    )
+
+
+def _shape(kind: int, out_features: int, row_bytes: int) -> tuple[int, int, int]:
+    """Of the lines. float32 and int4 have no tiles; else a line of 16 units is whole."""
+    units = -(-row_bytes // 4)
+    return padded(out_features) // LANES, units if kind in (_F32, _INT4) else padded(units), LANES
+
+
+def _weight(
+    kind: int,
+    out_features: int,
+    in_features: int,
+    group: int,
+    codes: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    input_scale: Tensor | None = None,
+    *,
+    rotation: int,
+) -> PackedWeight:
     wide_bias = None if bias is None else _pad(bias.float(), 0)
     kept = codes, scale, wide_bias, input_scale
-    tensors = tuple(t for t in kept if t is not None)
     handle = extension.weight(
         kind=kind,
-        out_features=rows.shape[0],
+        out_features=out_features,
         in_features=in_features,
-        units=units.shape[1],
+        units=codes.shape[1],
         group=group,
         codes=codes,
         scale=scale,
@@ -123,7 +145,77 @@ def _pack(
         input_scale=input_scale,
         rotation=rotation,
     )
-    return PackedWeight(_INPUTS[kind], rows.shape[0], in_features, tensors, handle, rotation)
+    tensors = tuple(t for t in kept if t is not None)
+    return PackedWeight(_INPUTS[kind], out_features, in_features, tensors, handle, rotation)
+
+
+class NonFiniteError(ValueError):
+    """A matrix holds NaN or an infinity, in `row`."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"NaN or an infinity in row {row}")
+        self.row = row
+
+
+def quantize(
+    parts: Sequence[Tensor], dtype: torch.dtype, group: int, rotation: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Float parts [rows, in], one under the other and rounded to `dtype` first, to codes and scale.
+
+    As they are stored: int8 by rows for group 0, else int4 by groups of so many inputs. Equals the
+    torch quantizers bit for bit, but for the order of sums in a rotation. Raises NonFiniteError.
+    """
+    rows, inputs = sum(map(len, parts)), parts[0].shape[1]
+    if group:
+        codes = torch.empty(rows, inputs // 2, dtype=torch.uint8)
+        scale = torch.empty(rows, inputs // group, dtype=torch.bfloat16)
+    else:
+        codes, scale = torch.empty(rows, inputs, dtype=torch.int8), torch.empty(rows)
+    _quantize(parts, dtype, group, rotation, 0, codes, scale)
+    return codes, scale
+
+
+def pack_quantized(
+    parts: Sequence[Tensor],
+    dtype: torch.dtype,
+    group: int,
+    bias: Tensor | None = None,
+    *,
+    rotation: int = 0,
+) -> PackedWeight:
+    """`quantize` and pack in one pass, so that little more memory than the result's is needed."""
+    rows, inputs = sum(map(len, parts)), parts[0].shape[1]
+    kind = _INT4 if group else _INT8
+    codes = _arenas.zeros(_shape(kind, rows, inputs // 2 if group else inputs), torch.int32)
+    if group:
+        scale = _arenas.zeros((len(codes), inputs // group, LANES), torch.bfloat16)
+    else:
+        scale = _arenas.zeros((padded(rows),), torch.float32)
+    _quantize(parts, dtype, group, rotation, codes.shape[1], codes, scale)
+    return _weight(kind, rows, inputs, group, codes, scale, bias, rotation=rotation)
+
+
+def _quantize(
+    parts: Sequence[Tensor],
+    dtype: torch.dtype,
+    group: int,
+    rotation: int,
+    units: int,
+    codes: Tensor,
+    scale: Tensor,
+) -> None:
+    known = (torch.float32, torch.bfloat16)
+    bad = extension.quantize(
+        [part if part.dtype in known else part.float() for part in parts],
+        bfloat16=dtype == torch.bfloat16,
+        group=group,
+        rotation=rotation,
+        units=units,
+        codes=codes,
+        scale=scale,
+    )
+    if bad >= 0:
+        raise NonFiniteError(bad)
 
 
 def padded(count: int, multiple: int = LANES) -> int:

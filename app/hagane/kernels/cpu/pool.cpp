@@ -14,6 +14,8 @@ namespace {
 // How long a worker spins for the next operation before it sleeps. The gaps between the operations
 // of one forward pass are a few microseconds, a wake-up through the kernel costs about fifty.
 constexpr int kSpins = 2000;
+// How often the calling thread then offers its core before it sleeps until the workers are done.
+constexpr int kYields = 64;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -79,7 +81,8 @@ void Pool::stop() {
 }
 
 void Pool::dispatch(int64_t count, Task task, void* context) {
-  if (threads_ == 1 || count <= 1) {
+  const std::unique_lock<std::mutex> lock(running_, std::try_to_lock);
+  if (threads_ == 1 || count <= 1 || !lock) {
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
@@ -99,9 +102,14 @@ void Pool::dispatch(int64_t count, Task task, void* context) {
   generation_.notify_all();
   drain();
   for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
-    // A worker may have lost its core to another process: let it have this one.
-    if (spins < kSpins) relax();
-    else std::this_thread::yield();
+    if (spins < kSpins) {
+      relax();
+    } else if (spins < kSpins + kYields) {
+      // A worker may have lost its core to another process: let it have this one.
+      std::this_thread::yield();
+    } else if (const int busy = busy_.load(std::memory_order_acquire)) {
+      busy_.wait(busy, std::memory_order_acquire);
+    }
   }
 }
 
@@ -124,7 +132,7 @@ void Pool::work(uint32_t seen) {
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_) return;
     drain();
-    busy_.fetch_sub(1, std::memory_order_release);
+    if (busy_.fetch_sub(1, std::memory_order_release) == 1) busy_.notify_one();
   }
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -27,6 +28,7 @@ class Pool {
 
   // Calls fn(index) for 0 <= index < count on all threads; returns when all are done. A thread's calls
   // follow one another, but for the last ones: what is asked for ahead of a call is there at the next.
+  // While another thread's call has the pool (an adapter is packed during a step), the caller works alone.
   template <class F>
   void run(int64_t count, const F& fn) {
     auto call = [](void* context, int64_t index) { (*static_cast<const F*>(context))(index); };
@@ -47,6 +49,7 @@ class Pool {
   // GNU's libgomp: runs fn(data) on so many threads, the caller's among them.
   using Parallel = void (*)(void (*fn)(void* data), void* data, unsigned threads, unsigned flags);
 
+  std::mutex running_;  // held by the call that has the threads
   std::vector<std::thread> workers_;
   int threads_ = 1;
   Parallel parallel_ = nullptr;

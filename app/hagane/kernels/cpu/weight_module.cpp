@@ -65,6 +65,74 @@ PyObject* place(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* 
   Py_RETURN_NONE;
 }
 
+constexpr const char* kPartNames[] = {"part0", "part1", "part2", "part3"};
+constexpr int64_t kMostParts = 4;
+
+// quantize(parts, rounding, group, units, codes, scale) -> the first row with NaN or an infinity, or -1.
+PyObject* quantize(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  const int64_t parts = in.integer("count");
+  in.expect(parts > 0 && parts <= kMostParts, "number of parts");
+  Weights w{};
+  for (int64_t p = 0; p < parts && !PyErr_Occurred(); ++p) {
+    Rows rows = in.rows(kPartNames[p]);
+    in.expect(rows.dtype != DType::int8 && (!p || rows.columns == w.in), "parts are floats of one width");
+    w.in = rows.columns;
+    w.parts.push_back({rows, w.out});
+    w.out += rows.rows;
+  }
+  w.rounding = in.integer("bf16") ? DType::bf16 : DType::f32;
+  w.group = in.integer("group");
+  w.rotation = in.integer("rotation");
+  in.expect(w.rotation >= 0 && (w.rotation & (w.rotation - 1)) == 0 && (!w.rotation || w.in % w.rotation == 0), "rotation");
+  w.units = in.integer("units");
+  w.packed = w.units != 0;
+  in.expect(w.group == 0 || w.group == 32 || w.group == 64 || w.group == 128, "group");
+  in.expect(w.group == 0 || w.in % w.group == 0, "group must divide the inputs");
+  const int64_t padded = round_up(w.out, 16), groups = w.group ? w.in / w.group : 1;
+  if (w.packed) {
+    in.expect(w.units >= ceil_div(w.in, w.group ? 8 : 4), "units");
+    w.codes = in.array<uint32_t>("codes", padded * w.units);
+  } else if (w.group) {
+    w.codes = in.array<uint8_t>("codes", w.out * w.in / 2);
+  } else {
+    w.codes = in.array<int8_t>("codes", w.out * w.in);
+  }
+  const int64_t scales = (w.packed ? padded : w.out) * groups;
+  w.scale = w.group ? static_cast<void*>(in.array<bf16>("scale", scales)) : in.array<float>("scale", scales);
+  if (!in.complete()) return nullptr;
+  int64_t bad = 0;
+  Py_BEGIN_ALLOW_THREADS
+  bad = run_quantize(w);
+  Py_END_ALLOW_THREADS
+  return PyLong_FromLongLong(bad);
+}
+
+PyObject* pack(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  const int64_t rows = in.integer("count"), row_bytes = in.integer("row_bytes"), units = in.integer("units");
+  auto* stored = static_cast<const std::byte*>(in.bytes("rows", -1));
+  in.expect(units >= ceil_div(row_bytes, 4), "units");
+  auto* lines = in.array<uint32_t>("lines", round_up(rows, 16) * units);
+  if (!in.complete()) return nullptr;
+  Py_BEGIN_ALLOW_THREADS
+  run_pack(stored, rows, row_bytes, lines, units);
+  Py_END_ALLOW_THREADS
+  Py_RETURN_NONE;
+}
+
+PyObject* find_nonfinite(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows x = in.rows("x");
+  in.expect(x.dtype != DType::int8, "x must be floats");
+  if (!in.complete()) return nullptr;
+  int64_t bad = 0;
+  Py_BEGIN_ALLOW_THREADS
+  bad = run_find_nonfinite(x, x.rows, x.columns);
+  Py_END_ALLOW_THREADS
+  return PyLong_FromLongLong(bad);
+}
+
 PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   LinearWork work{};
@@ -103,6 +171,9 @@ PyMethodDef weight_methods[] = {HAGANE_METHOD("weight", make_weight),
                                 HAGANE_METHOD("low_rank", make_low_rank),
                                 HAGANE_METHOD("bank", make_bank),
                                 HAGANE_METHOD("place", place),
+                                HAGANE_METHOD("quantize", quantize),
+                                HAGANE_METHOD("pack", pack),
+                                HAGANE_METHOD("find_nonfinite", find_nonfinite),
                                 HAGANE_METHOD("linear", linear),
                                 HAGANE_METHOD("embed", embed),
                                 {nullptr, nullptr, 0, nullptr}};

@@ -1,0 +1,32 @@
+"""How far loading has come, for the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Logs how much is loaded, once a second from the first second on."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self._done = total, 0
+        self._started = self._reported = time.monotonic()
+
+    def advance(self, parameters: int) -> None:
+        """Count so many more parameters as loaded."""
+        self._done += parameters
+        now = time.monotonic()
+        if now - self._reported < 1.0 or self._done >= self.total:
+            return
+        self._reported = now
+        left = (now - self._started) * (self.total - self._done) / self._done
+        logger.info(
+            "loading weights: %d%% (%d of %d M parameters), about %.0f s left",
+            100 * self._done // self.total,
+            self._done // 10**6,
+            self.total // 10**6,
+            left,
+        )
