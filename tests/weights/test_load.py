@@ -221,3 +221,60 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path, name):
     largest = 4096 * 768 * 2
     print(ratio)
     assert ratio < 1.3 + largest / size
+
+
+@pytest.mark.parametrize("operations", [None, kernels.reference, kernels.cpu])
+@pytest.mark.parametrize("form", [None, "int8", "int4", "fp8"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.self_attn.v_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(directory, operations, form, value, name):
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name][3, ...].view(-1)[-1] = value
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    quantization = None if form is None else Quantization(form, 32, rotated=form != "fp8")
+    with pytest.raises(ModelError, match=f"tensor {name} holds NaN or an infinity in row 3"):
+        load_model(
+            directory, device="cpu", dtype=torch.bfloat16, quantization=quantization,
+            operations=operations,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "fp8"])
+def test_scales_that_are_no_numbers_are_refused(directory, tmp_path, form):
+    quantize_directory(directory, tmp_path / "small", Quantization(form, 32))
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.scale"
+    tensors[name][5] = float("inf")
+    save_file(tensors, tmp_path / "small" / "model.safetensors", metadata={"format": "pt"})
+    stored = ModelConfig.load(tmp_path / "small").quantization
+    with pytest.raises(ModelError, match=f"tensor {name} holds NaN or an infinity in row 5"):
+        load(tmp_path / "small", stored)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_serving_straight_from_the_file_is_serving_what_was_quantized_before(
+    directory, tmp_path, form
+):
+    """One pass that quantizes and packs, against quantizing, writing, reading and packing."""
+    if not kernels.cpu.available():
+        pytest.skip("kernels not built")
+    quantization = Quantization(form, 32, rotated=True)
+    quantize_directory(directory, tmp_path / "small", quantization)
+    options = {"device": "cpu", "dtype": torch.float32, "operations": kernels.cpu}
+    straight, report = load_model(directory, quantization=quantization, **options)
+    stored = ModelConfig.load(tmp_path / "small").quantization
+    before, other = load_model(tmp_path / "small", quantization=stored, **options)
+    assert report.parameters == other.parameters
+    packed = (dict(model.named_modules()) for model in (straight, before))
+    for (name, ours), (_, theirs) in zip(*(modules.items() for modules in packed), strict=True):
+        if hasattr(ours, "weight") and hasattr(ours.weight, "handle"):
+            pairs = zip(ours.weight.tensors, theirs.weight.tensors, strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs), name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,23 +38,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * scale).to(x.dtype)
 
 
-@cache
-def _hadamard_matrix(size: int, device: torch.device) -> Tensor:
-    matrix = torch.ones(1, 1, device=device)
-    while len(matrix) < size:
-        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return matrix / math.sqrt(size)
-
-
 def hadamard(x: Tensor, block: int) -> Tensor:
     """x [..., features], rotated in blocks of a power of two of features, in float32, as x's dtype.
 
     Outliers are spread over their block; the rotation is its own inverse (QuaRot, Ashkboos et al.,
-    2024, arXiv:2404.00456).
+    2024, arXiv:2404.00456). Sums have the fast transform's order, so that every device and kernel
+    computes the same bits.
     """
-    blocks = x.float().unflatten(-1, (-1, block))
-    turned: Tensor = blocks @ _hadamard_matrix(block, x.device)
-    return turned.flatten(-2).to(x.dtype)
+    turned = x.float() * (1 / math.sqrt(block))
+    stride = 1
+    while stride < block:
+        first, second = turned.unflatten(-1, (-1, 2, stride)).unbind(-2)
+        turned = torch.stack((first + second, first - second), dim=-2).flatten(-3)
+        stride *= 2
+    return turned.to(x.dtype)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:

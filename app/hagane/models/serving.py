@@ -181,7 +181,10 @@ def quantize_natively(
 
 
 def pack_for_serving(
-    module: Int8 | Int4 | Int8Embedding, parts: list[Tensor], bias: Tensor | None, dtype: torch.dtype
+    module: Int8 | Int4 | Int8Embedding,
+    parts: list[Tensor],
+    bias: Tensor | None,
+    dtype: torch.dtype,
 ) -> Packed | PackedEmbedding:
     """What `for_serving` makes of `quantize_natively`'s result, in one pass over the weights."""
     group = module.group_size if isinstance(module, Int4) else 0

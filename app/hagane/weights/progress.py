@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -11,14 +12,15 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Logs how much is loaded, once a second from the first second on."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self._done = total, 0
-        self._started = self._reported = time.monotonic()
+        self._now = now
+        self._started = self._reported = now()
 
     def advance(self, parameters: int) -> None:
         """Count so many more parameters as loaded."""
         self._done += parameters
-        now = time.monotonic()
+        now = self._now()
         if now - self._reported < 1.0 or self._done >= self.total:
             return
         self._reported = now

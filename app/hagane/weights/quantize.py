@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hagane.kernels import cpu
 from hagane.models.config import Quantization
 from hagane.system.errors import ConfigurationError
 from hagane.weights.load import LoadReport, load_model, write_directory
@@ -39,6 +40,8 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     if destination.exists() and any(destination.iterdir()):
         raise ConfigurationError(f"{destination} is not empty: name a new directory")
     dtype = getattr(torch, config.dtype)
+    if cpu.available():
+        cpu.start()
     model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
     raw = config_dict(source)
     raw["quantization_config"] = {

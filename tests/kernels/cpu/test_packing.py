@@ -47,12 +47,13 @@ def test_int8_equals_the_quantizer_in_torch(instruction_set, source, dtype, inpu
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("rotation", [0, 32, 128])
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("group", [32, 64, 128])
-def test_int4_equals_the_quantizer_in_torch(instruction_set, source, group):
-    parts = parts_of([150, 21], 6 * group, source)
-    codes, scale = cpu.quantize(parts, torch.bfloat16, group)
-    layer = Int4(6 * group, 171, False, group)
+def test_int4_equals_the_quantizer_in_torch(instruction_set, source, group, rotation):
+    parts = parts_of([150, 21], 6 * 128, source)
+    codes, scale = cpu.quantize(parts, torch.bfloat16, group, rotation)
+    layer = Int4(6 * 128, 171, False, group, rotation)
     expected = layer.quantize(torch.cat([part.to(torch.bfloat16) for part in parts]))
     # Two scales may serve a group equally well; torch's sums have another order on other machines.
     same = scale == expected["scale"]
@@ -61,29 +62,21 @@ def test_int4_equals_the_quantizer_in_torch(instruction_set, source, group):
     assert same.float().mean() > 0.999
     whole = same.repeat_interleave(group // 2, dim=1)
     assert torch.equal(codes[whole], expected["weight_int4"][whole])
-    packed = cpu.pack_quantized(parts, torch.bfloat16, group)
-    for ours, theirs in zip(
-        packed.tensors, cpu.pack_int4(codes, scale, group).tensors, strict=True
-    ):
+    packed = cpu.pack_quantized(parts, torch.bfloat16, group, rotation=rotation)
+    stored = cpu.pack_int4(codes, scale, group, rotation=rotation)
+    for ours, theirs in zip(packed.tensors, stored.tensors, strict=True):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("group", [0, 32])
-def test_rotated_weights_differ_by_the_order_of_sums_alone(instruction_set, group):
-    torch.manual_seed(1)
-    weight = torch.randn(70, 192)
-    weight[:, 5] *= 30
-    layer = Int4(192, 70, False, group, 64) if group else Int8(192, 70, False, 64)
-    codes, scale = cpu.quantize([weight], torch.float32, group, 64)
-    expected = layer.quantize(weight)
-    layer.scale = expected["scale"]
-    name = "weight_int4" if group else "weight_int8"
-    setattr(layer, name, expected[name])
-    theirs = layer.matrix(torch.float32)
-    layer.scale = scale
-    setattr(layer, name, codes)
-    assert (codes == expected[name]).float().mean() > 0.99
-    assert (layer.matrix(torch.float32) - theirs).norm() < 0.01 * (weight - theirs).norm()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rotation", [1, 2, 8, 16, 64, 128])
+def test_rotated_int8_equals_the_quantizer_in_torch(instruction_set, dtype, rotation):
+    parts = parts_of([37, 16, 5], 384, dtype)
+    parts[0][:, 5] *= 30
+    codes, scale = cpu.quantize(parts, dtype, 0, rotation)
+    expected = Int8(384, 58, False, rotation).quantize(torch.cat(parts))
+    assert torch.equal(codes, expected["weight_int8"])
+    assert torch.equal(scale, expected["scale"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -59,6 +59,8 @@ class ModelRunner:
                 f"{kernels.cpu.LANES}"
             )
         quantization = _quantization(config, model_config, self.device)
+        # Before the weights: the kernels quantize and pack them.
+        self._start_threads(config.threads)
         self.model, report = load_model(
             directory,
             device=str(self.device),
@@ -86,7 +88,7 @@ class ModelRunner:
         )
         # A device's memory is all there from the start.
         self._untouched = _huge_pages(self.caches if self.device.type == "cpu" else ())
-        self._start_threads(config.threads)
+        self._leave_cores_to_kernels()
         self._graphs = self._make_graphs(config)
 
     @torch.inference_mode()
@@ -158,13 +160,16 @@ class ModelRunner:
                 torch.set_num_threads(threads)
             return
         instructions = kernels.cpu.start(threads)
-        # From here on torch only samples; a second pool would fight the kernels' for the cores.
-        torch.set_num_threads(1)
         logger.info(
             "native kernels: %s on %d threads",
             instructions,
             threads or len(usable_cores()),
         )
+
+    def _leave_cores_to_kernels(self) -> None:
+        """From here on torch only samples; a second pool would fight the kernels' for the cores."""
+        if self.operations is kernels.cpu:
+            torch.set_num_threads(1)
 
     def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:
         scale = 4 if self.cache_dtype == torch.int8 else 0

@@ -17,8 +17,8 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
-#include "quantize.inc"
 #include "hadamard.inc"
+#include "quantize.inc"
 
 #include "attention.inc"
 #include "elementwise.inc"

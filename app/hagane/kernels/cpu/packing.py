@@ -163,7 +163,7 @@ def quantize(
     """Float parts [rows, in], one under the other and rounded to `dtype` first, to codes and scale.
 
     As they are stored: int8 by rows for group 0, else int4 by groups of so many inputs. Equals the
-    torch quantizers bit for bit, but for the order of sums in a rotation. Raises NonFiniteError.
+    torch quantizers bit for bit, rotation included. Raises NonFiniteError.
     """
     rows, inputs = sum(map(len, parts)), parts[0].shape[1]
     if group:

@@ -24,9 +24,10 @@ int64_t found(const std::atomic<int64_t>& least) {
 template <class T>
 bool finite(const T* row, int64_t count) {
   constexpr T kExponent = static_cast<T>(sizeof(T) == 4 ? 0x7f800000 : 0x7f80);
+  constexpr T kMagnitude = static_cast<T>(sizeof(T) == 4 ? 0x7fffffff : 0x7fff);
   T largest = 0;  // bits of magnitudes
   for (int64_t i = 0; i < count; ++i) {
-    const T bits = row[i] & static_cast<T>(~T{0} >> 1);
+    const T bits = row[i] & kMagnitude;
     largest = bits > largest ? bits : largest;
   }
   return largest < kExponent;
