@@ -35,13 +35,10 @@ _UNSUPPORTED = {
     "audio": "audio output",
     "prediction": "predicted output",
     "web_search_options": "web search",
-    "tools": "tool calling",
-    "functions": "tool calling",
-    "tool_choice": "tool calling",
-    "function_call": "tool calling",
+    "functions": "the older form of 'tools'",
+    "function_call": "the older form of 'tool_choice'",
     "suffix": "filling in the middle",
     "modalities": "output other than text",
-    "response_format": "structured output",
 }
 # The most of a value, or of a field's path, that an error repeats.
 _SHOWN = 80

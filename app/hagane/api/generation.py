@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from hagane.api.limits import Account
 from hagane.api.metrics import Metrics
-from hagane.api.serving import Serving, Target
+from hagane.api.serving import ServedModel, Serving, Target
 from hagane.api.timeline import Timeline
 from hagane.generation import stream
 from hagane.generation.events import Update
-from hagane.generation.parsers.base import Chain
+from hagane.generation.grammars import Grammar
 from hagane.generation.request import Parameters, sampling_params
 from hagane.generation.stop import StopStrings
 from hagane.generation.stream import Decoding, no_parsers
+from hagane.generation.tools import Answer
 from hagane.generation.usage import Usage
 from hagane.lora.config import adapter_digest
-from hagane.pool.messages import AdapterRef, GenerateRequest, TokenDelta
+from hagane.pool.messages import AdapterRef, GenerateRequest, GrammarRef, TokenDelta
 from hagane.store.catalogue import Served
 from hagane.system.errors import InvalidRequestError
 from hagane.system.logging import request_id
+
+PLAIN = Answer(no_parsers, None)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def prepare_generation(
     parameters: Parameters,
     *,
     max_tokens: int,
-    make_chain: Callable[[], Chain] = no_parsers,
+    answer: Answer = PLAIN,
+    most_calls: int | None = None,
 ) -> Generation:
     """`max_tokens` is the room that was found. Takes time with the length of what was sent.
 
@@ -81,12 +85,14 @@ def prepare_generation(
         deadline=None if timeout is None else time.monotonic() + timeout,
         cache_salt=parameters.cache_salt,
         adapter=_adapter(target.served),
+        grammar=_grammar(model, answer.grammar),
     )
     decoding = Decoding(
         model.tokenizer,
         StopStrings.prepare(parameters.stop),
         parameters.skip_special_tokens,
-        make_chain,
+        answer.make_chain,
+        most_calls,
     )
     return Generation(target, request, decoding)
 
@@ -112,6 +118,14 @@ class _Charge:
     def finished(self) -> None: ...
 
     def closed(self) -> None: ...
+
+
+def _grammar(model: ServedModel, grammar: Grammar | None) -> GrammarRef | None:
+    """Compiled once here, so that the engine gets none that it would refuse."""
+    if grammar is None:
+        return None
+    model.grammars.check(grammar)
+    return GrammarRef(grammar.digest, grammar.text)
 
 
 def _adapter(model: Served) -> AdapterRef | None:

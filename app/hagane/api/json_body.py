@@ -47,18 +47,25 @@ class JsonRoute(APIRoute):
                 value = await offload.run(size, _read, body, field)
                 del body
                 # The framework validates the value again: a body that is one already stays.
-                return await handle(_ReadRequest(request, value))
+                return await handle(_ReadRequest(request, value, size))
             finally:
                 offload.release_memory(size)
 
         return read_first
 
 
-class _ReadRequest(Request):
-    """A request whose body has been read to `value`."""
+def body_size(request: Request) -> int:
+    """Bytes of the body that was read: what work on it grows with."""
+    size: int = request.state.body_size
+    return size
 
-    def __init__(self, request: Request, value: Any) -> None:
+
+class _ReadRequest(Request):
+    """A request whose body of `size` bytes has been read to `value`."""
+
+    def __init__(self, request: Request, value: Any, size: int) -> None:
         super().__init__(request.scope, request.receive)
+        self.state.body_size = size
         self._value = value
 
     async def body(self) -> bytes:

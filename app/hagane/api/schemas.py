@@ -9,62 +9,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
+from hagane.api.fields import (
+    Body,
+    Count,
+    Flag,
+    Hint,
+    Metadata,
+    ModelName,
+    Number,
+    Texts,
+    TokenIds,
+    either,
+)
+from hagane.api.messages import Message
+from hagane.api.structured import StructuredBody
+from hagane.api.tools import ToolsBody
 from hagane.generation.request import Parameters
 
-TokenId = Annotated[int, Field(ge=0, strict=True)]
-Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-# What messages, tensors and the database can hold.
-Count = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
-# What an alias, an adapter or a new model may be called: safe in paths, logs and terminals.
-Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-# How a request names a model: also names with colons and slashes, which jobs and hubs give.
-ModelName = Annotated[str, Field(min_length=1, max_length=512)]
-Hint = Annotated[str, Field(max_length=1024)]
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
-Texts = Annotated[list[str], Field(fail_fast=True)]
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-]
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 _MOST_STOP_STRINGS = 16
 _MOST_BIASES = 1024
 _MOST_STOP_TOKENS = 128
-_MEDIA = {
-    "image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio",
-    "audio_url": "audio", "video_url": "video", "video": "video", "file": "files",
-    "input_file": "files",
-}  # fmt: skip
-
-
-class Body(BaseModel):
-    """Base of all bodies: no unknown fields, and null leaves an optional field out."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_null_out(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        fields = cls.model_fields
-        return {
-            key: item
-            for key, item in value.items()
-            if item is not None or key not in fields or fields[key].is_required()
-        }
 
 
 class StreamOptions(Body):
@@ -73,112 +41,7 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] = False
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
-    cache_control: dict[str, Any] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def name_what_is_no_text(cls, value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else None
-        if kind == "refusal":
-            return {"type": "text", "text": value.get("refusal")}
-        if isinstance(kind, str) and kind in _MEDIA:
-            raise PydanticCustomError(
-                "unsupported_content",
-                "a part of type '{kind}': {media} are not supported by this server; send text",
-                {"kind": kind, "media": _MEDIA[kind]},
-            )
-        return value
-
-
-class FunctionCall(Body):
-    name: Annotated[str, Field(min_length=1, max_length=256)]
-    arguments: str
-
-
-class ToolCallPart(Body):
-    """A call that an assistant's message of the conversation holds."""
-
-    id: Annotated[str, Field(max_length=256)]
-    type: Literal["function"] = "function"
-    function: FunctionCall
-    index: int | None = None
-
-
-def _either(*kinds: str) -> Any:
-    """Tells the forms of a union apart before they are looked into: one clear error, not all."""
-
-    def choose(value: Any) -> str | None:
-        kind = "str" if isinstance(value, str) else "list" if isinstance(value, list) else None
-        if kind == "list" and value and "ids" in kinds:
-            first = value[0]
-            kind = "ids" if isinstance(first, int) else "lists" if isinstance(first, list) else kind
-        return kind
-
-    return Discriminator(
-        choose,
-        custom_error_type="invalid_type",
-        custom_error_message="Input should be a string or a list",
-    )
-
-
-Content = Annotated[
-    Annotated[str, Tag("str")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("list")],
-    _either("str", "list"),
-]
-
-
-class Message(Body):
-    """One turn. What OpenAI's clients send back of an answer is accepted as it came."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content
-    name: Annotated[str, Field(max_length=256)] | None = None
-    refusal: str | None = None
-    annotations: list[Any] | None = None
-    audio: dict[str, Any] | None = None
-    function_call: FunctionCall | None = None
-    tool_calls: list[ToolCallPart] | None = None
-    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    cache_control: dict[str, Any] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def allow_answers_without_text(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if value.get("role") == "assistant" and value.get("content") is None:
-            return {**value, "content": value.get("refusal") or ""}
-        return value
-
-    @property
-    def text(self) -> str:
-        """The content, its parts joined."""
-        content = self.content
-        return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-class ResponseFormat(Body):
-    type: Literal["text"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def name_what_is_missing(cls, value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else None
-        if kind in ("json_object", "json_schema"):
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "structured output ('{kind}') is not supported by this server; leave it out",
-                {"kind": kind},
-            )
-        return value
-
-
-class SamplingBody(Body):
+class SamplingBody(StructuredBody):
     """What chat and text completions have in common."""
 
     model: ModelName
@@ -196,7 +59,7 @@ class SamplingBody(Body):
                 Field(fail_fast=True),
                 Tag("list"),
             ],
-            _either("str", "list"),
+            either("str", "list"),
         ]
         | None
     ) = None
@@ -276,7 +139,7 @@ class SamplingBody(Body):
         )
 
 
-class ChatBody(SamplingBody):
+class ChatBody(SamplingBody, ToolsBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1), Field(fail_fast=True)]
@@ -286,12 +149,6 @@ class ChatBody(SamplingBody):
     top_logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
     add_generation_prompt: Flag = True
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
-    response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    function_call: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Flag | None = None
     # Hints that change no answer; templates that know it see the effort.
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -307,7 +164,7 @@ Prompt = Annotated[
     | Annotated[Texts, Tag("list")]
     | Annotated[TokenIds, Tag("ids")]
     | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists")],
-    _either("str", "list", "ids", "lists"),
+    either("str", "list", "ids", "lists"),
 ]
 
 

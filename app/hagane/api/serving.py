@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fastapi import Request
@@ -15,6 +15,7 @@ from fastapi import Request
 from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
 from hagane.api.offload import Offload
+from hagane.generation.grammars import GrammarChecker
 from hagane.generation.request import find_room, overflow
 from hagane.models.config import ModelConfig
 from hagane.pool.client import EngineClient
@@ -46,6 +47,11 @@ class ServedModel:
     template: ChatTemplate | None
     defaults: GenerationDefaults
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def grammars(self) -> GrammarChecker:
+        """Compiles grammars for this vocabulary; the first use takes up to a second."""
+        return GrammarChecker(self.tokenizer.to_json())
 
     @classmethod
     def load(cls, directory: Path, name: str | None) -> ServedModel:

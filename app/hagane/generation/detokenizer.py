@@ -19,7 +19,8 @@ class Detokenizer:
     """Text of one continuation as it grows.
 
     Text whose end may still be half a character, or the beginning of a stop string, is held back.
-    Stop strings are looked for in the text of the tokens after the first `min_tokens`.
+    Stop strings are looked for in the text of the tokens after the first `min_tokens`. The special
+    tokens `kept` are shown even where special tokens are skipped.
     """
 
     def __init__(
@@ -28,10 +29,14 @@ class Detokenizer:
         *,
         stop: StopStrings | None = None,
         skip_special_tokens: bool = True,
+        kept: Sequence[str] = (),
         min_tokens: int = 0,
     ) -> None:
-        decoder = _ByteDecoder if tokenizer.joins_bytes else _ContextDecoder
-        self._decoder: _Decoder = decoder(tokenizer, skip_special_tokens)
+        self._decoder: _Decoder = (
+            _ByteDecoder(tokenizer) if tokenizer.joins_bytes else _ContextDecoder(tokenizer)
+        )
+        markers = {tokenizer.added_id(text) for text in kept}
+        self._skipped = tokenizer.special_ids - markers if skip_special_tokens else frozenset()
         self._matcher = StopMatcher(stop or StopStrings())
         self._unsearched = min_tokens
 
@@ -44,7 +49,7 @@ class Detokenizer:
         """Text that may be shown now that `tokens` have come."""
         out = ""
         for token in tokens:
-            text = self._decoder.push(token)
+            text = "" if token in self._skipped else self._decoder.push(token)
             if self._unsearched:
                 self._unsearched -= 1
                 out += text
@@ -71,15 +76,12 @@ class _Decoder(Protocol):
 class _ByteDecoder:
     """Joins the tokens' bytes and decodes them as UTF-8; broken sequences become U+FFFD."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._bytes = tokenizer.token_bytes
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._spaces = tokenizer.leading_spaces
 
     def push(self, token: int) -> str:
-        if token in self._skipped:
-            return ""
         return self._stripped(self._utf8.decode(self._bytes(token)))
 
     def finish(self) -> str:
@@ -102,9 +104,8 @@ class _ContextDecoder:
     specially, and the new text is what the decoding has gained.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._skip_special = skip_special_tokens
         self._tokens: list[int] = []
         self._context_start = 0
         self._context = ""
@@ -132,7 +133,7 @@ class _ContextDecoder:
         return rest
 
     def _decode(self, start: int) -> str:
-        return self._tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skip_special)
+        return self._tokenizer.decode(self._tokens[start:], skip_special_tokens=False)
 
     def _gain(self) -> str:
         """Text of the tokens not decoded yet, complete or not."""

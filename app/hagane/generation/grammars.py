@@ -46,6 +46,18 @@ class Grammar:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Marker:
+    """A marker between the parts of an answer: its text, and its id where it is one token."""
+
+    text: str
+    token: int | None = None
+
+    def as_lark(self) -> str:
+        """llguidance tells tokens of their own from their letters."""
+        return json.dumps(self.text) if self.token is None else f"<[{self.token}]>"
+
+
 def any_json_object(param: str) -> Grammar:
     """Any JSON object, as OpenAI's `response_format: {"type": "json_object"}` wants it."""
     return from_json_schema({"type": "object"}, param)
@@ -57,24 +69,7 @@ def from_json_schema(schema: Mapping[str, Any] | bool | str, param: str) -> Gram
     Raises InvalidRequestError for what is no schema, for one that is too large, and for
     `x-guidance`, which would let a request switch llguidance's own checks off.
     """
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"{param} is not JSON: {error}.", param=param) from None
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, Mapping):
-        raise InvalidRequestError(f"{param} must be a JSON schema, that is an object.", param=param)
-    if "x-guidance" in schema:
-        raise InvalidRequestError(f"{param}: remove the keyword x-guidance.", param=param)
-    # The dialect changes nothing that llguidance checks, and an unknown one is looked up.
-    schema = {key: value for key, value in schema.items() if key != "$schema"}
-    try:
-        text = json.dumps(schema)
-    except RecursionError:
-        raise InvalidRequestError(f"{param} is nested too deeply.", param=param) from None
-    _check_size(text, param)
+    text = _schema_text(schema, param)
     try:
         made = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
     except ValueError as error:
@@ -109,12 +104,93 @@ def from_text(grammar: str, param: str) -> Grammar:
     Raises InvalidRequestError for GBNF that cannot be translated.
     """
     _check_size(grammar, param)
+    if grammar.lstrip().startswith("{"):
+        raise InvalidRequestError(f"{param} is JSON; send Lark or GBNF.", param=param)
     if "::=" in grammar:
         try:
             grammar = gbnf_to_lark(grammar)
         except Exception as error:  # the translator raises what its parser happens to raise
             raise InvalidRequestError(f"{param} is not GBNF: {error}.", param=param) from None
     return Grammar(llguidance.LLMatcher.grammar_from_lark(grammar), param)
+
+
+def from_calls(
+    functions: Mapping[str, Mapping[str, Any]],
+    param: str,
+    *,
+    frame: tuple[Marker, Marker] | None,
+    several: bool,
+) -> Grammar:
+    """Calls of `functions`, names to the schemas of their arguments, as Hermes writes them.
+
+    Each call stands between the markers of `frame`; without one, the calls are one JSON list.
+    Raises InvalidRequestError as `from_json_schema` does.
+    """
+    rules = []
+    for index, (name, schema) in enumerate(functions.items()):
+        head = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
+        rules.append(f'function{index}: {head} arguments{index} "}}"')
+        text = _schema_text(schema, param, **{"x-guidance": _JSON_OPTIONS})
+        rules.append(f"arguments{index}: %json {text}")
+    rules.append("call: " + " | ".join(f"function{index}" for index in range(len(functions))))
+    if frame is None:
+        rules.insert(0, 'start: "[" call ' + ('(", " call)* "]"' if several else '"]"'))
+    else:
+        opening, closing = (marker.as_lark() for marker in frame)
+        rules.insert(0, "start: framed" + (' ("\\n" framed)*' if several else ""))
+        rules.append(f'framed: {opening} "\\n" call "\\n" {closing}')
+    text = "\n".join(rules)
+    _check_size(text, param)
+    return Grammar(text, param)
+
+
+def one_of(first: Grammar, second: Grammar) -> Grammar:
+    """Text of either grammar; problems are reported for the field of the first."""
+    return _compose("start: @first | @second", {"first": first, "second": second}, first.param)
+
+
+def after_reasoning(grammar: Grammar, closing: Marker) -> Grammar:
+    """Reasoning that has begun already, up to its `closing` marker, and then `grammar`."""
+    if closing.token is not None:
+        rules = f"start: /(.|\\n)*/ {closing.as_lark()} /\\s*/ @answer"
+    else:
+        rules = f"start: thought /\\s*/ @answer\nthought[suffix={closing.as_lark()}]: /(.|\\n)*/"
+    return _compose(rules, {"answer": grammar}, grammar.param)
+
+
+def _compose(rules: str, parts: Mapping[str, Grammar], param: str) -> Grammar:
+    """Lark `rules` that refer to `parts` by @name."""
+    every: list[dict[str, Any]] = [{"name": "start", "lark_grammar": rules}]
+    for name, part in parts.items():
+        if part.text.startswith('{"grammars"'):
+            first, *rest = json.loads(part.text)["grammars"]
+            every += [{**first, "name": name}, *rest]
+        else:
+            every.append({"name": name, "lark_grammar": part.text})
+    return Grammar(json.dumps({"grammars": every}), param)
+
+
+def _schema_text(schema: Mapping[str, Any] | bool | str, param: str, **options: Any) -> str:
+    if isinstance(schema, str):
+        _check_size(schema, param)
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"{param} is not JSON: {error}.", param=param) from None
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, Mapping):
+        raise InvalidRequestError(f"{param} must be a JSON schema, that is an object.", param=param)
+    if "x-guidance" in schema:
+        raise InvalidRequestError(f"{param}: remove the keyword x-guidance.", param=param)
+    # The dialect changes nothing that llguidance checks, and an unknown one is looked up.
+    schema = {key: value for key, value in schema.items() if key != "$schema"}
+    try:
+        text = json.dumps(schema | options)
+    except RecursionError:
+        raise InvalidRequestError(f"{param} is nested too deeply.", param=param) from None
+    _check_size(text, param)
+    return text
 
 
 def _check_size(text: str, param: str) -> None:
@@ -139,16 +215,24 @@ class GrammarChecker:
         self._lock = threading.Lock()
         self._verdicts: OrderedDict[str, str] = OrderedDict()
 
+    def prepare(self) -> llguidance.LLTokenizer:
+        """Read the vocabulary, which holds the interpreter's lock all the while."""
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = llguidance.LLTokenizer(self._source)
+            return self._tokenizer
+
     def check(self, grammar: Grammar) -> None:
         """Compile it once: up to a tenth of a second, so never on an event loop.
 
         Raises InvalidRequestError with llguidance's words: the place, or the keyword.
         """
         digest = grammar.digest
+        tokenizer = self.prepare()
         with self._lock:
             verdict = self._verdicts.get(digest)
             if verdict is None:
-                verdict = self._verdicts[digest] = self._compile(grammar.text)
+                verdict = self._verdicts[digest] = _compile(tokenizer, grammar.text)
                 if len(self._verdicts) > _KEPT_VERDICTS:
                     self._verdicts.popitem(last=False)
         if verdict:
@@ -158,11 +242,11 @@ class GrammarChecker:
                 code="invalid_grammar",
             )
 
-    def _compile(self, text: str) -> str:
-        if self._tokenizer is None:
-            self._tokenizer = llguidance.LLTokenizer(self._source)
-        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
-        if not matcher.is_error():
-            # The first mask finds what compiling leaves open: rows or states over the limits.
-            matcher.compute_bitmask()
-        return matcher.get_error() if matcher.is_error() else ""
+
+def _compile(tokenizer: llguidance.LLTokenizer, text: str) -> str:
+    """What is wrong with a grammar; empty if nothing is."""
+    matcher = llguidance.LLMatcher(tokenizer, text, log_level=0)
+    if not matcher.is_error():
+        # The first mask finds what compiling leaves open: rows or states over the limits.
+        matcher.compute_bitmask()
+    return matcher.get_error() if matcher.is_error() else ""

@@ -23,12 +23,16 @@ def no_parsers() -> Chain:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens become events; `make_chain` makes the parsers of one continuation."""
+    """How tokens become events; `make_chain` makes the parsers of one continuation.
+
+    A continuation ends before it begins more than `most_calls` tool calls.
+    """
 
     tokenizer: Tokenizer
     stop: StopStrings = NO_STOPS
     skip_special_tokens: bool = True
     make_chain: Callable[[], Chain] = no_parsers
+    most_calls: int | None = None
 
 
 async def generate(
@@ -81,14 +85,16 @@ class _Continuation:
     """The text side of one continuation."""
 
     def __init__(self, decoding: Decoding, request: GenerateRequest) -> None:
+        self._chain = decoding.make_chain()
         self._text = Detokenizer(
             decoding.tokenizer,
             stop=decoding.stop,
             skip_special_tokens=decoding.skip_special_tokens,
+            kept=self._chain.markers,
             min_tokens=request.sampling.min_tokens,
         )
-        self._chain = decoding.make_chain()
-        self._calls = False
+        self._calls = 0
+        self._most_calls = decoding.most_calls
 
     def push(self, delta: TokenDelta) -> Update:
         visible = delta.tokens[:-1] if delta.stopped_on_token else delta.tokens
@@ -101,9 +107,14 @@ class _Continuation:
         events: list[Event] = self._chain.feed(text) if text else []
         if reason is not None:
             events += self._chain.finish()
-        self._calls = self._calls or any(isinstance(event, ToolCallStarted) for event in events)
+        for place, event in enumerate(events):
+            if isinstance(event, ToolCallStarted):
+                if self._calls == self._most_calls:
+                    events, reason = events[:place], "stop"
+                    break
+                self._calls += 1
         if reason is not None:
-            called = self._calls and reason == "stop"
+            called = self._calls > 0 and reason == "stop"
             events.append(Finished("tool_calls" if called else reason))
         return Update(
             index=delta.index,

@@ -86,6 +86,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await fleet.start()
+        # Now, while the engine loads: it would hold up everything at the first grammar.
+        prepared = asyncio.get_running_loop().run_in_executor(None, model.grammars.prepare)
         if store.durable:
             supervisor.start()
         watch = asyncio.create_task(_watch(serving, shut_down))
@@ -95,6 +97,7 @@ def create_app(
                 await stack.enter_async_context(listener.running())
             yield
         watch.cancel()
+        await prepared
         await asyncio.gather(
             supervisor.stop(grace=settings.shutdown_grace),
             fleet.stop(grace=settings.shutdown_grace),

@@ -108,6 +108,11 @@ class Tokenizer:
         content = self.special_text(key)
         return None if content is None else self._backend.token_to_id(content)
 
+    def added_id(self, text: str) -> int | None:
+        """The id of the token that `text` as a whole is, beside the vocabulary's own."""
+        token: int | None = self._backend.token_to_id(text)
+        return token if token in self._added else None
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; the begin-of-text token is added at most once.
 

@@ -11,8 +11,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
 from hagane.api.access import guarded_router
+from hagane.api.fields import Body, Flag, Name
 from hagane.api.openai.models import describe_model
-from hagane.api.schemas import Body, Flag, Name
 from hagane.api.serving import Serving, get_serving
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef

@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import Field
 
 from hagane.api.access import guarded_router
-from hagane.api.schemas import Body, Count, ModelName, Name, Number
+from hagane.api.fields import Body, Count, ModelName, Name, Number
 from hagane.api.serving import Serving, get_serving
 from hagane.store.aliases import AliasGeneration
 from hagane.store.artifacts import ServedArtifact

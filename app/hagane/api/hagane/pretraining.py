@@ -13,10 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
 from hagane.api.access import guarded_router
+from hagane.api.fields import Body
 from hagane.api.openai import fine_tuning
 from hagane.api.openai.fine_tuning import Limit
 from hagane.api.openai.fine_tuning_schemas import describe_job
-from hagane.api.schemas import Body
 from hagane.api.serving import Serving, get_serving
 from hagane.store.artifacts import ServedArtifact
 from hagane.store.jobs import Event, Job, new_job_id

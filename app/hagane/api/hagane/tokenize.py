@@ -41,7 +41,8 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
 
 
 def _render(target: Target, conversation: Conversation) -> list[int]:
-    return render_chat(target, conversation, None)
+    text = render_chat(target, conversation)
+    return target.encode(text, "messages", wanted=None, add_special_tokens=False)
 
 
 @router.post("/detokenize")

@@ -14,8 +14,10 @@ from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
 from hagane.api.generation import Generation, prepare_generation
+from hagane.api.json_body import body_size
 from hagane.api.limits import Account
-from hagane.api.schemas import ChatBody, Message
+from hagane.api.messages import Message
+from hagane.api.schemas import ChatBody
 from hagane.api.serving import Serving, Target, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
 from hagane.api.tracing import describe_request
@@ -29,8 +31,10 @@ from hagane.generation.events import (
     Update,
 )
 from hagane.generation.request import Parameters
+from hagane.generation.tools import shape_answer
 from hagane.pool.messages import TokenLogprobs
 from hagane.system.errors import InvalidRequestError
+from hagane.text.chat_template import ChatTemplate
 from hagane.text.tokenizer import Tokenizer
 
 router = guarded_router()
@@ -44,9 +48,8 @@ async def chat(
     serving = get_serving(request)
     target = await serving.target(body.model)
     describe_request("chat", body, target.served.id)
-    conversation, parameters = read_body(body)
     generation = await serving.offload.run_blocking(
-        conversation.size, _prepare, serving, account, target, conversation, parameters
+        body_size(request), _prepare, serving, account, target, body
     )
     updates = generation.updates(serving, account)
     head = {
@@ -79,6 +82,7 @@ def read_body(body: ChatBody) -> tuple[Conversation, Parameters]:
         raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     conversation = read_messages(
         body.messages,
+        tools=body.shown_tools(),
         add_generation_prompt=body.add_generation_prompt,
         extra=_template_arguments(body),
     )
@@ -90,11 +94,15 @@ def read_body(body: ChatBody) -> tuple[Conversation, Parameters]:
 
 
 def read_messages(
-    messages: list[Message], *, add_generation_prompt: bool, extra: dict[str, Any] | None = None
+    messages: list[Message],
+    *,
+    tools: tuple[dict[str, Any], ...] = (),
+    add_generation_prompt: bool,
+    extra: dict[str, Any] | None = None,
 ) -> Conversation:
     """OpenAI's messages as a conversation."""
     turns = tuple(map(_turn, messages))
-    return Conversation(turns, (), add_generation_prompt, tuple((extra or {}).items()))
+    return Conversation(turns, tools, add_generation_prompt, tuple((extra or {}).items()))
 
 
 def _turn(message: Message) -> Turn:
@@ -121,33 +129,53 @@ def _template_arguments(body: ChatBody) -> dict[str, Any]:
     return effort | extra
 
 
-def render_chat(target: Target, conversation: Conversation, wanted: int | None) -> list[int]:
-    """The conversation as token ids, through the model's own template; it takes time.
+def render_chat(target: Target, conversation: Conversation) -> str:
+    """The conversation as text, by the model's own template; it takes time.
 
-    Raises ContextLengthError, or InvalidRequestError where the template refuses it.
+    Raises ContextLengthError for one that cannot fit, InvalidRequestError where the template
+    refuses it or shows no tools.
     """
-    template = target.model.template
-    if template is None:
+    template = _template(target)
+    if conversation.tools and "tools" not in template.source:
+        raise InvalidRequestError(
+            f"The chat template of '{target.model.id}' shows the model no tools; leave 'tools' "
+            "out, or use a model that was trained with them.",
+            param="tools",
+        )
+    target.require_size(conversation.size, len(conversation.turns), "messages")
+    turns = [turn.as_template_input() for turn in conversation.turns]
+    return template.render(turns, **conversation.template_variables())
+
+
+def _template(target: Target) -> ChatTemplate:
+    if target.model.template is None:
         raise InvalidRequestError(
             f"The model '{target.model.id}' has no chat template; use /v1/completions.",
             param="messages",
         )
-    target.require_size(conversation.size, len(conversation.turns), "messages")
-    turns = [turn.as_template_input() for turn in conversation.turns]
-    text = template.render(turns, **conversation.template_variables())
-    return target.encode(text, "messages", wanted=wanted, add_special_tokens=False)
+    return target.model.template
 
 
-def _prepare(
-    serving: Serving,
-    account: Account,
-    target: Target,
-    conversation: Conversation,
-    parameters: Parameters,
-) -> Generation:
-    prompt = render_chat(target, conversation, parameters.max_tokens)
-    room = target.find_room(prompt, parameters.max_tokens, "messages")
-    return prepare_generation(serving, account, target, prompt, parameters, max_tokens=room)
+def _prepare(serving: Serving, account: Account, target: Target, body: ChatBody) -> Generation:
+    conversation, parameters = read_body(body)
+    tools = body.wanted_tools()
+    grammar = body.wanted_grammar()
+    text = render_chat(target, conversation)
+    wanted = parameters.max_tokens
+    prompt = target.encode(text, "messages", wanted=wanted, add_special_tokens=False)
+    room = target.find_room(prompt, wanted, "messages")
+    source = _template(target).source
+    answer = shape_answer(source, text, target.model.tokenizer, tools, grammar)
+    return prepare_generation(
+        serving,
+        account,
+        target,
+        prompt,
+        parameters,
+        max_tokens=room,
+        answer=answer,
+        most_calls=None if tools.parallel else 1,
+    )
 
 
 async def _chunks(
@@ -208,7 +236,8 @@ def write_delta(event: Event) -> dict[str, Any] | None:
 
 
 def _new_call_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"
+    # The templates of Mistral's models refuse any other length, and all but letters and digits.
+    return uuid.uuid4().hex[:9]
 
 
 async def _whole(

@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
 from hagane.api.generation import Generation, prepare_generation
+from hagane.api.json_body import body_size
 from hagane.api.limits import Account
 from hagane.api.openai.completion_choice import Choice
 from hagane.api.schemas import CompletionBody
@@ -22,6 +23,8 @@ from hagane.api.sse import json_response, stream, unless_disconnected
 from hagane.api.tracing import describe_request
 from hagane.generation.events import Update
 from hagane.generation.request import Parameters
+from hagane.generation.stream import no_parsers
+from hagane.generation.tools import Answer
 from hagane.generation.usage import Usage
 from hagane.system.errors import InvalidRequestError
 
@@ -41,11 +44,8 @@ async def complete(
     serving = get_serving(request)
     target = await serving.target(body.model)
     describe_request("text_completion", body, target.served.id)
-    prompts, parameters = read_body(body)
-    size = sum(map(len, prompts))
-    generations = await serving.offload.run(
-        size, _prepare, serving, account, target, prompts, body, parameters
-    )
+    work = serving.offload.run_blocking if body.is_structured else serving.offload.run
+    generations = await work(body_size(request), _prepare, serving, account, target, body)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -96,10 +96,10 @@ def _prepare(
     serving: Serving,
     account: Account,
     target: Target,
-    prompts: list[Prompt],
     body: CompletionBody,
-    parameters: Parameters,
 ) -> list[Generation]:
+    prompts, parameters = read_body(body)
+    answer = Answer(no_parsers, body.wanted_grammar())
     generations = []
     for prompt in prompts:
         wanted = body.max_tokens or None
@@ -109,7 +109,13 @@ def _prepare(
         target.find_room(ids, wanted, "prompt")
         generations.append(
             prepare_generation(
-                serving, account, target, ids, parameters, max_tokens=parameters.max_tokens or 1
+                serving,
+                account,
+                target,
+                ids,
+                parameters,
+                max_tokens=parameters.max_tokens or 1,
+                answer=answer,
             )
         )
     return generations

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hagane.api.schemas import Body, Count, Flag, Number
+from hagane.api.fields import Body, Count, Flag, Number
 from hagane.store.jobs import Checkpoint, Event, Job
 
 IntegerOrAuto = Count | Literal["auto"]

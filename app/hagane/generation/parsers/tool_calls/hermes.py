@@ -6,13 +6,20 @@ v3 behind `[TOOL_CALLS]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hagane.generation.events import Event
 from hagane.generation.parsers.json_calls import JsonCall
 from hagane.generation.parsers.tool_calls.delimited import DelimitedCalls
 
 
 class JsonCalls:
-    """One object, or a list of objects; whatever stands between them is skipped."""
+    """One object, or a list of objects; whatever stands between them is skipped.
+
+    It reads what stands between markers, and is a parser of answers that are nothing but calls.
+    """
+
+    markers: Sequence[str] = ()
 
     def __init__(self, count: int) -> None:
         self.count = count

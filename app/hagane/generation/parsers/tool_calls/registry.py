@@ -23,12 +23,14 @@ from hagane.generation.parsers.tool_calls.tagged import Schemas, glm4, qwen3_cod
 class ToolFormat:
     """A notation: its name, what a template that uses it contains, and how to read it.
 
-    All of `signs` must be there. The first format of FORMATS that fits is taken.
+    All of `signs` must be there. The first format of FORMATS that fits is taken. Calls that are
+    one JSON object with name and arguments between two markers have these as `frame`.
     """
 
     name: str
     signs: tuple[str, ...]
     parser: Callable[[Schemas], Parser]
+    frame: tuple[str, str] | None = None
 
 
 FORMATS = (
@@ -37,7 +39,9 @@ FORMATS = (
     ToolFormat("deepseek", ("<｜tool▁calls▁begin｜>",), lambda _: deepseek()),
     ToolFormat("qwen3-coder", ("<function=", "<parameter="), qwen3_coder),
     ToolFormat("glm4", ("<arg_key>",), glm4),
-    ToolFormat("hermes", ("<tool_call>",), lambda _: hermes()),
+    ToolFormat(
+        "hermes", ("<tool_call>",), lambda _: hermes(), frame=("<tool_call>", "</tool_call>")
+    ),
     ToolFormat("phi4-mini", ("<|/tool_call|>",), lambda _: phi4_mini()),
     ToolFormat("granite", ("<|tool_call|>",), lambda _: granite()),
     ToolFormat("mistral", ("[TOOL_CALLS]",), lambda _: mistral()),
@@ -67,6 +71,14 @@ def named_format(name: str) -> ToolFormat:
     return {each.name: each for each in FORMATS}[name]
 
 
+def open_reasoning(template: str, prompt: str) -> str | None:
+    """The marker that closes the reasoning that a rendered `prompt` has begun; None if none."""
+    for opening, closing in REASONING_MARKERS:
+        if closing in template and prompt.rstrip().endswith(opening):
+            return closing
+    return None
+
+
 def reasoning_parser(template: str, prompt: str) -> ReasoningParser | None:
     """The parser of a model's reasoning; None if its template shows none.
 
@@ -74,5 +86,6 @@ def reasoning_parser(template: str, prompt: str) -> ReasoningParser | None:
     """
     for opening, closing in REASONING_MARKERS:
         if closing in template:
-            return ReasoningParser(opening, closing, begun=prompt.rstrip().endswith(opening))
+            begun = open_reasoning(template, prompt) is not None
+            return ReasoningParser(opening, closing, begun=begun)
     return None

@@ -1,0 +1,59 @@
+"""What all request bodies are made of: no unknown fields, null for "not given", bounded values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+
+TokenId = Annotated[int, Field(ge=0, strict=True)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+# What messages, tensors and the database can hold.
+Count = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
+# What an alias, an adapter or a new model may be called: safe in paths, logs and terminals.
+Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# How a request names a model: also names with colons and slashes, which jobs and hubs give.
+ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+Hint = Annotated[str, Field(max_length=1024)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class Body(BaseModel):
+    """Base of all bodies: no unknown fields, and null leaves an optional field out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_null_out(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = cls.model_fields
+        return {
+            key: item
+            for key, item in value.items()
+            if item is not None or key not in fields or fields[key].is_required()
+        }
+
+
+def either(*kinds: str) -> Any:
+    """Tells the forms of a union apart before they are looked into: one clear error, not all."""
+
+    def choose(value: Any) -> str | None:
+        kind = "str" if isinstance(value, str) else "list" if isinstance(value, list) else None
+        if kind == "list" and value and "ids" in kinds:
+            first = value[0]
+            kind = "ids" if isinstance(first, int) else "lists" if isinstance(first, list) else kind
+        return kind
+
+    return Discriminator(
+        choose,
+        custom_error_type="invalid_type",
+        custom_error_message="Input should be a string or a list",
+    )

@@ -1,0 +1,93 @@
+"""Tools that an answer may or must call: how its text is read, and how it is held to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from hagane.generation import grammars
+from hagane.generation.grammars import Grammar, Marker
+from hagane.generation.parsers.base import Chain, Parser
+from hagane.generation.parsers.tool_calls import registry
+from hagane.generation.parsers.tool_calls.bare import BareCalls
+from hagane.generation.parsers.tool_calls.hermes import JsonCalls
+from hagane.generation.parsers.tool_calls.registry import ToolFormat
+from hagane.system.errors import InvalidRequestError
+from hagane.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Tools:
+    """`functions` are names and JSON schemas of arguments; with `required`, one must be called.
+
+    `parallel` allows several calls in one answer.
+    """
+
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    required: bool = False
+    parallel: bool = True
+
+
+NO_TOOLS = Tools()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The form of one answer: how its text is read, and the grammar that it follows."""
+
+    make_chain: Callable[[], Chain]
+    grammar: Grammar | None
+
+
+def shape_answer(
+    template: str, prompt: str, tokenizer: Tokenizer, tools: Tools, grammar: Grammar | None
+) -> Answer:
+    """How a model with this `template` answers the rendered `prompt`.
+
+    `grammar` is what the answer must look like where it calls no tool.
+    Raises InvalidRequestError for schemas that are none, and where a model's calls cannot be told
+    from an answer that follows a grammar.
+    """
+    form = registry.tool_format(template)
+    if tools.required:
+        grammar = _calls(form, tokenizer, tools)
+    elif tools.functions and grammar is not None:
+        if form is None or form.frame is None:
+            raise InvalidRequestError(
+                "With this model an answer can follow a grammar or call tools; set 'tool_choice' "
+                "to 'none' or 'required'.",
+                param=grammar.param,
+            )
+        grammar = grammars.one_of(grammar, _calls(form, tokenizer, tools))
+    closing = registry.open_reasoning(template, prompt)
+    if grammar is not None and closing is not None:
+        grammar = grammars.after_reasoning(grammar, _marker(tokenizer, closing))
+    return Answer(partial(_chain, template, prompt, form, tools), grammar)
+
+
+def _chain(template: str, prompt: str, form: ToolFormat | None, tools: Tools) -> Chain:
+    parsers: list[Parser] = []
+    if (reasoning := registry.reasoning_parser(template, prompt)) is not None:
+        parsers.append(reasoning)
+    if tools.required and (form is None or form.frame is None):
+        parsers.append(JsonCalls(0))
+    elif form is not None and (tools.functions or form.name == "harmony"):
+        # Harmony writes its reasoning and its answer in the same notation as calls.
+        if form.frame is not None and tools.functions:
+            parsers.append(BareCalls(tools.functions))
+        parsers.append(form.parser(tools.functions))
+    return Chain(parsers)
+
+
+def _calls(form: ToolFormat | None, tokenizer: Tokenizer, tools: Tools) -> Grammar:
+    frame = None
+    if form is not None and form.frame is not None:
+        opening, closing = form.frame
+        frame = _marker(tokenizer, opening), _marker(tokenizer, closing)
+    return grammars.from_calls(tools.functions, "tools", frame=frame, several=tools.parallel)
+
+
+def _marker(tokenizer: Tokenizer, text: str) -> Marker:
+    return Marker(text, tokenizer.added_id(text))

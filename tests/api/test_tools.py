@@ -1,0 +1,188 @@
+"""Tools over HTTP with the stock client, on a tiny model whose template writes calls as Hermes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jsonschema
+import openai
+import pytest
+
+from tests.support.server import start_server, stop_server
+
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
+    "<tool_call>\n{...}\n</tool_call><|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "Is it raining?"}]
+SCHEMAS = {
+    "get_weather": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "東京"]}, "days": {"type": "boolean"}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+    "stop-now": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "x", "parameters": schema}}
+    for name, schema in SCHEMAS.items()
+]
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def serve(tiny_model_dir, folder, template):
+    model = folder / "tiny"
+    shutil.copytree(tiny_model_dir, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = template
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    running = start_server(model, folder / "log", "--max-sequences", "16")
+    running.wait_ready()
+    return running
+
+
+@pytest.fixture(scope="module")
+def tool_server(tiny_model_dir, tmp_path_factory):
+    running = serve(tiny_model_dir, tmp_path_factory.mktemp("tools"), TEMPLATE)
+    yield running
+    stop_server(running)
+
+
+@pytest.fixture(scope="module")
+def client(tool_server):
+    url = f"{tool_server.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as opened:
+        yield opened
+
+
+def ask(client, messages=MESSAGES, **fields):
+    given = {"tools": TOOLS, "max_tokens": 150, "seed": 1, **fields}
+    return client.chat.completions.create(model="tiny", messages=messages, **given)
+
+
+def check(calls) -> None:
+    assert calls
+    assert len({call.id for call in calls}) == len(calls)
+    for call in calls:
+        assert call.type == "function"
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+@pytest.mark.parametrize("several", [True, False])
+def test_required_calls_are_made(client, choice, several):
+    answer = ask(client, tool_choice=choice, n=4, parallel_tool_calls=several)
+    for one in answer.choices:
+        if one.finish_reason == "length":
+            # A random model may go on calling.
+            assert several
+            assert choice == "required"
+            continue
+        assert one.finish_reason == "tool_calls"
+        assert one.message.content is None
+        check(one.message.tool_calls)
+        if choice == NAMED or not several:
+            assert len(one.message.tool_calls) == 1
+        if choice == NAMED:
+            assert one.message.tool_calls[0].function.name == "get_weather"
+
+
+def test_a_stream_starts_a_call_at_once_and_loses_nothing(client):
+    whole = ask(client, tool_choice=NAMED).choices[0].message.tool_calls
+    names, arguments, reasons = {}, {}, []
+    for chunk in ask(client, tool_choice=NAMED, stream=True):
+        choice = chunk.choices[0]
+        reasons.append(choice.finish_reason)
+        for call in choice.delta.tool_calls or []:
+            if call.function.name:
+                assert call.id
+                assert not call.function.arguments
+                names[call.index] = call.function.name
+            else:
+                assert call.index in names, "arguments follow the name"
+                pieces = arguments.setdefault(call.index, [])
+                pieces.append(call.function.arguments)
+    assert list(names.values()) == [call.function.name for call in whole]
+    assert ["".join(arguments[i]) for i in names] == [call.function.arguments for call in whole]
+    assert len(arguments[0]) > 1, "arguments come in pieces"
+    assert [reason for reason in reasons if reason] == ["tool_calls"]
+
+
+def test_an_answer_or_calls_where_both_are_allowed(client):
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}
+    answer = ask(client, response_format=form, n=16, temperature=2, parallel_tool_calls=False)
+    kinds = set()
+    for choice in answer.choices:
+        kinds.add(choice.finish_reason)
+        if choice.finish_reason == "stop":
+            assert choice.message.content == "null"
+            assert choice.message.tool_calls is None
+        else:
+            assert choice.finish_reason == "tool_calls"
+            check(choice.message.tool_calls)
+    assert kinds == {"stop", "tool_calls"}
+
+
+def test_a_conversation_goes_on_after_calls(client):
+    messages = list(MESSAGES)
+    sizes = []
+    for _ in range(2):
+        answer = ask(client, messages, tool_choice=NAMED)
+        sizes.append(answer.usage.prompt_tokens)
+        message = answer.choices[0].message
+        messages.append(message)
+        messages += [
+            {"role": "tool", "tool_call_id": call.id, "content": '{"rain": false}'}
+            for call in message.tool_calls
+        ]
+    assert sizes[1] > sizes[0] + 20
+
+
+def test_none_leaves_the_tools_out(client):
+    without = ask(client, tools=openai.NOT_GIVEN)
+    none = ask(client, tool_choice="none")
+    assert none.choices[0].message == without.choices[0].message
+    assert none.usage == without.usage
+    assert ask(client, tool_choice="auto").usage.prompt_tokens > none.usage.prompt_tokens
+
+
+REFUSED = [
+    ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "tool_choice", "fly"),
+    ({"tools": openai.NOT_GIVEN, "tool_choice": "required"}, "tool_choice", "no 'tools'"),
+    ({"tools": [*TOOLS, TOOLS[0]]}, "tools", "same name"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0]", "web_search"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", ""),
+    ({"functions": [{"name": "a"}]}, "functions", "older form of 'tools'"),
+    ({"tool_choice": "maybe"}, "tool_choice", "required"),
+    (
+        {
+            "tools": [{"type": "function", "function": {"name": "a", "parameters": {"not": {}}}}],
+            "tool_choice": "required",
+        },
+        "tools",
+        "not",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_called_is_refused_by_name(client, fields, param, words):
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, **fields)
+    assert refused.value.param == param
+    assert words in str(refused.value)
+
+
+def test_a_template_without_tools_refuses_them(server):
+    plain = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
+    with plain, pytest.raises(openai.BadRequestError) as refused:
+        ask(plain)
+    assert refused.value.param == "tools"
+    assert "no tools" in str(refused.value)
