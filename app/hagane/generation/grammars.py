@@ -229,10 +229,12 @@ class GrammarChecker:
         """
         digest = grammar.digest
         tokenizer = self.prepare()
-        with self._lock:
-            verdict = self._verdicts.get(digest)
-            if verdict is None:
-                verdict = self._verdicts[digest] = _compile(tokenizer, grammar.text)
+        verdict = self._verdicts.get(digest)
+        if verdict is None:
+            # Without the lock: a small grammar does not wait for a large one.
+            verdict = _compile(tokenizer, grammar.text)
+            with self._lock:
+                self._verdicts[digest] = verdict
                 if len(self._verdicts) > _KEPT_VERDICTS:
                     self._verdicts.popitem(last=False)
         if verdict:

@@ -101,7 +101,6 @@ UNSUPPORTED = [
      "messages[0].content[0]", "audio"),
     (CHAT, {"modalities": ["text", "audio"]}, "modalities[1]", "output other than text"),
     (CHAT, {"audio": {"voice": "a"}}, "audio", "audio output"),
-    (CHAT, {"response_format": {"type": "json_object"}}, "response_format", "structured output"),
     (CHAT, {"web_search_options": {}}, "web_search_options", "web search"),
     (CHAT, {"prediction": {"type": "content"}}, "prediction", "predicted output"),
     (TEXT, {"suffix": "x"}, "suffix", "filling in the middle"),

@@ -49,7 +49,7 @@ async def chat(
     target = await serving.target(body.model)
     describe_request("chat", body, target.served.id)
     generation = await serving.offload.run_blocking(
-        body_size(request), _prepare, serving, account, target, body
+        body_size(request) * body.weight, _prepare, serving, account, target, body
     )
     updates = generation.updates(serving, account)
     head = {

@@ -44,8 +44,8 @@ async def complete(
     serving = get_serving(request)
     target = await serving.target(body.model)
     describe_request("text_completion", body, target.served.id)
-    work = serving.offload.run_blocking if body.is_structured else serving.offload.run
-    generations = await work(body_size(request), _prepare, serving, account, target, body)
+    size = body_size(request) * body.weight
+    generations = await serving.offload.run(size, _prepare, serving, account, target, body)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
