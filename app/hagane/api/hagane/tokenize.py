@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from hagane.api.access import guarded_router
+from hagane.api.json_body import body_size
+from hagane.api.messages import Message
 from hagane.api.openai.chat import read_messages, render_chat
 from hagane.api.schemas import DetokenizeBody, TokenizeBody
 from hagane.api.serving import Target, get_serving
 from hagane.api.sse import json_response
-from hagane.generation.conversation import Conversation
 from hagane.system.errors import InvalidRequestError, TooLargeError
 
 router = guarded_router()
@@ -26,10 +27,9 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give either 'prompt' or 'messages'.", param="prompt")
     if body.messages is not None:
-        conversation = read_messages(
-            body.messages, add_generation_prompt=body.add_generation_prompt
+        ids = await serving.offload.run_blocking(
+            body_size(request), _render, target, body.messages, body.add_generation_prompt
         )
-        ids = await serving.offload.run_blocking(conversation.size, _render, target, conversation)
     else:
         text = body.prompt or ""
         _require_few(len(text), _MOST_CHARACTERS, "characters", "prompt")
@@ -40,7 +40,8 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     return json_response({"tokens": ids, "count": len(ids), "max_model_len": target.context_length})
 
 
-def _render(target: Target, conversation: Conversation) -> list[int]:
+def _render(target: Target, messages: list[Message], add_generation_prompt: bool) -> list[int]:
+    conversation = read_messages(messages, add_generation_prompt=add_generation_prompt)
     text = render_chat(target, conversation)
     return target.encode(text, "messages", wanted=None, add_special_tokens=False)
 
