@@ -129,7 +129,6 @@ REFUSED = [
     ({"guided_choice": [""]}, "guided_choice", "empty"),
     ({"grammar": "root ::= ("}, "grammar", "GBNF"),
     ({"grammar": '{"grammars": []}'}, "grammar", "Lark or GBNF"),
-    ({"structured_outputs": {"regex": "a{1000000}"}}, "structured_outputs.regex", ""),
     ({"structured_outputs": {"color": "red"}}, "structured_outputs.color", "Unknown"),
     ({"guided_json": {}, "guided_regex": "a"}, "guided_regex", "give one of them"),
     ({"json_schema": {"x-guidance": {"lenient": True}}}, "json_schema", "x-guidance"),
@@ -143,6 +142,13 @@ def test_what_cannot_be_enforced_is_refused_by_name(client, fields, param, words
         chat(client, **fields)
     assert refused.value.param == param
     assert words in str(refused.value)
+
+
+def test_a_grammar_that_fails_on_the_way_fails_its_own_request(client, server):
+    with pytest.raises(openai.BadRequestError):
+        chat(client, guided_regex="a{1000000}")
+    assert chat(client, guided_choice=["yes"]).choices[0].message.content == "yes"
+    assert server.metric("hagane_engine_restarts_total") == 0
 
 
 def test_nothing_asked_for_changes_nothing(client, server):

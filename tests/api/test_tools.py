@@ -12,7 +12,7 @@ import pytest
 from tests.support.server import start_server, stop_server
 
 TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t.function.name }}\n{% endfor %}"
     "<tool_call>\n{...}\n</tool_call><|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>\n"
@@ -149,7 +149,7 @@ def test_none_leaves_the_tools_out(client):
     without = ask(client, tools=openai.NOT_GIVEN)
     none = ask(client, tool_choice="none")
     assert none.choices[0].message == without.choices[0].message
-    assert none.usage == without.usage
+    assert none.usage.prompt_tokens == without.usage.prompt_tokens
     assert ask(client, tool_choice="auto").usage.prompt_tokens > none.usage.prompt_tokens
 
 

@@ -51,7 +51,7 @@ _BOUNDS = {
     "greater_than_equal": "below_min_value",
     "greater_than": "below_min_value",
 }
-_UNION_TAGS = {"str", "int", "float", "bool", "list", "ids", "lists"}
+_UNION_TAGS = {"str", "int", "float", "bool", "list", "dict", "ids", "lists"}
 
 
 class AuthenticationError(HaganeError):

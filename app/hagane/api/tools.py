@@ -49,12 +49,12 @@ class NamedChoice(Body):
 
 
 def _kind(value: Any) -> str:
-    return "named" if isinstance(value, dict | NamedChoice) else "mode"
+    return "dict" if isinstance(value, dict | NamedChoice) else "str"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("mode")]
-    | Annotated[NamedChoice, Tag("named")],
+    Annotated[Literal["none", "auto", "required"], Tag("str")]
+    | Annotated[NamedChoice, Tag("dict")],
     Discriminator(_kind),
 ]
 

@@ -39,6 +39,7 @@ from hagane.system.errors import (
     EngineCrashedError,
     EngineUnavailableError,
     HaganeError,
+    InvalidRequestError,
     ModelError,
     QueueFullError,
 )
@@ -276,6 +277,8 @@ def _error(failure: RequestFailed) -> HaganeError:
         return QueueFullError(failure.message, retry_after=1.0)
     if failure.code == "deadline_exceeded":
         return DeadlineExceededError(failure.message)
+    if failure.code == "invalid_request":
+        return InvalidRequestError(failure.message)
     if failure.code == "adapter_error":
         return ModelError(failure.message)
     return HaganeError(failure.message)

@@ -15,7 +15,9 @@ import msgspec
 from hagane.system.errors import InvalidRequestError
 
 FinishReason = Literal["stop", "length"]
-FailureCode = Literal["deadline_exceeded", "queue_full", "adapter_error", "engine_error"]
+FailureCode = Literal[
+    "deadline_exceeded", "queue_full", "adapter_error", "invalid_request", "engine_error"
+]
 
 
 _LEAST_INT, _MOST_INT = -(1 << 31), (1 << 31) - 1

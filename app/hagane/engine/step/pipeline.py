@@ -32,6 +32,7 @@ from hagane.engine.step.batch import Batch, build_batch
 from hagane.engine.step.runner import ModelRunner
 from hagane.kernels.transfer import send
 from hagane.pool.messages import FailureCode, SamplingParams, TokenDelta, TokenLogprobs
+from hagane.system.errors import InvalidRequestError
 
 logger = logging.getLogger("hagane.engine.loop")
 
@@ -254,6 +255,10 @@ class StepPipeline:
 
     def _fail_for(self, error: Exception, request_id: str) -> None:
         """Fail a request for an exception that is being handled."""
+        if isinstance(error, InvalidRequestError):
+            # Known only here: a grammar that became too complex, say.
+            self._fail(request_id, "invalid_request", str(error))
+            return
         logger.error("a request failed", exc_info=error, extra={"request_id": request_id})
         message = f"The engine could not run this request ({type(error).__name__}); see its log."
         self._fail(request_id, "engine_error", message)
