@@ -59,6 +59,9 @@ _RESOURCES = (
     adapters, admin, admin_page, aliases, files, fine_tuning, pretraining,
 )  # fmt: skip
 
+# Reports on files at a time, each a process of its own; more of them wait.
+_INSPECTIONS = 2
+
 
 def create_app(
     settings: Settings, shut_down: Callable[[], None], launched: Launched | None = None
@@ -153,6 +156,7 @@ def _application(
     app.state.serving = serving
     app.state.metrics = serving.metrics
     app.state.arriving = Arriving()
+    app.state.inspecting = asyncio.Semaphore(_INSPECTIONS)
     app.router.routes += routes_of((module.router for module in _RESOURCES), admin=admin)
     app.mount("/web", web.pages)
     errors.install(app)

@@ -192,7 +192,8 @@ async def file_report(
         sequence_length=sequence_length,
         device=serving.settings.device,
     )
-    inspection = await inspect_files(spec, serving.settings.job_gpu_memory_fraction)
+    async with request.app.state.inspecting:
+        inspection = await inspect_files(spec, serving.settings.job_gpu_memory_fraction)
     return {"object": "file.report", "file": file_id, **asdict(inspection)}
 
 
