@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -137,6 +138,27 @@ def test_a_report_tells_beforehand(admin, admin_server, training_file):
     assert report["training"]["problems"] == []
     assert report["plan"]["steps"] > 0
     assert httpx.get(url, params={"model": "x"}, headers=HEADERS).status_code == 404
+
+
+def test_few_files_are_read_at_a_time(admin_server, training_file):
+    url = f"{admin_server.url}/v1/files/{training_file}/report"
+    server = psutil.Process(admin_server.process.pid)
+    most = 0
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(httpx.get, url, headers=HEADERS, timeout=60) for _ in range(6)]
+        while not all(answer.done() for answer in asked):
+            found = [child for child in server.children() if reads_files(child)]
+            most = max(most, len(found))
+            time.sleep(0.02)
+    assert [answer.result().status_code for answer in asked] == [200] * 6
+    assert 1 <= most <= 2
+
+
+def reads_files(process: psutil.Process) -> bool:
+    try:
+        return "hagane.training.jobs.inspection" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def test_pausing_resuming_and_cancelling(admin, admin_server, training_file):
