@@ -10,8 +10,10 @@ from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
 from hagane.models.config import Quantization
+from hagane.text.companions import write_companions
 from hagane.text.hub import resolve_model
 from hagane.weights.quantize import quantize_directory
+from hagane.weights.sources.config import is_gguf
 
 
 class QuantizeOptions(Options):
@@ -41,11 +43,14 @@ class QuantizeOptions(Options):
 def run(arguments: list[str]) -> int:
     """Quantize, and print what came of it."""
     options = read(QuantizeOptions, arguments, "quantize")
+    source = resolve_model(options.source)
     report = quantize_directory(
-        resolve_model(options.source),
+        source,
         options.destination,
         Quantization(options.format, options.group_size, rotated=options.format != "fp8"),
     )
+    if is_gguf(source):
+        write_companions(source, options.destination)
     print(
         f"{options.destination}: {report.parameters / 1e6:.1f} M parameters, "
         f"{report.bits_per_weight:.2f} bits each, {report.weight_bytes / 1e6:.1f} MB, "

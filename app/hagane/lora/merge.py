@@ -11,9 +11,10 @@ from hagane.lora.files import load_adapter
 from hagane.lora.train import named_parts
 from hagane.models.linear import Dense
 from hagane.system.errors import ConfigurationError, ModelError
+from hagane.text.companions import write_companions
 from hagane.weights.load import load_model, save_model
 from hagane.weights.quantize import COMPANIONS
-from hagane.weights.sources.config import load_config
+from hagane.weights.sources.config import is_gguf, load_config
 
 
 @torch.no_grad()
@@ -48,6 +49,8 @@ def merge_directory(base: Path, adapter_directory: Path, destination: Path) -> i
     if unmerged:
         raise ModelError(f"{adapter_directory}: the model has no matrix {min(unmerged)}")
     save_model(model, destination, dtype=dtype)
+    if is_gguf(base):
+        write_companions(base, destination)
     for name in COMPANIONS:
         if (base / name).is_file():
             shutil.copyfile(base / name, destination / name)
