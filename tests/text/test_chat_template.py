@@ -213,3 +213,9 @@ def test_template_files_are_read_as_text(tiny_model_dir, tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match=r"chat_template\.jinja is not UTF-8"):
         ChatTemplate.load(tmp_path, tokenizer)
+
+
+def test_half_a_character_is_the_template_s_fault():
+    template = ChatTemplate(r"{{ '\ud800' }}", {}, "model")
+    with pytest.raises(InvalidRequestError, match="surrogate"):
+        template.render([])

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -29,6 +38,17 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)
+        properties = described.get("properties", {})
+        for name in properties.keys() - set(described.get("required", ())):
+            properties[name] = _or_null(properties[name])
+        return schema
+
     @model_validator(mode="before")
     @classmethod
     def leave_null_out(cls, value: Any) -> Any:
@@ -40,6 +60,16 @@ class Body(BaseModel):
             for key, item in value.items()
             if item is not None or key not in fields or fields[key].is_required()
         }
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema that takes null, too."""
+    forms = schema.get("anyOf", [schema])
+    if {"type": "null"} in forms or schema.get("type") == "null":
+        return schema
+    return {"anyOf": [*forms, {"type": "null"}]} | {
+        key: schema[key] for key in ("title", "description", "default") if key in schema
+    }
 
 
 def either(*kinds: str) -> Any:

@@ -26,13 +26,15 @@ _TRIM_SECONDS = 1.0
 
 
 class Offload:
-    """Threads in two lanes, so that small requests do not wait behind large ones.
+    """Threads in three lanes: small requests wait neither for large ones nor for programs.
 
-    One large piece of work runs at a time: it takes memory and a core.
+    Programs are those of strangers, in processes of their own, that a thread waits for. One large
+    piece of work runs at a time: it takes memory and a core.
     """
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(4, "small-text")
+        self._programs = ThreadPoolExecutor(4, "programs")
         self._large = ThreadPoolExecutor(1, "large-text")
         self._waiting = 0
         self._trim: asyncio.TimerHandle | None = None
@@ -46,29 +48,25 @@ class Offload:
         """
         if size <= _TINY:
             return work(*arguments, **named)
-        context = contextvars.copy_context()
-
-        def call() -> T:
-            return context.run(work, *arguments, **named)
-
-        loop = asyncio.get_running_loop()
         if size <= _SMALL:
-            return await loop.run_in_executor(self._small, call)
+            return await _run(self._small, work, *arguments, **named)
         if self._waiting >= _MOST_LARGE_WAITING:
             raise OverloadedError(
                 "Too many large requests are being read; try again in a moment.", retry_after=1.0
             )
         self._waiting += 1
         try:
-            return await loop.run_in_executor(self._large, call)
+            return await _run(self._large, work, *arguments, **named)
         finally:
             self._waiting -= 1
 
     async def run_blocking(
         self, size: int, work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs
     ) -> T:
-        """As `run`, never on the event loop: for what may wait, too."""
-        return await self.run(max(size, _TINY + 1), work, *arguments, **named)
+        """As `run`, never on the event loop: for what may wait for a stranger's program, too."""
+        if size <= _SMALL:
+            return await _run(self._programs, work, *arguments, **named)
+        return await self.run(size, work, *arguments, **named)
 
     def release_memory(self, size: int) -> None:
         """A request of `size` bytes is done: have the allocator return memory to the system."""
@@ -79,6 +77,17 @@ class Offload:
     def _start_trim(self) -> None:
         self._trim = None
         self._large.submit(_trim)
+
+
+async def _run(
+    lane: ThreadPoolExecutor, work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs
+) -> T:
+    context = contextvars.copy_context()
+
+    def call() -> T:
+        return context.run(work, *arguments, **named)
+
+    return await asyncio.get_running_loop().run_in_executor(lane, call)
 
 
 def _trim() -> None:

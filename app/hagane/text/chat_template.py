@@ -98,6 +98,13 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from None
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                "The model's chat template writes half of a surrogate pair, which is no character.",
+                param="messages",
+            ) from None
         return text, [(start, end) for start, end in spans]
 
 
