@@ -98,6 +98,7 @@ template <> struct DTypeOf<int32_t> { static constexpr int value = 4; };
 template <> struct DTypeOf<int64_t> { static constexpr int value = 5; };
 template <> struct DTypeOf<bool> { static constexpr int value = 6; };
 template <> struct DTypeOf<uint8_t> { static constexpr int value = 7; };
+template <> struct DTypeOf<f16> { static constexpr int value = 8; };
 template <> struct DTypeOf<uint32_t> { static constexpr int value = 4; };  // units of packed codes
 
 template <class T>

@@ -12,6 +12,9 @@
 namespace hagane {
 
 using bf16 = uint16_t;
+struct f16 {
+  uint16_t bits;
+};
 
 enum class DType : int { f32 = 0, bf16 = 1, int8 = 2 };
 
@@ -22,6 +25,14 @@ inline float to_float(bf16 value) {
   float result;
   std::memcpy(&result, &bits, sizeof result);
   return result;
+}
+
+// Of a finite number. Exponents differ by 112; a product moves subnormal ones along.
+inline float to_float(f16 value) {
+  uint32_t bits = static_cast<uint32_t>(value.bits & 0x7fff) << 13;
+  float magnitude;
+  std::memcpy(&magnitude, &bits, sizeof magnitude);
+  return value.bits & 0x8000 ? magnitude * -0x1p112f : magnitude * 0x1p112f;
 }
 
 // Round to nearest, ties to even; NaN stays NaN.

@@ -70,10 +70,6 @@ void split(int64_t count, int64_t bytes_each, const F& fn) {
   });
 }
 
-int64_t inputs_per_unit(Format format) {
-  return int64_t{1} << static_cast<int>(format);
-}
-
 }  // namespace
 
 const Kernels* find_kernels(const char* name) {
@@ -103,12 +99,11 @@ void run_linear(const LinearWork& work) {
   const Weight& weight = *work.weight;
   const int64_t rows = work.rows;
   const int64_t item = weight.format == Format::f32 ? 4 : weight.format == Format::bf16 ? 2 : 1;
-  const int64_t stride = weight.units * inputs_per_unit(weight.format) + kBytesBetweenRows / item;
+  const int64_t stride = weight.padded_inputs() + kBytesBetweenRows / item;
   const int64_t padded = round_up(rows, 16);
   std::byte* prepared = row_scratch.get<std::byte>(padded * stride * item);
-  float* scale = scale_scratch.get<float>(padded);
-  const int64_t groups = weight.format == Format::int4 ? weight.groups() : 1;
-  int32_t* offsets = offset_scratch.get<int32_t>(padded * groups);
+  float* scale = scale_scratch.get<float>(padded * weight.input_scales());
+  int32_t* offsets = offset_scratch.get<int32_t>(padded * weight.input_sums());
   std::memset(prepared + rows * stride * item, 0, (padded - rows) * stride * item);
   Linear call{weight, {prepared, rows, stride, scale, offsets}, work.out, work.residual};
   if (!upcoming.empty()) call.upcoming = &upcoming;

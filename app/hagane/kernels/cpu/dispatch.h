@@ -48,6 +48,7 @@ struct LinearWork {
 int64_t run_quantize(const Weights& weights);
 // Rows [rows][row_bytes] as they are stored -> lines of a packed matrix, zeros beyond its edges.
 void run_pack(const std::byte* stored, int64_t rows, int64_t row_bytes, uint32_t* lines, int64_t units);
+void run_pack_grouped(const GroupedCodes& codes);
 // The first row of a float matrix with NaN or an infinity, or -1.
 int64_t run_find_nonfinite(const Matrix& x, int64_t rows, int64_t columns);
 void run_rows(const RowWork& work);

@@ -81,6 +81,9 @@ def weight(
     bias: Tensor | None,
     input_scale: Tensor | None,
     rotation: int,
+    bits: int = 0,
+    zero: int = 0,
+    minimum: Tensor | None = None,
 ) -> Weight:
     """A packed matrix as drawn in ops.h: codes int32, bias float32 [out, padded to 16]."""
     return Weight(
@@ -95,6 +98,9 @@ def weight(
             bias=bias,
             input_scale=input_scale,
             rotation=rotation,
+            bits=bits,
+            zero=zero,
+            minimum=minimum,
         )
     )
 
@@ -144,6 +150,14 @@ def quantize(
 def pack(rows: Tensor, row_bytes: int, units: int, lines: Tensor) -> None:
     """Rows as they are stored -> lines int32 of a packed matrix, `units` a row."""
     _cpu.pack(count=len(rows), row_bytes=row_bytes, units=units, rows=rows, lines=lines)
+
+
+def pack_grouped(codes: Tensor, bits: int, lines: Tensor) -> None:
+    """uint8 codes [out, in] -> lines int32 of a grouped matrix."""
+    out_features, in_features = codes.shape
+    _cpu.pack_grouped(
+        out_features=out_features, in_features=in_features, bits=bits, codes=codes, lines=lines
+    )
 
 
 def find_nonfinite(x: Tensor) -> int:

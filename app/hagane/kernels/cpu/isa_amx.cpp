@@ -18,6 +18,7 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "grouped.inc"
 #include "hadamard.inc"
 #include "quantize.inc"
 

@@ -16,6 +16,7 @@ namespace hagane {
 namespace {
 
 #include "lanes.inc"
+#include "grouped.inc"
 #include "hadamard.inc"
 #include "quantize.inc"
 

@@ -60,6 +60,7 @@ class ChangedRows {
     const int64_t at = position_[row];
     if (at < 0) return;
     std::memcpy(inputs_ + at * bytes_, static_cast<const std::byte*>(x.rows) + row * bytes_, bytes_);
+    if (weight.format == Format::grouped) return take_grouped(weight, x, row, at);
     if (weight.format != Format::int8 && weight.format != Format::int4) return;
     scale_[at] = x.scale[row];
     if (weight.format == Format::int8) {
@@ -117,6 +118,26 @@ class ChangedRows {
     const Group* group;
     int64_t block;
   };
+
+  // A factor's inputs have one scale a row: codes of the smaller scales are made coarser.
+  void take_grouped(const Weight& weight, const Prepared& x, int64_t row, int64_t at) {
+    const float* scales = x.scale + row * weight.input_scales();
+    float largest = 0.0f;
+    bool finite = true;
+    for (int64_t chunk = 0; chunk < weight.input_scales(); ++chunk) {
+      largest = std::max(largest, scales[chunk]);
+      finite &= scales[chunk] <= 3.0e38f;
+    }
+    scale_[at] = finite ? largest : std::nanf("");
+    int8_t* codes = reinterpret_cast<int8_t*>(inputs_ + at * bytes_);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < weight.in; ++i) {
+      const float ratio = finite && largest > 0.0f ? scales[i / 32] / largest : 0.0f;
+      codes[i] = static_cast<int8_t>(std::lrint(static_cast<float>(codes[i]) * ratio));
+      sum += codes[i];
+    }
+    offsets_[at] = -128 * sum;
+  }
 
   // What `expand` will read for two blocks of outputs, into the second level of the cache.
   void fetch(int64_t block, int64_t blocks) const {

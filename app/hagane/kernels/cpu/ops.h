@@ -8,7 +8,7 @@
 
 namespace hagane {
 
-enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, grouped = 4 };
 
 // A weight matrix [out, in], packed so that one 64-byte line holds four bytes ("a unit") of each of
 // 16 outputs: the shape of a VNNI operand, of a row of an AMX tile, and of a 16-lane vector.
@@ -18,8 +18,11 @@ enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
 //              bf16  2 inputs
 //              int8  4 inputs, signed
 //              int4  8 inputs, stored plus 8; byte b holds input b (low half) and b + 4 (high half)
+//              grouped: by 32 inputs, `bits` units: four as of int4, then the fifth bits or the fifth
+//                    and sixth (grouped.inc); or eight as of int8. Codes are unsigned.
 //   scale      int8  float [out]
 //              int4  bf16 [out / 16][in / group][16]
+//              grouped: f16 as of int4, and f16 minima or none: weight = scale * (code - zero) + minimum
 struct Weight {
   Format format;
   int64_t out, in, units, group;
@@ -30,9 +33,17 @@ struct Weight {
   // int8 and int4: inputs in blocks of this many are rotated (hadamard.inc) before they are quantized, as
   // those of the codes were; 0: as they are.
   int64_t rotation;
+  // grouped: bits of a code, 4, 5, 6 or 8; the code of weight 0, or of the minimum; or null.
+  int32_t bits, zero;
+  const f16* minimum;
 
   int64_t blocks() const { return ceil_div(out, 16); }
   int64_t groups() const { return in / group; }
+  // With those that only units of codes have.
+  int64_t padded_inputs() const { return format == Format::grouped ? in : units << static_cast<int>(format); }
+  // Scales of a prepared row, and sums of its codes.
+  int64_t input_scales() const { return format == Format::grouped ? in / 32 : 1; }
+  int64_t input_sums() const { return format == Format::int4 || format == Format::grouped ? groups() : 1; }
 };
 
 struct Matrix {
@@ -45,14 +56,15 @@ struct Matrix {
 };
 
 // The rows of x as the weight's format wants them: f32 float, bf16 bf16, int8 and int4 int8 codes
-// with one scale per row (dynamic quantization per token). `stride` is in elements; rows are padded
+// with one scale per row (dynamic quantization per token), grouped with one per 32 inputs. `stride` is in elements; rows are padded
 // with zeros up to a multiple of 16 rows and to whole tiles.
 struct Prepared {
   const void* rows;
   int64_t count, stride;
-  const float* scale;  // [count]
+  const float* scale;  // [count][input_scales]
   // Where sums begin whose codes were made unsigned, to take off again what that adds: -128 times
-  // the row's inputs for int8 [count], -8 times the group's for int4 [count][groups].
+  // the row's inputs for int8 [count], -8 times the group's for int4 [count][groups]. For grouped the
+  // sums of the groups' codes as they are [count][groups].
   const int32_t* offsets;
 
   template <class T>
@@ -303,6 +315,14 @@ struct Weights {
     const int64_t item = m.dtype == DType::f32 ? 4 : 2;
     return {static_cast<std::byte*>(m.data) + (index - parts[p].first) * m.stride * item, m.dtype, m.stride};
   }
+};
+
+// Codes [out][in], a byte each, as they are packed into a grouped matrix.
+struct GroupedCodes {
+  const uint8_t* codes;
+  int64_t out, in;
+  int bits;
+  uint32_t* lines;
 };
 
 struct Kernels {

@@ -11,9 +11,9 @@ from torch import Tensor
 from hagane.kernels.arena import Arena, Arenas
 from hagane.kernels.cpu import extension
 
-_F32, _BF16, _INT8, _INT4 = range(4)  # Format in ops.h
-# What a format multiplies its weights by: inputs as they are, or quantized per token.
-_INPUTS = (torch.float32, torch.bfloat16, torch.int8, torch.int8)
+_F32, _BF16, _INT8, _INT4, _GROUPED = range(5)  # Format in ops.h
+# What a format multiplies its weights by: inputs as they are, or quantized by token (grouped: 32).
+_INPUTS = (torch.float32, torch.bfloat16, torch.int8, torch.int8, torch.int8)
 LANES = 16  # outputs that a line of a packed matrix holds
 
 # Where the matrices of models lie.
@@ -81,8 +81,54 @@ def pack_int4(
     rotation: int = 0,
 ) -> PackedWeight:
     """uint8 [out, in / 2], stored as `Int4` says, with bfloat16 scales [out, in / group]."""
-    blocks = _pad(scale.bfloat16(), 0).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    blocks = _by_lines(scale.bfloat16())
     return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size, rotation=rotation)
+
+
+def pack_grouped(
+    codes: Tensor,
+    scale: Tensor,
+    minimum: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    bits: int,
+    zero: int,
+) -> PackedWeight:
+    """Codes uint8 [out, in] of 4, 5, 6 or 8 bits: weights are scale * (code - zero) + minimum.
+
+    Scale and minimum are float16 [out, groups], of 16 or 32 inputs each. Inputs, which must be a
+    multiple of 32, are quantized to 8 bits by 32.
+    """
+    out_features, in_features = codes.shape
+    shape = padded(out_features) // LANES, in_features // 32 * bits, LANES
+    lines = _arenas.zeros(shape, torch.int32)
+    extension.pack_grouped(codes.contiguous(), bits, lines)
+    wide_bias = None if bias is None else _pad(bias.float(), 0)
+    scales = _arenas.put(_by_lines(scale))
+    minima = None if minimum is None else _arenas.put(_by_lines(minimum))
+    handle = extension.weight(
+        kind=_GROUPED,
+        out_features=out_features,
+        in_features=in_features,
+        units=lines.shape[1],
+        group=in_features // scale.shape[1],
+        codes=lines,
+        scale=scales,
+        bias=wide_bias,
+        input_scale=None,
+        rotation=0,
+        bits=bits,
+        zero=zero,
+        minimum=minima,
+    )
+    kept = tuple(t for t in (lines, scales, minima, wide_bias) if t is not None)
+    return PackedWeight(_INPUTS[_GROUPED], out_features, in_features, kept, handle)
+
+
+def _by_lines(values: Tensor) -> Tensor:
+    """[out, groups] -> [out / 16, groups, 16]."""
+    blocks: Tensor = _pad(values, 0).unflatten(0, (-1, LANES))
+    return blocks.transpose(1, 2).contiguous()
 
 
 def pack_transposed(codes: Tensor, scale: Tensor) -> PackedWeight:

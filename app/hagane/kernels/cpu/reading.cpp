@@ -33,6 +33,20 @@ bool finite(const T* row, int64_t count) {
   return largest < kExponent;
 }
 
+// 32 codes of one output -> its `bits` units, one in each line (grouped.inc).
+void pack_chunk(const uint32_t* fours, int bits, uint32_t* unit) {
+  if (bits == 8) {
+    for (int i = 0; i < 8; ++i) unit[16 * i] = fours[i];
+    return;
+  }
+  const int high = bits - 4;
+  for (int i = 0; i < 8; ++i) {
+    unit[16 * (i / 2)] |= (fours[i] & 0x0f0f0f0fu) << (4 * (i % 2));
+    if (high == 1) unit[64] |= ((fours[i] >> 4) & 0x01010101u) << i;
+    if (high == 2) unit[64 + 16 * (i / 4)] |= ((fours[i] >> 4) & 0x03030303u) << (2 * (i % 4));
+  }
+}
+
 }  // namespace
 
 int64_t run_quantize(const Weights& w) {
@@ -54,6 +68,21 @@ void run_pack(const std::byte* stored, int64_t rows, int64_t row_bytes, uint32_t
     for (int64_t u = 0; u < ceil_div(row_bytes, 4); ++u)
       for (int64_t r = 0; r < count; ++r)
         std::memcpy(to + 16 * u + r, from + r * row_bytes + 4 * u, u < whole ? 4 : row_bytes % 4);
+  });
+}
+
+void run_pack_grouped(const GroupedCodes& g) {
+  const int64_t units = g.in / 32 * g.bits;
+  Pool::instance().run(ceil_div(g.out, 16), [&](int64_t block) {
+    const int64_t count = std::min<int64_t>(16, g.out - 16 * block);
+    uint32_t* to = g.lines + block * units * 16;
+    std::memset(to, 0, units * 64);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t chunk = 0; chunk < g.in / 32; ++chunk) {
+        uint32_t fours[8];
+        std::memcpy(fours, g.codes + (16 * block + r) * g.in + 32 * chunk, sizeof fours);
+        pack_chunk(fours, g.bits, to + chunk * g.bits * 16 + r);
+      }
   });
 }
 

@@ -21,11 +21,15 @@ PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count, PyOb
   w.units = in.integer("units");
   w.group = in.integer("group");
   const int64_t padded = 16 * w.blocks();
-  in.expect(w.format != Format::int4 || (w.group > 0 && w.in % w.group == 0), "group must divide in_features");
+  const bool grouped = w.format == Format::grouped;
+  in.expect(!grouped || w.group == 16 || w.group == 32, "group must be 16 or 32");
+  in.expect(!grouped || w.in % 32 == 0, "in_features must be a multiple of 32");
+  in.expect((w.format != Format::int4 && !grouped) || (w.group > 0 && w.in % w.group == 0), "group must divide in_features");
   w.codes = in.array<const uint32_t>("codes", padded * w.units);
   switch (w.format) {
     case Format::int8: w.scale = in.array<const float>("scale", padded); break;
     case Format::int4: w.scale = in.array<const bf16>("scale", padded * (w.group ? w.groups() : 0)); break;
+    case Format::grouped: w.scale = in.array<const f16>("scale", padded * (w.group ? w.groups() : 0)); break;
     default: w.scale = in.optional_array<const float>("scale", 0);
   }
   w.bias = in.optional_array<const float>("bias", padded);
@@ -33,6 +37,12 @@ PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count, PyOb
   w.rotation = in.integer("rotation");
   in.expect(w.rotation >= 0 && (w.rotation & (w.rotation - 1)) == 0 && (!w.rotation || w.in % w.rotation == 0),
             "rotation must be a power of two that divides in_features");
+  w.bits = static_cast<int32_t>(in.integer("bits"));
+  w.zero = static_cast<int32_t>(in.integer("zero"));
+  w.minimum = in.optional_array<const f16>("minimum", grouped && w.group ? padded * w.groups() : 0);
+  in.expect(!grouped || w.bits == 4 || w.bits == 5 || w.bits == 6 || w.bits == 8, "bits must be 4, 5, 6 or 8");
+  in.expect(!grouped || (w.units == w.in / 32 * w.bits && w.zero >= 0 && w.zero < 256), "units or zero");
+  in.expect(!grouped || (!w.rotation && !w.input_scale), "grouped codes take inputs as they are");
   if (!in.complete()) return nullptr;
   return PyCapsule_New(new Weight(w), kWeight, free_capsule<Weight>);
 }
@@ -121,6 +131,23 @@ PyObject* pack(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* n
   Py_RETURN_NONE;
 }
 
+PyObject* pack_grouped(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  GroupedCodes g{};
+  g.out = in.integer("out_features");
+  g.in = in.integer("in_features");
+  g.bits = static_cast<int>(in.integer("bits"));
+  in.expect(g.out > 0 && g.in > 0 && g.in % 32 == 0, "in_features must be a multiple of 32");
+  in.expect(g.bits == 4 || g.bits == 5 || g.bits == 6 || g.bits == 8, "bits must be 4, 5, 6 or 8");
+  g.codes = in.array<const uint8_t>("codes", g.out * g.in);
+  g.lines = in.array<uint32_t>("lines", round_up(g.out, 16) * (g.in / 32) * g.bits);
+  if (!in.complete()) return nullptr;
+  Py_BEGIN_ALLOW_THREADS
+  run_pack_grouped(g);
+  Py_END_ALLOW_THREADS
+  Py_RETURN_NONE;
+}
+
 PyObject* find_nonfinite(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   Rows x = in.rows("x");
@@ -173,6 +200,7 @@ PyMethodDef weight_methods[] = {HAGANE_METHOD("weight", make_weight),
                                 HAGANE_METHOD("place", place),
                                 HAGANE_METHOD("quantize", quantize),
                                 HAGANE_METHOD("pack", pack),
+                                HAGANE_METHOD("pack_grouped", pack_grouped),
                                 HAGANE_METHOD("find_nonfinite", find_nonfinite),
                                 HAGANE_METHOD("linear", linear),
                                 HAGANE_METHOD("embed", embed),
