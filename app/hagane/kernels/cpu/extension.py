@@ -86,23 +86,12 @@ def weight(
     minimum: Tensor | None = None,
 ) -> Weight:
     """A packed matrix as drawn in ops.h: codes int32, bias float32 [out, padded to 16]."""
-    return Weight(
-        _cpu.weight(
-            format=kind,
-            out_features=out_features,
-            in_features=in_features,
-            units=units,
-            group=group,
-            codes=codes,
-            scale=scale,
-            bias=bias,
-            input_scale=input_scale,
-            rotation=rotation,
-            bits=bits,
-            zero=zero,
-            minimum=minimum,
-        )
-    )
+    handle = _cpu.weight(
+        format=kind, out_features=out_features, in_features=in_features, units=units, group=group,
+        codes=codes, scale=scale, bias=bias, input_scale=input_scale, rotation=rotation, bits=bits,
+        zero=zero, minimum=minimum,
+    )  # fmt: skip
+    return Weight(handle)
 
 
 def low_rank(
