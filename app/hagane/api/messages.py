@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from hagane.api.fields import Body, either
+from hagane.api.fields import Body, Count, either
 
 _MEDIA = {
     "image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio",
@@ -47,7 +47,7 @@ class ToolCallPart(Body):
     id: Annotated[str, Field(max_length=256)]
     type: Literal["function"] = "function"
     function: FunctionCall
-    index: int | None = None
+    index: Count | None = None
 
 
 Content = Annotated[

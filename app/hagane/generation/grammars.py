@@ -20,6 +20,7 @@ import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from hagane.system.errors import InvalidRequestError
+from hagane.text.matcher import new_matcher
 
 # Bytes of a grammar as a client writes it. The largest schemas of public benchmarks have 200 kB.
 MOST_BYTES = 1 << 19
@@ -247,7 +248,7 @@ class GrammarChecker:
 
 def _compile(tokenizer: llguidance.LLTokenizer, text: str) -> str:
     """What is wrong with a grammar; empty if nothing is."""
-    matcher = llguidance.LLMatcher(tokenizer, text, log_level=0)
+    matcher = new_matcher(tokenizer, text)
     if not matcher.is_error():
         # The first mask finds what compiling leaves open: rows or states over the limits.
         matcher.compute_bitmask()

@@ -21,6 +21,7 @@ from hagane.engine.schedule.plan import Continuation
 from hagane.engine.schedule.sequence import Sequence
 from hagane.pool.messages import GrammarRef
 from hagane.system.errors import InvalidRequestError
+from hagane.text.matcher import new_matcher
 
 _KEPT_GRAMMARS = 256
 
@@ -92,7 +93,7 @@ class Grammars:
         if compiled is None:
             if self._tokenizer is None:
                 self._tokenizer = llguidance.LLTokenizer(self._read())
-            matcher = llguidance.LLMatcher(self._tokenizer, grammar.text, log_level=0)
+            matcher = new_matcher(self._tokenizer, grammar.text)
             compiled = Constraint(matcher, self._vocab_size)
             compiled.allowed()
             self._compiled[grammar.digest] = compiled
