@@ -3,7 +3,7 @@
 Usage: python benchmarks/peer_llama.py MODEL.gguf PLAN.json   (prints one JSON object)
        python benchmarks/peer_llama.py --convert DIRECTORY MODEL.gguf F32|BF16|Q8_0|Q4_0
        python benchmarks/peer_llama.py --quantize MODEL.gguf SMALL.gguf Q8_0|Q4_0|Q4_K_M
-       python benchmarks/peer_llama.py --score MODEL.gguf WINDOWS.json   (prints the sum of nats)
+       python benchmarks/peer_llama.py --score MODEL.gguf WINDOWS.json THREADS   (each token's nats)
 
 Runs in an environment of its own with `llama-cpp-python` (built on this machine) and `gguf`.
 Decoding is timed without sampling: what is left out is left out in llama.cpp's favour.
@@ -210,11 +210,11 @@ def measure(path: Path, plan: dict) -> dict:
     return {"ready_seconds": ready, "peak_memory": peak} | figures
 
 
-def score(path: Path, windows: list[list[int]]) -> float:
+def score(path: Path, windows: list[list[int]], threads: int) -> list[float]:
     """Nats of every token but the first of each window, at most 512 tokens long."""
-    runner = Runner(path, 1, 1024, 2)
+    runner = Runner(path, 1, 1024, threads)
     vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(runner.model))
-    total = 0.0
+    nats = []
     for window in windows:
         runner.clear()
         runner.decode([(token, i, 0, True) for i, token in enumerate(window)])
@@ -222,13 +222,14 @@ def score(path: Path, windows: list[list[int]]) -> float:
             row = llama.llama_get_logits_ith(runner.context, i)
             logits = np.ctypeslib.as_array(row, (vocab,)).astype(np.float64)
             top = logits.max()
-            total += np.log(np.exp(logits - top).sum()) + top - logits[target]
-    return total
+            nats.append(float(np.log(np.exp(logits - top).sum()) + top - logits[target]))
+    return nats
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--score":
-        print(json.dumps(score(Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()))))
+        model, plan, threads = sys.argv[2:]
+        print(json.dumps(score(Path(model), json.loads(Path(plan).read_text()), int(threads))))
     elif sys.argv[1] == "--quantize":
         quantize(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
     elif sys.argv[1] == "--convert":

@@ -51,11 +51,11 @@ def test_toml_environment_and_flags_in_order_of_precedence(tmp_path, monkeypatch
     monkeypatch.setenv("HAGANE_CONFIG", str(file))
     monkeypatch.setenv("HAGANE_PORT", "2")
     monkeypatch.setenv("HAGANE_HOST", "127.0.0.3")
-    arguments = ["--port", "3", "--kv-cache-memory", "2GiB", "--group-size", "32"]
+    arguments = ["--port", "3", "--kv-cache-memory", "2GiB", "--group-size", "64"]
     settings = read(Settings, arguments, "serve")
     assert (settings.port, settings.host, settings.max_sequences) == (3, "127.0.0.3", 3)
     assert int(settings.kv_cache_memory) == 2 << 30
-    assert settings.group_size == 32
+    assert settings.group_size == 64
 
 
 def test_no_command_says_what_to_do(capsys):

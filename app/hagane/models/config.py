@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +25,14 @@ class Quantization:
     """How weights are stored, and for int4 how many inputs share a scale (32, 64 or 128).
 
     `rotated` weights of int8 and int4 are quantized behind a rotation of their inputs.
+    `measured_loss` is what a stored model loses on sample text: nats per token, in parts of the
+    unquantized model's; None if nobody measured it.
     """
 
     format: Literal["int8", "int4", "fp8"]
-    group_size: int = 64
+    group_size: int = 32
     rotated: bool = False
+    measured_loss: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,4 +247,7 @@ class _Reader:
         turned = stored.get("rotated", False)
         if not isinstance(turned, bool):
             raise self.fail("quantization_config", f"has rotated {turned!r}; true or false is read")
-        return Quantization(name, group, turned)
+        loss = stored.get("measured_loss")
+        if loss is not None and (isinstance(loss, bool) or not isinstance(loss, int | float)):
+            raise self.fail("quantization_config", f"has measured_loss {loss!r}, not a number")
+        return Quantization(name, group, turned, loss)

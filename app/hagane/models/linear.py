@@ -142,21 +142,9 @@ class Int4(nn.Module):
         Scales are those of least squared error.
         """
         groups = rotated(weight.float(), self.rotation).unflatten(1, (-1, self.group_size))
-        # The largest weight gets code -8, by the sign of the scale: the codes reach further down.
-        extreme = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True)) / -8
-        extreme = torch.where(extreme.abs() < 1e-12, 1e-12, extreme)
-        best_error = torch.full_like(extreme, torch.inf)
-        best_scale = extreme
-        for ratio in _CLIPPING:
-            scale = extreme * ratio
-            codes = (groups / scale).round().clamp(-8, 7)
-            error = (codes * scale - groups).square().sum(dim=2, keepdim=True)
-            best_scale = torch.where(error < best_error, scale, best_scale)
-            best_error = torch.minimum(error, best_error)
-        stored = best_scale.bfloat16()
-        codes = ((groups / stored.float()).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
-        low, high = codes.unflatten(1, (-1, 2, 4)).unbind(2)
-        return {"weight_int4": (low | (high << 4)).flatten(1), "scale": stored.squeeze(2)}
+        scale = int4_scale(groups)
+        codes = (int4_codes(groups, scale.float()) + 8).to(torch.uint8).flatten(1)
+        return {"weight_int4": pack_codes(codes), "scale": scale.squeeze(2)}
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """The weights [out, in], dequantized to `dtype`."""
@@ -237,6 +225,33 @@ def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
     """Float [out, in] -> codes and one scale per row."""
     codes, scale = cpu.quantize_rows(weight)
     return {"weight_int8": codes, "scale": scale}
+
+
+def int4_scale(groups: Tensor) -> Tensor:
+    """Float32 [..., group] -> the bfloat16 scales [..., 1] of least squared error."""
+    # The largest weight gets code -8, by the sign of the scale: the codes reach further down.
+    extreme = groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True)) / -8
+    extreme = torch.where(extreme.abs() < 1e-12, 1e-12, extreme)
+    best_error = torch.full_like(extreme, torch.inf)
+    best_scale = extreme
+    for ratio in _CLIPPING:
+        scale = extreme * ratio
+        error = (int4_codes(groups, scale) * scale - groups).square().sum(dim=-1, keepdim=True)
+        best_scale = torch.where(error < best_error, scale, best_scale)
+        best_error = torch.minimum(error, best_error)
+    return best_scale.bfloat16()
+
+
+def int4_codes(weight: Tensor, scale: Tensor) -> Tensor:
+    """The codes, from -8 to 7 and as floats, of weights under a scale."""
+    return (weight / scale).round().clamp(-8, 7)
+
+
+def pack_codes(codes: Tensor) -> Tensor:
+    """uint8 [out, in], values 0 to 15 -> uint8 [out, in / 2], stored as `Int4` says."""
+    low, high = codes.unflatten(1, (-1, 2, 4)).unbind(2)
+    packed: Tensor = (low | (high << 4)).flatten(1)
+    return packed
 
 
 def int8_matmul(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:

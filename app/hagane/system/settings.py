@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     quantize: Literal["none", "int8", "int4", "fp8"] = Field("none", description="quantize weights")
     # Flags and variables are text, which a literal number would not be equal to.
     group_size: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = Field(
-        64, description="inputs per int4 scale"
+        32, description="inputs per int4 scale"
     )
     context_length: int | None = Field(None, ge=1, description="tokens; default: the model's")
     kv_cache_dtype: Literal["auto", "model", "int8"] = Field(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 
 from hagane.kernels import cpu
-from hagane.models.config import Quantization
+from hagane.models.config import CONFIG_FILE, Quantization
 from hagane.system.errors import ConfigurationError
+from hagane.system.files import write_text
 from hagane.weights.load import LoadReport, load_model, write_directory
 from hagane.weights.sources.config import config_dict, load_config
 
@@ -57,3 +59,10 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
             shutil.copyfile(source / name, destination / name)
     write_directory(destination, tensors, raw)
     return report
+
+
+def state_loss(directory: Path, loss: float) -> None:
+    """Write down what a quantized directory was measured to lose, for whoever loads it."""
+    raw = config_dict(directory)
+    raw["quantization_config"]["measured_loss"] = round(loss, 5)
+    write_text(directory / CONFIG_FILE, json.dumps(raw, indent=2) + "\n")

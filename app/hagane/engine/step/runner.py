@@ -35,6 +35,8 @@ _CPU_MEMORY_FRACTION = 0.5
 # faster there has not been measured.
 _INT8_CACHE_SETS = ("avx512", "avx512_bf16")
 _INT8_CACHE_FEATURES = 32
+# Added to the loss: above it the load warns.
+_POOR_LOSS = 0.007
 # Ada and Hopper: the first whose tensor cores multiply 8-bit floats.
 _FP8_CAPABILITY = (8, 9)
 
@@ -77,6 +79,7 @@ class ModelRunner:
             report.weight_bytes / 1e6,
             report.seconds,
         )
+        _report_loss(quantization)
         self.vocab_size = model_config.vocab_size
         self.block_size = config.block_size
         self.cache_dtype = self._cache_dtype(config, model_config, quantization)
@@ -278,6 +281,27 @@ def _quantization(
     if found is not None and found.format == "fp8":
         _check_fp8(device)
     return found
+
+
+def _report_loss(quantization: Quantization | None) -> None:
+    """Log what quantization costs this model, as far as it is known."""
+    if quantization is None:
+        return
+    loss = quantization.measured_loss
+    if loss is not None:
+        level = logging.WARNING if loss > _POOR_LOSS else logging.INFO
+        logger.log(
+            level,
+            "quantization: %s was measured to add %.2f%% to the loss of this model%s",
+            quantization.format,
+            100 * loss,
+            "; int8 loses less" if level > logging.INFO else "",
+        )
+    elif quantization.format == "int4":
+        logger.warning(
+            "quantization: int4 was not measured on this model; it added 0.6 to 1.3% to the loss "
+            "of others. `hagane quantize --int4` measures it, int8 loses less"
+        )
 
 
 def _check_fp8(device: torch.device) -> None:
