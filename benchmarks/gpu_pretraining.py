@@ -46,7 +46,8 @@ def measure(directory: Path, plan: dict) -> dict:
     for number in range(2, 2 + plan["steps"]):
         step(number)
     rate = plan["steps"] * rows * length / (time.monotonic() - begin)
-    used = Utilisation.of(trained.transformer, length, device, 1)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    used = Utilisation.of(trained.transformer, length, gpu, 1)
     return {
         "tokens_per_second": rate,
         "peak_memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels.devices import resolve_device
+from hagane.kernels.devices import Cuda, resolve_device
 from hagane.system.errors import ConfigurationError
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-
-
-@pytest.mark.usefixtures("two_gpus")
 def test_a_gpu_has_a_number():
-    names = ("auto", "cuda", "cuda:1", "cpu")
-    assert [str(resolve_device(name)) for name in names] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    names, two = ("auto", "cuda", "cuda:1", "cpu"), Cuda(devices=2, built=True)
+    found = [str(resolve_device(name, two)) for name in names]
+    assert found == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+
+
+def test_auto_is_the_cpu_without_a_gpu():
+    assert resolve_device("auto", Cuda(devices=0, built=True)).type == "cpu"
+
+
+def test_detection_agrees_with_torch():
+    assert (Cuda.detect().devices > 0) == torch.cuda.is_available()
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "mps", ""])
@@ -27,10 +29,8 @@ def test_other_names_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("built", "said"), [(False, "a build without CUDA; install"), (True, "sees 0 CUDA devices")]
+    ("built", "said"), [(False, "a build without CUDA; install"), (True, "finds 0 CUDA devices")]
 )
-def test_a_missing_gpu_comes_with_a_remedy(monkeypatch, built, said):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+def test_a_missing_gpu_comes_with_a_remedy(built, said):
     with pytest.raises(ConfigurationError, match=said):
-        resolve_device("cuda")
+        resolve_device("cuda", Cuda(devices=0, built=built))

@@ -1,4 +1,4 @@
-"""Multiple-choice questions and last words by log-likelihood."""
+"""Score multiple-choice questions and last-word prediction by log-likelihood."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hagane.evaluation.scoring import Score, Scorer, Target
+from hagane.evaluation.scoring import Continuation, Score, Scorer
 from hagane.evaluation.text import document_start
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
@@ -16,9 +16,9 @@ from hagane.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Question:
-    """A context and the texts that may follow it, of which `answer` is right.
+    """A context and its possible continuations; `answer` is the index of the right one.
 
-    With a single choice the question is whether greedy decoding gives it.
+    A single choice counts as right if greedy decoding generates it.
     """
 
     context: str
@@ -28,11 +28,11 @@ class Question:
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """Shares of right answers, 0 to 1.
+    """Fractions of right answers, 0 to 1.
 
-    `accuracy` takes the choice of the largest log-likelihood, `accuracy_norm` that of the largest
-    per character, the space before it not counted (lm-evaluation-harness' `acc` and `acc_norm`).
-    `truncated` counts questions whose context was cut on its left.
+    `accuracy` chooses by log-likelihood, `accuracy_norm` by log-likelihood per character without
+    the leading space (lm-evaluation-harness' `acc` and `acc_norm`). `truncated` counts questions
+    whose context was cut on its left.
     """
 
     questions: int
@@ -41,7 +41,7 @@ class ChoiceResult:
     truncated: int
 
     def __str__(self) -> str:
-        cut = f", {self.truncated} cut to fit" if self.truncated else ""
+        cut = f", {self.truncated} truncated" if self.truncated else ""
         return (
             f"accuracy {self.accuracy:.4f}, normalised by length {self.accuracy_norm:.4f} "
             f"({self.questions} questions{cut})"
@@ -49,11 +49,12 @@ class ChoiceResult:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions of a JSON Lines file in any of these forms, worded as lm-evaluation-harness does.
+    """Read questions from a JSON Lines file; prompts are those of lm-evaluation-harness.
 
     ARC: `question`, `choices` {`text`, `label`}, `answerKey`. PIQA: `goal`, `sol1`, `sol2`,
-    `label`. LAMBADA: `text`, whose last word is to be guessed. Anything else: `context`, `choices`
-    [texts], `answer` (an index). Raises InvalidRequestError naming the line and what it lacks.
+    `label`. LAMBADA: `text`, whose last word is to be predicted. Anything else: `context`,
+    `choices` [texts], `answer` (an index). Raises InvalidRequestError naming the line and the
+    problem.
     """
     questions = []
     with path.open(encoding="utf-8") as lines:
@@ -62,7 +63,7 @@ def read_questions(path: Path) -> list[Question]:
                 questions.append(_question(json.loads(line)))
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise InvalidRequestError(
-                    f"{path} line {number} is no question ({type(error).__name__}: {error}); it "
+                    f"{path} line {number} is not a question ({type(error).__name__}: {error}); it "
                     "needs the fields of ARC, PIQA or LAMBADA, or context, choices and answer.",
                     param="questions",
                 ) from None
@@ -87,7 +88,7 @@ def _question(record: dict[str, Any]) -> Question:
         context, _, word = record["text"].rpartition(" ")
         found = Question(context, (f" {word}",), 0)
     if not found.context or not 0 <= found.answer < len(found.choices):
-        raise ValueError("its context is empty or its answer is none of its choices")
+        raise ValueError("the context is empty, or the answer is not among the choices")
     return found
 
 
@@ -98,13 +99,13 @@ def _spaced(choices: Sequence[str]) -> tuple[str, ...]:
 async def evaluate_choices(
     scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question]
 ) -> ChoiceResult:
-    """Score every choice of every question after its context, and compare them."""
-    targets = [
-        _target(tokenizer, question.context, choice)
+    """Score every choice as a continuation of its context, and count the right answers."""
+    continuations = [
+        _continuation(tokenizer, question.context, choice)
         for question in questions
         for choice in question.choices
     ]
-    scores = iter(await scorer.score(targets))
+    scores = iter(await scorer.score(continuations))
     right = right_norm = truncated = 0
     for question in questions:
         own = [next(scores) for _ in question.choices]
@@ -125,13 +126,13 @@ def _best(question: Question, scores: Sequence[Score], *, per_character: bool) -
     return values.index(max(values)) == question.answer
 
 
-def _target(tokenizer: Tokenizer, context: str, choice: str) -> Target:
-    """Both are tokenized together, and cut where the context's own tokens end.
+def _continuation(tokenizer: Tokenizer, context: str, choice: str) -> Continuation:
+    """Tokenize context and choice together, and cut after the context's own tokens.
 
-    White space at the context's end belongs to the choice: tokenizers join it to the next word.
+    Trailing white space moves to the choice, since tokenizers join it to the next word.
     """
     stripped = context.rstrip()
     choice = context[len(stripped) :] + choice
-    whole = tokenizer.encode(stripped + choice)
+    together = tokenizer.encode(stripped + choice)
     given = tokenizer.encode(stripped) or [document_start(tokenizer)]
-    return Target(tuple(given), tuple(whole[len(given) :]))
+    return Continuation(tuple(given), tuple(together[len(given) :]))

@@ -1,4 +1,4 @@
-"""An evaluation: files of text and of questions, one engine, a result for each file."""
+"""Evaluate files of text and of questions with one engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hagane.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate; `limit` is how many documents or questions of each file are taken."""
+    """The files to evaluate; `limit` is the number of documents or questions from each."""
 
     texts: tuple[Path, ...]
     questions: tuple[Path, ...]
@@ -25,7 +25,7 @@ class Evaluation:
 
 
 async def run(config: EngineConfig, plan: Evaluation) -> dict[Path, TextResult | ChoiceResult]:
-    """A result for every file, with an engine that lives as long as this runs.
+    """Evaluate every file with an engine started for it, and return their results.
 
     Raises HaganeError if a file cannot be read or the engine cannot start.
     """

@@ -1,4 +1,4 @@
-"""Log-likelihoods of given tokens, batched through a running engine."""
+"""Compute log-likelihoods of given tokens, batched through an engine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hagane.pool.client import EngineClient
 from hagane.pool.messages import EngineConfig, GenerateRequest, SamplingParams, TokenDelta
 from hagane.system.errors import HaganeError
 
-# Requests in flight: enough to fill every batch, fewer than an engine's queue holds.
+# Requests in flight: enough to fill every batch, but fewer than an engine's queue holds.
 _IN_FLIGHT = 64
 
 
 @dataclass(frozen=True)
-class Target:
-    """Tokens [context] that are given and tokens [n] that are scored after them."""
+class Continuation:
+    """`tokens` [n] to score after `context` [any length]."""
 
     context: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -28,9 +28,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Score:
-    """Natural-log probability of all the tokens, and whether greedy decoding gives them.
+    """The tokens' joint log-probability in nats, and whether greedy decoding generates them.
 
-    `truncated` counts tokens of the context that were dropped from its left to fit.
+    `truncated` counts tokens dropped from the left of the context to fit the model.
     """
 
     logprob: float
@@ -39,7 +39,7 @@ class Score:
 
 
 class Scorer:
-    """Scores targets with one engine; `context_length` is in tokens."""
+    """Scores continuations with one engine; `context_length` is in tokens."""
 
     def __init__(self, client: EngineClient, context_length: int) -> None:
         self._client = client
@@ -47,27 +47,27 @@ class Scorer:
         self.longest = context_length - 1
         self._free = asyncio.Semaphore(_IN_FLIGHT)
 
-    async def score(self, targets: Sequence[Target]) -> list[Score]:
-        """The targets' scores, in order. Raises HaganeError for what the engine raises."""
+    async def score(self, continuations: Sequence[Continuation]) -> list[Score]:
+        """Scores in the order of `continuations`. Raises the engine's HaganeError."""
         with Progress(transient=True) as progress:
-            bar = progress.add_task("scoring", total=len(targets))
+            bar = progress.add_task("scoring", total=len(continuations))
 
-            async def one(target: Target) -> Score:
+            async def one(continuation: Continuation) -> Score:
                 async with self._free:
-                    score = await self._score(target)
+                    score = await self._score(continuation)
                 progress.advance(bar)
                 return score
 
             # A task group, so that one failure cancels the others.
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(target)) for target in targets]
+                    tasks = [group.create_task(one(continuation)) for continuation in continuations]
             except* HaganeError as errors:
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _score(self, target: Target) -> Score:
-        prompt = (*target.context, *target.tokens)
+    async def _score(self, continuation: Continuation) -> Score:
+        prompt = (*continuation.context, *continuation.tokens)
         kept = prompt[-self.longest :]
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=1)
         request = GenerateRequest(request_id=uuid.uuid4().hex, prompt=kept, sampling=sampling)
@@ -75,7 +75,7 @@ class Scorer:
         async with aclosing(self._client.generate(request)) as stream:
             deltas += [delta async for delta in stream]
         entries = [e for delta in deltas for e in delta.prompt_logprobs or ()]
-        scored = [e for e in entries[-len(target.tokens) :] if e is not None]
+        scored = [e for e in entries[-len(continuation.tokens) :] if e is not None]
         return Score(
             sum(entry.logprob for entry in scored),
             all(entry.top[0][0] == entry.token for entry in scored),
@@ -85,7 +85,7 @@ class Scorer:
 
 @asynccontextmanager
 async def scorer(config: EngineConfig) -> AsyncGenerator[Scorer, None]:
-    """A scorer with an engine of its own. Raises HaganeError if the engine cannot start."""
+    """Start an engine and a scorer for it. Raises HaganeError if the engine cannot start."""
     client = EngineClient(config)
     await client.start()
     try:

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of documents."""
+"""Measure perplexity and bits per byte of documents."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hagane.evaluation.scoring import Scorer, Target
+from hagane.evaluation.scoring import Continuation, Scorer
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class TextResult:
-    """`perplexity` is per token and so depends on the tokenizer; bits per UTF-8 byte do not."""
+    """`perplexity` is per token, so it depends on the tokenizer; bits per UTF-8 byte do not."""
 
     documents: int
     tokens: int
@@ -34,42 +34,41 @@ async def evaluate_text(
     """Score every token of every document, the first one after the begin- or end-of-text token.
 
     A document longer than the model's context is scored in windows, as `loglikelihood_rolling`
-    of lm-evaluation-harness does.
-    Raises InvalidRequestError for no text.
+    of lm-evaluation-harness does. Raises InvalidRequestError without any text.
     """
     texts = [text for text in documents if text]
     if not texts:
         raise InvalidRequestError("The text to evaluate is empty.", param="text")
     prefix = document_start(tokenizer)
-    targets: list[Target] = []
+    continuations: list[Continuation] = []
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        targets += windows(ids, prefix, scorer.longest)
-    scores = await scorer.score(targets)
+        continuations += windows(ids, prefix, scorer.longest)
+    scores = await scorer.score(continuations)
     nats = -sum(score.logprob for score in scores)
-    tokens = sum(len(target.tokens) for target in targets)
+    tokens = sum(len(continuation.tokens) for continuation in continuations)
     size = sum(len(text.encode()) for text in texts)
     return TextResult(len(texts), tokens, size, math.exp(nats / tokens), nats / math.log(2) / size)
 
 
 def document_start(tokenizer: Tokenizer) -> int:
-    """The token that a document's first token is predicted from.
+    """The token before a document's first one, to predict it from.
 
     Raises InvalidRequestError for a tokenizer with neither.
     """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
-    raise InvalidRequestError("The tokenizer names neither a bos_token nor an eos_token.")
+    raise InvalidRequestError("The tokenizer has neither a bos_token nor an eos_token.")
 
 
-def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[Target]:
-    """`ids` cut into targets of which each has at most `longest` tokens, context included.
+def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[Continuation]:
+    """Cut `ids` into windows of at most `longest` tokens, context included.
 
-    The context is what fits of the tokens before: one token, more for the last window.
+    Every window is scored after one token of context, the last one after as many as fit.
     """
-    whole = (prefix, *ids)
-    for start in range(1, len(whole), longest - 1):
-        part = whole[start : start + longest - 1]
+    tokens = (prefix, *ids)
+    for start in range(1, len(tokens), longest - 1):
+        part = tokens[start : start + longest - 1]
         first = max(0, start + len(part) - longest)
-        yield Target(whole[first:start], part)
+        yield Continuation(tokens[first:start], part)

@@ -1,16 +1,34 @@
-"""From the name of a device to one that is there."""
+"""Resolve the name of a device to one that exists."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from hagane.system.errors import ConfigurationError
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigurationError for a device not present."""
+@dataclass(frozen=True)
+class Cuda:
+    """What torch finds: its number of CUDA devices, and whether it was built for CUDA."""
+
+    devices: int
+    built: bool
+
+    @classmethod
+    def detect(cls) -> Cuda:
+        return cls(torch.cuda.device_count(), torch.backends.cuda.is_built())
+
+
+def resolve_device(name: str, cuda: Cuda | None = None) -> torch.device:
+    """Resolve `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is CUDA if there is a device.
+
+    `cuda` defaults to what torch finds. Raises ConfigurationError for a device that does not exist.
+    """
+    cuda = cuda or Cuda.detect()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if cuda.devices else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -19,15 +37,16 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigurationError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
     if device.type == "cpu":
         return device
-    index, count = device.index or 0, torch.cuda.device_count()
-    if index < count:
+    index = device.index or 0
+    if index < cuda.devices:
         return torch.device("cuda", index)
-    if not torch.backends.cuda.is_built():
+    if not cuda.built:
         raise ConfigurationError(
-            f"device {name!r} is not there: torch {torch.__version__} is a build without CUDA; "
+            f"device {name!r} does not exist: torch {torch.__version__} is a build without CUDA; "
             "install one with it (pytorch.org has the command for your driver), or leave device "
             "at auto"
         )
     raise ConfigurationError(
-        f"device {name!r} is not there: torch sees {count} CUDA devices; `hagane doctor` says more"
+        f"device {name!r} does not exist: torch finds {cuda.devices} CUDA devices; "
+        "`hagane doctor` says more"
     )

@@ -5,37 +5,38 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 
 
-def memory_limit() -> int:
+def memory_limit(cgroup: Path = CGROUP) -> int:
     """Bytes of memory: the machine's, or the control group's limit where that is lower."""
     total = int(psutil.virtual_memory().total)
-    limit = _read_bytes("memory.max")
+    limit = _read_bytes(cgroup / "memory.max")
     return total if limit is None else min(total, limit)
 
 
-def available_memory() -> int:
+def available_memory(cgroup: Path = CGROUP) -> int:
     """Bytes that can still be allocated without swapping or an out-of-memory kill."""
     available = int(psutil.virtual_memory().available)
-    limit, used = _read_bytes("memory.max"), _read_bytes("memory.current")
+    limit, used = _read_bytes(cgroup / "memory.max"), _read_bytes(cgroup / "memory.current")
     if limit is None or used is None:
         return available
     # Cached file pages count as used, but the kernel reclaims them on demand.
-    return max(min(available, limit - used + _reclaimable()), 0)
+    return max(min(available, limit - used + _reclaimable(cgroup)), 0)
 
 
-def usable_cores() -> list[int]:
-    """The cores in this process' affinity mask, at most as many as its CPU quota allows."""
+def usable_cores(cgroup: Path = CGROUP, affinity: Collection[int] | None = None) -> list[int]:
+    """The cores in `affinity` (default: this process' mask), as many as the CPU quota allows."""
     if sys.platform != "linux":
         return list(range(os.cpu_count() or 1))
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
     try:
-        quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()
+        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return cores
     if quota == "max":
@@ -52,19 +53,19 @@ def cuda_driver_present() -> bool:
     return True
 
 
-def _reclaimable() -> int:
+def _reclaimable(cgroup: Path) -> int:
     try:
-        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
     entries = dict(line.split(" ", 1) for line in lines)
     return int(entries.get("inactive_file", 0))
 
 
-def _read_bytes(name: str) -> int | None:
+def _read_bytes(path: Path) -> int | None:
     """The number in a file of the control group; None for "max" or if the file is missing."""
     try:
-        text = (_CGROUP / name).read_text(encoding="ascii").strip()
+        text = path.read_text(encoding="ascii").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None

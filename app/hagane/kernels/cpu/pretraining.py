@@ -18,17 +18,20 @@ from hagane.kernels import reference
 from hagane.kernels.cpu import extension, operations, training
 from hagane.kernels.cpu.blocked_attention import causal_attention
 
-# Logits at a time: more make for larger products, and take more memory.
-_LOGITS = 1 << 24
 # Rows whose share of a norm's gradient is added up by one task (`NormBackward` in cpu/ops.h).
 _NORM_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A backend in float32 or bfloat16."""
+    """A backend in float32 or bfloat16.
+
+    `logits` is how many logits are computed at a time: more make larger, faster matrix products
+    and take more memory.
+    """
 
     dtype: torch.dtype
+    logits: int = 1 << 24
 
     silu_and_mul = staticmethod(training.silu_and_mul)
     angles = staticmethod(operations.angles)
@@ -80,13 +83,13 @@ class Pretraining:
 
         `weight` [vocab, features] is the head.
         """
-        loss: Tensor = _MeanLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        loss: Tensor = _MeanLoss.apply(hidden, weight, targets, self.logits)  # type: ignore[no-untyped-call]
         return loss
 
     def losses(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """`mean_loss` for every target, float32 [n], without a way back."""
+        """Cross-entropy of every target, float32 [n]; not differentiable."""
         narrow = weight.to(hidden.dtype)
-        count = _LOGITS // len(weight)
+        count = self.logits // len(weight)
         parts = [
             training.token_scores(torch.mm(rows, narrow.t()), wanted, slopes=False)[0]
             for rows, wanted in zip(hidden.split(count), targets.split(count), strict=True)
@@ -156,15 +159,15 @@ class _Linear(torch.autograd.Function):
 
 
 class _MeanLoss(torch.autograd.Function):
-    """Both gradients are computed in the same go, as logits are needed for either."""
+    """Computes both gradients in the forward pass, since both need the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, logits: int) -> Tensor:
         narrow = weight.to(hidden.dtype)
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight)
         total = torch.zeros((), dtype=torch.float64)
-        count = _LOGITS // len(weight)
+        count = logits // len(weight)
         for start in range(0, len(hidden), count):
             rows = slice(start, start + count)
             slopes = torch.mm(hidden[rows], narrow.t())
@@ -177,7 +180,7 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         of_hidden, of_weight = ctx.slopes
         scale = -grad.item() / len(of_hidden)
-        return of_hidden.mul_(scale), of_weight.mul_(scale), None
+        return of_hidden.mul_(scale), of_weight.mul_(scale), None, None

@@ -1,4 +1,4 @@
-"""What a run will cost, from the model's shape alone: rough, and needing no torch."""
+"""Rough estimates of a run's time and memory from the model's shape. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from hagane.models.config import ModelConfig
 from hagane.system.machine import cuda_driver_present, usable_cores
 from hagane.training.finetune.spec import FineTuneSpec, Plan
 
-# Tokens that go through the model together: enough for full speed, few enough for little memory.
+# Tokens of one forward and backward pass: enough for full speed, few enough for little memory.
 MICRO_TOKENS = 1024
-# Operations per second, an order of magnitude: of a core of Zen 4 in bfloat16 and on a base of
-# integers, and of a GPU for servers.
+# Orders of magnitude, in FLOP/s: a Zen 4 core in bfloat16, the same on a quantized base, and a
+# server GPU.
 _CORE, _CORE_IN_INTEGERS, _GPU = 1.5e11, 2.1e11, 2e14
 _LOGIT_ROWS = 256
 
 
 def parameters(config: ModelConfig) -> int:
-    """Weights of the layers' matrices, without embeddings."""
+    """Count weights of the layers' matrices, without embeddings."""
     attention = config.hidden_size * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
     return config.layers * (attention + 3 * config.hidden_size * config.intermediate_size)
 
 
 def seconds(config: ModelConfig, spec: FineTuneSpec, plan: Plan, tokens: int) -> float:
-    """Of a whole run over `tokens` tokens an epoch."""
+    """Seconds of a run over `tokens` tokens per epoch."""
     weights = parameters(config) + config.vocab_size * config.hidden_size
-    # Two each way, and two for the gradient of a weight.
+    # Two in each direction, and two for the gradient of a weight.
     operations = plan.epochs * tokens * (6.0 if spec.full else 4.0) * weights
     if spec.device != "cpu" and cuda_driver_present():
         return operations / _GPU
@@ -32,15 +32,15 @@ def seconds(config: ModelConfig, spec: FineTuneSpec, plan: Plan, tokens: int) ->
 
 
 def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointing: bool) -> int:
-    """Bytes at the peak, when the longest example has `longest` tokens."""
+    """Peak bytes of a run whose longest example has `longest` tokens."""
     embedding = config.vocab_size * config.hidden_size
     embeddings = embedding * (1 if config.tie_word_embeddings else 2)
-    # For the way back a CPU keeps the transposes of 8 and 4 bits in 8, and the head in 16.
+    # For the backward pass a CPU keeps 8- and 4-bit weights transposed in 8 bits, the head in 16.
     width = {"none": 2.0, "int8": 2.0, "fp8": 1.0, "int4": 1.56}[spec.quantize]
     ends = 2.0 * embeddings if spec.quantize == "none" else embeddings + 2.0 * embedding
     tokens = max(MICRO_TOKENS, longest)
     if spec.full:
-        # float32 weights, gradients and two moments of Adam.
+        # float32 weights, gradients and Adam's two moments.
         weights = 16.0 * (parameters(config) + embeddings)
     else:
         ratio = 2 * spec.rank / config.hidden_size

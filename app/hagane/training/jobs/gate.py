@@ -1,4 +1,4 @@
-"""Whether a pretrained model goes live, under a name. Needs no torch."""
+"""Decide whether a pretrained model is promoted. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ Policy = Literal["always", "if_better", "manual"]
 
 
 def mean(bits_per_byte: dict[str, float]) -> float:
-    """A run's one figure: the mean over its corpora, each counting the same."""
+    """Mean over the corpora, all with the same weight."""
     return sum(bits_per_byte.values()) / len(bits_per_byte)
 
 
 def opens(policy: Policy, most: float | None, result: PretrainResult) -> bool:
-    """Whether the result is served without being asked for.
+    """Whether `policy` promotes the result.
 
-    `if_better` wants held-out text to cost no more than `most` bits a byte, and less than it cost
-    the model that the run went on from; of a new model without `most`, a number.
+    `if_better` requires at most `most` bits per byte of held-out text, and fewer than the model
+    that the run started from; of a new model without `most` it only requires a finite loss.
     """
     if policy != "if_better":
         return policy == "always"
     bits = mean(result.bits_per_byte)
     base = math.inf if result.base_bits_per_byte is None else mean(result.base_bits_per_byte)
-    # Written so that a loss that is no number never passes.
+    # Comparisons with NaN are false, so a NaN loss never passes.
     return bits < base and bits <= (math.inf if most is None else most)
 
 
 def judgement(name: str, promoted: bool, most: float | None, result: PretrainResult) -> str:
-    """What a job's log says of its result."""
+    """The message of the job's event about its result."""
     judged = [f"{mean(result.bits_per_byte):.4f} bits per byte of held-out text"]
     if result.base_bits_per_byte is not None:
         judged.append(f"{mean(result.base_bits_per_byte):.4f} before")
     if most is not None:
-        judged.append(f"at most {most:g} asked for")
+        judged.append(f"at most {most:g} required")
     reasons = ", ".join(judged)
     if promoted:
         return f"New model created: {name} ({reasons})"

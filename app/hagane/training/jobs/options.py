@@ -1,4 +1,4 @@
-"""What the server's settings say of every job. Needs no torch."""
+"""The server's settings for jobs. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class JobOptions(BaseModel):
-    """Handed to the processes of jobs as JSON.
+    """Options that the processes of jobs receive as JSON.
 
-    `gpu_memory_fraction` is the part of a GPU's memory that a job may take, `kept_checkpoints` how
-    many a fine-tuning job keeps.
+    `gpu_memory_fraction` is the fraction of a GPU's memory that a job may use, `kept_checkpoints`
+    the number of checkpoints that a fine-tuning job keeps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""Processes that run on what the server leaves over. Needs no torch."""
+"""Run a process on the time and memory that the server leaves free. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _LOWEST_NICE = 19
 
 
 def step_back() -> None:
-    """Give this process and the threads it will start the last claim on processor and memory.
+    """Give this process and its future threads the lowest priority for processor and memory.
 
-    Called before anything starts a thread: on Linux the scheduling class is a thread's own, and
-    inherited. Idle-class threads run where nothing else wants to; of all processes, this one is
-    what the kernel ends first when memory runs out.
+    Call it before any thread starts: on Linux the scheduling class belongs to a thread, and new
+    threads inherit it. Idle-class threads run when a core has nothing else to do, and the kernel
+    kills this process first when memory runs out.
     """
     with contextlib.suppress(OSError):
         os.nice(_LOWEST_NICE)

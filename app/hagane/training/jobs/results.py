@@ -1,4 +1,4 @@
-"""The result file of a job, as OpenAI writes it: a table of its steps. Needs no torch."""
+"""Write a job's result file in OpenAI's format, a CSV of its steps. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PAGE = 1000
 
 
 def write_results(store: Store, job: Job) -> StoredFile:
-    """Store a CSV with a row for every step that the job's events tell of."""
+    """Store a CSV with a row for every step among the job's events."""
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(_COLUMNS.values())

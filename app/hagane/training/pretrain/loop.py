@@ -78,7 +78,8 @@ class Run:
         transformer = make_model(config, data.tokenizer).to(device)
         model = PretrainModel.of(transformer, config, group)
         first = model.load(state_dir / "checkpoint.pt")
-        used = Utilisation.of(transformer, config.sequence_length, device, group.size)
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        used = Utilisation.of(transformer, config.sequence_length, gpu, group.size)
         return cls(config, state_dir, data, data.rows(config), model, first, used)
 
     def base_scores(self) -> dict[str, float] | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from hagane.models.decoder import Transformer
 
 # Dense bfloat16 FLOP/s with float32 accumulation, from the manufacturers' data sheets. The first
@@ -36,13 +34,10 @@ class Utilisation:
 
     @classmethod
     def of(
-        cls, model: Transformer, length: int, device: torch.device, devices: int
+        cls, model: Transformer, length: int, gpu: str | None, devices: int
     ) -> Utilisation | None:
-        """None on a CPU, or on a device with an unknown peak."""
-        if device.type != "cuda":
-            return None
-        name = torch.cuda.get_device_name(device)
-        peak = next((peak for part, peak in _PEAKS.items() if part in name), None)
+        """For `devices` GPUs named `gpu`; None without a GPU or if its peak is unknown."""
+        peak = next((peak for part, peak in _PEAKS.items() if part in (gpu or "")), None)
         return None if peak is None else cls(flops_per_token(model, length), peak * devices)
 
     def at(self, tokens_per_second: float) -> float:
