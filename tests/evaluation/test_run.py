@@ -139,7 +139,7 @@ def test_questions_are_worded_as_the_harness_words_them(files):
     [
         ("{", "JSONDecodeError"),
         ('{"context": "a", "choices": ["b"]}', "answer"),
-        ('{"context": "a", "choices": ["b"], "answer": 1}', "none of its choices"),
+        ('{"context": "a", "choices": ["b"], "answer": 1}', "not among the choices"),
         ('{"question": "a", "choices": {"text": ["b"], "label": ["A"]}, "answerKey": "C"}', "'C'"),
         ('{"text": "word"}', "context is empty"),
         ("[]", "TypeError"),
