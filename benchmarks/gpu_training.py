@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from hagane.training.finetune.batches import micro_batches
 from hagane.training.finetune.examples import Example
-from hagane.training.finetune.masking import Sequence
-from hagane.training.finetune.model import load_trainee
+from hagane.training.finetune.masking import MaskedSequence
+from hagane.training.finetune.model import load_finetune_model
 from hagane.training.finetune.objective import supervised_loss
 from hagane.training.finetune.spec import FineTuneSpec
 
@@ -31,19 +31,19 @@ def measure(directory: Path, plan: dict) -> dict:
         rank=16,
     )
     length = plan["length"]
-    trainee = load_trainee(spec, length)
-    optimizer = torch.optim.AdamW(trainee.parameters(), lr=1e-4, weight_decay=0.0)
+    model = load_finetune_model(spec, length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     rng = np.random.default_rng(0)
     cuda = plan["device"].startswith("cuda")
 
     def example() -> Example:
         tokens = rng.integers(10, plan["vocab_size"], length, dtype=np.int32)
-        return Example((Sequence(tokens, np.ones(length, dtype=bool)),), b"")
+        return Example((MaskedSequence(tokens, np.ones(length, dtype=bool)),), b"")
 
     def step() -> None:
         for part in micro_batches([example() for _ in range(plan["batch"])]):
-            with trainee.autocast():
-                loss = supervised_loss(trainee.model, part, 0.0)
+            with model.autocast():
+                loss = supervised_loss(model.transformer, part, 0.0)
             loss.total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from hagane.lora.train import attach, disabled, factors, set_factors
 from hagane.models.attention import PackedSequences
 from hagane.models.config import Quantization
 from hagane.system.errors import ConfigurationError
-from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.model import use_operations
 from hagane.training.finetune.objective import score
 from hagane.weights.load import load_model
@@ -56,7 +56,7 @@ def test_gradients_equal_pefts(tiny_model_dir, saved, operations):
     use_operations(model, operations)
     learnt = torch.ones(len(IDS), dtype=torch.bool)
     learnt[0] = False
-    scores = score(model, [Sequence(IDS.int().numpy(), learnt.numpy())])
+    scores = score(model, [MaskedSequence(IDS.int().numpy(), learnt.numpy())])
     (-scores.logprobs.mean()).backward()
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     theirs = PeftModel.from_pretrained(base, directory, is_trainable=True)

@@ -12,7 +12,7 @@ from hagane.models.decoder import use_operations
 from hagane.models.frozen import IntegerEmbedding, Integers, Widened, compute_in_integers
 from hagane.models.linear import Int8Embedding, make_linear, quantize_int8
 from hagane.text.hub import BUILTIN_MODELS
-from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.objective import score
 from hagane.weights.load import load_model
 from tokenizers import Tokenizer
@@ -122,7 +122,7 @@ def gradients(model, values, config, ids):
     set_factors(model, config, values)
     learnt = torch.ones(len(ids), dtype=torch.bool)
     learnt[0] = False
-    scores = score(model, [Sequence(ids.int().numpy(), learnt.numpy())])
+    scores = score(model, [MaskedSequence(ids.int().numpy(), learnt.numpy())])
     (-scores.logprobs.mean()).backward()
     return torch.cat([f.grad.flatten() for pair in factors(model, config).values() for f in pair])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hagane.system.errors import TrainingError, TrainingInterrupted
 from hagane.training.finetune import checkpoint as checkpoint_module
-from hagane.training.finetune import model as trainee_module
+from hagane.training.finetune import model as model_module
 from hagane.training.finetune.examples import report
 from hagane.training.finetune.loop import finetune
 from hagane.training.finetune.spec import FineTuneSpec
@@ -120,15 +120,15 @@ def test_activations_are_computed_twice_where_memory_demands_it(spec, tmp_path, 
         calls.append(arguments)
         return checkpoint(*arguments, **options)
 
-    monkeypatch.setattr(trainee_module, "checkpoint", counted)
+    monkeypatch.setattr(model_module, "checkpoint", counted)
     whole = finetune(spec, tmp_path / "whole", Recorder())
     assert not calls
     needs = report(spec)
-    monkeypatch.setattr(trainee_module, "available_memory", lambda: needs.memory_bytes - 1)
+    monkeypatch.setattr(model_module, "available_memory", lambda: needs.memory_bytes - 1)
     sparing = finetune(spec, tmp_path / "sparing", Recorder())
     assert calls
     assert sparing.digest == whole.digest
-    monkeypatch.setattr(trainee_module, "available_memory", lambda: needs.least_memory_bytes // 2)
+    monkeypatch.setattr(model_module, "available_memory", lambda: needs.least_memory_bytes // 2)
     with pytest.raises(TrainingError, match="shorten sequence_length") as caught:
         finetune(spec, tmp_path / "none", Recorder())
     assert caught.value.code == "out_of_memory"

@@ -1,4 +1,4 @@
-"""Which tokens are learnt, token by token, under several templates."""
+"""Which tokens are trained, token by token, under several templates."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def renderer(tiny_model_dir, tmp_path):
     return make
 
 
-def learnt(renderer, record, method="supervised"):
-    """The texts that are learnt, one for every unbroken run of tokens of every sequence."""
+def trained_texts(renderer, record, method="supervised"):
+    """The texts that are trained on, one for every unbroken run of tokens of every sequence."""
     texts = []
     for answer in parse(json.dumps(record), method):
         for sequence in renderer.sequences(answer):
-            assert len(sequence.tokens) == len(sequence.learnt)
+            assert len(sequence.tokens) == len(sequence.loss_mask)
             run: list[int] = []
-            for token, mine in [*zip(sequence.tokens, sequence.learnt, strict=True), (0, False)]:
+            for token, mine in [*zip(sequence.tokens, sequence.loss_mask, strict=True), (0, False)]:
                 if mine:
                     run.append(int(token))
                 elif run:
@@ -82,35 +82,35 @@ def learnt(renderer, record, method="supervised"):
     ],
     ids=["chatml", "llama3", "generation", "opened thought"],
 )
-def test_what_the_assistant_says_is_learnt(renderer, template, first, second):
+def test_what_the_assistant_says_is_trained_on(renderer, template, first, second):
     made = renderer(template)
-    assert learnt(made, {"messages": TURNS}) == [first, second]
+    assert trained_texts(made, {"messages": TURNS}) == [first, second]
     unweighted = [m | {"weight": 0} if "今日" in m["content"] else m for m in TURNS]
-    assert learnt(made, {"messages": unweighted}) == [second]
+    assert trained_texts(made, {"messages": unweighted}) == [second]
 
 
 def test_the_prompt_before_a_turn_is_the_one_that_serving_makes(renderer):
     made = renderer(TEMPLATE)
     (sequence,) = made.sequences(parse(json.dumps({"messages": TURNS[:3]}), "supervised")[0])
-    count = int(sequence.learnt.argmax())
+    count = int(sequence.loss_mask.argmax())
     prompt = made.template.render(TURNS[:2], add_generation_prompt=True)
     assert sequence.tokens[:count].tolist() == made.tokenizer.encode(
         prompt, add_special_tokens=False
     )
-    assert sequence.learnt[count:].all()
+    assert sequence.loss_mask[count:].all()
 
 
-def test_a_turn_that_others_change_is_learnt_as_it_is_said(renderer):
+def test_a_turn_that_others_change_is_trained_on_as_it_is_said(renderer):
     made = renderer(THINKING)
     thought = "<think>\n\n</think>\n\n"
     wanted = [f"{thought}So long<|im_end|>", f"{thought} 今日は <|im_end|>"]
-    assert learnt(made, {"messages": TURNS}) == wanted
+    assert trained_texts(made, {"messages": TURNS}) == wanted
 
 
-def test_tool_calls_are_learnt_as_the_template_renders_them(renderer):
+def test_tool_calls_are_trained_on_as_the_template_renders_them(renderer):
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     turns = [TURNS[1], {"role": "assistant", "content": None, "tool_calls": [call]}]
-    assert learnt(renderer(TOOLS), {"messages": turns}) == ['[add{"a": 1}]<|im_end|>']
+    assert trained_texts(renderer(TOOLS), {"messages": turns}) == ['[add{"a": 1}]<|im_end|>']
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_tool_calls_are_learnt_as_the_template_renders_them(renderer):
     ],
 )  # fmt: skip
 def test_other_kinds_of_record(renderer, record, method, texts):
-    assert learnt(renderer(TEMPLATE), record, method) == texts
+    assert trained_texts(renderer(TEMPLATE), record, method) == texts
 
 
 @pytest.mark.parametrize(

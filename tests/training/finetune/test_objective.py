@@ -12,7 +12,7 @@ from hagane.lora.files import save_adapter
 from hagane.lora.merge import merge_directory
 from hagane.lora.train import attach, factors
 from hagane.training.finetune.examples import Example
-from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.objective import dpo_loss, supervised_loss
 from hagane.weights.load import load_model
 from transformers import AutoModelForCausalLM
@@ -21,9 +21,9 @@ CONFIG = AdapterConfig(rank=4, alpha=8.0)
 BETA = 0.3
 
 
-def sequence(length: int, prompt: int) -> Sequence:
+def sequence(length: int, prompt: int) -> MaskedSequence:
     tokens = np.random.default_rng(length).integers(5, 300, length).astype(np.int32)
-    return Sequence(tokens, np.arange(length) >= prompt)
+    return MaskedSequence(tokens, np.arange(length) >= prompt)
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def adapted(tiny_model_dir, tmp_path):
 
 
 @torch.no_grad()
-def logprob(model, of: Sequence) -> torch.Tensor:
+def logprob(model, of: MaskedSequence) -> torch.Tensor:
     ids = torch.from_numpy(of.tokens).long()
     scores = model(input_ids=ids[None]).logits[0].log_softmax(-1)
     each = scores[:-1].gather(1, ids[1:, None])[:, 0]
-    return each[torch.from_numpy(of.learnt[1:])].sum()
+    return each[torch.from_numpy(of.loss_mask[1:])].sum()
 
 
 def test_supervised_loss(adapted):
@@ -52,7 +52,7 @@ def test_supervised_loss(adapted):
     loss = supervised_loss(model, [Example((s,), b"") for s in sequences], BETA)
     wanted = -sum(logprob(theirs, s) for s in sequences)
     torch.testing.assert_close(loss.total.detach(), wanted, atol=1e-3, rtol=1e-5)
-    assert loss.learnt == 5 + 19 + 2
+    assert loss.tokens == 5 + 19 + 2
 
 
 def test_dpo_loss(adapted, tiny_model_dir):

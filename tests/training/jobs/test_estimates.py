@@ -9,8 +9,8 @@ import pytest
 import torch
 from hagane.models.config import ModelConfig
 from hagane.training.finetune.examples import Example
-from hagane.training.finetune.masking import Sequence
-from hagane.training.finetune.model import load_trainee
+from hagane.training.finetune.masking import MaskedSequence
+from hagane.training.finetune.model import load_finetune_model
 from hagane.training.finetune.objective import supervised_loss
 from hagane.training.finetune.spec import FineTuneSpec, Plan
 from hagane.training.jobs import estimates
@@ -71,21 +71,21 @@ def test_the_estimate_holds_what_a_step_on_torch_s_operators_does(tmp_path):
     """As a GPU has it: weights, what is kept for the way back, gradients and moments."""
     config = ModelConfig.from_dict(SMALL)
     LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path)
-    made = load_trainee(spec_of(tmp_path), LENGTH, checkpointing=False, native=False)
-    weights = storages([*made.model.parameters(), *made.model.buffers()])
+    made = load_finetune_model(spec_of(tmp_path), LENGTH, checkpointing=False, native=False)
+    weights = storages([*made.transformer.parameters(), *made.transformer.buffers()])
     tokens = np.arange(LENGTH, dtype=np.int32)
-    example = Example((Sequence(tokens, np.ones(LENGTH, dtype=bool)),), b"")
+    example = Example((MaskedSequence(tokens, np.ones(LENGTH, dtype=bool)),), b"")
     kept: list[torch.Tensor] = []
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), made.autocast():
-        supervised_loss(made.model, [example, example], 0.0)
+        supervised_loss(made.transformer, [example, example], 0.0)
     # No weight in 16 bits among them: on the way back it is made anew from its 4.
     kept = [t for t in kept if t.untyped_storage().data_ptr() not in weights]
     assert all(
         {LENGTH, 2 * LENGTH} & {*t.shape} for t in kept if t.numel() >= SMALL["hidden_size"] * 128
     )
     # A gradient and two moments of each of the adapter's weights.
-    learnt = 3 * sum(p.nbytes for p in made.parameters())
-    held = sum((weights | storages(kept)).values()) + learnt
+    trained = 3 * sum(p.nbytes for p in made.parameters())
+    held = sum((weights | storages(kept)).values()) + trained
     found = estimates.memory(config, spec_of(tmp_path), LENGTH, checkpointing=False)
     # It also has the logits and a CPU's transposed weights.
     assert 0.3 * found < held < found

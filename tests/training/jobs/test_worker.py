@@ -14,7 +14,7 @@ from hagane.store.store import Store
 from hagane.system.errors import TrainingError, TrainingInterrupted
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.worker import StoreListener, work
-from hagane.training.report.listener import CheckpointReport, Result, StepReport
+from hagane.training.report.listener import CheckpointReport, FineTuneResult, StepReport
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def play(store, tmp_path):
 
 
 def ends_with(base: float, new: float, digest: str | None = "d"):
-    def run(spec, directory, listener) -> Result:
+    def run(spec, directory, listener) -> FineTuneResult:
         (directory / "adapter").mkdir(parents=True)
-        return Result(directory / "adapter", digest, 8, 100, base, new)
+        return FineTuneResult(directory / "adapter", digest, 8, 100, base, new)
 
     return run
 
@@ -94,7 +94,7 @@ def test_a_model_trained_whole_goes_live_as_adapters_do(store, play):
     ],
 )
 def test_failures_give_their_reason_and_free_what_is_half_written(store, play, error, code, words):
-    def run(spec, directory, listener) -> Result:
+    def run(spec, directory, listener) -> FineTuneResult:
         (directory / "state").mkdir(parents=True)
         for name in ("checkpoint.pt", "checkpoint.partial", ".adapter.safetensors.partial"):
             (directory / "state" / name).write_bytes(b"x")
@@ -125,7 +125,7 @@ def step(number: int, valid: float | None = None) -> StepReport:
 
 
 def test_steps_are_told_once_however_often_they_run(store, play, tmp_path):
-    def run(spec, directory, listener) -> Result:
+    def run(spec, directory, listener) -> FineTuneResult:
         for number in (1, 2, 3):
             listener.progress(step(number, 1.25 if number == 2 else None))
         raise TrainingInterrupted("the worker died here")
@@ -150,7 +150,7 @@ def test_a_checkpoint_is_entered_with_its_content_s_digest(store, play, tmp_path
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (directory / name).write_bytes(b"x")
 
-    def run(spec, folder, listener) -> Result:
+    def run(spec, folder, listener) -> FineTuneResult:
         listener.progress(step(2, 1.0))
         listener.checkpoint(CheckpointReport(2, directory, {"valid_loss": 1.0}))
         raise TrainingInterrupted
@@ -168,7 +168,7 @@ def test_a_checkpoint_is_entered_with_its_content_s_digest(store, play, tmp_path
 def test_a_job_that_left_the_running_state_interrupts_its_run(store, play):
     seen = []
 
-    def run(spec, directory, listener) -> Result:
+    def run(spec, directory, listener) -> FineTuneResult:
         seen.append(listener.interrupted())
         listener.progress(step(1))
         job = store.jobs.first("running")

@@ -1,4 +1,4 @@
-"""Which examples a step learns from: a function of the seed and the step, so resuming is exact."""
+"""The examples of each step. They depend only on seed and step, so resuming is exact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hagane.training.jobs.estimates import MICRO_TOKENS
 
 
 def batch(examples: list[Example], plan: Plan, seed: int, step: int) -> list[Example]:
-    """The examples of `step`; every epoch is shuffled afresh, batches run on over its end."""
+    """The examples of `step`; every epoch is shuffled anew, and batches cross its end."""
     total = len(examples)
     end = min((step + 1) * plan.batch_size, plan.epochs * total)
     places = [divmod(position, total) for position in range(step * plan.batch_size, end)]
@@ -22,7 +22,7 @@ def batch(examples: list[Example], plan: Plan, seed: int, step: int) -> list[Exa
 
 
 def micro_batches(examples: list[Example]) -> list[list[Example]]:
-    """Consecutive examples that go through the model together, side by side without padding."""
+    """Group consecutive examples that go through the model together, without padding."""
     parts: list[list[Example]] = []
     room = 0
     for example in examples:

@@ -1,4 +1,4 @@
-"""The state of a run on disk, whole or not there: what resuming bit for bit needs."""
+"""The state of a run on disk, written atomically: all that an exact resumption needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from hagane.system.errors import TrainingError
 from hagane.system.files import commit, write_text
 from hagane.training.finetune.examples import Data, Example
-from hagane.training.finetune.model import Trainee
+from hagane.training.finetune.model import FineTuneModel
 from hagane.training.finetune.spec import FineTuneSpec
 
 _STATE, _SPEC = "checkpoint.pt", "spec.json"
@@ -22,7 +22,7 @@ _STATE, _SPEC = "checkpoint.pt", "spec.json"
 class Progress:
     """How far a run is. The position in the data and all randomness follow from seed and step.
 
-    `valid_loss` is the least so far, that of the checkpoint after `best_step` steps.
+    `valid_loss` is the lowest so far, of the checkpoint after `best_step` steps.
     """
 
     step: int = 0
@@ -32,21 +32,21 @@ class Progress:
     best_step: int = 0
 
     def advance(self, examples: list[Example]) -> None:
-        """One more step, which learnt from `examples`."""
+        """Count one more step, trained on `examples`."""
         self.step += 1
         self.trained_tokens += sum(map(len, examples))
 
     def score(self, valid_loss: float) -> None:
-        """The validation loss of the checkpoint at this step."""
+        """Record the validation loss of this step's checkpoint."""
         if valid_loss < self.valid_loss:
             self.valid_loss, self.best_step = valid_loss, self.step
 
 
 class StateFile:
-    """What the run can go on from in `directory`: of `spec`, on the examples of `data`."""
+    """The state in `directory` that a run of `spec` on `data` resumes from."""
 
     def __init__(self, directory: Path, spec: FineTuneSpec, data: Data) -> None:
-        """Raises TrainingError if the directory holds a run that was asked for differently."""
+        """Raises TrainingError if the directory holds a run with another spec or other data."""
         self._path = directory / _STATE
         directory.mkdir(parents=True, exist_ok=True)
         asked = json.loads(spec.model_dump_json()) | {"examples": data.digest}
@@ -62,10 +62,12 @@ class StateFile:
                 code="invalid_model",
             )
 
-    def save(self, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """A crash at any moment leaves this checkpoint or the one before."""
+    def save(
+        self, model: FineTuneModel, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
+        """Write the state atomically: a crash leaves this checkpoint or the previous one."""
         state = {
-            "parameters": [parameter.detach() for parameter in trainee.parameters()],
+            "parameters": [parameter.detach() for parameter in model.parameters()],
             "optimizer": optimizer.state_dict(),
             "progress": asdict(progress),
         }
@@ -74,13 +76,13 @@ class StateFile:
             torch.save(state, file)
         commit(partial, self._path)
 
-    def load(self, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Progress:
-        """Put the last checkpoint in place; without one, the run is at its beginning."""
+    def load(self, model: FineTuneModel, optimizer: torch.optim.Optimizer) -> Progress:
+        """Restore the last checkpoint; without one, the run starts from the beginning."""
         if not self._path.is_file():
             return Progress()
-        state = torch.load(self._path, weights_only=True, map_location=trainee.device)
+        state = torch.load(self._path, weights_only=True, map_location=model.device)
         with torch.no_grad():
-            for mine, saved in zip(trainee.parameters(), state["parameters"], strict=True):
+            for mine, saved in zip(model.parameters(), state["parameters"], strict=True):
                 mine.copy_(saved)
         optimizer.load_state_dict(state["optimizer"])
         return Progress(**state["progress"])

@@ -1,4 +1,4 @@
-"""A training file as examples, or as a report of every line that cannot be one. Needs no torch."""
+"""Read a training file as examples, or as a report of its faulty lines. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from hagane.data.records import Method, RecordError, parse
 from hagane.models.config import ModelConfig
 from hagane.system.errors import TrainingError
-from hagane.training.finetune.masking import Renderer, Sequence
+from hagane.training.finetune.masking import MaskedSequence, Renderer
 from hagane.training.finetune.spec import FineTuneSpec, Plan, resolve
 from hagane.training.jobs import estimates
 from hagane.weights.sources.config import load_config
 
-# Of all problems, so many are listed.
+# At most so many problems are listed.
 _LISTED = 100
 _LONGEST_LINE = 16 << 20
 _DEFAULT_LENGTH = 4096
@@ -28,21 +28,21 @@ _HELD_OUT, _MOST_HELD_OUT = 0.05, 256
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One sequence to learn, or for DPO the preferred and the other one.
+    """One sequence to train on, or for DPO the preferred and the rejected one.
 
     `digest` is that of its tokens: equal examples are never on both sides of a split.
     """
 
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[MaskedSequence, ...]
     digest: bytes
 
     def __len__(self) -> int:
         return sum(map(len, self.sequences))
 
     @property
-    def learnt(self) -> int:
-        """How many tokens are learnt."""
-        return sum(int(sequence.learnt.sum()) for sequence in self.sequences)
+    def trained_tokens(self) -> int:
+        """Number of trained tokens."""
+        return sum(int(sequence.loss_mask.sum()) for sequence in self.sequences)
 
 
 @dataclass
@@ -188,7 +188,7 @@ def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileRepor
         found.add_problem(0, "has no examples")
     found.examples = len(examples)
     found.tokens = sum(map(len, examples))
-    found.trained_tokens = sum(example.learnt for example in examples)
+    found.trained_tokens = sum(example.trained_tokens for example in examples)
     return found, examples
 
 
@@ -231,11 +231,11 @@ def _examples(
     for sequences in zip(*answers, strict=True):
         found.truncated += any(len(sequence) > limit for sequence in sequences)
         kept = tuple(sequence.cut(limit) for sequence in sequences)
-        if not all(sequence.learnt.any() for sequence in kept):
+        if not all(sequence.loss_mask.any() for sequence in kept):
             raise RecordError(f"has nothing to learn in its first {limit} tokens")
         if len(kept) > 1 and np.array_equal(kept[0].tokens, kept[1].tokens):
             raise RecordError(f"has two answers that are the same in their first {limit} tokens")
         digest = blake2b(digest_size=16)
         for sequence in kept:
-            digest.update(sequence.tokens.tobytes() + b"|" + sequence.learnt.tobytes())
+            digest.update(sequence.tokens.tobytes() + b"|" + sequence.loss_mask.tobytes())
         yield Example(kept, digest.digest())

@@ -1,4 +1,4 @@
-"""Fine-tuning: examples in, an adapter out that is measured against its base."""
+"""Fine-tuning: examples in, an adapter out, compared to its base by validation loss."""
 
 from __future__ import annotations
 
@@ -23,56 +23,56 @@ from hagane.system.files import commit, is_full
 from hagane.training.finetune.batches import batch, micro_batches
 from hagane.training.finetune.checkpoint import Progress, StateFile
 from hagane.training.finetune.examples import Data, Example, load
-from hagane.training.finetune.model import Trainee, load_trainee
+from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.objective import dpo_loss, supervised_loss
 from hagane.training.finetune.spec import FineTuneSpec, Plan, resolve
-from hagane.training.report.listener import CheckpointReport, Listener, Result, StepReport
+from hagane.training.report.listener import CheckpointReport, FineTuneResult, Listener, StepReport
 
 _CLIP = 1.0
-# What a crash between two checkpoints may cost.
+# The most time that a crash between two checkpoints may lose.
 _SAVE_SECONDS = 60.0
 _OBJECTIVES = {"supervised": supervised_loss, "dpo": dpo_loss}
 
 
-def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> Result:
-    """Run, or go on with, the training that `spec` describes, in a directory of its own.
+def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> FineTuneResult:
+    """Start or resume the run that `spec` describes, in a directory of its own.
 
-    `directory` gets state/ (from which a later call goes on bit for bit), checkpoints/step-N/ and
-    at the end adapter/ (model/ when `full`): the checkpoint of least validation loss. Raises
-    TrainingError saying why it cannot go on, and TrainingInterrupted when the listener asked for an
-    end.
+    `directory` gets state/ (from which a later call resumes bit for bit), checkpoints/step-N/ and
+    at the end adapter/ (model/ when `full`), the checkpoint with the lowest validation loss. Raises
+    TrainingError with the reason if the run cannot continue, and TrainingInterrupted when the
+    listener asked to stop.
     """
     with _explained():
         run = _Run.prepare(spec, directory)
         state = StateFile(directory / "state", spec, run.data)
-        progress = state.load(run.trainee, run.optimizer)
+        progress = state.load(run.model, run.optimizer)
         if progress.base_valid_loss is None:
             progress.base_valid_loss = run.base_loss()
-        meter, saved = _Meter(run.plan, progress, run.trainee.device), time.monotonic()
+        meter, saved = _Meter(run.plan, progress, run.model.device), time.monotonic()
         for step in range(progress.step, run.plan.steps):
             examples = batch(run.data.training, run.plan, spec.seed, step)
-            train = run.learn(examples, run.plan.rate(step))
+            train = run.update(examples, run.plan.rate(step))
             progress.advance(examples)
             saving = progress.step in run.plan.checkpoints
             valid = run.validate() if saving else None
             listener.progress(meter.report(progress, train, valid))
             stopping = listener.interrupted() and progress.step < run.plan.steps
             if valid is not None:
-                run.trainee.save(run.checkpoint_directory(progress.step))
+                run.model.save(run.checkpoint_directory(progress.step))
                 progress.score(valid.loss)
-                # Before the state says so: a crash in between tells it twice rather than never.
+                # Before the state is saved: a crash in between reports it twice instead of never.
                 listener.checkpoint(run.checkpoint_report(progress.step, train, valid))
             if saving or stopping or time.monotonic() > saved + _SAVE_SECONDS:
-                state.save(run.trainee, run.optimizer, progress)
+                state.save(run.model, run.optimizer, progress)
                 saved = time.monotonic()
             if stopping:
-                raise TrainingInterrupted(f"stopped after step {progress.step}, as asked")
+                raise TrainingInterrupted(f"stopped after step {progress.step}, as requested")
         return run.finish(progress)
 
 
 @dataclass(frozen=True)
 class _Score:
-    """Mean loss per learnt token (DPO: per pair), and the share of tokens that came first."""
+    """Mean loss per trained token (DPO: per pair), and the share of most likely tokens."""
 
     loss: float
     accuracy: float
@@ -80,29 +80,29 @@ class _Score:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What stays the same from the first step to the last."""
+    """Everything that stays the same from the first step to the last."""
 
     spec: FineTuneSpec
     directory: Path
     data: Data
     plan: Plan
-    trainee: Trainee
+    model: FineTuneModel
     optimizer: torch.optim.Optimizer
 
     @classmethod
     def prepare(cls, spec: FineTuneSpec, directory: Path) -> _Run:
         torch.set_num_threads(spec.threads or torch.get_num_threads())
         data = load(spec)
-        trainee = load_trainee(spec, max(len(e) for e in data.training + data.validation))
-        plan = resolve(spec, len(data.training), trainee.model.config.hidden_size)
-        optimizer = torch.optim.AdamW(trainee.parameters(), weight_decay=0.0, fused=True)
-        return cls(spec, directory, data, plan, trainee, optimizer)
+        model = load_finetune_model(spec, max(len(e) for e in data.training + data.validation))
+        plan = resolve(spec, len(data.training), model.transformer.config.hidden_size)
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+        return cls(spec, directory, data, plan, model, optimizer)
 
-    def learn(self, examples: list[Example], rate: float) -> _Score:
-        """One update. Raises TrainingError for a loss that is no finite number."""
+    def update(self, examples: list[Example], rate: float) -> _Score:
+        """Update the weights. Raises TrainingError for a loss that is not finite."""
         weight = self._weight(examples)
         score = self._score(examples, lambda loss: (loss / weight).backward())
-        norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), _CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
         _require_finite(score.loss, float(norm))
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
@@ -111,32 +111,32 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> _Score:
-        """Raises TrainingError too: what has become of the weights is not to be saved."""
+        """Raises TrainingError for a loss that is not finite: such weights must not be saved."""
         score = self._score(self.data.validation, lambda loss: None)
         _require_finite(score.loss)
         return score
 
     def _score(self, examples: list[Example], each: Callable[[Tensor], None]) -> _Score:
-        """Mean over all examples, which go through the model a few at a time."""
-        total = correct = learnt = 0.0
+        """Mean over all examples; a few at a time go through the model."""
+        total = correct = tokens = 0.0
         for part in micro_batches(examples):
-            with self.trainee.autocast():
-                loss = _OBJECTIVES[self.spec.method](self.trainee.model, part, self.plan.beta)
+            with self.model.autocast():
+                loss = _OBJECTIVES[self.spec.method](self.model.transformer, part, self.plan.beta)
             each(loss.total)
             total += loss.total.item()
             correct += loss.correct
-            learnt += loss.learnt
-        return _Score(total / self._weight(examples), correct / learnt)
+            tokens += loss.tokens
+        return _Score(total / self._weight(examples), correct / tokens)
 
     def _weight(self, examples: list[Example]) -> int:
-        """What the summed loss is divided by."""
+        """The divisor of the summed loss."""
         if self.spec.method == "dpo":
             return len(examples)
-        return sum(example.learnt for example in examples)
+        return sum(example.trained_tokens for example in examples)
 
     def base_loss(self) -> float:
-        """The validation loss before anything was learnt."""
-        with disabled(self.trainee.model):
+        """The validation loss of the base model."""
+        with disabled(self.model.transformer):
             return self.validate().loss
 
     def checkpoint_directory(self, step: int) -> Path:
@@ -151,14 +151,14 @@ class _Run:
         }
         return CheckpointReport(step, self.checkpoint_directory(step), metrics)
 
-    def finish(self, progress: Progress) -> Result:
+    def finish(self, progress: Progress) -> FineTuneResult:
         final = self.directory / ("model" if self.spec.full else "adapter")
         final.mkdir(exist_ok=True)
         for file in sorted(self.checkpoint_directory(progress.best_step).iterdir()):
             partial = final / f".{file.name}.partial"
             shutil.copyfile(file, partial)
             commit(partial, final / file.name)
-        return Result(
+        return FineTuneResult(
             directory=final,
             digest=None if self.spec.full else adapter_digest(final),
             step=progress.best_step,
@@ -171,14 +171,13 @@ class _Run:
 def _require_finite(*values: float) -> None:
     if not all(map(math.isfinite, values)):
         raise TrainingError(
-            "the loss is not a finite number any more: lower learning_rate or "
-            "learning_rate_multiplier",
+            "the loss is no longer finite: lower learning_rate or learning_rate_multiplier",
             code="non_finite_loss",
         )
 
 
 class _Meter:
-    """Rates since this process began."""
+    """Measures rates since this process started."""
 
     def __init__(self, plan: Plan, progress: Progress, device: torch.device) -> None:
         self._plan, self._device = plan, device
@@ -204,7 +203,7 @@ class _Meter:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes, where the run has its tensors: of a GPU's memory, or of this process'."""
+    """Peak bytes of the GPU's memory, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -213,7 +212,7 @@ def _peak_memory(device: torch.device) -> int:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turns what a machine may run out of into errors that say so."""
+    """Raise a full disk and exhausted memory as TrainingErrors that name the remedy."""
     try:
         yield
     except ModelError as error:

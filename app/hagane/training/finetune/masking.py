@@ -1,8 +1,8 @@
-"""Conversations as tokens, and which of them the model is to learn: what the assistant says.
+"""Render conversations as tokens with a loss mask, which is true for the assistant's tokens.
 
-A turn's tokens are those that the model would have to produce when served: after the generation
-prompt, through the token that ends the turn. What the template puts after that token, the model
-never says. Needs no torch.
+A turn's trained tokens are those that the model generates when it is served: from the end of the
+generation prompt through the token that ends the turn, without what the template adds after it.
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from hagane.weights.sources.config import load_config
 
 
 @dataclass(frozen=True, eq=False)
-class Sequence:
-    """int32 token ids [n], and bool [n]: true where the token is to be learnt."""
+class MaskedSequence:
+    """int32 token ids [n], and a bool loss mask [n]: true for trained tokens."""
 
     tokens: np.ndarray
-    learnt: np.ndarray
+    loss_mask: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def cut(self, length: int) -> Sequence:
+    def cut(self, length: int) -> MaskedSequence:
         """The first `length` tokens."""
-        return Sequence(self.tokens[:length], self.learnt[:length])
+        return MaskedSequence(self.tokens[:length], self.loss_mask[:length])
 
 
 class Renderer:
@@ -45,10 +45,10 @@ class Renderer:
         own = self.tokenizer.eos_token_id
         self._end = own if own is not None else next(iter(config.eos_token_ids), None)
 
-    def sequences(self, answer: Answer) -> list[Sequence]:
-        """The answer as one sequence, or one for every turn where the template demands it.
+    def sequences(self, answer: Answer) -> list[MaskedSequence]:
+        """The answer as one sequence, or one for each turn if the template requires it.
 
-        Raises RecordError where nothing is left to learn, or the template refuses.
+        Raises RecordError if no token is left to train on, or if the template refuses.
         """
         if isinstance(answer, Completion):
             return [self._completion(answer)]
@@ -57,14 +57,14 @@ class Renderer:
         except InvalidRequestError as error:
             raise RecordError(str(error)) from None
 
-    def _completion(self, answer: Completion) -> Sequence:
-        """The two texts side by side, as a served prompt is followed by what is generated."""
+    def _completion(self, answer: Completion) -> MaskedSequence:
+        """Tokenize prompt and completion separately, as in serving."""
         head = self.tokenizer.encode(answer.prompt)
-        said = self.tokenizer.encode(answer.completion, add_special_tokens=False)
-        said += [] if self._end is None else [self._end]
-        return _sequence([*head, *said], [False] * len(head) + [True] * len(said))
+        tail = self.tokenizer.encode(answer.completion, add_special_tokens=False)
+        tail += [] if self._end is None else [self._end]
+        return _sequence([*head, *tail], [False] * len(head) + [True] * len(tail))
 
-    def _conversation(self, answer: Conversation) -> list[Sequence]:
+    def _conversation(self, answer: Conversation) -> list[MaskedSequence]:
         whole, marked = self._render(answer, len(answer.messages))
         if marked:
             kept = [w for m, w in zip(answer.messages, answer.weights, strict=True)
@@ -76,28 +76,28 @@ class Renderer:
                 )
             return [self._tokens(whole, [s for s, keep in zip(marked, kept, strict=True) if keep])]
         spans, apart = [], []
-        for index, learnt in enumerate(answer.weights):
-            if not learnt:
+        for index, trained in enumerate(answer.weights):
+            if not trained:
                 continue
             start, text = self._turn(answer, index)
             if whole.startswith(text):
                 spans.append((start, len(text)))
             else:
-                # The template renders this turn otherwise once others follow: learnt as it is said.
+                # The template changes this turn once others follow: train on it as it is generated.
                 apart.append(self._tokens(text, [(start, len(text))]))
         return [*([self._tokens(whole, spans)] if spans else []), *apart]
 
     def _turn(self, answer: Conversation, index: int) -> tuple[int, str]:
-        """The conversation up to message `index`, and the character where what it says begins."""
+        """The conversation through message `index`, and the offset where its content begins."""
         text, _ = self._render(answer, index + 1)
         prompt, _ = self._render(answer, index, add_generation_prompt=True)
-        # Some generation prompts say more than the template repeats: an opening <think>, say.
+        # Some generation prompts have more than the template repeats, such as an opening <think>.
         start = _agreeing(prompt, text)
         before, _ = self._render(answer, index)
         if start < len(before):
             raise RecordError(
                 f"messages[{index}]: the chat template rewrites the messages before it, so that "
-                "what the assistant says cannot be told apart"
+                "the assistant's own text cannot be found"
             )
         return start, text
 
@@ -112,32 +112,32 @@ class Renderer:
             messages, add_generation_prompt=add_generation_prompt, **extra
         )
 
-    def _tokens(self, text: str, spans: list[tuple[int, int]]) -> Sequence:
-        """Tokens that begin inside a span are learnt, up to the last one that ends a turn."""
+    def _tokens(self, text: str, spans: list[tuple[int, int]]) -> MaskedSequence:
+        """Train on the tokens that begin inside a span, up to the last one that ends a turn."""
         ids, offsets = self.tokenizer.encode_spans(text)
         starts = np.fromiter((start for start, _ in offsets), dtype=np.int64, count=len(offsets))
-        learnt = np.zeros(len(ids), dtype=bool)
+        trained = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
             inside = np.flatnonzero((starts >= start) & (starts < end))
             ends = [i for i in inside if ids[i] in self._ends]
             if ends and not text[offsets[ends[-1]][1] : end].strip():
                 inside = inside[inside <= ends[-1]]
-            learnt[inside] = True
-        return _sequence(ids, learnt)
+            trained[inside] = True
+        return _sequence(ids, trained)
 
 
 def _agreeing(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _sequence(ids: list[int], learnt: object) -> Sequence:
-    """Without what follows the last token to be learnt: nothing would come of computing it."""
-    mask = np.array(learnt, dtype=bool)
+def _sequence(ids: list[int], trained: object) -> MaskedSequence:
+    """Cut after the last trained token: the rest has no effect on the loss."""
+    mask = np.array(trained, dtype=bool)
     # Nothing precedes the first token, so nothing can predict it.
     mask[:1] = False
     if not mask.any():
-        raise RecordError("has nothing to learn: what the assistant says is empty")
+        raise RecordError("has nothing to learn: the assistant's text is empty")
     end = int(np.flatnonzero(mask)[-1]) + 1
-    return Sequence(np.array(ids[:end], dtype=np.int32), mask[:end])
+    return MaskedSequence(np.array(ids[:end], dtype=np.int32), mask[:end])

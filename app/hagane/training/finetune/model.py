@@ -1,4 +1,4 @@
-"""The model of a run: loaded, frozen below a fresh adapter or trained whole, and written out."""
+"""The model of a fine-tuning run: a frozen base with a new adapter, or all weights trained."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ from hagane.weights.sources.config import load_config, model_name
 
 
 @dataclass(frozen=True, eq=False)
-class Trainee:
-    """A model and what of it is trained; `adapter` is None when that is everything.
+class FineTuneModel:
+    """A transformer in training; `adapter` is None if all of its weights are trained.
 
-    Trained parameters are float32; the frozen base, and all computation, are in `dtype`.
+    Trained parameters are float32; the frozen base and all computation are in `dtype`.
     """
 
-    model: Transformer
+    transformer: Transformer
     adapter: AdapterConfig | None
     source: Path
     device: torch.device
     dtype: torch.dtype
 
     def parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return [p for p in self.transformer.parameters() if p.requires_grad]
 
     def autocast(self) -> torch.autocast:
-        """Computes in `dtype` from float32 weights; an adapter's layers do so by themselves."""
+        """Compute in `dtype` from float32 weights; an adapter's layers convert by themselves."""
         enabled = self.adapter is None and self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def save(self, directory: Path) -> None:
-        """A PEFT directory, or a whole model's."""
+        """Write a PEFT directory, or a standalone model's."""
         if self.adapter is not None:
-            save_adapter(directory, self.adapter, factors(self.model, self.adapter))
+            save_adapter(directory, self.adapter, factors(self.transformer, self.adapter))
             return
-        save_model(self.model, directory, dtype=getattr(torch, self.model.config.dtype))
+        save_model(self.transformer, directory, dtype=getattr(torch, self.transformer.config.dtype))
         for name in COMPANIONS:
             if (self.source / name).is_file():
                 shutil.copyfile(self.source / name, directory / name)
 
 
-def load_trainee(
+def load_finetune_model(
     spec: FineTuneSpec, longest: int, *, checkpointing: bool | None = None, native: bool = True
-) -> Trainee:
-    """The model of `spec`, for examples of up to `longest` tokens.
+) -> FineTuneModel:
+    """Load the model of `spec`, for examples of up to `longest` tokens.
 
-    `checkpointing` computes layers again in the backward pass; None: where memory is short. An
-    adapter is trained by this project's kernels where there are any, unless `native` is False.
+    `checkpointing` recomputes layers in the backward pass; None: if memory is short. Hagane's
+    kernels train an adapter where they are available, unless `native` is False.
     Raises ModelError for a model that cannot be read and TrainingError for too little memory.
     """
     device = resolve_device(spec.device)
@@ -103,11 +103,11 @@ def load_trainee(
     if short if checkpointing is None else checkpointing:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)
-    return Trainee(model, adapter, spec.model, device, dtype)
+    return FineTuneModel(model, adapter, spec.model, device, dtype)
 
 
 def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep a layer's input alone and compute the rest again on the way back (Chen et al., 2016)."""
+    """Keep only a layer's input, and recompute it in the backward pass (Chen et al., 2016)."""
 
     def run(*arguments: Any) -> Tensor:
         if not torch.is_grad_enabled():
@@ -121,10 +121,10 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _memory_is_short(
     config: ModelConfig, spec: FineTuneSpec, longest: int, device: torch.device
 ) -> bool:
-    """Raises TrainingError where even checkpointing does not make the run fit."""
+    """Whether the run needs checkpointing. Raises TrainingError if that is not enough either."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        # A job is held to a part of the device.
+        # A job may only use a fraction of the device.
         free = min(free, int(total * torch.cuda.get_per_process_memory_fraction(device)))
     else:
         free = available_memory()
@@ -140,7 +140,7 @@ def _memory_is_short(
 
 
 def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """As asked; else bfloat16 for a model stored in 16 bits, where that is not slower."""
+    """Resolve `name`; "auto" is bfloat16 for a 16-bit model where that is not slower."""
     if name != "auto":
         chosen: torch.dtype = getattr(torch, name)
         return chosen

@@ -1,8 +1,8 @@
-"""What is minimised: the surprise at the tokens to be learnt, or preference's (DPO).
+"""The losses: cross-entropy of the trained tokens, and DPO.
 
-Logits are computed for learnt tokens only, a few hundred rows at a time: a vocabulary of 152,000
-would need 0.6 MB a token. The gradient of a token's log-probability concerns its own hidden state
-alone, so it is computed in the same go and only scaled on the way back.
+Logits are computed for trained tokens only, a few hundred rows at a time: with a vocabulary of
+152,000 they take 0.6 MB per token. The gradient of a token's log-probability depends on its own
+hidden state alone, so the forward pass computes it and the backward pass only scales it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from hagane.models.decoder import Transformer
 from hagane.models.frozen import IntegerEmbedding, WidenedHead
 from hagane.models.linear import DenseEmbedding, Int8Embedding
 from hagane.training.finetune.examples import Example
-from hagane.training.finetune.masking import Sequence
+from hagane.training.finetune.masking import MaskedSequence
 
 _ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Float32 log-probabilities of the learnt tokens of all sequences, in order; how many were the
-    model's first choice; and how many each sequence has.
+    """Log-probabilities of the trained tokens of all sequences, in order, float32 [n].
+
+    `correct` counts those that are the model's most likely token, `counts` all of each sequence.
     """
 
     logprobs: Tensor
@@ -41,15 +42,15 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """`total` is summed and differentiable; of `learnt` tokens, `correct` were the likeliest."""
+    """`total` is a differentiable sum; of `tokens` trained tokens, `correct` were most likely."""
 
     total: Tensor
     correct: int
-    learnt: int
+    tokens: int
 
 
 def supervised_loss(model: Transformer, examples: list[Example], beta: float) -> Loss:
-    """Cross-entropy in nats, summed over learnt tokens; `beta` is not used."""
+    """Cross-entropy in nats, summed over trained tokens; `beta` is not used."""
     scores = score(model, [sequence for e in examples for sequence in e.sequences])
     return Loss(-scores.logprobs.sum(), scores.correct, len(scores.logprobs))
 
@@ -71,21 +72,21 @@ def dpo_loss(model: Transformer, pairs: list[Example], beta: float) -> Loss:
     return Loss(total, own.correct, len(own.logprobs))
 
 
-def score(model: Transformer, sequences: list[Sequence]) -> Scores:
-    """One forward pass over all sequences side by side."""
+def score(model: Transformer, sequences: list[MaskedSequence]) -> Scores:
+    """Score all sequences in one forward pass."""
     device = next(model.parameters()).device
     tokens = torch.cat([torch.from_numpy(s.tokens) for s in sequences]).long().to(device)
-    learnt = torch.cat([torch.from_numpy(s.learnt) for s in sequences])
-    rows = learnt.nonzero()[:, 0].to(device)
+    trained = torch.cat([torch.from_numpy(s.loss_mask) for s in sequences])
+    rows = trained.nonzero()[:, 0].to(device)
     lengths = [len(s) for s in sequences]
     hidden = model(tokens, PackedSequences(lengths, device, _operations(model)))
-    # A sequence's first token is never learnt: the row before a learnt one is its own sequence's.
+    # A sequence's first token is never trained, so the row before a trained one is in its sequence.
     logprobs, correct = _logprobs(model, hidden[rows - 1], tokens[rows])
-    return Scores(logprobs, int(correct.sum()), [int(s.learnt.sum()) for s in sequences])
+    return Scores(logprobs, int(correct.sum()), [int(s.loss_mask.sum()) for s in sequences])
 
 
 def _operations(model: Transformer) -> Differentiable:
-    """Those of the model's that have a way back."""
+    """The model's operations if they are differentiable, else the reference."""
     return training if model.operations is training else reference
 
 
@@ -126,16 +127,18 @@ class _FrozenHead(torch.autograd.Function):
         operations: Differentiable,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        parts, slopes = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        parts, gradients = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
             logits = head.logits(hidden[rows])
-            parts.append(operations.token_scores(logits, targets[rows], slopes=slopes is not None))
-            if slopes is not None:
-                slopes[rows] = head.gradient(logits)
+            parts.append(
+                operations.token_scores(logits, targets[rows], slopes=gradients is not None)
+            )
+            if gradients is not None:
+                gradients[rows] = head.gradient(logits)
         logprobs, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(correct)
-        ctx.slopes = slopes
+        ctx.gradients = gradients
         return logprobs, correct
 
     @staticmethod
@@ -143,4 +146,4 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
         if grad is None:
             return None, None, None, None
-        return ctx.slopes * grad[:, None].to(ctx.slopes.dtype), None, None, None
+        return ctx.gradients * grad[:, None].to(ctx.gradients.dtype), None, None, None

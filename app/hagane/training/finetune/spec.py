@@ -1,4 +1,7 @@
-"""What a fine-tuning run is asked for, and what "auto" turns out to be. Needs no torch."""
+"""The specification of a fine-tuning run, and the plan that resolves its "auto" values.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from hagane.lora.config import TARGETS
 
 Auto = Literal["auto"]
 
-# The learning rate of LoRA at hidden size 4096; smaller models want more (Schulman et al., 2025,
+# The learning rate of LoRA at hidden size 4096; smaller models need more (Schulman et al., 2025,
 # "LoRA Without Regret": about 10 times that of full fine-tuning, whatever the rank).
 _LORA_RATE, _LORA_WIDTH, _WIDTH_POWER = 2e-4, 4096, 0.75
 _FULL_SHARE = _DPO_SHARE = 0.1
 _DPO_BETA = 0.1
-# "auto" wants that many examples seen altogether, within 1 to 25 passes over the file.
+# "auto" trains on this many examples in total, within 1 to 25 passes over the file.
 _FEWEST, _MOST, _EPOCHS, _MOST_EPOCHS = 400, 50_000, 3, 25
 _CHECKPOINTS = 4
 
 
 class FineTuneSpec(BaseModel):
-    """Everything that decides a run; what OpenAI's hyperparameters are called keeps its name.
+    """Everything that determines a run; hyperparameters have OpenAI's names.
 
     `model` is a directory in Hugging Face layout. `learning_rate` is absolute and goes before the
     multiplier, which scales the rate of "auto". `sequence_length` is in tokens; longer examples are
@@ -75,10 +78,11 @@ class FineTuneSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Plan:
-    """The run in numbers. A step is one update of the weights from `batch_size` examples.
+    """The resolved numbers of a run. A step is one update from `batch_size` examples.
 
-    `beta` is DPO's (Rafailov et al., 2023, arXiv:2305.18290): how dearly departing from the base
-    model is paid. The rate rises over `warmup_steps` to `learning_rate` and falls as a cosine.
+    `beta` is DPO's (Rafailov et al., 2023, arXiv:2305.18290): how strongly answers are
+    kept near the base model's. The rate rises over `warmup_steps` to `learning_rate`, and falls as
+    a cosine.
     """
 
     epochs: int
@@ -91,7 +95,7 @@ class Plan:
 
     @property
     def checkpoints(self) -> frozenset[int]:
-        """The steps after which the run validates and writes a checkpoint, the last among them."""
+        """Steps after which the run validates and writes a checkpoint, including the last."""
         return frozenset((*range(0, self.steps, self.checkpoint_every), self.steps)) - {0}
 
     def rate(self, step: int) -> float:
@@ -103,13 +107,13 @@ class Plan:
 
 
 def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> Plan:
-    """The plan for `examples` training examples (held-out ones not among them)."""
+    """Resolve the plan for `examples` training examples, without held-out ones."""
     chosen = min(max(examples // 50, 4), 32)
     batch: int = min(chosen if spec.batch_size == "auto" else spec.batch_size, examples)
     fewest, most = -(-_FEWEST // examples), max(_MOST // examples, 1)
     chosen = min(max(_EPOCHS, fewest), most, _MOST_EPOCHS)
     epochs: int = chosen if spec.n_epochs == "auto" else spec.n_epochs
-    # Batches run on over the end of an epoch, so only the last one may be smaller.
+    # Batches cross the end of an epoch, so only the last one may be smaller.
     steps = -(-epochs * examples // batch)
     return Plan(
         epochs=epochs,

@@ -36,7 +36,12 @@ from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.priority import step_back
 from hagane.training.jobs.results import write_results
 from hagane.training.pretrain.config import PretrainConfig
-from hagane.training.report.listener import CheckpointReport, PretrainReport, Result, StepReport
+from hagane.training.report.listener import (
+    CheckpointReport,
+    FineTuneResult,
+    PretrainReport,
+    StepReport,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ _FLUSH_SECONDS = 0.5
 _ATTEMPTS = 5
 _RUNNING: tuple[Status, ...] = ("running",)
 
-FineTune = Callable[[FineTuneSpec, Path, "StoreListener"], Result]
+FineTune = Callable[[FineTuneSpec, Path, "StoreListener"], FineTuneResult]
 
 
 class StoreListener:
@@ -178,7 +183,7 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
     )
 
 
-def _succeed(store: Store, job: Job, result: Result) -> None:
+def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
     promoted = _passes(job, result)
     digest = result.digest or ""
     outcome = {
@@ -212,7 +217,7 @@ def _outcome(job: Job, outcome: dict[str, Any]) -> Event:
     return Event(text, "warn", data=outcome)
 
 
-def _passes(job: Job, result: Result) -> bool:
+def _passes(job: Job, result: FineTuneResult) -> bool:
     """Whether the job's gate lets the result go live; a loss that is no number never passes."""
     policy = job.request["extra"]["promote"]
     if policy == "if_better":

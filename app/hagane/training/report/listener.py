@@ -39,7 +39,7 @@ class CheckpointReport:
 
 
 @dataclass(frozen=True)
-class Result:
+class FineTuneResult:
     """The result of a run, with the base's validation loss and its own to compare.
 
     `digest` is the adapter's, or None when every weight was trained. `step` is that of the
