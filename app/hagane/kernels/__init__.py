@@ -43,7 +43,14 @@ logger = logging.getLogger(__name__)
 
 
 class Operations(Protocol):
-    """A backend. A model is given one when it is made, and asks no further."""
+    """A backend's operations for serving; `reference` documents each of them.
+
+    A model gets its backend when it is made. All backends accept and return the same shapes and
+    dtypes. Example:
+
+        operations = choose(torch.device("cpu"), torch.bfloat16)
+        x = operations.rms_norm(x, weight, 1e-6)
+    """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
@@ -93,7 +100,13 @@ class Operations(Protocol):
 
 
 class Differentiable(Operations, Protocol):
-    """A backend that training can use."""
+    """A backend with gradients, and the operations that only training needs.
+
+    `reference`, `training` and `Pretraining` are such backends. Example:
+
+        out = reference.causal_attention(q, k, v, rows=2, window=None)
+        out.sum().backward()
+    """
 
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None

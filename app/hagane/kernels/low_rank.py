@@ -49,21 +49,27 @@ MOST_TENSORS = 6
 
 
 class Bank(Protocol):
-    """One layer's changes by slot, as a backend wants them."""
+    """The adapters of one layer, by slot, in a backend's own layout.
+
+    `pack` may run in another thread while a step runs; `place` runs between two steps. Example:
+
+        bank.place(1, bank.pack(parts))  # rows with slot 1 now use these parts
+        bank.place(1, None)  # the slot is free again
+    """
 
     def size(self, parts: Sequence[Part]) -> int:
-        """Bytes that `pack` will take."""
+        """Bytes that `pack` will allocate."""
         ...
 
     def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> Any:
-        """What `place` wants. Allowed while a step runs: nothing of it is used yet.
+        """Convert `parts` to the layout that `place` takes; no step uses the result yet.
 
-        What stays on the host lies in `arena`, which has room for it.
+        Host memory comes from `arena`, if given, which must have room for it.
         """
         ...
 
     def place(self, slot: int, change: Any | None) -> None:
-        """Between two steps. None empties the slot and frees what was there."""
+        """Put a packed change into a slot, between two steps. None empties the slot."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Attention contexts: what "attend" means for a batch, and whose adapter changes which row.
+"""Attention contexts: how a batch attends, and which adapter changes which of its rows.
 
-They are handed to the model from outside: serving hands in `Paged`, pretraining `PackedCausal`,
-fine-tuning `PackedSequences`; the model is the same.
+The caller passes one to the model: serving `Paged`, pretraining `PackedCausal`, fine-tuning
+`PackedSequences`. The model is the same for all of them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,27 @@ from hagane.kernels.low_rank import AdapterRows
 
 
 class AttentionContext(Protocol):
-    """The batch as the layers see it. `positions` is int64 [tokens]."""
+    """A batch, as the layers see it: `positions` int64 [tokens], linear layers and attention.
+
+    The model calls `linear` for every projection and `attend` once per layer, in the order of the
+    layers. Example:
+
+        context = PackedCausal(rows=2, length=16)
+        hidden = transformer(ids, context)  # int64 ids [32] -> [32, hidden]
+    """
 
     @property
     def positions(self) -> Tensor: ...
 
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`layer` of x [tokens, in], with the change that each row's adapter makes to it."""
+        """Apply `layer` to x [tokens, in], with each row's adapter; add `residual` if given."""
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> flat like q."""
+        """Attend with q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim].
+
+        Returns [tokens, heads * head_dim]. `window` limits how far back a token sees.
+        """
         ...
 
 

@@ -1,10 +1,4 @@
-"""What a file or directory of weights is to the code that loads them.
-
-source = open_source(path)
-rows = source.read("model.norm.weight", (896,))     a tensor, or something read in blocks
-for block in rows.split(64): ...                    float tensors of at most 64 rows
-source.finish(ignored=set())                        was everything read?
-"""
+"""The interface of weight sources: a Hugging Face directory, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -19,7 +13,11 @@ from hagane.weights.sources.safetensors import Checkpoint
 
 
 class Rows(Protocol):
-    """A stored matrix or vector that is turned into floats in blocks of rows. Tensors are some."""
+    """A stored matrix or vector, converted to floats in blocks of rows; a Tensor is one, too.
+
+    for block in rows.split(64):  # float tensors of at most 64 rows, in order
+        ...
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -30,13 +28,18 @@ class Rows(Protocol):
 
 
 class WeightSource(Protocol):
-    """Tensors by their Hugging Face names."""
+    """Tensors by their Hugging Face names, each read once.
+
+    source = open_source(path)
+    rows = source.read("model.norm.weight", (896,))
+    source.finish(ignored=set())  # raises ModelError if the file has other tensors
+    """
 
     def read(self, name: str, shape: tuple[int, ...]) -> Rows:
         """The tensor `name`. Raises ModelError if it is missing or not of `shape`."""
 
     def finish(self, ignored: set[str]) -> None:
-        """Raises ModelError if tensors were left over that no part of the model wanted."""
+        """Raises ModelError if a tensor that is not in `ignored` was never read."""
 
 
 def open_source(path: Path) -> WeightSource:
