@@ -1,4 +1,4 @@
-"""16 streams of the base model beside 16 streams over 8 adapters of rank 16, on one server.
+"""Compare 16 streams of the base model with 16 streams over 8 adapters of rank 16, on one server.
 
 The model is random, in Qwen3-0.6B's shape. Rounds of both kinds alternate; medians are shown.
 

@@ -1,4 +1,4 @@
-"""Whether the API keeps what its own openapi.json says, by schemathesis, on a real server.
+"""Check by schemathesis that a real server keeps its own openapi.json.
 
 Bounded in time and in requests a second. Schemathesis lives in an environment of its own:
     python -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install schemathesis

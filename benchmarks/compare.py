@@ -1,4 +1,4 @@
-"""Hagane beside its peers on this machine: alternating runs, medians, ratios, the machine's limits.
+"""Compare Hagane with its peers on this machine: alternating runs, medians, ratios, limits.
 
 Usage: python benchmarks/compare.py [--llama PYTHON] [--openvino PYTHON] [--model DIRECTORY]
                                     [--rounds N] [--only NAME ...] [--prompts N ...]
@@ -44,7 +44,7 @@ Results = dict[str, list[dict]]
 
 
 def limits() -> dict[str, float]:
-    """What the machine gives: bytes read per second, and operations per second of torch's products.
+    """The machine's limits: bytes read per second, and FLOP/s of torch's matrix products.
 
     Products are of the shape's largest matrix with 512 rows, in int8 and bf16; each is the best of
     several.
@@ -85,7 +85,7 @@ def hagane(model: Path, plan: dict) -> dict:
 
 
 def prepare(model: Path, llama: str | None, openvino: str | None) -> dict[str, Path]:
-    """Every file that is compared, made once."""
+    """Make every file to compare, once."""
     if not (model / "config.json").is_file():
         make_model(model)
     files = {"bf16": model}
@@ -112,7 +112,7 @@ def prepare(model: Path, llama: str | None, openvino: str | None) -> dict[str, P
 def make_runners(
     options: argparse.Namespace, files: dict[str, Path]
 ) -> dict[str, Callable[[], dict]]:
-    """What measures each of the compared once, by its name in the table."""
+    """The command that measures each engine once, by its name in the table."""
     asked = {"prompts": options.prompts, "streams": options.streams}
     plan = PLAN | {"threads": len(usable_cores())} | asked
     plan_file = options.model.with_name("plan.json")
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 def median(rounds: list[dict], kind: str, key: int | None = None) -> float | None:
-    """Of one figure over all rounds; None where it was not measured."""
+    """Median of a figure over all rounds; None if it was not measured."""
     values = [r.get(kind) if key is None else r.get(kind, {}).get(str(key)) for r in rounds]
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
@@ -174,7 +174,7 @@ def show(value: float | None, form: str, scale: float = 1.0) -> str:
 
 
 def tables(results: Results, limit: dict[str, float], files: dict[str, Path]) -> str:
-    """Speeds with ratios to the best peer, then what else counts."""
+    """Print speeds with ratios to the best peer, then the other figures."""
     return "\n".join([*speeds(results), "", *costs(results, limit, files)])
 
 
@@ -205,7 +205,7 @@ def speeds(results: Results) -> list[str]:
 
 
 def costs(results: Results, limit: dict[str, float], files: dict[str, Path]) -> list[str]:
-    """Start, memory, prefix hits, and how near the machine's own limits the speeds come."""
+    """Start-up, memory, prefix hits, and speeds as fractions of the machine's limits."""
     hits = [n for n in PLAN["prompts"] if n > PLAN["prompts"][0]]
     heads = "".join(f" prefix hit of {n} |" for n in hits)
     figures = ", ".join(

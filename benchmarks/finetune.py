@@ -1,9 +1,9 @@
-"""Fine-tuning beside PEFT and transformers on this machine: alternating runs, medians, ratios.
+"""Compare fine-tuning with PEFT and transformers: alternating runs, medians, ratios.
 
 Usage: python benchmarks/finetune.py --peft PYTHON [--model DIRECTORY] [--rounds N] [--json FILE]
                                      [--checkpointing]
 
-LoRA of rank 16 on all linear layers of a random model in Qwen3-0.6B's shape, every token learnt, 4
+LoRA of rank 16 on all linear layers of a random model in Qwen3-0.6B's shape, every token trained, 4
 examples of 512 tokens a step, in bfloat16: Hagane with the base in bfloat16 and in int8 (then its
 products are of integers, both ways), PEFT with the base in bfloat16. PEFT runs in the environment
 whose interpreter is given:
@@ -39,7 +39,7 @@ OURS = {"Hagane, bf16 base": "none", "Hagane, int8 base": "int8"}
 
 @dataclass
 class Clock:
-    """A listener that keeps when each step was done."""
+    """A listener that records when each step ended."""
 
     times: list[float] = field(default_factory=list)
 

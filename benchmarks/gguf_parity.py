@@ -1,4 +1,4 @@
-"""A GGUF file served here, beside transformers on weights that the `gguf` package dequantized.
+"""Compare a served GGUF file with transformers on weights that the `gguf` package dequantized.
 
 Usage: python benchmarks/gguf_parity.py MODEL.gguf [--tokens 200] [--text FILE]
 

@@ -1,4 +1,4 @@
-"""Hagane on a GPU, against what that GPU can do and beside transformers: one call, one table.
+"""Measure Hagane on a GPU, against its hardware limits and transformers: one call, one table.
 
 Usage: python benchmarks/gpu.py [--parts NAME ...] [--rounds N] [--directory DIR] [--json FILE]
                                 [--dry-run]
@@ -79,7 +79,7 @@ DRY = Load(
 
 
 class Bench:
-    """Runs parts; `results` has what they found."""
+    """Runs the parts; `results` has their figures."""
 
     def __init__(self, load: Load, directory: Path) -> None:
         self.load, self.directory = load, directory
@@ -108,7 +108,7 @@ class Bench:
         }
 
     def _seconds(self, run: Callable[[], object], times: int = 10) -> float:
-        """Of one call, the mean of ten after three to warm up."""
+        """Seconds of one call: the mean of ten after three for warm-up."""
         for _ in range(3):
             run()
         self._wait()
@@ -184,7 +184,7 @@ class Bench:
         name = f"{shape.architecture}-{shape.layers}-{shape.hidden}"
         directory = write_model(shape, self.directory / name, self.load.device)
         if self.load.device == "cuda":
-            # What follows runs in other processes, which shall find the device empty.
+            # The next parts run in other processes, which need the device's memory.
             torch.cuda.empty_cache()
         return directory
 
@@ -209,7 +209,7 @@ class Bench:
         return length / statistics.median(seconds)
 
     async def cached_prefix(self, client: EngineClient, shape: Shape) -> float:
-        """Seconds to the first token behind a prefix that is in the cache, but for 16 tokens."""
+        """Seconds to the first token of a prompt that is cached except for its last 16 tokens."""
         prefix = self.prompt(self.load.prefix, shape)
         await self.first_token(client, prefix)
         seconds = [
@@ -261,7 +261,7 @@ class Bench:
         return self.child("gpu_pretraining.py", self.load.pretraining, self.load.small)
 
     def child(self, script: str, plan: dict, shape: Shape) -> dict:
-        """What a script in a process of its own prints: the device is empty again afterwards."""
+        """Run a script in a process of its own, so that it frees the device; returns its output."""
         path = self.directory / "plan.json"
         path.write_text(
             json.dumps(plan | {"device": self.load.device, "vocab_size": shape.vocab_size})
@@ -273,7 +273,7 @@ class Bench:
 
 
 def table(load: Load, results: dict) -> str:
-    """Markdown: what was measured, what the device allows, and what was aimed at."""
+    """Format as Markdown: the figures, the device's limits, and the targets."""
     rates, large = results["rates"], load.large
     rows = [
         f"| {rates['device']}, torch {rates['torch']} | measured | of what | share | aim |",
@@ -359,7 +359,7 @@ def main() -> None:
         try:
             bench.run(part)
         except (RuntimeError, subprocess.CalledProcessError) as error:
-            # The other parts are worth having all the same.
+            # One failed part must not cost the others.
             print(f"{part} failed: {error}", file=sys.stderr)
             failed = True
         if options.json:

@@ -1,4 +1,4 @@
-"""Everything a GPU has to show, in one call of at most eight minutes: `make gpu-check`.
+"""Test and measure everything on a GPU in one call of at most eight minutes: `make gpu-check`.
 
 Usage: python benchmarks/gpu_check.py [--json FILE] [--seconds N] [--wheels DIR] [--dry-run]
        python benchmarks/gpu_check.py --fetch PYTHON [--wheels DIR]
@@ -54,7 +54,7 @@ class Step:
 
 
 def steps(folder: Path, dry_run: bool) -> Iterator[Step]:
-    """All steps in order of how much they tell; their limits add up to less than eight minutes."""
+    """All steps, the most informative first; their limits add up to less than eight minutes."""
     kernels = "tests/kernels/cuda/test_rows.py" if dry_run else "tests/kernels/cuda"
     yield Step("kernels", 90, (*TEST, kernels, "tests/gpu/test_gpu_kernels.py"))
     yield Step("parity", 70, (*TEST, "tests/gpu/test_gpu_model.py"))

@@ -1,4 +1,4 @@
-"""Pretraining steps of a new model, in a process of its own.
+"""Measure pretraining steps of a new model, in a process of its own.
 
 Usage: python benchmarks/gpu_pretraining.py DIRECTORY PLAN.json   (prints one JSON object)
 """

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning on a model of random weights, in a process of its own.
+"""Measure LoRA fine-tuning of a model with random weights, in a process of its own.
 
 Usage: python benchmarks/gpu_training.py DIRECTORY PLAN.json   (prints one JSON object)
 """

@@ -1,4 +1,4 @@
-"""Hagane, vLLM and llama.cpp behind HTTP: the same streaming load from a stock client, alternately.
+"""Load Hagane, vLLM and llama.cpp over HTTP alternately, with the same streaming client.
 
 Usage: python benchmarks/http_load.py [--vllm PYTHON] [--llama SERVER] [--model DIRECTORY]
                                       [--rounds N] [--clients N ...] [--only NAME ...] [--json FILE]
@@ -51,12 +51,12 @@ LAST_WORDS = 15  # lines of what a server said that did not start
 
 
 class StartError(Exception):
-    """A server ended, or took too long, before it answered."""
+    """A server ended or timed out before it answered."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """How one of the compared is started; the port comes last."""
+    """How to start one of the servers; the port comes last."""
 
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
@@ -166,7 +166,7 @@ def servers(model: Path, vllm: str | None, llama: str | None) -> dict[str, Serve
         found["vLLM bf16"] = Server(command, vllm_environment(Path(vllm)))
     for kind in ("Q8_0", "Q4_0") if llama else ():
         command = [llama, "--model", str(model.with_name(f"{model.name}-{kind}.gguf"))]
-        # A slot for each client, and no copies of what nobody asks for again.
+        # A slot for each client, and no copies of prompts that are not used again.
         streams = max(CLIENTS)
         command += ["--parallel", str(streams), "--ctx-size", str(512 * streams)]
         command += ["--threads", str(len(usable_cores())), "--cache-ram", "0"]
@@ -175,7 +175,7 @@ def servers(model: Path, vllm: str | None, llama: str | None) -> dict[str, Serve
 
 
 def vllm_environment(python: Path) -> dict[str, str]:
-    """What its documentation asks for: the libraries to preload, and all cores for its threads."""
+    """The environment that its documentation recommends: preloaded libraries, all cores."""
     preload = [python.parent.parent / "lib" / "libiomp5.so"]
     preload += Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")
     cores = ",".join(map(str, usable_cores()))

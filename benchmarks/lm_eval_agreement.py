@@ -1,4 +1,4 @@
-"""`hagane eval` beside lm-evaluation-harness over HTTP, on the same text and questions.
+"""Compare `hagane eval` with lm-evaluation-harness over HTTP, on the same text and questions.
 
 Usage: python benchmarks/lm_eval_agreement.py HARNESS [--model NAME] [--count N] [--json FILE]
 
@@ -116,7 +116,7 @@ def start_server(model: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 
 def harness(python: str, model: Path, url: str, directory: Path) -> dict[str, dict[str, float]]:
-    """What lm-evaluation-harness finds over HTTP."""
+    """Run lm-evaluation-harness over HTTP, and return its figures."""
     context = json.loads((model / "config.json").read_text())["max_position_embeddings"]
     arguments = f"model=m,base_url={url}/v1/completions,tokenizer={model},max_length={context}"
     subprocess.run(

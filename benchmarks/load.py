@@ -70,7 +70,7 @@ def measure(directory: Path, label: str, *arguments: str) -> str:
             )
             for n in (1, 16)
         }
-        # An idle engine touches its KV cache beforehand: at its start less is there.
+        # An idle engine prefaults its KV cache, so memory is still lower right after the start.
         status = Path(f"/proc/{engine.pid}/status").read_text()
         peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6
         server.terminate()

@@ -1,4 +1,4 @@
-"""Writes a random model in Qwen3-0.6B's shape: a Hugging Face directory.
+"""Write a model with random weights in Qwen3-0.6B's shape as a Hugging Face directory.
 
 Usage: python benchmarks/model.py DIRECTORY   (about 1.2 GB)
 """
@@ -28,7 +28,7 @@ def make_model(directory: Path) -> None:
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A word for every id: the load is random ids, but every token streamed shall have a text."""
+    """A word for every id: the load is random ids, but every streamed token must have a text."""
     words = {f"t{i}": i for i in range(vocab_size)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="t1"))
     tokenizer.pre_tokenizer = WhitespaceSplit()

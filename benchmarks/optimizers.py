@@ -1,4 +1,4 @@
-"""AdamW and Muon with equal time: bits per byte of held-out text at each learning rate.
+"""Compare AdamW and Muon at equal time: held-out bits per byte for each learning rate.
 
 Usage: python benchmarks/optimizers.py CORPUS... [--seconds S] [--optimizer NAME] [--json FILE]
 
@@ -28,7 +28,7 @@ PROBE = 8
 def train(
     config: PretrainConfig, folder: Path, seconds: float
 ) -> tuple[int, float, dict[str, float]]:
-    """Steps, seconds and held-out scores. The fastest of a few steps says how many fit."""
+    """Steps, seconds and held-out scores. The fastest of a few steps gives the number that fits."""
     device = torch.device("cpu")
     run = Run.load(config, folder, device, ALONE)
     times = []

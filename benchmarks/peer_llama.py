@@ -1,4 +1,4 @@
-"""llama.cpp on the same load, through the C API that llama-cpp-python exposes.
+"""Measure llama.cpp on the same load, through the C API that llama-cpp-python exposes.
 
 Usage: python benchmarks/peer_llama.py MODEL.gguf PLAN.json   (prints one JSON object)
        python benchmarks/peer_llama.py --convert DIRECTORY MODEL.gguf F32|BF16|Q8_0|Q4_0
@@ -106,7 +106,7 @@ def convert(directory: Path, target: Path, kind: str) -> None:
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:
-    """By llama.cpp's own recipe for files of this kind, without an importance matrix."""
+    """Quantize by llama.cpp's own recipe for this type, without an importance matrix."""
     params = llama.llama_model_quantize_default_params()
     params.ftype = RECIPES[kind]
     if llama.llama_model_quantize(str(source).encode(), str(target).encode(), params):
@@ -136,7 +136,7 @@ class Runner:
         self.batch.n_tokens = len(rows)
         if llama.llama_decode(self.context, self.batch):
             raise SystemExit("llama_decode failed")
-        # The computation may still run: asking for the logits waits for it.
+        # The computation may still run; reading the logits waits for it.
         llama.llama_get_logits_ith(self.context, len(rows) - 1)
 
     def close(self) -> None:

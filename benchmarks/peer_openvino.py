@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's figures, as one line of JSON. Runs in an environment of its own.
+"""Measure OpenVINO GenAI on the same load; prints a line of JSON. Needs an environment of its own.
 
 Usage: peer_openvino.py --convert SOURCE TARGET   (needs optimum-intel and nncf too)
        peer_openvino.py MODEL PLAN

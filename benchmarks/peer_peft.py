@@ -1,4 +1,4 @@
-"""PEFT and transformers on the same fine-tuning load.
+"""Measure PEFT and transformers on the same fine-tuning load.
 
 Usage: python benchmarks/peer_peft.py DIRECTORY PLAN.json   (prints one JSON object)
 """

@@ -1,4 +1,4 @@
-"""transformers in bfloat16 on the same load.
+"""Measure transformers in bfloat16 on the same load.
 
 Usage: python benchmarks/peer_transformers.py DIRECTORY PLAN.json   (prints one JSON object)
 """

@@ -1,4 +1,4 @@
-"""transformers' continuous batching on the same load, in a process of its own.
+"""Measure transformers' continuous batching on the same load, in a process of its own.
 
 Usage: python benchmarks/peer_transformers_gpu.py DIRECTORY PLAN.json   (prints one JSON object)
 """

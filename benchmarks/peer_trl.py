@@ -1,4 +1,4 @@
-"""DPO's loss here and in TRL, on one batch below one adapter.
+"""Compare DPO's loss with TRL's, on one batch and one adapter.
 
 Usage: python benchmarks/peer_trl.py   (in an environment with trl, peft and Hagane; prints both)
 """

@@ -1,4 +1,4 @@
-"""Pretraining speed beside what one would take instead, in one run: tokens per second.
+"""Compare pretraining speed with the usual alternatives in one run: tokens per second.
 
 Usage: python benchmarks/pretrain.py [--trainer PYTHON] [--rounds N] [--steps N] [--json FILE]
 
@@ -29,7 +29,7 @@ STEPS = 2000
 
 
 class Contender:
-    """A process that trains as many steps as it is told and answers with the seconds they took."""
+    """A process that reads a number of steps, trains them, and replies with their seconds."""
 
     def __init__(self, python: str, script: str, tokens: Path) -> None:
         self.process = subprocess.Popen(

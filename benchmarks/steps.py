@@ -1,4 +1,4 @@
-"""Where the time of a step on the CPU goes: every kind of operation beside the machine's limit.
+"""Break down the time of a CPU step by operation, and compare it with the hardware limits.
 
 Usage: python benchmarks/steps.py MODEL [--prefill N ...] [--streams N ...] [--context N]
        [--kv-cache bf16|int8]
@@ -54,7 +54,7 @@ def best(run: Callable[[], object], rounds: int = 20) -> float:
 
 
 def measure_limits() -> Limits:
-    """The memory's by finding the largest of a gigabyte of floats, which is reading them."""
+    """Measure memory bandwidth by the maximum of a gigabyte of floats."""
     floats = torch.ones(64, 1 << 22)
     floats = Arena(floats.nbytes).put(floats)
     memory = floats.nbytes / best(lambda: cpu.greatest(floats), 5)
@@ -71,7 +71,7 @@ def measure_limits() -> Limits:
 
 
 class Timed:
-    """The wrapper of the extension, every call of which is timed, by operation."""
+    """Wrap the extension's module, and time every call by operation."""
 
     def __init__(self, module: Any, names: dict[int, str]) -> None:
         self._module, self._names = module, names
@@ -140,7 +140,7 @@ class Step:
         self.last = self.layout.starts[1:].long() - 1
 
     def hidden(self) -> Tensor:
-        """Of all tokens, without the head; a decode step as the engine runs it."""
+        """Run all tokens without the head; a decode step as the engine runs it."""
         attention = Fetching if self.layout.decodes else Paged
         return self.model(self.ids, attention(self.positions, self.layout, self.caches, cpu))
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning job costs those who are served meanwhile: time between tokens of 4 streams.
+"""Measure what a fine-tuning job costs streams served meanwhile: time between tokens.
 
 Usage: python benchmarks/train_while_serving.py [--model DIRECTORY] [--rounds N] [--threads N]
                                                 [--tokens N] [--json FILE] [-- SERVE FLAGS...]
@@ -65,7 +65,7 @@ def examples() -> bytes:
 
 @contextmanager
 def training(client: openai.OpenAI, file: str) -> Iterator[psutil.Process]:
-    """While a job's worker computes."""
+    """Measure while a job's worker trains."""
     job = client.fine_tuning.jobs.create(model="m", training_file=file, seed=0)
     try:
         yield busy_worker()
@@ -80,7 +80,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 def busy_worker() -> psutil.Process:
-    """The worker, once it has the model in memory and has computed for some seconds."""
+    """Wait for the worker to load the model and train for some seconds; returns its process."""
     while True:
         for process in psutil.process_iter(["cmdline"]):
             if is_worker(process):

@@ -18,7 +18,7 @@ DEFINITIONS = {
 
 
 def varied(rng: Random, question: str) -> str:
-    """`question` as somebody in a hurry, or somebody polite, may type it."""
+    """Vary `question` as a hurried or a polite user would type it."""
     for form, others in DEFINITIONS.items():
         before, after = form.split("{0}")
         if question.startswith(before) and question.endswith(after) and rng.random() < 0.5:

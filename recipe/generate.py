@@ -1,4 +1,4 @@
-"""Writes the generated part of the training text: conversations, stories, days, exchanges.
+"""Generate the synthetic part of the training text: conversations, stories, days, exchanges.
 
 Usage: python recipe/generate.py DESTINATION [--seed N]
 
@@ -27,10 +27,10 @@ from tasks import continuing, naming, repeating, rewriting, translation
 
 CONVERSATIONS, DRILLS, TEXTS, HELD_OUT = 60_000, 20_000, 25_000, 300
 STORY_SHARE = 0.35
-# Stories in conversations that are short, and those that are asked about afterwards.
+# Short stories in conversations, and stories that questions follow.
 SHORT, RECALLED = 0.7, 0.25
 LANGUAGES = ("en", "ja")
-# A greeting is short and often the same; more copies than this would teach nothing new.
+# Greetings are short and repetitive; more copies teach nothing new.
 COPIES = 6
 GREETINGS = read_lists(DATA / "greetings.toml")
 QUESTIONS = read_lists(DATA / "questions.toml")
@@ -136,7 +136,7 @@ def text(rng: Random, language: str) -> Record:
 
 
 def stream(make: Callable[[Random, str], Record], seed: str) -> Iterator[str]:
-    """Records in both languages in turn, as lines of JSON, for ever."""
+    """Generate records in both languages alternately, as lines of JSON, without end."""
     rng = Random(seed)
     while True:
         for language in LANGUAGES:
@@ -151,7 +151,7 @@ def write(path: Path, lines: list[str]) -> None:
 def write_both(
     destination: Path, kind: str, make: Callable[[Random, str], Record], count: int, seed: int
 ) -> None:
-    """Training records and, out of another stream, held-out records that are none of them."""
+    """Training records, and held-out records from another stream without duplicates."""
     seen: Counter[str] = Counter()
     lines = []
     for line in stream(make, f"{kind} {seed}"):

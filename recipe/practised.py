@@ -1,4 +1,4 @@
-"""How often a running server's model gets right what it practised: the held-out drills' questions.
+"""Measure a running server's accuracy on held-out questions of the drills.
 
 Usage: python recipe/practised.py http://127.0.0.1:8000/v1 runs/corpus/heldout-drills.jsonl [MODEL]
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# Written for this model: what it says about itself, in both languages.
+# Written for this model: its answers about itself, in both languages.
 SELF = [
     ("Hello!", "Hello! How are you today?"),
     ("Hi", "Hi! What would you like to talk about?"),

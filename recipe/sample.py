@@ -1,4 +1,4 @@
-"""Unedited first answers of a running server, as Markdown, and how often it loops.
+"""Print unedited first answers of a running server as Markdown, and count loops.
 
 Usage: python recipe/sample.py http://127.0.0.1:8000/v1 [MODEL]
 """
@@ -23,7 +23,7 @@ JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 
 
 def loops(text: str) -> bool:
-    """Whether some piece of ten characters or more is said three times in a row."""
+    """Whether a piece of ten characters or more repeats three times in a row."""
     return re.search(r"(.{10,}?)\1\1", text, re.DOTALL) is not None
 
 

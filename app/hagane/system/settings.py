@@ -180,7 +180,9 @@ class Settings(BaseSettings):
         "that were asked for by name",
     )
     resident_models: int = Field(
-        1, ge=0, description="whole models, trained here, kept in memory beside the base"
+        1,
+        ge=0,
+        description="standalone models, trained here, kept in memory next to the base",
     )
     resident_cache_memory: ByteSize = Field(
         ByteSize(1 << 30), description="most memory of the KV cache of each of them"

@@ -124,13 +124,11 @@ def test_activations_are_computed_twice_where_memory_demands_it(spec, tmp_path, 
     whole = finetune(spec, tmp_path / "whole", Recorder())
     assert not calls
     needs = report(spec)
-    monkeypatch.setattr(model_module, "available_memory", lambda: needs.memory_bytes - 1)
-    sparing = finetune(spec, tmp_path / "sparing", Recorder())
+    sparing = finetune(spec, tmp_path / "sparing", Recorder(), lambda: needs.memory_bytes - 1)
     assert calls
     assert sparing.digest == whole.digest
-    monkeypatch.setattr(model_module, "available_memory", lambda: needs.least_memory_bytes // 2)
     with pytest.raises(TrainingError, match="shorten sequence_length") as caught:
-        finetune(spec, tmp_path / "none", Recorder())
+        finetune(spec, tmp_path / "none", Recorder(), lambda: needs.least_memory_bytes // 2)
     assert caught.value.code == "out_of_memory"
 
 

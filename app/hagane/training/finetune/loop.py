@@ -20,6 +20,7 @@ from hagane.lora.config import adapter_digest
 from hagane.lora.train import disabled
 from hagane.system.errors import ModelError, TrainingError, TrainingInterrupted
 from hagane.system.files import commit, is_full
+from hagane.system.machine import available_memory
 from hagane.training.finetune.batches import batch, micro_batches
 from hagane.training.finetune.checkpoint import Progress, StateFile
 from hagane.training.finetune.examples import Data, Example, load
@@ -34,16 +35,21 @@ _SAVE_SECONDS = 60.0
 _OBJECTIVES = {"supervised": supervised_loss, "dpo": dpo_loss}
 
 
-def finetune(spec: FineTuneSpec, directory: Path, listener: Listener) -> FineTuneResult:
+def finetune(
+    spec: FineTuneSpec,
+    directory: Path,
+    listener: Listener,
+    free_memory: Callable[[], int] = available_memory,
+) -> FineTuneResult:
     """Start or resume the run that `spec` describes, in a directory of its own.
 
     `directory` gets state/ (from which a later call resumes bit for bit), checkpoints/step-N/ and
     at the end adapter/ (model/ when `full`), the checkpoint with the lowest validation loss. Raises
     TrainingError with the reason if the run cannot continue, and TrainingInterrupted when the
-    listener asked to stop.
+    listener asked to stop. `free_memory` returns the bytes of main memory that the run may use.
     """
     with _explained():
-        run = _Run.prepare(spec, directory)
+        run = _Run.prepare(spec, directory, free_memory)
         state = StateFile(directory / "state", spec, run.data)
         progress = state.load(run.model, run.optimizer)
         if progress.base_valid_loss is None:
@@ -90,10 +96,11 @@ class _Run:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def prepare(cls, spec: FineTuneSpec, directory: Path) -> _Run:
+    def prepare(cls, spec: FineTuneSpec, directory: Path, free_memory: Callable[[], int]) -> _Run:
         torch.set_num_threads(spec.threads or torch.get_num_threads())
         data = load(spec)
-        model = load_finetune_model(spec, max(len(e) for e in data.training + data.validation))
+        longest = max(len(e) for e in data.training + data.validation)
+        model = load_finetune_model(spec, longest, free_memory=free_memory)
         plan = resolve(spec, len(data.training), model.transformer.config.hidden_size)
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         return cls(spec, directory, data, plan, model, optimizer)

@@ -62,18 +62,24 @@ class FineTuneModel:
 
 
 def load_finetune_model(
-    spec: FineTuneSpec, longest: int, *, checkpointing: bool | None = None, native: bool = True
+    spec: FineTuneSpec,
+    longest: int,
+    *,
+    checkpointing: bool | None = None,
+    native: bool = True,
+    free_memory: Callable[[], int] = available_memory,
 ) -> FineTuneModel:
     """Load the model of `spec`, for examples of up to `longest` tokens.
 
     `checkpointing` recomputes layers in the backward pass; None: if memory is short. Hagane's
-    kernels train an adapter where they are available, unless `native` is False.
+    kernels train an adapter where they are available, unless `native` is False. `free_memory`
+    returns the bytes of main memory that the run may use.
     Raises ModelError for a model that cannot be read and TrainingError for too little memory.
     """
     device = resolve_device(spec.device)
     config = load_config(spec.model)
     dtype = _dtype(spec.dtype, config, device)
-    short = _memory_is_short(config, spec, longest, device)
+    short = _memory_is_short(config, spec, longest, _free_bytes(device, free_memory))
     # As serving quantizes it.
     coarse = (
         Quantization(spec.quantize, rotated=device.type == "cpu")
@@ -118,16 +124,16 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def _memory_is_short(
-    config: ModelConfig, spec: FineTuneSpec, longest: int, device: torch.device
-) -> bool:
+def _free_bytes(device: torch.device, free_memory: Callable[[], int]) -> int:
+    if device.type != "cuda":
+        return free_memory()
+    free, total = torch.cuda.mem_get_info(device)
+    # A job may only use a fraction of the device.
+    return min(free, int(total * torch.cuda.get_per_process_memory_fraction(device)))
+
+
+def _memory_is_short(config: ModelConfig, spec: FineTuneSpec, longest: int, free: int) -> bool:
     """Whether the run needs checkpointing. Raises TrainingError if that is not enough either."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        # A job may only use a fraction of the device.
-        free = min(free, int(total * torch.cuda.get_per_process_memory_fraction(device)))
-    else:
-        free = available_memory()
     least = estimates.memory(config, spec, longest, checkpointing=True)
     if least > free:
         raise TrainingError(
