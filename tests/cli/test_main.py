@@ -128,7 +128,7 @@ def test_fine_tuning_leaves_nothing_behind_when_its_file_is_missing(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for arguments in (["missing.jsonl"], ["here.jsonl", "--validation-file", "missing.jsonl"]):
         (tmp_path / "here.jsonl").touch()
-        with pytest.raises(ConfigurationError, match=r"missing\.jsonl is no file"):
+        with pytest.raises(ConfigurationError, match=r"missing\.jsonl is not a file"):
             dispatch(["finetune", *arguments, "--model", "hagane-mini"])
     assert [path.name for path in tmp_path.iterdir()] == ["here.jsonl"]
 

@@ -78,6 +78,14 @@ def test_a_signal_lets_streams_finish_and_refuses_new_requests(launch):
     assert not engine.is_running()
 
 
+def test_control_c_ends_a_server_without_a_traceback(launch):
+    server = launch()
+    server.wait_ready()
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_a_terminal_that_closes_ends_the_server_as_control_c_does(launch):
     """The signal reaches server and engine; the stream that runs is finished all the same."""
     server = launch("--shutdown-grace", "30")

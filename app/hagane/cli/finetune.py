@@ -13,9 +13,9 @@ from hagane.system.errors import ConfigurationError
 
 
 class FinetuneOptions(Options):
-    """Train an adapter from a file of examples; goes on where it was interrupted.
+    """Train an adapter from a file of examples; resumes an interrupted run.
 
-    What is not given keeps the default of `FineTuneSpec`, whose fields have the same names.
+    Options that are not given have the defaults of `FineTuneSpec`.
     """
 
     file: CliPositionalArg[Path] = Field(
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
     for name in ("file", "validation_file"):
         path: Path | None = getattr(options, name)
         if path is not None and not path.is_file():
-            raise ConfigurationError(f"{path} is no file: give one in JSON Lines")
+            raise ConfigurationError(f"{path} is not a file: give one in JSON Lines")
     from hagane.text.hub import resolve_model
     from hagane.training.finetune.loop import finetune
     from hagane.training.finetune.spec import FineTuneSpec

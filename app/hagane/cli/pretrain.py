@@ -11,7 +11,7 @@ from hagane.cli.command import Options, read
 
 
 class PretrainOptions(Options):
-    """Train a small model from a TOML file; goes on where a run was interrupted."""
+    """Train a small model from a TOML file; resumes an interrupted run."""
 
     config: CliPositionalArg[Path] = Field(description="TOML file of the run")
 

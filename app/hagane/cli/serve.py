@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from hagane.cli.command import read
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging, configure_tracing
@@ -32,7 +34,9 @@ def run(arguments: list[str]) -> int:
 
     app = create_app(settings, shut_down, launched)
     server = DrainingServer(app, settings)
-    server.run()
+    # Its servers raise the signals that they have handled again when they have shut down.
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
     failure = app.state.serving.client.failure
     if failure is not None:
         raise HaganeError(failure.message)

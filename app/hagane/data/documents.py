@@ -1,4 +1,4 @@
-"""Text files as documents: what a pretraining run trains on and an evaluation scores."""
+"""Read text files as documents, for pretraining and evaluation."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Corpus(BaseModel):
     """Files to train on, and how much of them.
 
     `path` is a file, a directory or a glob of JSON Lines (records with `text` or `messages`) or
-    plain text, told apart by the file's suffix unless `format` says which. `epochs` is how often
-    the corpus is seen while the whole mixture is seen once; `weight` instead is its share of the
+    plain text; the file's suffix decides unless `format` is given. `epochs` is how often the
+    corpus is seen while the whole mixture is seen once; `weight` instead is its share of the
     tokens alongside the other corpora's weights.
     """
 
@@ -55,7 +55,7 @@ class _Chat(BaseModel):
 
 
 def _kind(record: object) -> str | None:
-    """A record with both keys is its text."""
+    """The kind of a record; one with both keys counts as text."""
     if not isinstance(record, dict):
         return None
     return next((key for key in ("text", "messages") if key in record), None)
@@ -100,7 +100,7 @@ def split(corpora: list[Corpus], held_out: float, seed: int) -> list[Split]:
 
 
 def _labels(corpora: list[Corpus]) -> list[str]:
-    """The files' names, numbered where two corpora have the same."""
+    """Labels from the files' names, numbered where two corpora have the same."""
     names = [corpus.path.stem if corpus.path.suffix else corpus.path.name for corpus in corpora]
     return [
         name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}"

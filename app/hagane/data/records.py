@@ -29,7 +29,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages as templates take them; `weights` says of each whether it is learnt from."""
+    """Messages in the form that templates take; `weights` is true for those to train on."""
 
     messages: tuple[Message, ...]
     weights: tuple[bool, ...]
@@ -38,7 +38,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Completion:
-    """What follows a text. An empty prompt makes it a plain text, learnt from its first word."""
+    """A prompt and its completion. With an empty prompt all of the text is trained on."""
 
     prompt: str
     completion: str
@@ -49,7 +49,7 @@ Record = tuple[Answer] | tuple[Answer, Answer]
 
 
 def parse(line: str, method: Method) -> Record:
-    """One answer to learn from, or for `dpo` the preferred and the other one.
+    """Parse one answer to train on, or for `dpo` the preferred and the rejected one.
 
     Raises RecordError.
     """
@@ -110,7 +110,7 @@ def _openai_preference(record: dict[str, Any]) -> tuple[Answer, Answer]:
 
 
 def _shared(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """The messages that two conversations begin with, and what each goes on with."""
+    """Split two conversations into their common beginning and their different ends."""
     length = 0
     while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
         length += 1
@@ -130,7 +130,7 @@ def _continued(
 def _answer(
     prompt: list[Any], answer: list[Any], key: str, tools: tuple[Any, ...] | None
 ) -> Conversation:
-    """A conversation of which only what the answer says is learnt."""
+    """A conversation in which only the answer is trained on."""
     before = _conversation(prompt, "prompt", tools, trained=False) if prompt else None
     said = _conversation(answer, key, tools)
     messages = before.messages if before else ()
@@ -171,7 +171,7 @@ def _weight(message: dict[str, Any], path: str) -> bool:
 
 
 def _message(message: Any, path: str) -> Message:
-    """The message as the API's chat routes hand it to the template."""
+    """Convert a message to the form in which the chat routes pass it to the template."""
     if not isinstance(message, dict):
         raise RecordError(f"{path} is {_kind(message)}; it must be an object")
     role = message.get("role")

@@ -1,4 +1,4 @@
-"""The kinds of linear layer that serve adapters: the base's result, changed row by row.
+"""Linear layers that serve adapters: each row's adapter changes the base's result.
 
 Rows without an adapter get the base's bits. Training has layers of its own for the adapter that it
 makes; here many that are finished share a step.
@@ -89,24 +89,24 @@ class AdapterBanks:
             self._banks[path] = layer.bank
 
     def size(self, adapter: Adapter) -> int:
-        """Bytes that the packed adapter takes."""
+        """Bytes of the packed adapter."""
         parts = self._group(adapter)
         return sum(self._banks[path].size(group) for path, group in parts.items())
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
-        """Allowed in another thread while steps run."""
+        """Pack an adapter; may run in another thread while steps run."""
         parts = self._group(adapter)
         arena = Arena(Arena.room(self.size(adapter), MOST_TENSORS * len(parts)))
         changes = {path: self._banks[path].pack(group, arena) for path, group in parts.items()}
         return PackedAdapter(changes, adapter.digest)
 
     def place(self, slot: int, adapter: PackedAdapter) -> None:
-        """Between two steps: from the next one on, rows may name `slot`."""
+        """Put an adapter into `slot`, between two steps; later steps may use it."""
         for path, change in adapter.changes.items():
             self._banks[path].place(slot, change)
 
     def clear(self, slot: int) -> None:
-        """Between two steps, of which none names `slot` any more."""
+        """Empty `slot`, between two steps, when no step uses it any more."""
         for bank in self._banks.values():
             bank.place(slot, None)
 
@@ -122,7 +122,7 @@ class AdapterBanks:
 
 
 def _cuda_bank(out_features: int, dtype: torch.dtype, device: torch.device) -> CudaBank:
-    # Here, as importing Triton takes a while.
+    # Imported here, since importing Triton takes a while.
     from hagane.kernels.cuda.low_rank import CudaBank
 
     return CudaBank(out_features, dtype, device)

@@ -1,4 +1,4 @@
-"""What PEFT's `adapter_config.json` says of a LoRA adapter, checked. Needs no torch."""
+"""Read and validate PEFT's `adapter_config.json`. Needs no torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 # Bytes. Weights are bounded once more, by the ranks that the configuration names.
 _LARGEST_CONFIG, _LARGEST_WEIGHTS = 4 << 20, 64 << 30
-# Variants of LoRA that compute something else: an adapter that asks for one would be served wrong.
+# Variants of LoRA that compute something else: adapters with one of them would be served wrongly.
 _REFUSED = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication",
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config", "megatron_config",
 )  # fmt: skip
-# Beginnings of A and B that leave the base as it is. All others (pissa, olora, corda, loftq,
+# Initializations of A and B that do not change the base. All others (pissa, olora, corda, loftq,
 # lora_ga) make the factors relative to a base that was changed, which no other adapter may see.
 _HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
@@ -184,7 +184,7 @@ def _unfrozen(value: Any) -> Any:
 
 
 def adapter_digest(directory: Path) -> str:
-    """A hash of the adapter's content, hexadecimal: equal for equal results whatever the name.
+    """A hash of the adapter's content, hexadecimal, independent of its name.
 
     Raises ModelError if a file is missing or is none.
     """

@@ -30,7 +30,7 @@ from hagane.system.errors import ModelError
 from hagane.system.files import commit, read_regular, write_text
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# The most bytes that the header of a file may take beside its tensors.
+# The most bytes that a file's header may add to its tensors.
 _HEADER = 16 << 20
 
 
@@ -110,7 +110,7 @@ def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
 def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The tensors of a file, which are all among those `expected`, by name with their shape.
 
-    The file is read, not mapped: whoever cuts a mapped file short would end this process.
+    The file is read, not mapped: truncating a mapped file would kill this process.
     """
     largest = _HEADER + 8 * sum(math.prod(shape) for shape in expected.values())
     content = read_regular(path, largest)
@@ -141,7 +141,7 @@ def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[s
 def save_adapter(
     directory: Path, config: AdapterConfig, factors: Mapping[str, tuple[Tensor, Tensor]]
 ) -> None:
-    """Write factors (A, B) by module path as a PEFT directory, each file whole or not at all."""
+    """Write factors (A, B) by module path as a PEFT directory, each file atomically."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for module, (a, b) in factors.items():

@@ -1,4 +1,4 @@
-"""An adapter's changes added to its base: one model that needs no adapter."""
+"""Merge an adapter into its base."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class LoRALinear(nn.Module):
 
 
 class _Adapted(torch.autograd.Function):
-    """The whole layer at once: fewer passes over its result, and only x is kept for the way back.
+    """The whole layer at once: fewer passes over its result, and the backward pass keeps only x.
 
     The parts read the same x, so that their A are one matrix. The frozen weights get no gradient.
     """
@@ -116,9 +116,9 @@ class _Adapted(torch.autograd.Function):
 
 
 def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator) -> None:
-    """Freeze the model and put a fresh adapter on the matrices that `config` names.
+    """Freeze the model and attach a new adapter to the matrices that `config` names.
 
-    The others become layers without parts, which have a way back too. A is drawn as PEFT draws it,
+    The others become layers without parts, which have a backward pass, too. A is drawn as in PEFT,
     B is 0: the model computes what it did before.
     """
     model.requires_grad_(False)
@@ -152,7 +152,7 @@ def factors(model: Transformer, config: AdapterConfig) -> dict[str, tuple[Tensor
 def set_factors(
     model: Transformer, config: AdapterConfig, values: Mapping[str, tuple[Tensor, Tensor]]
 ) -> None:
-    """Put other values in place of the adapter's, by module path."""
+    """Replace the adapter's values, by module path."""
     for name, pair in factors(model, config).items():
         for mine, other in zip(pair, values[name], strict=True):
             mine.copy_(other)
@@ -160,7 +160,7 @@ def set_factors(
 
 @contextmanager
 def disabled(model: Transformer) -> Iterator[None]:
-    """The base model alone."""
+    """Switch the adapter off within the block."""
     layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
     before = [layer.enabled for layer in layers]
     for layer in layers:

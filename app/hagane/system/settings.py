@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field(
         "",
         description="comma-separated host names that requests may be sent to (*.example.com for "
-        "all below one, * for any), beside loopback names, the address listened on, this "
+        "all below one, * for any), in addition to loopback names, the address listened on, this "
         "machine's name and IP addresses",
     )
     max_connections: int | None = Field(
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     )
     adapter_roots: str = Field(
         "",
-        description="comma-separated directories, beside data_dir and models_dir, that adapters "
+        description="comma-separated directories, besides data_dir and models_dir, that adapters "
         "may be loaded from",
     )
     admin_key: SecretStr = Field(SecretStr(""), description="key of the admin routes")

@@ -82,7 +82,7 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(
-                f"{path} does not exist: save the model's fast tokenizer beside its weights"
+                f"{path} does not exist: save the model's fast tokenizer next to its weights"
             )
         content = read_regular(path, _LARGEST).removeprefix(codecs.BOM_UTF8)
         try:

@@ -30,13 +30,16 @@ def add(store, model, file, status: str) -> Job:
     return job
 
 
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return alive and "hagane.training.jobs.worker" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
 def workers() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE
-        and "hagane.training.jobs.worker" in child.cmdline()
-    ]
+    return [child for child in psutil.Process().children() if is_worker(child)]
 
 
 async def test_a_worker_that_keeps_dying_fails_the_job_and_says_why(

@@ -47,7 +47,7 @@ class Example:
 
 @dataclass
 class FileReport:
-    """What a training file holds. `problems` are (line, reason), the first 100 of them.
+    """The contents of a training file. `problems` are the first 100 as (line, reason).
 
     Line 0 stands for the file as a whole. Tokens are counted once, not per epoch; steps, seconds
     and bytes are estimates, of the whole run: of its least bytes where activations are computed
@@ -78,7 +78,7 @@ class FileReport:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Examples to train on, and those held out to judge the result by."""
+    """Examples to train on, and held-out ones for validation."""
 
     training: list[Example]
     validation: list[Example]
@@ -93,7 +93,7 @@ class Data:
 
 
 def context_length(spec_length: int | None, config: ModelConfig) -> int:
-    """The length at which examples are cut, in tokens."""
+    """The length in tokens at which examples are truncated."""
     return min(spec_length or _DEFAULT_LENGTH, config.max_position_embeddings)
 
 
@@ -138,7 +138,7 @@ def load(spec: FineTuneSpec) -> Data:
 
 
 def split(examples: list[Example], seed: int) -> Data:
-    """Set a twentieth aside, 256 examples at most, by a shuffle of `seed`."""
+    """Hold out a twentieth, 256 examples at most, shuffled by `seed`."""
     order = sorted({example.digest for example in examples})
     random.Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
     held = set(order[: min(max(1, round(_HELD_OUT * len(order))), _MOST_HELD_OUT)])
@@ -165,7 +165,7 @@ def _read_whole(path: Path, spec: FineTuneSpec, config: ModelConfig) -> list[Exa
 
 
 def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileReport, list[Example]]:
-    """Every example of a file, and what was found on the way."""
+    """All examples of a file, and its report."""
     found, examples = FileReport(), []
     renderer = Renderer(spec.model)
     limit = context_length(spec.sequence_length, config)

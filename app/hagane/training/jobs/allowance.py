@@ -1,4 +1,4 @@
-"""What memory a job may take. On a GPU, the engine alongside it keeps the rest."""
+"""The memory that a job may use. On a GPU the rest belongs to the engine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Protocol
 from hagane.system.errors import TrainingError
 from hagane.system.machine import cuda_driver_present, memory_limit
 
-# What a CUDA context and its libraries take beside torch's allocator: a round figure.
+# Roughly what a CUDA context and its libraries use in addition to torch's allocator.
 _CONTEXT_BYTES = 600 << 20
 
 
 class Gpu(Protocol):
-    """A GPU as jobs need it: `find_gpu("cuda:1").total_memory()`."""
+    """The part of a GPU's interface that jobs use.
+
+    gpu = find_gpu("cuda:1")
+    gpu.total_memory()  # bytes
+    """
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Training files read by a process of their own: long files must not slow the server's streams.
+"""Read training files in a process of their own, so that long ones do not slow the streams.
 
 `python -m hagane.training.jobs.inspection FRACTION` takes a FineTuneSpec as JSON on its
 standard input and answers with the FileReports of its files. Needs no torch where there is no GPU.
@@ -22,7 +22,7 @@ from hagane.training.jobs.priority import step_back
 
 @dataclass(frozen=True)
 class Inspection:
-    """The reports (`FileReport`) of a run's files; `plan` is what "auto" came to, if they are fit.
+    """The reports (`FileReport`) of a run's files, and the resolved `plan` if they are valid.
 
     `validation` is None for a run without a validation file. `allowed_memory` is in bytes.
     """
@@ -34,7 +34,7 @@ class Inspection:
 
 
 async def inspect_files(spec: FineTuneSpec, gpu_memory_fraction: float) -> Inspection:
-    """Read the files of `spec` whole. Raises TrainingError when that is not possible.
+    """Read the files of `spec` completely. Raises TrainingError if that fails.
 
     On a GPU the run may take `gpu_memory_fraction` of its memory.
     """

@@ -3,7 +3,7 @@
 Started by `hagane.training.jobs.supervisor` as
 `python -m hagane.training.jobs.worker DATA_DIR JOB_ID OPTIONS`, the last a `JobOptions` as JSON.
 The supervisor holds the other end of its standard input: when that closes, the server is gone, and
-so is the worker. A lock in the data directory lets one worker run at a time, whoever started it.
+so is the worker. A lock in the data directory lets one worker run at a time, also across servers.
 """
 
 from __future__ import annotations
@@ -56,31 +56,31 @@ FineTune = Callable[[FineTuneSpec, Path, "StoreListener"], FineTuneResult]
 class StoreListener:
     """Writes what the run reports to the store, several steps in one transaction.
 
-    Steps that an earlier worker has reported already are not told twice.
+    Steps that an earlier worker already reported are skipped.
     """
 
     def __init__(self, store: Store, job: Job, kept_checkpoints: int) -> None:
         self._jobs = store.jobs
         self._job = job
         self._kept_checkpoints = kept_checkpoints
-        self._told: int = (job.progress or {}).get("step", 0)
+        self._reported: int = (job.progress or {}).get("step", 0)
         self._events: list[Event] = []
         self._progress: dict[str, Any] = {}
         self._flushed = 0.0
         self._stopping = False
 
     def stop(self, *_: object) -> None:
-        """From the next step on, `interrupted` is true. May be a signal's handler."""
+        """Make `interrupted` true from the next step on. Usable as a signal handler."""
         self._stopping = True
 
     def progress(self, report: StepReport | PretrainReport) -> None:
         data = asdict(report)
-        if report.step > self._told:
-            self._told = report.step
-            self._events.append(Event(_told(report), type="metrics", data=data))
+        if report.step > self._reported:
+            self._reported = report.step
+            self._events.append(Event(_message(report), type="metrics", data=data))
         self._progress = data
         if isinstance(report, PretrainReport) and report.bits_per_byte is not None:
-            # Its checkpoint has been written: it is no longer the worker that keeps on dying.
+            # The run has written a checkpoint, so earlier deaths no longer count.
             self._flush(deaths=0)
         elif _validated(report) or time.monotonic() > self._flushed + _FLUSH_SECONDS:
             self._flush()
@@ -113,7 +113,7 @@ def _validated(report: StepReport | PretrainReport) -> bool:
     return isinstance(report, StepReport) and report.valid_loss is not None
 
 
-def _told(report: StepReport | PretrainReport) -> str:
+def _message(report: StepReport | PretrainReport) -> str:
     if isinstance(report, PretrainReport):
         text = f"Step {report.step}/{report.steps}: training loss={report.loss:.4f}"
         scores = report.bits_per_byte or {}
@@ -129,7 +129,7 @@ def work(
     gpu_memory_fraction: float,
     finetune: FineTune | None = None,
 ) -> None:
-    """Train, and enter what came of it. Raises TrainingInterrupted when asked to stop.
+    """Train, and store the result. Raises TrainingInterrupted when asked to stop.
 
     `finetune` is what trains in a fine-tuning job; the product's own unless given.
     """
@@ -147,7 +147,7 @@ def work(
 
 
 def _own_finetune() -> FineTune:
-    # Takes seconds, and is not needed to find out that there is nothing to do.
+    # Importing it takes seconds, which a job that cannot start should not cost.
     from hagane.training.finetune.loop import finetune
 
     return finetune
@@ -169,7 +169,7 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
     promoted, model = opens(policy, most, result), None
     if promoted:
         model = ServedArtifact.pretrained(job.id, job.pretrained_name, result.directory)
-        # Before the success is told: a name without a job does no harm.
+        # Before the success is stored: a link without a finished job does no harm.
         store.published.publish(model.name, model.path)
     outcome = {**asdict(result), "directory": str(result.directory), "promoted": promoted}
     event = Event(judgement(job.pretrained_name, promoted, most, result), data=outcome)
@@ -218,7 +218,7 @@ def _outcome(job: Job, outcome: dict[str, Any]) -> Event:
 
 
 def _passes(job: Job, result: FineTuneResult) -> bool:
-    """Whether the job's gate lets the result go live; a loss that is no number never passes."""
+    """Whether the job's gate lets the result go live; a NaN loss never passes."""
     policy = job.request["extra"]["promote"]
     if policy == "if_better":
         return result.valid_loss < result.base_valid_loss
@@ -226,7 +226,7 @@ def _passes(job: Job, result: FineTuneResult) -> bool:
 
 
 def _fail(store: Store, job: Job, error: Exception) -> None:
-    """Record why; half-written files go first, for the disk may be full of them."""
+    """Store the reason; remove half-written files first, since they may have filled the disk."""
     for partial in store.job_directory(job.id).rglob("*.partial"):
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -249,14 +249,14 @@ def _fail(store: Store, job: Job, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Until no other worker of this directory is left. The kernel undoes the lock of the dead."""
+    """Wait until no other worker uses this directory. The kernel releases a dead one's lock."""
     with (directory / "worker.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _end_with_the_server() -> None:
-    # Not through sys.stdin, whose lock this thread would hold while the interpreter shuts down.
+    # Not sys.stdin: this thread would hold its lock while the interpreter shuts down.
     while os.read(0, 1):
         continue
     os._exit(1)

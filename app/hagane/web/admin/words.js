@@ -59,7 +59,7 @@ export const WORDS = {
     always: "always",
     manually: "when promoted by hand",
     targets: "Adapted matrices",
-    fullTraining: "Train every weight: a whole model, no adapter",
+    fullTraining: "Train every weight: a standalone model, no adapter",
     startJob: "Start",
     allJobs: "All jobs",
     validating: "checking files",
