@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hagane.evaluation.scoring import Continuation, Score, Scorer
+from hagane.evaluation.scoring import Score, ScoredContinuation, Scorer
 from hagane.evaluation.text import document_start
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def _best(question: Question, scores: Sequence[Score], *, per_character: bool) -
     return values.index(max(values)) == question.answer
 
 
-def _continuation(tokenizer: Tokenizer, context: str, choice: str) -> Continuation:
+def _continuation(tokenizer: Tokenizer, context: str, choice: str) -> ScoredContinuation:
     """Tokenize context and choice together, and cut after the context's own tokens.
 
     Trailing white space moves to the choice, since tokenizers join it to the next word.
@@ -135,4 +135,4 @@ def _continuation(tokenizer: Tokenizer, context: str, choice: str) -> Continuati
     choice = context[len(stripped) :] + choice
     together = tokenizer.encode(stripped + choice)
     given = tokenizer.encode(stripped) or [document_start(tokenizer)]
-    return Continuation(tuple(given), tuple(together[len(given) :]))
+    return ScoredContinuation(tuple(given), tuple(together[len(given) :]))

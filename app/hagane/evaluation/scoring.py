@@ -19,7 +19,7 @@ _IN_FLIGHT = 64
 
 
 @dataclass(frozen=True)
-class Continuation:
+class ScoredContinuation:
     """`tokens` [n] to score after `context` [any length]."""
 
     context: tuple[int, ...]
@@ -47,12 +47,12 @@ class Scorer:
         self.longest = context_length - 1
         self._free = asyncio.Semaphore(_IN_FLIGHT)
 
-    async def score(self, continuations: Sequence[Continuation]) -> list[Score]:
+    async def score(self, continuations: Sequence[ScoredContinuation]) -> list[Score]:
         """Scores in the order of `continuations`. Raises the engine's HaganeError."""
         with Progress(transient=True) as progress:
             bar = progress.add_task("scoring", total=len(continuations))
 
-            async def one(continuation: Continuation) -> Score:
+            async def one(continuation: ScoredContinuation) -> Score:
                 async with self._free:
                     score = await self._score(continuation)
                 progress.advance(bar)
@@ -66,7 +66,7 @@ class Scorer:
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _score(self, continuation: Continuation) -> Score:
+    async def _score(self, continuation: ScoredContinuation) -> Score:
         prompt = (*continuation.context, *continuation.tokens)
         kept = prompt[-self.longest :]
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hagane.evaluation.scoring import Continuation, Scorer
+from hagane.evaluation.scoring import ScoredContinuation, Scorer
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ async def evaluate_text(
     if not texts:
         raise InvalidRequestError("The text to evaluate is empty.", param="text")
     prefix = document_start(tokenizer)
-    continuations: list[Continuation] = []
+    continuations: list[ScoredContinuation] = []
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False)
         continuations += windows(ids, prefix, scorer.longest)
@@ -62,7 +62,7 @@ def document_start(tokenizer: Tokenizer) -> int:
     raise InvalidRequestError("The tokenizer has neither a bos_token nor an eos_token.")
 
 
-def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[Continuation]:
+def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[ScoredContinuation]:
     """Cut `ids` into windows of at most `longest` tokens, context included.
 
     Every window is scored after one token of context, the last one after as many as fit.
@@ -71,4 +71,4 @@ def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[Continuat
     for start in range(1, len(tokens), longest - 1):
         part = tokens[start : start + longest - 1]
         first = max(0, start + len(part) - longest)
-        yield Continuation(tokens[first:start], part)
+        yield ScoredContinuation(tokens[first:start], part)
