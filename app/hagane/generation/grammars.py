@@ -20,7 +20,7 @@ import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from hagane.system.errors import InvalidRequestError
-from hagane.text.matcher import new_matcher
+from hagane.text.matcher import error_of, new_matcher
 
 # Bytes of a grammar as a client writes it. The largest schemas of public benchmarks have 200 kB.
 MOST_BYTES = 1 << 19
@@ -252,4 +252,4 @@ def _compile(tokenizer: llguidance.LLTokenizer, text: str) -> str:
     if not matcher.is_error():
         # The first mask finds what compiling leaves open: rows or states over the limits.
         matcher.compute_bitmask()
-    return matcher.get_error() if matcher.is_error() else ""
+    return error_of(matcher)

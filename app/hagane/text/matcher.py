@@ -17,5 +17,12 @@ _LIMITS = llguidance.LLParserLimits(
 
 
 def new_matcher(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
-    """The beginning of a grammar; `is_error()` where it is none, or asks for too much."""
+    """The beginning of a grammar; `error_of` says whether it is none."""
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+
+
+def error_of(matcher: llguidance.LLMatcher) -> str:
+    """Why the grammar is none or cannot go on; empty if nothing is wrong with it."""
+    if not matcher.is_error():
+        return ""
+    return matcher.get_error().removesuffix("<non-verbose/>").strip()

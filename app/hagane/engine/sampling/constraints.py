@@ -21,7 +21,7 @@ from hagane.engine.schedule.plan import Continuation
 from hagane.engine.schedule.sequence import Sequence
 from hagane.pool.messages import GrammarRef
 from hagane.system.errors import InvalidRequestError
-from hagane.text.matcher import new_matcher
+from hagane.text.matcher import error_of, new_matcher
 
 _KEPT_GRAMMARS = 256
 
@@ -69,8 +69,8 @@ class Constraint:
         return self._matcher.is_stopped()
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise InvalidRequestError(f"The grammar cannot go on: {self._matcher.get_error()}")
+        if error := error_of(self._matcher):
+            raise InvalidRequestError(f"The grammar cannot go on: {error}")
 
 
 class Grammars:
