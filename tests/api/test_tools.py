@@ -159,6 +159,15 @@ REFUSED = [
     ({"tools": [*TOOLS, TOOLS[0]]}, "tools", "same name"),
     ({"tools": [{"type": "web_search"}]}, "tools[0]", "web_search"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", ""),
+    (
+        {
+            "tools": [
+                {"type": "function", "function": {"name": "a", "parameters": {"properties": []}}}
+            ]
+        },
+        "tools[0].function.parameters",
+        "must be an object",
+    ),
     ({"functions": [{"name": "a"}]}, "functions", "older form of 'tools'"),
     ({"tool_choice": "maybe"}, "tool_choice", "required"),
     (

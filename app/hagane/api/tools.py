@@ -21,6 +21,13 @@ class Function(Body):
     parameters: dict[str, Any] | None = None
     strict: Flag | None = None
 
+    @field_validator("parameters")
+    @classmethod
+    def need_named_properties(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not isinstance(value.get("properties", {}), dict):
+            raise ValueError("'properties' must be an object of names and their schemas")
+        return value
+
 
 class Tool(Body):
     type: Literal["function"]
