@@ -153,6 +153,7 @@ def test_none_leaves_the_tools_out(client):
     assert ask(client, tool_choice="auto").usage.prompt_tokens > none.usage.prompt_tokens
 
 
+ODD: dict = {"properties": []}
 REFUSED = [
     ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "tool_choice", "fly"),
     ({"tools": openai.NOT_GIVEN, "tool_choice": "required"}, "tool_choice", "no 'tools'"),
