@@ -99,9 +99,8 @@ def large_bodies() -> list[tuple[str, bytes]]:
     return [*encoded, (TEXT, b"[" * LARGE), (TEXT, b'{"a":' * (LARGE // 5))]
 
 
-async def send_large(url: str, seconds: float) -> dict[str, int]:
+async def send_large(url: str, seconds: float, bodies: list[tuple[str, bytes]]) -> dict[str, int]:
     """Bodies of 8 MB from many clients, each in turn; how many answers of which status came."""
-    bodies = large_bodies()
     statuses: Counter[str] = Counter()
     limits = httpx.Limits(max_connections=None)
     until = time.monotonic() + seconds
@@ -120,7 +119,9 @@ async def send_large(url: str, seconds: float) -> dict[str, int]:
 
 def run_senders(url: str, seconds: float, out: Connection) -> None:
     """`send_large` as a process of its own, so that the prober's clock is not the senders'."""
-    out.send(asyncio.run(send_large(url, seconds)))
+    bodies = large_bodies()
+    out.send("ready")
+    out.send(asyncio.run(send_large(url, seconds, bodies)))
 
 
 def health_under_large_bodies(server: Server, seconds: float) -> dict[str, Any]:
@@ -132,6 +133,7 @@ def health_under_large_bodies(server: Server, seconds: float) -> dict[str, Any]:
         target=run_senders, args=(server.url, seconds, out)
     )
     senders.start()
+    answers.recv()
     with httpx.Client(base_url=server.url, timeout=120) as health:
         while senders.is_alive():
             started = time.perf_counter()
