@@ -61,6 +61,33 @@ FITTING: dict[str, list[Any]] = {
     "tool_choice": ["required", "auto", {"type": "function", "function": {"name": "f"}}],
     "chat_template_kwargs": [{"self": 1}, {"bos_token": "x"}, {"messages": []}],
     "model": ["tiny", "nothing", "TINY"],
+    # The edges of what each number may be.
+    "temperature": [0, 1e-9, 0.7, 2],
+    "top_p": [1e-9, 0.5, 1],
+    "top_k": [-1, 0, 1, 5, 2**31, 2**62],
+    "min_p": [0, 0.5, 1],
+    "repetition_penalty": [0.01, 1, 10],
+    "presence_penalty": [-2, 2],
+    "frequency_penalty": [-2, 2],
+    "n": [1, 2, 16],
+    "seed": [0, -1, 2**63 - 1, -(2**63)],
+    "max_tokens": [1, 2, 40],
+    "max_completion_tokens": [1, 40],
+    "min_tokens": [0, 1, 4],
+    "logprobs": [True, 0, 1, 20],
+    "top_logprobs": [0, 20],
+    "timeout": [0.001, 1, 1e6],
+    "priority": [0, 1000],
+    "cache_salt": ["x", "に" * 256],
+    "echo": [True],
+    "ignore_eos": [True],
+    "skip_special_tokens": [False],
+    "stream": [True],
+    "add_generation_prompt": [False],
+    "add_special_tokens": [False],
+    "parallel_tool_calls": [False],
+    "reasoning_effort": ["low", "none"],
+    "best_of": [1, 2],
     "tokens": [[1, 2], [319], [320], [2**40], list(range(300)) * 9],
 }
 
@@ -109,7 +136,7 @@ class Bodies:
         for name in odd:
             kind = rng.random()
             fitting = FITTING.get(name, [])
-            if fitting and kind < 0.6:
+            if fitting and kind < 0.75:
                 body[name] = rng.choice(fitting)
             else:
                 body[name] = rng.choice(rng.choice((NUMBERS, TEXTS, OTHERS)))
