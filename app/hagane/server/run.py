@@ -18,7 +18,6 @@ from hagane.api.serving import Serving
 from hagane.server.protocol import BoundedProtocol, Bounds
 from hagane.system.settings import Settings
 
-
 # The event loop gives the interpreter's lock up at every system call, some ten times for a request,
 # and while a thread computes it gets the lock back after this long. Python's own 5 ms add up.
 _SWITCH_SECONDS = 0.0005
