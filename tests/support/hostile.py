@@ -171,8 +171,8 @@ async def send(client: httpx.AsyncClient, report: Report, path: str, body: bytes
     """One hostile request."""
     try:
         response = await client.post(path, content=body, headers=HEADERS)
-    except httpx.ReadTimeout:
-        report.wrong.append((path, body[:2000], "no answer"))
+    except httpx.TransportError as error:
+        report.wrong.append((path, body[:2000], f"no answer: {error!r}"))
         return
     report.count(path, body, response)
 
