@@ -80,7 +80,9 @@ async def _measure(source: Path, destination: Path) -> str:
     if not targets:
         return "loss not measured: the model's tokens are too long for the sample text"
     # The engine would warn that nobody has measured the loss.
-    settings = Settings(_cli_parse_args=False, log_level="error")
+    settings = Settings(
+        _cli_parse_args=False, quantize="none", kv_cache_dtype="auto", log_level="error"
+    )
     exact, coarse = [
         await mean_loss(engine_config(settings, str(path)), targets)
         for path in (source, destination)
