@@ -36,6 +36,8 @@ from hagane.models.linear import (
     Quantized,
 )
 from hagane.models.serving import (
+    Packed,
+    PackedEmbedding,
     for_serving,
     pack_for_serving,
     quantize_natively,
@@ -43,8 +45,11 @@ from hagane.models.serving import (
 )
 from hagane.system.files import commit, write_text
 from hagane.weights.finite import check_finite, naming
+from hagane.weights.formats.grouped import common_form
+from hagane.weights.formats.grouped import pack as pack_groups
 from hagane.weights.progress import Progress
 from hagane.weights.sources.config import load_config
+from hagane.weights.sources.gguf.source import GGUFRows
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource, open_source
 
@@ -136,6 +141,10 @@ class _Loading:
             if bias is not None:
                 module.bias = nn.Parameter(tensors["bias"])
             return self._pack(name, module, parts, matrices)
+        if self._keeps_groups(module) and (form := common_form(matrices)):
+            if bias is not None:
+                module.bias = nn.Parameter(tensors["bias"])
+            return self._pack_groups(name, module, parts, form)
         if isinstance(module, Quantized):
             tensors = {**self._quantize(module, parts), **tensors}
         else:
@@ -178,6 +187,24 @@ class _Loading:
         for matrix in matrices:
             _release(matrix)
         return packed.weight.nbytes
+
+    def _keeps_groups(self, module: _Holder) -> TypeGuard[Dense | DenseEmbedding]:
+        """Whether this module is served with the bits of its file, if these are in groups.
+
+        Its inputs are then quantized to 8 bits: float32 is for those who want every digit.
+        """
+        narrow = self.operations is cpu and self.dtype == torch.bfloat16
+        return narrow and isinstance(module, Dense | DenseEmbedding)
+
+    def _pack_groups(
+        self, name: str, module: Dense | DenseEmbedding, parts: list[_Part], form: cpu.GroupedForm
+    ) -> int:
+        self._center_keys(name, module)
+        named = [(part.name, part.rows) for part in parts if isinstance(part.rows, GGUFRows)]
+        packed = pack_groups(self.path, named, form, getattr(module, "bias", None))
+        embeds = isinstance(module, DenseEmbedding)
+        self._replace(name, PackedEmbedding(packed, self.dtype) if embeds else Packed(packed))
+        return packed.nbytes
 
     def _center_keys(self, name: str, module: _Holder) -> None:
         owner = self.model.get_submodule(name.rpartition(".")[0])

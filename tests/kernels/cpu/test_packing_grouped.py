@@ -12,16 +12,16 @@ from tests.support.paging import SETS
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 
-# Bits, inputs of a group, the code of weight 0, whether groups have a minimum: as in GGUF.
+# As of GGUF's types.
 FORMS = {
-    "Q4_0": (4, 32, 8, False),
-    "Q4_1": (4, 32, 0, True),
-    "Q5_0": (5, 32, 16, False),
-    "Q5_1": (5, 32, 0, True),
-    "Q6_K": (6, 16, 32, False),
-    "Q8_0": (8, 32, 128, False),
-    "Q2_K": (4, 16, 0, True),
-    "mixed": (6, 16, 0, True),
+    "Q4_0": cpu.GroupedForm(4, 32, 8, False),
+    "Q4_1": cpu.GroupedForm(4, 32, 0, True),
+    "Q5_0": cpu.GroupedForm(5, 32, 16, False),
+    "Q5_1": cpu.GroupedForm(5, 32, 0, True),
+    "Q6_K": cpu.GroupedForm(6, 16, 32, False),
+    "Q8_0": cpu.GroupedForm(8, 32, 128, False),
+    "Q2_K": cpu.GroupedForm(4, 16, 0, True),
+    "mixed": cpu.GroupedForm(6, 16, 0, True),
 }
 
 
@@ -37,14 +37,20 @@ def instruction_set(request):
 
 def make(form: str, out: int, inputs: int) -> tuple[cpu.PackedWeight, Tensor, Tensor]:
     """A random matrix, its weights [out, inputs] and its bias, both float64."""
-    bits, group, zero, has_minimum = FORMS[form]
+    found = FORMS[form]
+    bits, group, zero = found.bits, found.group, found.zero
     codes = torch.randint(0, 1 << bits, (out, inputs), dtype=torch.uint8)
     codes[0], codes[-1] = 0, (1 << bits) - 1
     scale = (torch.randn(out, inputs // group) * 0.02).half()
     scale[1] = 3e-7  # subnormal
-    minimum = torch.randn(out, inputs // group).half() if has_minimum else None
+    minimum = torch.randn(out, inputs // group).half() if found.has_minimum else None
     bias = torch.randn(out)
-    packed = cpu.pack_grouped(codes, scale, minimum, bias, bits=bits, zero=zero)
+    cut = (out // 2) & ~15
+    rows = [
+        (codes[part], scale[part], None if minimum is None else minimum[part])
+        for part in (slice(0, cut), slice(cut, out))
+    ]
+    packed = cpu.pack_grouped(rows, (out, inputs), found, bias)
     weights = (codes.double() - zero).unflatten(1, (-1, group)) * scale.double()[:, :, None]
     if minimum is not None:
         weights += minimum.double()[:, :, None]
@@ -102,11 +108,12 @@ def test_embeddings_are_the_weights(instruction_set, form):
 
 
 def test_matrices_that_do_not_fit_are_refused():
-    codes, scale = torch.zeros(16, 48, dtype=torch.uint8), torch.ones(16, 3).half()
-    with pytest.raises(ValueError, match="multiple of 32"):
-        cpu.pack_grouped(codes, scale, bits=4, zero=8)
-    wide = torch.zeros(16, 64, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="bits must be"):
-        cpu.pack_grouped(wide, torch.ones(16, 2).half(), bits=7, zero=8)
-    with pytest.raises(ValueError, match="group must be"):
-        cpu.pack_grouped(wide, torch.ones(16, 1).half(), bits=4, zero=8)
+    for bits, group, inputs, message in (
+        (4, 16, 48, "multiple of 32"),
+        (7, 32, 64, "bits must be"),
+        (4, 64, 64, "group must be"),
+    ):
+        codes = torch.zeros(16, inputs, dtype=torch.uint8)
+        rows = [(codes, torch.ones(16, inputs // group).half(), None)]
+        with pytest.raises(ValueError, match=message):
+            cpu.pack_grouped(rows, (16, inputs), cpu.GroupedForm(bits, group, 8, False))

@@ -17,6 +17,7 @@ from hagane.kernels.cpu.operations import (
 )
 from hagane.kernels.cpu.packing import (
     LANES,
+    GroupedForm,
     NonFiniteError,
     PackedWeight,
     pack_dense,
@@ -33,6 +34,7 @@ from hagane.kernels.cpu.threads import available, instruction_set, start, start_
 
 __all__ = [
     "LANES",
+    "GroupedForm",
     "NonFiniteError",
     "PackedWeight",
     "allocate_cache",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,40 +85,58 @@ def pack_int4(
     return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size, rotation=rotation)
 
 
-def pack_grouped(
-    codes: Tensor,
-    scale: Tensor,
-    minimum: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    bits: int,
-    zero: int,
-) -> PackedWeight:
-    """Codes uint8 [out, in] of 4, 5, 6 or 8 bits: weights are scale * (code - zero) + minimum.
+@dataclass(frozen=True)
+class GroupedForm:
+    """Codes of 4, 5, 6 or 8 bits in groups of 16 or 32 inputs.
 
-    Scale and minimum are float16 [out, groups], of 16 or 32 inputs each. Inputs, which must be a
-    multiple of 32, are quantized to 8 bits by 32.
+    A weight is scale * (code - zero), plus the group's minimum if there are any.
     """
-    out_features, in_features = codes.shape
-    shape = padded(out_features) // LANES, in_features // 32 * bits, LANES
-    lines = _arenas.zeros(shape, torch.int32)
-    extension.pack_grouped(codes.contiguous(), bits, lines)
+
+    bits: int
+    group: int
+    zero: int
+    has_minimum: bool
+
+
+def pack_grouped(
+    rows: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    shape: tuple[int, int],
+    form: GroupedForm,
+    bias: Tensor | None = None,
+) -> PackedWeight:
+    """A matrix [out, in] of `form`, from some of its rows after the other.
+
+    Each element of `rows` is codes uint8 [n, in], and scale and minimum float16 [n, in / group];
+    n is a multiple of 16 but for the last one. `in` must be a multiple of 32: so many inputs are
+    quantized to 8 bits together.
+    """
+    out_features, in_features = shape
+    blocks, groups = padded(out_features) // LANES, in_features // form.group
+    lines = _arenas.zeros((blocks, in_features // 32 * form.bits, LANES), torch.int32)
+    scales = _arenas.zeros((blocks, groups, LANES), torch.float16)
+    minima = _arenas.zeros(scales.shape, torch.float16) if form.has_minimum else None
+    first = 0
+    for codes, scale, minimum in rows:
+        last = first + padded(len(codes)) // LANES
+        extension.pack_grouped(codes, form.bits, lines[first:last])
+        scales[first:last] = _by_lines(scale)
+        if minima is not None and minimum is not None:
+            minima[first:last] = _by_lines(minimum)
+        first = last
     wide_bias = None if bias is None else _pad(bias.float(), 0)
-    scales = _arenas.put(_by_lines(scale))
-    minima = None if minimum is None else _arenas.put(_by_lines(minimum))
     handle = extension.weight(
         kind=_GROUPED,
         out_features=out_features,
         in_features=in_features,
         units=lines.shape[1],
-        group=in_features // scale.shape[1],
+        group=form.group,
         codes=lines,
         scale=scales,
         bias=wide_bias,
         input_scale=None,
         rotation=0,
-        bits=bits,
-        zero=zero,
+        bits=form.bits,
+        zero=form.zero,
         minimum=minima,
     )
     kept = tuple(t for t in (lines, scales, minima, wide_bias) if t is not None)

@@ -1,0 +1,103 @@
+"""Block formats of files, served with the bits that they have: the common grouped form.
+
+Matrices that the model fuses may be of several types. They share the smallest form that holds all
+of them: codes stay what they are, groups are split, a symmetric type's zero becomes a minimum.
+Scales are rounded to float16, which they are already in all but the K types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hagane.kernels import cpu
+from hagane.kernels.cpu import GroupedForm
+from hagane.weights.finite import check_finite
+from hagane.weights.sources.gguf.source import GGUFRows
+from hagane.weights.sources.source import Rows
+
+# GGUF's types, but for those whose codes are points of a table.
+FORMS = {
+    "Q4_0": GroupedForm(4, 32, 8, False),
+    "Q4_1": GroupedForm(4, 32, 0, True),
+    "Q5_0": GroupedForm(5, 32, 16, False),
+    "Q5_1": GroupedForm(5, 32, 0, True),
+    "Q8_0": GroupedForm(8, 32, 128, False),
+    "Q2_K": GroupedForm(4, 16, 0, True),
+    "Q3_K": GroupedForm(4, 16, 4, False),
+    "Q4_K": GroupedForm(4, 32, 0, True),
+    "Q5_K": GroupedForm(5, 32, 0, True),
+    "Q6_K": GroupedForm(6, 16, 32, False),
+}
+# Rows decoded at a time have about so many weights: one thread's work.
+_SLICE = 1 << 15
+
+
+def common_form(parts: Sequence[Rows]) -> GroupedForm | None:
+    """The form that holds all parts of a matrix, or None if they are not in groups."""
+    forms = [FORMS.get(part.info.type.name) for part in parts if isinstance(part, GGUFRows)]
+    known = [form for form in forms if form is not None]
+    if len(known) < len(parts) or parts[0].shape[1] % 32:
+        return None
+    if len(set(known)) == 1:
+        return known[0]
+    bits, group = max(form.bits for form in known), min(form.group for form in known)
+    return GroupedForm(bits, group, 0, True)
+
+
+def pack(
+    path: Path,
+    parts: Sequence[tuple[str, GGUFRows]],
+    form: GroupedForm,
+    bias: Tensor | None,
+) -> cpu.PackedWeight:
+    """The matrix of the named parts, one under the other. Raises ModelError for NaN or infinity."""
+    shape = sum(len(rows) for _, rows in parts), parts[0][1].shape[1]
+    return cpu.pack_grouped(_slices(path, parts, form), shape, form, bias)
+
+
+def _slices(
+    path: Path, parts: Sequence[tuple[str, GGUFRows]], form: GroupedForm
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Rows in multiples of 16, across the parts' borders."""
+    waiting: list[Tensor] | None = None
+    for name, rows in parts:
+        step = max(16, _SLICE // rows.shape[1] // 16 * 16)
+        for start in range(0, len(rows), step):
+            read = _read(path, name, rows, form, start, min(start + step, len(rows)))
+            if waiting is not None:
+                read = [torch.cat(pair) for pair in zip(waiting, read, strict=True)]
+            whole = len(read[0]) // 16 * 16
+            waiting = [tensor[whole:] for tensor in read] if whole < len(read[0]) else None
+            if whole:
+                yield _triple([tensor[:whole] for tensor in read])
+    if waiting is not None:
+        yield _triple(waiting)
+
+
+def _triple(tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    return tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None
+
+
+def _read(
+    path: Path, name: str, rows: GGUFRows, form: GroupedForm, start: int, stop: int
+) -> list[Tensor]:
+    """Codes, scale and, if `form` has any, minimum of rows [start, stop)."""
+    own = FORMS[rows.info.type.name]
+    groups = rows.groups(start, stop)
+    # A byte's sum wraps around to the unsigned code.
+    codes = (groups.codes.view(torch.uint8) + own.zero).view(stop - start, -1)
+    scale = groups.scale.view(stop - start, -1).half()
+    tensors = [codes, scale]
+    if form.has_minimum:
+        minimum = scale * -own.zero if groups.minimum is None else groups.minimum.half()
+        tensors.append(minimum.view(stop - start, -1))
+    repeats = own.group // form.group
+    for index in range(1, len(tensors)):
+        check_finite(path, name, tensors[index], start)
+        if repeats > 1:
+            tensors[index] = tensors[index].repeat_interleave(repeats, dim=1)
+    return tensors
