@@ -23,6 +23,7 @@ COMMANDS = MappingProxyType(
         "pretrain": "Train a small model from a TOML file; goes on where a run was interrupted.",
         "finetune": "Train an adapter from a file of examples; goes on where it was interrupted.",
         "merge": "Write a model and an adapter as one Hugging Face directory.",
+        "export": "Write a model, with an adapter or without, as a GGUF file for llama.cpp.",
         "eval": "Measure how well a model predicts text and answers multiple-choice questions.",
         "bench": "Measure how fast a model runs on this machine.",
         "doctor": "Report what is found here, what a server would use, and what is missing.",

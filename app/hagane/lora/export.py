@@ -1,0 +1,57 @@
+"""A model, with an adapter's changes or without, as a GGUF file."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hagane.kernels import reference
+from hagane.lora.files import Adapter, load_adapter
+from hagane.models.decoder import Transformer
+from hagane.system.errors import ConfigurationError
+from hagane.text.chat_template import ChatTemplate
+from hagane.text.gguf_vocabulary import gguf_vocabulary
+from hagane.text.tokenizer import Tokenizer
+from hagane.weights.load import checkpoint_tensors
+from hagane.weights.sources.config import load_config
+from hagane.weights.sources.gguf.writer import ExportedTensor, FileType, write_gguf
+from hagane.weights.sources.source import WeightSource, open_source
+
+
+def export_gguf(base: Path, adapter_directory: Path | None, target: Path, kind: FileType) -> int:
+    """Write base + adapter as the file `target`; returns how many matrices were changed.
+
+    One tensor is in memory at a time. Raises ConfigurationError if the model has no form in GGUF
+    or `target` exists, and ModelError if what is read is damaged or does not fit together.
+    """
+    config = load_config(base)
+    if config.quantization is not None:
+        raise ConfigurationError(f"{base} is quantized: export the unquantized model")
+    if target.exists():
+        raise ConfigurationError(f"{target} exists: name a new file")
+    adapter = load_adapter(adapter_directory, config) if adapter_directory else None
+    template = ChatTemplate.load(base, Tokenizer.load(base))
+    pairs = gguf_vocabulary(base, config.vocab_size, template.source if template else None)
+    source = open_source(base)
+    with torch.device("meta"):
+        model = Transformer(config, None, reference)
+    tensors = [
+        ExportedTensor(name, tuple(meta.shape), partial(_load, source, adapter, name, meta.shape))
+        for name, meta in checkpoint_tensors(model)
+    ]
+    write_gguf(target, config, tensors, pairs, kind)
+    return len(adapter.changes) if adapter else 0
+
+
+@torch.no_grad()
+def _load(source: WeightSource, adapter: Adapter | None, name: str, shape: torch.Size) -> Tensor:
+    rows = source.read(name, tuple(shape))
+    values = torch.cat([block.float() for block in rows.split(max(1, len(rows)))])
+    module = name.removeprefix("model.").removesuffix(".weight")
+    change = adapter.changes.get(module) if adapter else None
+    if change is None:
+        return values
+    return values + change.scale * (change.b.float() @ change.a.float())

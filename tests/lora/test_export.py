@@ -1,0 +1,56 @@
+"""An exported file reads back as the model, the adapter's changes in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hagane.cli.main import dispatch
+from hagane.lora.export import export_gguf
+from hagane.system.errors import ConfigurationError
+from hagane.text.tokenizer import Tokenizer
+from hagane.weights.load import checkpoint_tensors, load_model
+
+from tests.support.engine import make_adapter, merged
+
+TEXT = "Once upon a time 今日は 123 don't\n\n  <|im_end|>"
+
+
+def _state(path):
+    model, _ = load_model(path, device="cpu", dtype=torch.float32, quantization=None)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("F32", 0.0), ("F16", 1e-3), ("Q8_0", 1e-2)])
+def test_weights_and_tokens_come_back(tiny_model_dir, tmp_path, kind, tolerance):
+    path = tmp_path / "x.gguf"
+    assert dispatch(["export", str(tiny_model_dir), str(path), "--type", kind]) == 0
+    expected, got = _state(tiny_model_dir), _state(path)
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        largest = tensor.abs().max().item()
+        assert (tensor - got[name]).abs().max() <= tolerance * largest, name
+    ours, theirs = Tokenizer.load(path), Tokenizer.load(tiny_model_dir)
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
+    assert ours.special_ids == theirs.special_ids
+
+
+def test_a_file_is_exported_again_with_its_vocabulary(tiny_model_dir, tmp_path):
+    first, second = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    export_gguf(tiny_model_dir, None, first, "F32")
+    export_gguf(first, None, second, "F32")
+    assert Tokenizer.load(second).encode(TEXT) == Tokenizer.load(first).encode(TEXT)
+    one, two = _state(first), _state(second)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(ConfigurationError, match="exists"):
+        export_gguf(first, None, second, "F32")
+
+
+def test_an_adapter_is_added_as_transformers_adds_it(tiny_model_dir, tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", tiny_model_dir, seed=3)
+    path = tmp_path / "x.gguf"
+    changed = export_gguf(tiny_model_dir, tmp_path / "adapter", path, "F32")
+    assert changed == 14
+    model, _ = load_model(path, device="cpu", dtype=torch.float32, quantization=None)
+    theirs = merged(tiny_model_dir, adapter).state_dict()
+    for name, tensor in checkpoint_tensors(model):
+        assert torch.allclose(tensor, theirs[name], rtol=1e-5, atol=1e-5), name
