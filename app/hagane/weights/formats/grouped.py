@@ -34,6 +34,8 @@ FORMS = {
 }
 # Rows decoded at a time have about so many weights: one thread's work.
 _SLICE = 1 << 15
+# Rows packed at a time: each time all threads meet.
+_TOGETHER = 1 << 21
 
 
 def common_form(parts: Sequence[Rows]) -> GroupedForm | None:
@@ -62,20 +64,23 @@ def pack(
 def _slices(
     path: Path, parts: Sequence[tuple[str, GGUFRows]], form: GroupedForm
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Rows in multiples of 16, across the parts' borders."""
-    waiting: list[Tensor] | None = None
+    """Rows in multiples of 16, across the parts' borders, as many as are worth several threads."""
+    waiting: list[list[Tensor]] = []
+    most, count = max(16, _TOGETHER // parts[0][1].shape[1]), 0
     for name, rows in parts:
-        step = max(16, _SLICE // rows.shape[1] // 16 * 16)
+        step = max(16, _SLICE // rows.shape[1])
         for start in range(0, len(rows), step):
-            read = _read(path, name, rows, form, start, min(start + step, len(rows)))
-            if waiting is not None:
-                read = [torch.cat(pair) for pair in zip(waiting, read, strict=True)]
+            waiting.append(_read(path, name, rows, form, start, min(start + step, len(rows))))
+            count += len(waiting[-1][0])
+            if count < most:
+                continue
+            read = [torch.cat(pieces) for pieces in zip(*waiting, strict=True)]
             whole = len(read[0]) // 16 * 16
-            waiting = [tensor[whole:] for tensor in read] if whole < len(read[0]) else None
-            if whole:
-                yield _triple([tensor[:whole] for tensor in read])
-    if waiting is not None:
-        yield _triple(waiting)
+            yield _triple([tensor[:whole] for tensor in read])
+            waiting, count = [[tensor[whole:] for tensor in read]], len(read[0]) - whole
+    read = [torch.cat(pieces) for pieces in zip(*waiting, strict=True)]
+    if len(read[0]):
+        yield _triple(read)
 
 
 def _triple(tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
