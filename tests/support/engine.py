@@ -25,6 +25,7 @@ from hagane.pool.messages import (
     FromEngine,
     GenerateRequest,
     Heartbeat,
+    Loading,
     RequestFailed,
     SamplingParams,
     Shutdown,
@@ -161,7 +162,7 @@ class RunningEngine:
         if isinstance(message, AdapterChecked):
             self.checked[message.digest] = message.error
         if not isinstance(message, StepOutput):
-            assert isinstance(message, AdapterChecked | EngineReady | Heartbeat)
+            assert isinstance(message, AdapterChecked | EngineReady | Heartbeat | Loading)
             return
         self.stats = message.stats
         for delta in message.deltas:

@@ -12,6 +12,7 @@ from hagane.pool.messages import (
     EngineReady,
     GenerateRequest,
     Heartbeat,
+    Loading,
     SamplingParams,
     StepOutput,
     TokenDelta,
@@ -30,7 +31,7 @@ class Recorder:
         self.failed: list[str] = []
 
     def send(self, message: msgspec.Struct) -> None:
-        if isinstance(message, EngineReady | Heartbeat):
+        if isinstance(message, EngineReady | Heartbeat | Loading):
             return
         assert isinstance(message, StepOutput)
         for delta in message.deltas:

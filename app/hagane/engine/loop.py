@@ -37,6 +37,7 @@ from hagane.pool.messages import (
     EngineReady,
     FailureCode,
     GenerateRequest,
+    Loading,
     Shutdown,
     ToEngine,
     UnloadAdapter,
@@ -50,6 +51,8 @@ logger = logging.getLogger("hagane.engine.loop")
 
 # How soon an idle engine notices that an adapter was read.
 _LOADING_POLL_SECONDS = 0.002
+# How many of an engine's signs of life its client may miss.
+_HEARTBEATS = 4
 # How long a start is put off for the KV cache's memory; an idle engine goes on with it.
 _TOUCHING_SECONDS = 0.75
 
@@ -77,8 +80,9 @@ class Engine:
     ) -> None:
         started = time.monotonic()
         self.channel = channel
-        self.outbox = Outbox(channel, config.heartbeat_seconds)
-        self.runner = runner = runner or ModelRunner(config)
+        self._heartbeat = config.timeout / _HEARTBEATS
+        self.outbox = Outbox(channel, self._heartbeat)
+        self.runner = runner = runner or ModelRunner(config, self._report_stage)
         self.scheduler = Scheduler(
             KVCache(runner.blocks, runner.block_size, config.prefix_caching),
             max_batch_tokens=config.max_batch_tokens,
@@ -98,9 +102,9 @@ class Engine:
         )
         self.held = HeldRequests()
         self.running = True
-        self._heartbeat = config.heartbeat_seconds
         self._checks: set[str] = set()
         deadline = time.monotonic() + _TOUCHING_SECONDS
+        self._report_stage("KV cache")
         while time.monotonic() < deadline and runner.touch():
             pass
         self.outbox.send(
@@ -112,6 +116,9 @@ class Engine:
                 load_seconds=time.monotonic() - started,
             )
         )
+
+    def _report_stage(self, stage: str) -> None:
+        self.outbox.send(Loading(stage))
 
     @property
     def busy(self) -> bool:

@@ -272,8 +272,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `gpu_memory_fraction` of all of it, and take no more than `kv_cache_limit` bytes unless one
     context needs more. That fraction is what all programs together may take, or this engine alone
     where it runs `beside_another`. `max_batch_tokens` is the token budget of one step,
-    `adapter_memory` the most bytes of packed adapters, `heartbeat_seconds` the longest time between
-    two messages of an engine that does not hang.
+    `adapter_memory` the most bytes of packed adapters, `timeout` the seconds of silence after
+    which an engine is taken to hang.
     """
 
     model: str
@@ -294,7 +294,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prefix_caching: bool
     threads: int | None
     adapter_memory: int
-    heartbeat_seconds: float = 1.0
+    timeout: float = 30.0
     log_level: str = "info"
     log_format: str = "auto"
 

@@ -260,4 +260,5 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         log_level=settings.log_level,
         log_format=settings.log_format,
         adapter_memory=int(settings.adapter_memory),
+        timeout=settings.engine_timeout,
     )

@@ -196,6 +196,12 @@ class Settings(BaseSettings):
     resident_idle_seconds: float = Field(
         600.0, gt=0, description="until one that nobody asks for is stopped"
     )
+    engine_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="seconds of silence after which an engine is killed and started again; 20 "
+        "times that while it loads",
+    )
     request_timeout: float | None = Field(None, gt=0, description="seconds a request may take")
     max_body_bytes: ByteSize = Field(ByteSize(8 << 20), description="largest request body")
     cors_origins: str = Field("", description="comma-separated origins that browsers may call from")

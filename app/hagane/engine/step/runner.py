@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -42,9 +42,14 @@ _FP8_CAPABILITY = (8, 9)
 
 
 class ModelRunner:
-    """A model on its device, with as many KV blocks as memory and use allow."""
+    """A model on its device, with as many KV blocks as memory and use allow.
 
-    def __init__(self, config: EngineConfig) -> None:
+    `progress` hears of each stage of the start as it begins.
+    """
+
+    def __init__(
+        self, config: EngineConfig, progress: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.device = resolve_device(config.device)
         if self.device.type == "cuda":
             # Triton launches on the current device, wherever the tensors are.
@@ -63,6 +68,7 @@ class ModelRunner:
         quantization = _quantization(config, model_config, self.device)
         # Before the weights: the kernels quantize and pack them.
         self._start_threads(config.threads)
+        progress("weights")
         self.model, report = load_model(
             directory,
             device=str(self.device),
@@ -70,6 +76,7 @@ class ModelRunner:
             quantization=quantization,
             operations=self.operations,
         )
+        progress("buffers")
         self.model.eval()
         self.banks = AdapterBanks(self.model, self.dtype, self.device)
         logger.info(
@@ -92,6 +99,7 @@ class ModelRunner:
         # A device's memory is all there from the start.
         self._untouched = _huge_pages(self.caches if self.device.type == "cpu" else ())
         self._leave_cores_to_kernels()
+        progress("recordings")
         self._graphs = self._make_graphs(config)
 
     @torch.inference_mode()

@@ -1,0 +1,126 @@
+"""Engines that crash or hang: noticed, ended, counted, and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import asynccontextmanager
+
+import pytest
+from hagane.pool.client import EngineClient
+from hagane.pool.crashes import CrashHistory
+from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.pool.process import Ending
+from hagane.system.errors import EngineCrashedError, EngineUnavailableError
+
+from tests.support.engine import config
+
+
+@asynccontextmanager
+async def running(model, **changes):
+    client = EngineClient(config(model, **changes))
+    await client.start()
+    try:
+        await client.ready()
+        yield client
+    finally:
+        await client.stop(1)
+
+
+def request(name: str, tokens: int = 4) -> GenerateRequest:
+    sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+    return GenerateRequest(request_id=name, prompt=tuple(range(40, 50)), sampling=sampling)
+
+
+async def answer(client: EngineClient, name: str) -> list[int]:
+    return [token async for delta in client.generate(request(name)) for token in delta.tokens]
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_an_engine_that_stands_still_is_killed_and_started_again(tiny_model_dir):
+    async def scenario() -> None:
+        async with running(tiny_model_dir, timeout=1.0) as client:
+            before = await answer(client, "first")
+            pid = client.info.pid
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(EngineCrashedError):
+                await asyncio.wait_for(answer(client, "hanging"), 30)
+            assert client.state == "restarting"
+            with pytest.raises(EngineUnavailableError, match="restarting"):
+                await answer(client, "early")
+            await asyncio.wait_for(client.ready(), 60)
+            assert client.info.pid != pid
+            assert client.crashes.counts == {"hung": 1}
+            assert await answer(client, "second") == before
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_engine_and_a_busy_one_give_signs_of_life(tiny_model_dir):
+    async def scenario() -> None:
+        async with running(tiny_model_dir, timeout=0.4) as client:
+            pid = client.info.pid
+            await asyncio.sleep(1.5)
+            assert len(await answer(client, "late")) == 4
+            assert client.info.pid == pid and not client.crashes.counts
+
+    asyncio.run(scenario())
+
+
+def test_isolated_crashes_cost_a_restart_each_and_no_growing_pause(tiny_model_dir, caplog):
+    async def scenario() -> None:
+        async with running(tiny_model_dir, context_length=512) as client:
+            pauses = []
+            for turn in range(3):
+                deltas = client.generate(request(f"poison {turn}", tokens=450))
+                await anext(deltas)
+                os.kill(client.info.pid, signal.SIGKILL)
+                with pytest.raises(EngineCrashedError):
+                    async for _ in deltas:
+                        pass
+                begun = asyncio.get_running_loop().time()
+                await until(lambda: client.info is None)
+                await asyncio.wait_for(client.ready(), 60)
+                pauses.append(asyncio.get_running_loop().time() - begun)
+            assert client.restarts == 3
+            assert client.crashes.counts == {"killed": 3}
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert "restarting the engine in 0.25 s" in caplog.text
+    assert "restarting the engine in 0.50 s" not in caplog.text
+    assert "poison 2" in caplog.text and "in flight at 3 crashes" in caplog.text
+
+
+def test_engines_that_die_as_they_start_get_growing_pauses(tmp_path, caplog):
+    """The config names no model directory whose weights could be read: the process exits."""
+
+    async def scenario() -> None:
+        client = EngineClient(config(tmp_path, device="no such device"))
+        await client.start()
+        await until(lambda: client.restarts == 3 or client.state == "failed")
+        await client.stop(1)
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert "exit status 1" in caplog.text
+    assert "restarting the engine in 1.00 s" in caplog.text
+
+
+def test_requests_in_flight_at_several_crashes_are_named_first(caplog):
+    history = CrashHistory()
+    with caplog.at_level(logging.ERROR):
+        history.record(Ending("exited", 1), [request("suspect"), request("other", tokens=3)])
+        history.record(Ending("killed", -11), [request("new", tokens=7), request("again")])
+    assert history.counts == {"exited": 1, "killed": 1}
+    last = caplog.records[-1].getMessage()
+    assert "SIGSEGV" in last
+    assert last.index("again") < last.index("new")
+    assert last.count("in flight at 2 crashes") == 1
