@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from hagane.pool.client import EngineClient
 from hagane.pool.crashes import CrashHistory
+from hagane.pool.launch import launch
 from hagane.pool.messages import GenerateRequest, SamplingParams
 from hagane.pool.process import Ending
 from hagane.system.errors import EngineCrashedError, EngineUnavailableError
@@ -46,7 +47,7 @@ async def until(condition) -> None:
 
 def test_an_engine_that_stands_still_is_killed_and_started_again(tiny_model_dir):
     async def scenario() -> None:
-        async with running(tiny_model_dir, timeout=1.0) as client:
+        async with running(tiny_model_dir, timeout=3.0) as client:
             before = await answer(client, "first")
             pid = client.info.pid
             os.kill(pid, signal.SIGSTOP)
@@ -65,9 +66,9 @@ def test_an_engine_that_stands_still_is_killed_and_started_again(tiny_model_dir)
 
 def test_an_idle_engine_and_a_busy_one_give_signs_of_life(tiny_model_dir):
     async def scenario() -> None:
-        async with running(tiny_model_dir, timeout=0.4) as client:
+        async with running(tiny_model_dir, timeout=3.0) as client:
             pid = client.info.pid
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(4)
             assert len(await answer(client, "late")) == 4
             assert client.info.pid == pid and not client.crashes.counts
 
@@ -112,6 +113,25 @@ def test_engines_that_die_as_they_start_get_growing_pauses(tmp_path, caplog):
         asyncio.run(scenario())
     assert "exit status 1" in caplog.text
     assert "restarting the engine in 1.00 s" in caplog.text
+
+
+def test_supervision_outlives_a_process_that_cannot_be_taken_over(tiny_model_dir, caplog):
+    async def scenario() -> None:
+        launched = launch()
+        launched.connection.close()
+        client = EngineClient(config(tiny_model_dir), launched)
+        await client.start()
+        await client.ready()
+        assert (client.supervision.failures, client.restarts) == (1, 1)
+        assert not client.supervision.failing
+        assert len(await answer(client, "first")) == 4
+        await client.stop(1)
+        launched.process.wait(10)
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert "engine supervision failed" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_requests_in_flight_at_several_crashes_are_named_first(caplog):

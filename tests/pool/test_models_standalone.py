@@ -99,8 +99,8 @@ def test_the_result_answers_beside_its_base(client, whole_server, job, tmp_path)
     assert set(base.answers) == {before} != {tuned}
     assert whole_server.metric("hagane_engine_restarts_total") == 0
     metrics = httpx.get(f"{whole_server.url}/metrics").text
-    assert f'hagane_resident_model_ready{{model="{name}"}} 1.0' in metrics
-    assert f'hagane_resident_model_engine_restarts{{model="{name}"}} 1.0' in metrics
+    assert f'hagane_engine_ready{{model="{name}"}} 1.0' in metrics
+    assert f'hagane_engine_restarts_total{{model="{name}"}} 1.0' in metrics
 
     listed = {model.id: model for model in client.models.list()}
     assert (listed[name].parent, listed[name].root, listed[name].owned_by) == (

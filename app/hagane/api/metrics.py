@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from types import MappingProxyType
+from typing import get_args
 
 from fastapi import Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
@@ -16,9 +17,11 @@ from prometheus_client.registry import Collector
 from hagane import __version__
 from hagane.api.access import guarded_router
 from hagane.pool.client import EngineClient
-from hagane.pool.models import Fleet
+from hagane.pool.models import Fleet, ResidentModel
+from hagane.pool.process import EndReason
 from hagane.store.jobs import Jobs
 from hagane.system.logging import dropped_lines
+from hagane.system.loops import BackgroundLoop
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
@@ -27,42 +30,26 @@ _RATE_SECONDS = 5.0
 
 
 class _EngineCollector(Collector):
-    """Reads the engine's latest statistics when Prometheus asks."""
+    """Reads the latest statistics of each model's engine when Prometheus asks."""
 
-    def __init__(self, client: EngineClient) -> None:
-        self.client = client
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
 
     def collect(self) -> Iterator[Metric]:
-        stats = self.client.stats
-        adapters = stats.adapters
-        gauges = {
-            "requests_running": ("Sequences being generated", stats.running),
-            "requests_waiting": ("Requests waiting for room", stats.waiting),
-            "kv_cache_blocks_used": ("KV-cache blocks in use", stats.blocks_used),
-            "kv_cache_blocks_cached": ("Free blocks kept for prefix hits", stats.blocks_cached),
-            "kv_cache_blocks_total": ("KV-cache blocks", stats.blocks_total),
-            "kv_cache_usage_ratio": (
-                "Part of the KV cache in use",
-                stats.blocks_used / max(stats.blocks_total, 1),
-            ),
-            "adapters_loaded": ("LoRA adapters in memory", adapters.loaded),
-            "adapter_bytes": ("Memory of the LoRA adapters", adapters.nbytes),
-            "adapter_requests_waiting": ("Requests waiting for their adapter", adapters.requests),
-            "engine_ready": ("1 when the engine takes requests", self.client.state == "ready"),
-        }
-        counters = {
-            "prefix_cache_queried_tokens": ("Prompt tokens looked up", stats.prefix_tokens_queried),
-            "prefix_cache_hit_tokens": ("Prompt tokens found", stats.prefix_tokens_hit),
-            "preemptions": ("Sequences preempted", stats.preemptions),
-            "adapter_loads": ("LoRA adapters loaded", adapters.loads),
-            "adapter_evictions": ("LoRA adapters evicted for others", adapters.evictions),
-            "engine_steps": ("Forward passes", stats.steps),
-            "engine_restarts": ("Times the engine was restarted", self.client.restarts),
-        }
-        for name, (text, value) in gauges.items():
-            yield GaugeMetricFamily(f"hagane_{name}", text, value=float(value))
-        for name, (text, value) in counters.items():
-            yield CounterMetricFamily(f"hagane_{name}", text, value=float(value))
+        residents = self.fleet.residents
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for resident in residents:
+            for name, (kind, text, value) in _engine_values(resident.client).items():
+                if name not in families:
+                    families[name] = kind(f"hagane_{name}", text, labels=["model"])
+                families[name].add_metric([resident.name], float(value))
+        yield from families.values()
+        yield _crashes(residents)
+        yield GaugeMetricFamily(
+            "hagane_resident_models",
+            "Models in memory that are not pinned",
+            sum(not resident.pinned for resident in residents),
+        )
         yield CounterMetricFamily(
             "hagane_log_lines_dropped",
             "Lines of the log that could not be written",
@@ -73,45 +60,76 @@ class _EngineCollector(Collector):
         yield build
 
 
-class _ResidentCollector(Collector):
-    """The engines of whole models beside the base, as long as they are in memory."""
+_Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
-    _GAUGES = MappingProxyType(
-        {
-            "ready": "1 when its engine takes requests",
-            "engine_restarts": "Times its engine was restarted",
-            "requests_running": "Sequences being generated",
-            "requests_waiting": "Requests waiting for room",
-            "kv_cache_blocks_used": "KV-cache blocks in use",
-            "kv_cache_blocks_total": "KV-cache blocks",
-        }
+
+def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]]:
+    """Kind, description and value of every metric of an engine, by name."""
+    stats, adapters = client.stats, client.stats.adapters
+    usage = stats.blocks_used / max(stats.blocks_total, 1)
+    gauges = {
+        "engine_ready": ("1 when the engine takes requests", client.state == "ready"),
+        "requests_running": ("Sequences being generated", stats.running),
+        "requests_waiting": ("Requests waiting for room", stats.waiting),
+        "kv_cache_blocks_used": ("KV-cache blocks in use", stats.blocks_used),
+        "kv_cache_blocks_cached": ("Free blocks kept for prefix hits", stats.blocks_cached),
+        "kv_cache_blocks_total": ("KV-cache blocks", stats.blocks_total),
+        "kv_cache_usage_ratio": ("Part of the KV cache in use", usage),
+        "adapters_loaded": ("LoRA adapters in memory", adapters.loaded),
+        "adapter_bytes": ("Memory of the LoRA adapters", adapters.nbytes),
+        "adapter_requests_waiting": (
+            "Requests waiting for their adapter or grammar",
+            adapters.requests,
+        ),
+    }
+    counters = {
+        "prefix_cache_queried_tokens": ("Prompt tokens looked up", stats.prefix_tokens_queried),
+        "prefix_cache_hit_tokens": ("Prompt tokens found", stats.prefix_tokens_hit),
+        "preemptions": ("Sequences preempted", stats.preemptions),
+        "adapter_loads": ("LoRA adapters loaded", adapters.loads),
+        "adapter_evictions": ("LoRA adapters evicted for others", adapters.evictions),
+        "engine_steps": ("Forward passes", stats.steps),
+        "engine_restarts": ("Times the engine was restarted", client.restarts),
+    }
+    return {name: (GaugeMetricFamily, *rest) for name, rest in gauges.items()} | {
+        name: (CounterMetricFamily, *rest) for name, rest in counters.items()
+    }
+
+
+def _crashes(residents: Iterable[ResidentModel]) -> Metric:
+    family = CounterMetricFamily(
+        "hagane_engine_crashes",
+        "Ends of the engine process that nobody asked for, by their reason",
+        labels=["model", "reason"],
     )
+    for resident in residents:
+        for reason in get_args(EndReason):
+            count = resident.client.crashes.counts[reason]
+            family.add_metric([resident.name, reason], count)
+    return family
 
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
+
+class _LoopCollector(Collector):
+    """What runs in the background: whether it goes on, and how often it could not."""
+
+    def __init__(self, loops: Callable[[], Iterable[BackgroundLoop]]) -> None:
+        self.loops = loops
 
     def collect(self) -> Iterator[Metric]:
-        residents = self.fleet.residents
-        yield GaugeMetricFamily(
-            "hagane_resident_models", "Whole models in memory beside the base", len(residents)
+        failing = GaugeMetricFamily(
+            "hagane_background_loop_failing", "1 while a background loop fails", labels=["loop"]
         )
-        gauges = {
-            name: GaugeMetricFamily(f"hagane_resident_model_{name}", text, labels=["model"])
-            for name, text in self._GAUGES.items()
-        }
-        for resident in residents:
-            client = resident.client
-            values = (
-                client.state == "ready",
-                client.restarts,
-                client.stats.running,
-                client.stats.waiting,
-                client.stats.blocks_used,
-                client.stats.blocks_total,
-            )
-            for gauge, value in zip(gauges.values(), values, strict=True):
-                gauge.add_metric([resident.name], float(value))
-        yield from gauges.values()
+        failures = CounterMetricFamily(
+            "hagane_background_loop_failures", "Rounds of it that failed", labels=["loop"]
+        )
+        by_name: dict[str, list[BackgroundLoop]] = defaultdict(list)
+        for loop in self.loops():
+            by_name[loop.name].append(loop)
+        for name, loops in by_name.items():
+            failing.add_metric([name], any(loop.failing for loop in loops))
+            failures.add_metric([name], sum(loop.failures for loop in loops))
+        yield failing
+        yield failures
 
 
 class _JobCollector(Collector):
@@ -152,10 +170,12 @@ class _JobCollector(Collector):
 class Metrics:
     """The registry of one application."""
 
-    def __init__(self, fleet: Fleet, jobs: Jobs) -> None:
+    def __init__(
+        self, fleet: Fleet, jobs: Jobs, loops: Callable[[], Iterable[BackgroundLoop]]
+    ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(fleet.base))
-        self.registry.register(_ResidentCollector(fleet))
+        self.registry.register(_EngineCollector(fleet))
+        self.registry.register(_LoopCollector(loops))
         self.registry.register(_JobCollector(jobs))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:

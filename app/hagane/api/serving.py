@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from hagane.system.errors import (
     ModelNotFoundError,
     RateLimitError,
 )
+from hagane.system.loops import BackgroundLoop
 from hagane.system.sandbox import shared_sandbox
 from hagane.system.settings import Settings
 from hagane.text.chat_template import ChatTemplate
@@ -132,6 +133,7 @@ class Serving:
     accounts: Accounts
     store: Store
     catalogue: Catalogue
+    loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
 
     @property
@@ -185,9 +187,7 @@ class Serving:
 
         Raises EngineUnavailableError on entry.
         """
-        if served.model_directory is None:
-            return nullcontext(self.client)
-        return self.fleet.engine(served.id, served.model_directory)
+        return self.fleet.engine(served.id, served.model_directory or self.model.directory)
 
 
 def get_serving(request: Request) -> Serving:

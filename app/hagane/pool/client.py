@@ -96,9 +96,10 @@ class EngineClient:
         self.state = "starting"
         self.supervision.start()
 
-    async def settled(self) -> None:
-        """Wait until the engine takes requests, or will not without the user."""
-        await self._changes.wait_for(lambda: self.state in ("ready", "failed", "stopped"))
+    async def reach(self, *states: State) -> State:
+        """Wait for one of `states`; returns which."""
+        await self._changes.wait_for(lambda: self.state in states)
+        return self.state
 
     async def ready(self) -> EngineReady:
         """Wait until the engine takes requests. Raises HaganeError if it cannot start."""
@@ -294,4 +295,6 @@ def _error(failure: RequestFailed) -> HaganeError:
         return InvalidRequestError(failure.message)
     if failure.code == "adapter_error":
         return ModelError(failure.message)
+    if failure.code == "invalid_grammar":
+        return InvalidRequestError(failure.message, param="response_format", code=failure.code)
     return HaganeError(failure.message)

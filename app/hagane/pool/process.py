@@ -91,7 +91,8 @@ class EngineProcess:
         """Have it end after its step, or kill it after `grace` seconds."""
         self._channel.send(Shutdown())
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._process.wait), grace)
+            async with asyncio.timeout(grace):
+                await asyncio.to_thread(self._process.wait)
         except TimeoutError:
             self._process.kill()
 
@@ -120,6 +121,8 @@ class EngineProcess:
         """An engine whose channel is closed has nothing left to do."""
         if not kill:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.to_thread(self._process.wait), _REAP_SECONDS)
+                # Not `wait_for`, which may swallow a cancellation in Python 3.11.
+                async with asyncio.timeout(_REAP_SECONDS):
+                    await asyncio.to_thread(self._process.wait)
         self._process.kill()  # does nothing to one that has ended
         return await asyncio.to_thread(self._process.wait)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -45,7 +46,8 @@ from hagane.server.middleware import (
 from hagane.server.run import AdminListener
 from hagane.store.catalogue import Catalogue
 from hagane.store.store import DATABASE_FILE, Store
-from hagane.system.errors import ConfigurationError, HaganeError
+from hagane.system.errors import ConfigurationError
+from hagane.system.loops import BackgroundLoop
 from hagane.system.settings import Settings
 from hagane.text.hub import model_stores, resolve_model
 from hagane.training.jobs.options import JobOptions
@@ -75,16 +77,24 @@ def create_app(
     """
     directory = resolve_model(settings.model, model_stores(settings))
     model = ServedModel.load(directory, settings.served_model_name)
-    fleet = Fleet(engine_config(settings, str(directory)), residency(settings), launched)
+    config = engine_config(settings, str(directory))
+    fleet = Fleet(model.id, config, residency(settings), launched)
     store = open_store(settings)
-    recorded = metrics.Metrics(fleet, store.jobs)
+    supervisor = Supervisor(store, job_options(settings))
+
+    def loops() -> Iterator[BackgroundLoop]:
+        yield announcing
+        yield from fleet.loops()
+        yield from supervisor.loops
+
+    recorded = metrics.Metrics(fleet, store.jobs, loops)
     accounts = Accounts(settings, recorded.registry)
     catalogue = Catalogue(store.database, model.id)
     for name, path in settings.adapters.items():
         AdapterConfig.load(path)
         catalogue.register(name, path, adapter_digest(path), replace=True)
-    serving = Serving(settings, model, fleet, recorded, accounts, store, catalogue)
-    supervisor = Supervisor(store, job_options(settings))
+    serving = Serving(settings, model, fleet, recorded, accounts, store, catalogue, loops)
+    announcing = BackgroundLoop("announcements", partial(_announce, serving, shut_down))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -93,15 +103,15 @@ def create_app(
         prepared = asyncio.get_running_loop().run_in_executor(None, model.grammars.prepare)
         if store.durable:
             supervisor.start()
-        watch = asyncio.create_task(_watch(serving, shut_down))
+        announcing.start()
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
                 listener = AdminListener(admin_app(app), settings)
                 await stack.enter_async_context(listener.running())
             yield
-        watch.cancel()
         await prepared
         await asyncio.gather(
+            announcing.stop(),
             supervisor.stop(grace=settings.shutdown_grace),
             fleet.stop(grace=settings.shutdown_grace),
         )
@@ -180,25 +190,22 @@ def _application(
     return app
 
 
-async def _watch(serving: Serving, shut_down: Callable[[], None]) -> None:
-    """Report when the engine is ready; end the server when only the user can mend it."""
+async def _announce(serving: Serving, shut_down: Callable[[], None]) -> float:
+    """Report once that the engine is ready; end the server when only the user can mend it."""
     client = serving.client
-    while client.state != "stopped":
-        try:
-            info = await client.ready()
-        except HaganeError:
-            if client.state == "failed":
-                shut_down()
-                return
-        else:
-            logger.info(
-                "%s is ready on http://%s:%d after %.2f s",
-                serving.model.id,
-                serving.settings.host,
-                serving.settings.port,
-                info.load_seconds,
-            )
-            return
+    if await client.reach("ready", "failed") == "failed":
+        shut_down()
+        await client.reach("stopped")
+    else:
+        logger.info(
+            "%s is ready on http://%s:%d after %.2f s",
+            serving.model.id,
+            serving.settings.host,
+            serving.settings.port,
+            client.info.load_seconds if client.info else 0.0,
+        )
+        await client.reach("restarting", "failed", "stopped")
+    return 0.0
 
 
 def job_options(settings: Settings) -> JobOptions:

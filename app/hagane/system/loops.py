@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 30.0
+_STOP_SECONDS = 0.5
 
 
 class Backoff:
@@ -65,15 +66,18 @@ class BackgroundLoop:
 
     def start(self) -> None:
         """Begin, in the background."""
-        self._task = asyncio.create_task(self._run(), name=self.name)
+        self._task = asyncio.create_task(self.run(), name=self.name)
 
     async def stop(self) -> None:
         """End the loop and wait until it has ended; its round is cancelled."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            # Again and again: a round may await what swallows a cancellation.
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait((self._task,), timeout=_STOP_SECONDS)
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """The loop itself, for an event loop that has nothing else to do."""
         while True:
             await asyncio.sleep(await self._survive())
 

@@ -96,7 +96,9 @@ async def test_no_file_stops_the_queue(store, tiny_model_dir, tmp_path, last):
     file.write_text('{"text": "Once upon a time"}\n' * 8 + last + "\n")
     job = add(store, tiny_model_dir, file, "validating_files")
     assert await Supervisor(store, JobOptions()).validate_next()
-    assert store.jobs.get(job.id).status == "failed"
+    error = store.jobs.get(job.id).error
+    assert error["code"] == "invalid_training_file"
+    assert "\nline 9: " in error["message"]
 
 
 async def test_a_fault_in_a_step_fails_its_job_and_the_queue_goes_on(store, tmp_path):
@@ -174,3 +176,26 @@ async def test_stopping_leaves_the_job_in_the_queue_and_no_process(store, tiny_m
     await supervisor.stop(grace=0.1)
     assert not workers()
     assert store.jobs.get(job.id).status in ("queued", "running")
+
+
+async def test_the_loops_outlive_a_database_that_fails(store, tiny_model_dir, tmp_path):
+    """Both read the table of jobs in every round."""
+    supervisor = Supervisor(store, JobOptions())
+    _execute(store, "ALTER TABLE jobs RENAME TO elsewhere")
+    supervisor.start()
+    try:
+        async with asyncio.timeout(60):
+            while not all(loop.failing for loop in supervisor.loops):
+                await asyncio.sleep(0.01)
+            _execute(store, "ALTER TABLE elsewhere RENAME TO jobs")
+            job = add(store, tiny_model_dir, tmp_path / "none", "validating_files")
+            while not store.jobs.get(job.id).finished:
+                await asyncio.sleep(0.01)
+            assert all(loop.running and loop.failures for loop in supervisor.loops)
+    finally:
+        await supervisor.stop(grace=1)
+
+
+def _execute(store, statement: str) -> None:
+    with store.database.write() as connection:
+        connection.exec_driver_sql(statement)

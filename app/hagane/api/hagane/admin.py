@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from hagane import __version__
 from hagane.api.access import guarded_router
 from hagane.api.serving import Serving, get_serving
-from hagane.pool.models import Resident
+from hagane.pool.models import ResidentModel
 from hagane.system.errors import ConflictError
 
 router = guarded_router()
@@ -32,7 +32,7 @@ def status(request: Request) -> dict[str, Any]:
             "pid": client.info.pid if client.info else None,
             "context_length": serving.context_length(serving.model.config),
         },
-        "resident_models": [_describe_resident(one) for one in serving.fleet.residents],
+        "resident_models": [_describe(one) for one in serving.fleet.residents if not one.pinned],
         "requests": {"running": stats.running, "waiting": stats.waiting},
         "kv_cache": {
             "blocks_used": stats.blocks_used,
@@ -80,7 +80,7 @@ def _require_not_base(serving: Serving, model_id: str) -> None:
         )
 
 
-def _describe_resident(resident: Resident) -> dict[str, Any]:
+def _describe(resident: ResidentModel) -> dict[str, Any]:
     client = resident.client
     return {
         "model": resident.name,

@@ -27,9 +27,14 @@ async def live() -> dict[str, str]:
 @router.get("/health", responses={503: _NOT_READY})
 @router.get("/health/ready", responses={503: _NOT_READY})
 async def ready(request: Request) -> JSONResponse:
-    """200 when requests are taken, 503 with the engine's state when not."""
-    client = get_serving(request).client
-    state: dict[str, Any] = {"status": client.state}
+    """200 when requests are taken, 503 with the engine's state when not.
+
+    `failing` names the background loops whose last round failed; the log says why.
+    """
+    serving = get_serving(request)
+    client = serving.client
+    failing = sorted({loop.name for loop in serving.loops() if loop.failing})
+    state: dict[str, Any] = {"status": client.state, "failing": failing}
     if client.info is not None:
         state["engine_pid"] = client.info.pid
         state["context_length"] = client.info.context_length

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from hagane.store.jobs import Event, Job, Status
 from hagane.store.store import Store
 from hagane.system.errors import DiskFullError, TrainingError
+from hagane.system.loops import BackgroundLoop, Backoff
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.inspection import Inspection, exit_reason, inspect_files
 from hagane.training.jobs.options import JobOptions
@@ -28,7 +29,6 @@ from hagane.training.jobs.options import JobOptions
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
-_TROUBLE_SECONDS = 5.0
 # Without a sign of life for so long a worker is stuck: even on a busy machine it gets some time.
 _SILENCE_SECONDS = 300.0
 _MOST_DEATHS = 3
@@ -41,19 +41,20 @@ class Supervisor:
 
     def __init__(self, store: Store, options: JobOptions) -> None:
         self._store, self._options = store, options
-        self._loops: list[asyncio.Task[None]] = []
+        self.loops = (
+            BackgroundLoop("job validation", _round(self.validate_next), Backoff(1.0, 5.0)),
+            BackgroundLoop("job training", _round(self.train_next), Backoff(1.0, 5.0)),
+        )
         self._worker: asyncio.subprocess.Process | None = None
 
     def start(self) -> None:
         """Begin, in the background."""
-        for step in (self.validate_next, self.train_next):
-            self._loops.append(asyncio.create_task(_forever(step)))
+        for loop in self.loops:
+            loop.start()
 
     async def stop(self, grace: float) -> None:
         """End the worker after its step, or after `grace` seconds; the job stays in the queue."""
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await asyncio.gather(*(loop.stop() for loop in self.loops))
         if self._worker is not None and self._worker.returncode is None:
             self._worker.terminate()
             with contextlib.suppress(TimeoutError):
@@ -176,21 +177,13 @@ class Supervisor:
         await asyncio.to_thread(self._store.jobs.transition, job.id, *arguments, **values)
 
 
-async def _forever(step: Callable[[], Awaitable[bool]]) -> None:
-    """`step` again and again, with pauses when it has nothing to do or the database fails."""
-    while True:
-        try:
-            busy = await step()
-        except DiskFullError as error:
-            # Not even that a job failed can be written down: it goes on once there is room.
-            logger.error("fine-tuning pauses for %.0f s: %s", _TROUBLE_SECONDS, error)
-            await asyncio.sleep(_TROUBLE_SECONDS)
-        except Exception:
-            logger.exception("fine-tuning pauses for %.0f s", _TROUBLE_SECONDS)
-            await asyncio.sleep(_TROUBLE_SECONDS)
-        else:
-            if not busy:
-                await asyncio.sleep(_POLL_SECONDS)
+def _round(step: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[float]]:
+    """A round of a loop: at once the next where there was something to do."""
+
+    async def run() -> float:
+        return 0.0 if await step() else _POLL_SECONDS
+
+    return run
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:

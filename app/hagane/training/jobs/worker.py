@@ -8,6 +8,7 @@ so is the worker. A lock in the data directory lets one worker run at a time, al
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import logging
@@ -29,6 +30,7 @@ from hagane.store.store import Store
 from hagane.system.errors import DiskFullError, HaganeError, TrainingInterrupted
 from hagane.system.files import full, is_full
 from hagane.system.logging import configure_logging, request_id
+from hagane.system.loops import BackgroundLoop
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.allowance import confine, find_gpu
 from hagane.training.jobs.gate import judgement, opens
@@ -263,10 +265,11 @@ def _end_with_the_server() -> None:
 
 
 def _beat(store: Store, job: Job) -> None:
-    while True:
-        with contextlib.suppress(Exception):
-            store.jobs.record(job.id, heartbeat_at=time.time())
-        time.sleep(HEARTBEAT_SECONDS)
+    async def beat() -> float:
+        store.jobs.record(job.id, heartbeat_at=time.time())
+        return HEARTBEAT_SECONDS
+
+    asyncio.run(BackgroundLoop("worker heartbeat", beat).run())
 
 
 def main(directory: Path, job_id: str, options: JobOptions) -> None:
