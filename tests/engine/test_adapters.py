@@ -7,8 +7,6 @@ import threading
 import pytest
 import torch
 from hagane import kernels
-from hagane.engine.adapters import Adapters
-from hagane.engine.step.runner import ModelRunner
 from hagane.lora.config import TARGETS, adapter_digest
 from hagane.lora.files import load_adapter
 from hagane.pool.messages import AdapterRef, CancelRequest, CheckAdapter, UnloadAdapter
@@ -177,13 +175,7 @@ def test_others_go_on_while_one_is_loaded(tiny_model_dir, adapters):
         assert proceed.wait(60)
         return load_adapter(*arguments)
 
-    settings = config(tiny_model_dir)
-    runner = ModelRunner(settings)
-    parts = {
-        "runner": runner,
-        "adapters": Adapters(runner.banks, settings.adapter_memory, read=slow),
-    }
-    with RunningEngine(settings, **parts) as engine:
+    with RunningEngine(config(tiny_model_dir), read_adapter=slow) as engine:
         for name in ("kept", "cancelled"):
             engine.ask(name, PROMPT, adapters[0])
         engine.ask("late", PROMPT, adapters[0], deadline=0.0)

@@ -7,7 +7,6 @@ from itertools import combinations, product
 
 import msgspec
 import pytest
-from hagane.engine.adapters import Adapters
 from hagane.engine.sampling.sampler import Sampler
 from hagane.engine.step.runner import ModelRunner
 from hagane.pool.channel import MalformedMessage
@@ -209,14 +208,11 @@ def test_denormal_temperatures_are_greedy(tiny_model_dir):
 
 def test_a_reader_of_adapters_may_raise_anything(tiny_model_dir, tmp_path):
     adapter = make_adapter(tmp_path / "adapter", tiny_model_dir, 0)
-    settings = config(tiny_model_dir)
-    runner = ModelRunner(settings)
 
     def read(*_):
         raise RecursionError("deep")
 
-    adapters = Adapters(runner.banks, settings.adapter_memory, read=read)
-    loop = Loop(tiny_model_dir, parts={"runner": runner, "adapters": adapters})
+    loop = Loop(tiny_model_dir, parts={"read_adapter": read})
     loop.handle(msgspec.structs.replace(ask("adapted"), adapter=adapter))
     loop.handle(ask("sound"))
     loop.drain()

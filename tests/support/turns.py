@@ -38,6 +38,9 @@ class Recorder:
             self.deltas[delta.request_id, delta.index].append(delta)
         self.failed += [failure.request_id for failure in message.failures]
 
+    def wake(self) -> None:
+        pass
+
     def receive(self, timeout: float | None) -> list[msgspec.Struct]:
         return []
 

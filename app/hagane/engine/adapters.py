@@ -7,58 +7,48 @@ request ends with the version of an adapter that it began with.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
 
+from hagane.engine.background import BackgroundThread, failure
+from hagane.engine.prerequisites import Failure, Settled
 from hagane.lora.banks import AdapterBanks, PackedAdapter
 from hagane.lora.files import Adapter, load_adapter
 from hagane.models.config import ModelConfig
 from hagane.pool.messages import AdapterRef, AdapterStats, GenerateRequest
-from hagane.system.errors import HaganeError, ModelError
-from hagane.system.machine import usable_cores
+from hagane.system.errors import ModelError
 
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class AdapterEvent:
-    """An adapter was found to fit the model, is now in place, or will never be, for `error`."""
-
-    digest: str
-    loaded: bool = False
-    error: str | None = None
+# Hears why an adapter does not fit the model, or None if it does.
+Answer = Callable[[str | None], None]
 
 
 class Adapters:
-    """Loads what requests ask for, within `memory` bytes of packed adapters.
+    """Loads what requests ask for, within `memory` bytes; a `Provider` of prerequisites.
 
     `slots` says where in the banks the loaded ones lie. `read` loads a directory for the banks'
-    model; it runs in the loading thread.
+    model; it runs in `thread`.
     """
 
     def __init__(
         self,
         banks: AdapterBanks,
         memory: int,
+        thread: BackgroundThread,
         read: Callable[[Path, ModelConfig], Adapter] = load_adapter,
     ) -> None:
         self.slots: dict[str, int] = {}
         self._banks, self._memory, self._load = banks, memory, read
-        self._thread = ThreadPoolExecutor(1, "adapters", _let_steps_go_first, (usable_cores(),))
+        self._thread = thread
         # By digest, each in order; what is loaded or has its room reserved counts its bytes.
         self._reading: dict[str, Future[Adapter]] = {}
         self._fitting: dict[str, Adapter] = {}
         self._packing: dict[str, Future[PackedAdapter]] = {}
         self._nbytes: OrderedDict[str, int] = OrderedDict()
         self._unwanted: set[str] = set()
+        self._checks: dict[str, list[Answer]] = {}
         self._loads = self._evictions = 0
 
     @property
@@ -76,8 +66,22 @@ class Adapters:
             evictions=self._evictions,
         )
 
-    def want(self, adapter: AdapterRef) -> bool:
-        """Whether it is loaded; if not, an event will say when it is, or why it never will be."""
+    def want(self, request: GenerateRequest) -> str | None:
+        """The digest of the adapter that `request` has to wait for; None if there is none."""
+        if request.adapter is None or self._load_if_missing(request.adapter):
+            return None
+        return request.adapter.digest
+
+    def check(self, adapter: AdapterRef, answer: Answer) -> None:
+        """Read an adapter, answer whether it fits, and load it if there is room."""
+        digest = adapter.digest
+        if self._load_if_missing(adapter) or digest in self._fitting or digest in self._packing:
+            answer(None)
+        else:
+            self._checks.setdefault(digest, []).append(answer)
+
+    def _load_if_missing(self, adapter: AdapterRef) -> bool:
+        """Whether it is loaded."""
         digest = adapter.digest
         self._unwanted.discard(digest)
         if digest in self.slots:
@@ -92,8 +96,8 @@ class Adapters:
         if digest in self._nbytes:
             self._unwanted.add(digest)
 
-    def poll(self, in_use: Set[str]) -> Iterator[AdapterEvent]:
-        """Between two steps: what has come of loading. Digests `in_use` stay where they are."""
+    def poll(self, in_use: Set[str]) -> Iterator[Settled]:
+        """The adapters that are now in place, or will never be. Those `in_use` stay."""
         for digest in (self._unwanted & self.slots.keys()) - in_use:
             self._remove(digest)
             self._unwanted.discard(digest)
@@ -113,33 +117,38 @@ class Adapters:
                 raise ModelError(f"{adapter.directory}: {module} holds values that are not finite")
         return loaded
 
-    def _collect_read(self) -> Iterator[AdapterEvent]:
+    def _collect_read(self) -> Iterator[Settled]:
         for digest in [d for d, future in self._reading.items() if future.done()]:
-            outcome = _outcome(self._reading.pop(digest))
-            size = 0 if isinstance(outcome, str) else self._banks.size(outcome)
-            if size > self._memory:
-                outcome = (
-                    f"the adapter takes {size} bytes, but all adapters together may take "
-                    f"{self._memory}: raise adapter_memory"
-                )
-            if isinstance(outcome, str):
-                yield AdapterEvent(digest, error=outcome)
+            future = self._reading.pop(digest)
+            error = failure(future) or self._too_large(future.result())
+            for answer in self._checks.pop(digest, ()):
+                answer(error)
+            if error is None:
+                self._fitting[digest] = future.result()
             else:
-                self._fitting[digest] = outcome
-                yield AdapterEvent(digest)
+                yield Settled(digest, Failure("adapter_error", error))
 
-    def _collect_packed(self) -> Iterator[AdapterEvent]:
+    def _too_large(self, adapter: Adapter) -> str | None:
+        size = self._banks.size(adapter)
+        if size <= self._memory:
+            return None
+        return (
+            f"the adapter takes {size} bytes, but all adapters together may take "
+            f"{self._memory}: raise adapter_memory"
+        )
+
+    def _collect_packed(self) -> Iterator[Settled]:
         for digest in [d for d, future in self._packing.items() if future.done()]:
-            outcome = _outcome(self._packing.pop(digest))
-            if isinstance(outcome, str):
+            future = self._packing.pop(digest)
+            if (error := failure(future)) is not None:
                 del self._nbytes[digest]
-                yield AdapterEvent(digest, error=outcome)
+                yield Settled(digest, Failure("adapter_error", error))
                 continue
             slot = next(slot for slot in count() if slot not in self.slots.values())
-            self._banks.place(slot, outcome)
+            self._banks.place(slot, future.result())
             self.slots[digest] = slot
             self._loads += 1
-            yield AdapterEvent(digest, loaded=True)
+            yield Settled(digest)
 
     def _start_packing(self, in_use: Set[str]) -> None:
         """In the order of asking: a small one shall not pass a large one that waits for room."""
@@ -171,52 +180,3 @@ class Adapters:
     def _remove(self, digest: str) -> None:
         self._banks.clear(self.slots.pop(digest))
         del self._nbytes[digest]
-
-
-class HeldRequests:
-    """Requests that wait for their adapter, outside the scheduler, in the order of arrival."""
-
-    def __init__(self) -> None:
-        self._held: list[tuple[GenerateRequest, float]] = []
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def add(self, request: GenerateRequest, arrived: float) -> None:
-        self._held.append((request, arrived))
-
-    def cancel(self, request_id: str) -> None:
-        """Unknown ids are ignored."""
-        self._held = [pair for pair in self._held if pair[0].request_id != request_id]
-
-    def expire(self, now: float) -> list[str]:
-        """Let go of those whose deadline has passed."""
-        late = [r.request_id for r, _ in self._held if r.deadline is not None and r.deadline <= now]
-        for request_id in late:
-            self.cancel(request_id)
-        return late
-
-    def release(self, digest: str) -> list[tuple[GenerateRequest, float]]:
-        """Those that waited for `digest`, and when they arrived."""
-        released = [pair for pair in self._held if _digest(pair[0]) == digest]
-        self._held = [pair for pair in self._held if _digest(pair[0]) != digest]
-        return released
-
-
-def _digest(request: GenerateRequest) -> str:
-    return request.adapter.digest if request.adapter else ""
-
-
-def _let_steps_go_first(cores: list[int]) -> None:
-    """The loading thread may use any of `cores`, and yields to steps there."""
-    if sys.platform.startswith("linux"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        os.sched_setaffinity(0, cores)
-
-
-def _outcome(future: Future[_T]) -> _T | str:
-    """The result, or the reason why there is none: nothing in a directory may end the engine."""
-    error = future.exception()
-    if error is None:
-        return future.result()
-    return str(error) if isinstance(error, HaganeError) else f"it cannot be loaded: {error!r}"

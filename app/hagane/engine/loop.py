@@ -13,20 +13,26 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from hagane.engine.adapters import Adapters, HeldRequests
+from hagane.engine.adapters import Adapters
+from hagane.engine.background import BackgroundThread
 from hagane.engine.cache.blocks import KVCache
 from hagane.engine.outbox import Outbox
+from hagane.engine.prerequisites import Prerequisites, Released
+from hagane.engine.sampling.compiler import GrammarCompiler
 from hagane.engine.sampling.constraints import Constraints, Grammars
 from hagane.engine.sampling.sampler import Sampler
 from hagane.engine.schedule.admission import check_token_ids
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.step.pipeline import StepPipeline
 from hagane.engine.step.runner import ModelRunner
+from hagane.lora.files import Adapter, load_adapter
+from hagane.models.config import ModelConfig
 from hagane.pool.channel import EngineChannel, MalformedMessage
 from hagane.pool.messages import (
     AdapterChecked,
@@ -49,8 +55,6 @@ from hagane.text.tokenizer import Tokenizer
 # By its name in the package: as a program, this module is called __main__.
 logger = logging.getLogger("hagane.engine.loop")
 
-# How soon an idle engine notices that an adapter was read.
-_LOADING_POLL_SECONDS = 0.002
 # How many of an engine's signs of life its client may miss.
 _HEARTBEATS = 4
 # How long a start is put off for the KV cache's memory; an idle engine goes on with it.
@@ -63,7 +67,8 @@ class Engine:
     Args:
         config: sizes and the model's directory.
         channel: the way to and from the API's process.
-        runner, sampler, adapters: taken instead of those that `config` describes.
+        runner, sampler: taken instead of those that `config` describes.
+        read_adapter: as `load_adapter`.
         overlap: whether a step is launched before the one before it is finished; by default where
             a device runs beside Python.
     """
@@ -75,7 +80,7 @@ class Engine:
         *,
         runner: ModelRunner | None = None,
         sampler: Sampler | None = None,
-        adapters: Adapters | None = None,
+        read_adapter: Callable[[Path, ModelConfig], Adapter] = load_adapter,
         overlap: bool | None = None,
     ) -> None:
         started = time.monotonic()
@@ -90,19 +95,28 @@ class Engine:
             max_waiting=config.max_waiting,
             context_length=runner.context_length,
         )
-        self.adapters = adapters or Adapters(runner.banks, config.adapter_memory)
+        self.adapters = Adapters(
+            runner.banks,
+            config.adapter_memory,
+            BackgroundThread("adapters", channel.wake),
+            read_adapter,
+        )
+        grammars = Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)
         self.pipeline = StepPipeline(
             self.scheduler,
             runner,
             sampler or Sampler(runner.operations),
             self.adapters.slots,
-            Constraints(Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)),
+            Constraints(grammars),
             self.outbox,
             overlap=runner.asynchronous if overlap is None else overlap,
         )
-        self.held = HeldRequests()
+        self.prerequisites = Prerequisites(
+            self.adapters,
+            GrammarCompiler(grammars, BackgroundThread("grammars", channel.wake)),
+            limit=config.max_waiting,
+        )
         self.running = True
-        self._checks: set[str] = set()
         deadline = time.monotonic() + _TOUCHING_SECONDS
         self._report_stage("KV cache")
         while time.monotonic() < deadline and runner.touch():
@@ -123,23 +137,26 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is live here."""
-        return self.pipeline.busy or len(self.held) > 0
+        return self.pipeline.busy or len(self.prerequisites) > 0
 
     def run(self) -> None:
         """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
         while self.running:
-            # Nothing to do at all: sleep until a message comes.
+            # Nothing to do at all: sleep until a message comes, or what requests wait for.
             idle = not (self.pipeline.busy or self.runner.touch())
-            pause = _LOADING_POLL_SECONDS if self.adapters.busy else self._heartbeat
+            pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
             for message in self.channel.receive(timeout=pause if idle else 0.0):
                 self.handle(message)
             self.turn()
 
     def turn(self) -> None:
         """Run one step and report what became of it."""
-        self._follow_adapters()
+        if self.prerequisites.busy:
+            now, in_use = time.monotonic(), self.scheduler.digests
+            for released in self.prerequisites.poll(now, in_use):
+                self._release(released)
         deltas = self.pipeline.step()
-        adapters = self.adapters.stats(len(self.held))
+        adapters = self.adapters.stats(len(self.prerequisites))
         stats = msgspec.structs.replace(self.scheduler.stats(), adapters=adapters)
         self.outbox.flush(deltas, stats)
 
@@ -158,16 +175,13 @@ class Engine:
             case GenerateRequest():
                 self._receive(message)
             case CheckAdapter():
-                if self.adapters.want(message.adapter):
-                    self.outbox.send(AdapterChecked(message.adapter.digest))
-                else:
-                    self._checks.add(message.adapter.digest)
+                self.adapters.check(message.adapter, partial(self._checked, message.adapter.digest))
             case UnloadAdapter():
                 self.adapters.unload(message.digest)
             case CancelRequest():
                 self.pipeline.cancel(message.request_id, message.index)
                 if message.index is None:
-                    self.held.cancel(message.request_id)
+                    self.prerequisites.cancel(message.request_id)
             case Shutdown():
                 self.running = False
             case MalformedMessage():
@@ -175,31 +189,23 @@ class Engine:
 
     def _receive(self, request: GenerateRequest) -> None:
         now = time.monotonic()
-        if request.adapter is None or self.adapters.want(request.adapter):
-            self._add(request, now)
-        elif len(self.held) >= self.scheduler.max_waiting:
-            reason = f"{len(self.held)} requests wait for their adapters already; try again later."
-            self.outbox.fail(request.request_id, "queue_full", reason)
-        else:
-            self.held.add(request, now)
-
-    def _follow_adapters(self) -> None:
-        """Requests whose adapter has come go on to the scheduler, all others wait or fail."""
-        if not self.adapters.busy:
+        try:
+            ready = self.prerequisites.ready(request, now)
+        except QueueFullError as error:
+            self.outbox.fail(request.request_id, "queue_full", str(error))
             return
-        for request_id in self.held.expire(time.monotonic()):
-            self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
-        for event in self.adapters.poll(self.scheduler.adapters):
-            if event.digest in self._checks:
-                self._checks.discard(event.digest)
-                self.outbox.send(AdapterChecked(event.digest, event.error))
-            if not event.loaded and event.error is None:
-                continue
-            for request, arrived in self.held.release(event.digest):
-                if event.error is None:
-                    self._add(request, arrived)
-                else:
-                    self._fail(request.request_id, "adapter_error", event.error)
+        if ready:
+            self._add(request, now)
+
+    def _release(self, released: Released) -> None:
+        request, failure = released.request, released.failure
+        if failure is None:
+            self._add(request, released.arrived)
+        else:
+            self._fail(request.request_id, failure.code, failure.message)
+
+    def _checked(self, digest: str, error: str | None) -> None:
+        self.outbox.send(AdapterChecked(digest, error))
 
     def _add(self, request: GenerateRequest, arrived: float) -> None:
         try:

@@ -7,6 +7,7 @@ process is gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import socket
 import struct
@@ -74,6 +75,15 @@ class EngineChannel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._frames = _Frames(ToEngine)
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+
+    def wake(self) -> None:
+        """End a `receive` that waits, or the next one, without a message. Any thread may call."""
+        # A full buffer wakes as well.
+        with contextlib.suppress(BlockingIOError):
+            self._waker.send(b"!")
 
     def send(self, message: FromEngine) -> None:
         """Raises BrokenPipeError when the API process is gone."""
@@ -85,12 +95,16 @@ class EngineChannel:
         Raises EOFError when the API process is gone.
         """
         messages: list[ToEngine | MalformedMessage] = []
-        while select.select([self._socket], [], [], timeout)[0]:
+        while readable := select.select([self._socket, self._woken], [], [], timeout)[0]:
+            timeout = 0.0
+            if self._woken in readable:
+                self._woken.recv(_CHUNK_BYTES)
+            if self._socket not in readable:
+                continue
             data = self._socket.recv(_CHUNK_BYTES)
             if not data:
                 raise EOFError("the API process closed the channel")
             messages += self._frames.feed(data)
-            timeout = 0.0
         return messages
 
 

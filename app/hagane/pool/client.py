@@ -295,6 +295,4 @@ def _error(failure: RequestFailed) -> HaganeError:
         return InvalidRequestError(failure.message)
     if failure.code == "adapter_error":
         return ModelError(failure.message)
-    if failure.code == "invalid_grammar":
-        return InvalidRequestError(failure.message, param="response_format", code=failure.code)
     return HaganeError(failure.message)

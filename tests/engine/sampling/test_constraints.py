@@ -46,7 +46,7 @@ def ref(grammar) -> GrammarRef:
 def walk(compiled, grammar, seed, forced=True):
     """Tokens drawn at random among the allowed ones, and how many of them were forced."""
     rng = random.Random(seed)
-    constraint = compiled.start(ref(grammar))
+    constraint = compiled.compile(ref(grammar))
     tokens, given = [], 0
     while len(tokens) < 2000:
         more = list(constraint.forced()) if forced else []
@@ -88,7 +88,7 @@ def test_choices(compiled, tokenizer):
 
 def test_a_copy_goes_its_own_way(compiled):
     grammar = grammars.from_choices(["ab", "cd"], "p")
-    first = compiled.start(ref(grammar))
+    first = compiled.compile(ref(grammar))
     second = first.copy()
     first.advance(int(torch.nonzero(first.allowed())[0]))
     assert not torch.equal(first.allowed(), second.allowed())
@@ -96,14 +96,14 @@ def test_a_copy_goes_its_own_way(compiled):
 
 def test_a_token_that_is_not_allowed_is_an_error(compiled):
     grammar = grammars.from_choices(["ab"], "p")
-    constraint = compiled.start(ref(grammar))
+    constraint = compiled.compile(ref(grammar))
     with pytest.raises(InvalidRequestError):
         constraint.advance(int(torch.nonzero(~constraint.allowed())[5]))
 
 
 def test_the_end_is_one_of_the_model_s_end_tokens(compiled, tokenizer):
     grammar = grammars.from_choices(["ab"], "p")
-    constraint = compiled.start(ref(grammar))
+    constraint = compiled.compile(ref(grammar))
     constraint.advance(*tokenizer.encode("ab", add_special_tokens=False).ids)
     assert set(torch.nonzero(constraint.allowed()).flatten().tolist()) <= {0}
     assert constraint.finished

@@ -8,7 +8,7 @@ together in the next step. So constrained answers take fewer steps than free one
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from collections.abc import Sequence as Rows
 from weakref import WeakKeyDictionary
 
@@ -87,20 +87,34 @@ class Grammars:
         self._vocab_size = vocab_size
         self._compiled: OrderedDict[str, Constraint] = OrderedDict()
 
+    def __contains__(self, grammar: GrammarRef) -> bool:
+        return grammar.digest in self._compiled
+
     def start(self, grammar: GrammarRef) -> Constraint:
-        """The beginning of a grammar. Raises InvalidRequestError if it cannot be compiled."""
-        compiled = self._compiled.get(grammar.digest)
-        if compiled is None:
-            if self._tokenizer is None:
-                self._tokenizer = llguidance.LLTokenizer(self._read())
-            matcher = new_matcher(self._tokenizer, grammar.text)
-            compiled = Constraint(matcher, self._vocab_size)
-            compiled.allowed()
-            self._compiled[grammar.digest] = compiled
+        """The beginning of a grammar that is kept. Raises KeyError for others."""
         self._compiled.move_to_end(grammar.digest)
-        while len(self._compiled) > _KEPT_GRAMMARS:
-            self._compiled.popitem(last=False)
-        return compiled.copy()
+        return self._compiled[grammar.digest].copy()
+
+    def compile(self, grammar: GrammarRef) -> Constraint:
+        """The beginning of any grammar, to be kept; may run in a thread.
+
+        Raises InvalidRequestError if it cannot be compiled.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = llguidance.LLTokenizer(self._read())
+        matcher = new_matcher(self._tokenizer, grammar.text)
+        compiled = Constraint(matcher, self._vocab_size)
+        compiled.allowed()
+        return compiled
+
+    def keep(self, digest: str, compiled: Constraint, in_use: Set[str] = frozenset()) -> None:
+        """Keep a grammar; the least recently used ones that are not `in_use` go for it."""
+        self._compiled[digest] = compiled
+        excess = len(self._compiled) - _KEPT_GRAMMARS
+        if excess > 0:
+            idle = [other for other in self._compiled if other not in in_use | {digest}]
+            for other in idle[:excess]:
+                del self._compiled[other]
 
 
 class Constraints:

@@ -83,9 +83,11 @@ class Scheduler:
         return bool(self._requests)
 
     @property
-    def adapters(self) -> set[str]:
-        """Digests of the adapters in use."""
-        return {s.adapter for s in chain(self._running, self._waiting) if s.adapter}
+    def digests(self) -> set[str]:
+        """Digests of the adapters and grammars in use."""
+        live = list(chain(self._running, self._waiting))
+        grammars = {s.grammar.digest for s in live if s.grammar is not None}
+        return grammars | {s.adapter for s in live if s.adapter}
 
     def add(self, request: GenerateRequest, now: float) -> None:
         """Queue a request. `now` is a `time.monotonic()` moment, here and below.
