@@ -47,7 +47,7 @@ class BackgroundLoop:
     Attributes:
         name: how logs and metrics name the loop.
         failures: rounds that raised, since the start.
-        failing: whether the last round raised.
+        failing: whether it pauses after a round that raised.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class BackgroundLoop:
 
     async def _survive(self) -> float:
         """One round; returns the pause after it."""
+        self.failing = False
         try:
             pause = await self._round()
         except Exception:
@@ -91,7 +92,6 @@ class BackgroundLoop:
             pause = self._backoff.next()
             logger.exception("%s failed; it goes on in %.2f s", self.name, pause)
         else:
-            self.failing = False
             self._backoff.reset()
         return pause
 
