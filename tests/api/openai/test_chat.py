@@ -335,8 +335,7 @@ def test_an_int8_cache_holds_more_tokens_in_the_same_memory(tiny_model_dir, tmp_
             response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
             assert response.status_code == 200
             assert response.json()["usage"]["completion_tokens"] > 0
-            metrics = httpx.get(f"{server.url}/metrics").text
-            tokens[dtype] = float(metrics.split("\nhagane_kv_cache_blocks_total ")[1].split()[0])
+            tokens[dtype] = server.metric("hagane_kv_cache_blocks_total")
         finally:
             stop_server(server)
     # Float32 against one byte and a scale for each head.
