@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from hagane.lora.config import AdapterConfig, adapter_digest
-from hagane.lora.files import linear_shapes, load_adapter, save_adapter
+from hagane.lora.files import load_adapter, save_adapter
 from hagane.models.config import ModelConfig
+from hagane.models.spec import linear_shapes
 from hagane.system.errors import ModelError
 from safetensors.torch import load_file, save_file
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from hagane.lora.config import AdapterConfig
-from hagane.lora.files import linear_shapes, load_adapter
+from hagane.lora.files import load_adapter
 from hagane.models.config import ModelConfig
-from hypothesis import HealthCheck, given, settings
+from hagane.models.spec import linear_shapes
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -85,6 +86,7 @@ def judged(fields: dict) -> dict[str, tuple[int, float]]:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(listed, matched))
+@example({"layers_to_transform": [2], "target_modules": ["model.layers.1.self_attn.v_proj"]})
 def test_ranks_and_strengths_are_pefts(tmp_path_factory, fields):
     directory = tmp_path_factory.mktemp("adapter")
     stored = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **fields}

@@ -13,8 +13,9 @@ import msgspec
 import torch
 from hagane.engine.loop import Engine
 from hagane.lora.config import TARGETS, AdapterConfig, adapter_digest
-from hagane.lora.files import linear_shapes, load_adapter, save_adapter
+from hagane.lora.files import load_adapter, save_adapter
 from hagane.models.config import ModelConfig
+from hagane.models.spec import linear_shapes
 from hagane.pool.channel import EngineChannel, encode
 from hagane.pool.messages import (
     AdapterChecked,

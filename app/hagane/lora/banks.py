@@ -17,16 +17,13 @@ from hagane.kernels import cpu
 from hagane.kernels.arena import Arena
 from hagane.kernels.cpu.low_rank import NativeBank
 from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, TorchBank
-from hagane.lora.files import Adapter, linear_shapes
-from hagane.models.config import ModelConfig
+from hagane.lora.files import Adapter
 from hagane.models.decoder import Transformer
 from hagane.models.serving import CudaLinear, Packed
-from hagane.weights.load import FUSED
+from hagane.models.spec import beside, projections
 
 if TYPE_CHECKING:
     from hagane.kernels.cuda.low_rank import CudaBank
-
-_KINDS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
 class Adapted(nn.Module):
@@ -71,8 +68,7 @@ class AdapterBanks:
     def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
         self.config = model.config
         self._banks: dict[str, Bank] = {}
-        shapes = linear_shapes(model.config)
-        for path, starts in _parts(model.config).items():
+        for path, projection in projections(model.config):
             parent, _, leaf = f"model.{path}".rpartition(".")
             owner = model.get_submodule(parent)
             base = owner.get_submodule(leaf)
@@ -80,9 +76,7 @@ class AdapterBanks:
             if isinstance(base, Packed):
                 layer = PackedAdapted(base.weight, NativeBank(base.weight))
             elif isinstance(base, CudaLinear):
-                last = max(starts, key=lambda part: starts[part])
-                out_features = starts[last] + shapes[last][0]
-                layer = Adapted(base, _cuda_bank(out_features, dtype, device))
+                layer = Adapted(base, _cuda_bank(projection.rows, dtype, device))
             else:
                 layer = Adapted(base, TorchBank(dtype, device))
             setattr(owner, leaf, layer)
@@ -112,12 +106,12 @@ class AdapterBanks:
 
     def _group(self, adapter: Adapter) -> dict[str, list[Part]]:
         groups: dict[str, list[Part]] = {}
-        for path, starts in _parts(self.config).items():
-            for module, first in starts.items():
-                change = adapter.changes.get(module)
+        for path, projection in projections(self.config):
+            for part, first in projection.starts().items():
+                change = adapter.changes.get(beside(path, part))
                 if change is not None:
-                    part = Part(first, change.a, change.b, change.scale)
-                    groups.setdefault(path, []).append(part)
+                    placed = Part(first, change.a, change.b, change.scale)
+                    groups.setdefault(path, []).append(placed)
         return groups
 
 
@@ -126,19 +120,3 @@ def _cuda_bank(out_features: int, dtype: torch.dtype, device: torch.device) -> C
     from hagane.kernels.cuda.low_rank import CudaBank
 
     return CudaBank(out_features, dtype, device)
-
-
-def _parts(config: ModelConfig) -> dict[str, dict[str, int]]:
-    """By path of the model's layer: the matrices fused in it, and at which output each begins."""
-    shapes = linear_shapes(config)
-    layers: dict[str, dict[str, int]] = {}
-    for layer in range(config.layers):
-        for kind in _KINDS:
-            path = f"layers.{layer}.{kind}"
-            parent, _, leaf = path.rpartition(".")
-            start, starts = 0, {}
-            for part in FUSED.get(leaf, (leaf,)):
-                starts[f"{parent}.{part}"] = start
-                start += shapes[f"{parent}.{part}"][0]
-            layers[path] = starts
-    return layers

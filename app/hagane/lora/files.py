@@ -26,6 +26,7 @@ from hagane.lora.config import (
     adapter_digest,
 )
 from hagane.models.config import ModelConfig
+from hagane.models.spec import linear_shapes
 from hagane.system.errors import ModelError
 from hagane.system.files import commit, read_regular, write_text
 
@@ -50,26 +51,6 @@ class Adapter:
     config: AdapterConfig
     changes: Mapping[str, LowRank]
     digest: str
-
-
-def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(out, in) of every matrix that an adapter may change, by module path."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    kinds = {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    return {
-        f"layers.{layer}.{kind}": shape
-        for layer in range(config.layers)
-        for kind, shape in kinds.items()
-    }
 
 
 def load_adapter(directory: Path, model: ModelConfig) -> Adapter:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from hagane.lora.files import load_adapter
-from hagane.lora.train import named_parts
 from hagane.models.linear import Dense
+from hagane.models.spec import parts_at
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.text.companions import write_companions
 from hagane.weights.load import load_model, save_model
@@ -38,7 +38,7 @@ def merge_directory(base: Path, adapter_directory: Path, destination: Path) -> i
         if not isinstance(layer, Dense):
             continue
         start = 0
-        for name, rows in named_parts(path, model).items():
+        for name, rows in (parts_at(config, path) or {}).items():
             change = adapter.changes.get(name)
             if change is not None:
                 delta = change.scale * (change.b.float() @ change.a.float())

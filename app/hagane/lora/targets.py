@@ -106,6 +106,9 @@ def _targeted(targets: Targets, path: str) -> bool:
     names = _DEFAULT if targets.target_modules is None else targets.target_modules
     if isinstance(names, str):
         return names.lower() == "all-linear" or re.fullmatch(names, path) is not None
+    if path in names:
+        # A path that is named in full is changed in whichever layer it lies.
+        return True
     if not _ends_with_any(path, names):
         return False
     layers = targets.layers_to_transform

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hagane.lora.config import AdapterConfig
-from hagane.lora.files import linear_shapes
 from hagane.models.decoder import Transformer
 from hagane.models.frozen import Integers, Widened
 from hagane.models.linear import Linear
-from hagane.weights.load import FUSED
+from hagane.models.spec import linear_shapes, parts_at
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
     placed = config.resolve(list(linear_shapes(model.config)))
     for path, layer in _linears(model):
         parts, start = [], 0
-        for name, rows in named_parts(path, model).items():
+        for name, rows in (parts_at(model.config, path) or {}).items():
             if name in placed:
                 parts.append(Part(start, start + rows, placed[name][1]))
             start += rows
@@ -143,7 +142,7 @@ def factors(model: Transformer, config: AdapterConfig) -> dict[str, tuple[Tensor
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for path, layer in model.model.named_modules():
         if isinstance(layer, LoRALinear):
-            names = [name for name in named_parts(path, model) if name in placed]
+            names = [name for name in (parts_at(model.config, path) or {}) if name in placed]
             found |= dict(zip(names, zip(layer.a, layer.b, strict=True), strict=True))
     return found
 
@@ -174,11 +173,3 @@ def disabled(model: Transformer) -> Iterator[None]:
 
 def _linears(model: Transformer) -> list[tuple[str, Linear]]:
     return [(n, m) for n, m in model.model.named_modules() if isinstance(m, Linear)]
-
-
-def named_parts(path: str, model: Transformer) -> dict[str, int]:
-    """Rows of the unfused matrices that make up the layer at `path`, by module path."""
-    parent, _, leaf = path.rpartition(".")
-    shapes = linear_shapes(model.config)
-    names = [f"{parent}.{part}" for part in FUSED.get(leaf, (leaf,))]
-    return {name: shapes[name][0] for name in names}

@@ -16,12 +16,25 @@ from hagane.kernels import Operations, reference
 from hagane.models.attention import AttentionContext
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.frozen import IntegerEmbedding
-from hagane.models.linear import DenseEmbedding, Int8Embedding, make_embedding, make_linear
+from hagane.models.linear import (
+    DenseEmbedding,
+    Int8Embedding,
+    Linear,
+    make_embedding,
+    make_linear,
+)
 from hagane.models.rope import RotaryEmbedding
 from hagane.models.serving import CudaEmbedding, PackedEmbedding
+from hagane.models.spec import ProjectionSpec, layer_projections
 
 # Where keys are centered on average: later positions turn slow features a little further.
 _CENTERED_POSITIONS = 4096
+
+
+def _projection(declared: ProjectionSpec, quantization: Quantization | None) -> Linear:
+    return make_linear(
+        declared.columns, declared.rows, bias=declared.bias, quantization=quantization
+    )
 
 
 class RMSNorm(nn.Module):
@@ -54,18 +67,9 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.window = config.sliding_windows[layer] if config.sliding_windows else None
-        self.qkv_proj = make_linear(
-            config.hidden_size,
-            (config.heads + 2 * config.kv_heads) * config.head_dim,
-            bias=config.qkv_bias,
-            quantization=quantization,
-        )
-        self.o_proj = make_linear(
-            config.heads * config.head_dim,
-            config.hidden_size,
-            bias=config.output_bias,
-            quantization=quantization,
-        )
+        declared = layer_projections(config)
+        self.qkv_proj = _projection(declared["self_attn.qkv_proj"], quantization)
+        self.o_proj = _projection(declared["self_attn.o_proj"], quantization)
         # Float32 [kv_heads, head_dim], or None: what is taken off every key (see `center_keys`).
         self.key_center: Tensor | None = None
         self.q_norm: RMSNorm | None = None
@@ -118,18 +122,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.gate_up_proj = make_linear(
-            config.hidden_size,
-            2 * config.intermediate_size,
-            bias=config.mlp_bias,
-            quantization=quantization,
-        )
-        self.down_proj = make_linear(
-            config.intermediate_size,
-            config.hidden_size,
-            bias=config.mlp_bias,
-            quantization=quantization,
-        )
+        declared = layer_projections(config)
+        self.gate_up_proj = _projection(declared["mlp.gate_up_proj"], quantization)
+        self.down_proj = _projection(declared["mlp.down_proj"], quantization)
 
     def forward(self, x: Tensor, context: AttentionContext, residual: Tensor) -> Tensor:
         inner = self.operations.silu_and_mul(context.linear(self.gate_up_proj, x))

@@ -2,7 +2,7 @@
 
 Loading streams: the model is built without storage, and one matrix after the other is read from
 its memory-mapped source, cast or quantized, and put in place. The model fuses matrices
-that checkpoints keep apart; `FUSED` is the only place that knows it. Quantized directories written
+that checkpoints keep apart, as `models.spec` declares. Quantized directories written
 by Hagane hold the fused matrices as they are stored in memory, so loading them is a plain read.
 """
 
@@ -43,6 +43,7 @@ from hagane.models.serving import (
     quantize_natively,
     quantizes_natively,
 )
+from hagane.models.spec import parts_at
 from hagane.system.files import commit, write_text
 from hagane.weights.finite import check_finite, naming
 from hagane.weights.formats.grouped import common_form
@@ -53,7 +54,8 @@ from hagane.weights.sources.gguf.source import GGUFRows
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource, open_source
 
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# Checkpoints call the decoder so.
+_DECODER = "model."
 # Elements cast or quantized at a time: what loading needs beside the result stays small.
 _BLOCK_ELEMENTS = 1 << 16
 # The kernels' threads share a block.
@@ -325,15 +327,11 @@ def _trim_heap() -> None:
 
 def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str, int]]:
     """Checkpoint names, with their row counts, of the matrices that make up module `name`."""
-    parent, _, leaf = name.rpartition(".")
-    if leaf == "qkv_proj":
-        rows = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
-    elif leaf == "gate_up_proj":
-        rows = [config.intermediate_size] * 2
-    else:
-        state = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        return [(name, state[0].shape[0])]
-    return [(f"{parent}.{part}", count) for part, count in zip(FUSED[leaf], rows, strict=True)]
+    parts = parts_at(config, name.removeprefix(_DECODER))
+    if parts is not None:
+        return [(f"{_DECODER}{part}", rows) for part, rows in parts.items()]
+    state = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return [(name, state[0].shape[0])]
 
 
 def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:

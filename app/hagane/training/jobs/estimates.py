@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hagane.models.config import ModelConfig
+from hagane.models.spec import linear_shapes
 from hagane.system.machine import cuda_driver_present, usable_cores
 from hagane.training.finetune.spec import FineTuneSpec, Plan
 
@@ -16,8 +17,7 @@ _LOGIT_ROWS = 256
 
 def parameters(config: ModelConfig) -> int:
     """Count weights of the layers' matrices, without embeddings."""
-    attention = config.hidden_size * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-    return config.layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    return sum(rows * columns for rows, columns in linear_shapes(config).values())
 
 
 def seconds(config: ModelConfig, spec: FineTuneSpec, plan: Plan, tokens: int) -> float:
