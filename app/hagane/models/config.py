@@ -6,7 +6,6 @@ Everything the forward pass needs is a plain value here, so the model never asks
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,13 @@ from typing import Any, Literal
 
 from hagane.models.rope_parameters import RopeParameters
 from hagane.system.errors import ModelError
+from hagane.system.files import read_json_object
 
 CONFIG_FILE = "config.json"
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 DTYPES = ("float32", "bfloat16", "float16")
+# Building what a mistyped number asks for would take for ever.
+_MOST_LAYERS, _LARGEST_SIZE = 4096, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,11 @@ class ModelConfig:
     def load(cls, directory: Path) -> ModelConfig:
         """Read `directory/config.json`. Raises ModelError naming the file and the key."""
         path = directory / CONFIG_FILE
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             raise ModelError(
                 f"{path} does not exist: a model is a directory in Hugging Face layout"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise ModelError(f"{path} must hold a JSON object")
-        return cls.from_dict(raw, source=str(path))
+            )
+        return cls.from_dict(read_json_object(path), source=str(path))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, source: str = CONFIG_FILE) -> ModelConfig:
@@ -136,6 +132,9 @@ class _Reader:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.fail(key, f"must be a positive integer, got {value!r}")
+        largest = _MOST_LAYERS if key == "num_hidden_layers" else _LARGEST_SIZE
+        if value > largest:
+            raise self.fail(key, f"is {value}; at most {largest} is plausible")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -208,9 +207,13 @@ class _Reader:
         kinds = self.raw.get("layer_types")
         if kinds is None:
             first = self.raw.get("max_window_layers", 28)
+            if isinstance(first, bool) or not isinstance(first, int):
+                raise self.fail("max_window_layers", f"must be an integer, got {first!r}")
             kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
         if not isinstance(kinds, list) or len(kinds) != layers:
             raise self.fail("layer_types", f"must name {layers} layers")
+        if not all(isinstance(kind, str) for kind in kinds):
+            raise self.fail("layer_types", "must be a list of texts")
         if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
             raise self.fail("layer_types", f"has unsupported kinds {sorted(unknown)}")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
@@ -218,12 +221,15 @@ class _Reader:
     def token_ids(self, key: str) -> tuple[int, ...]:
         value = self.raw.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
             raise self.fail(key, f"must be a token id or a list of them, got {value!r}")
-        return tuple(ids)
+        # -1 is how some say "none".
+        return tuple(i for i in ids if i >= 0)
 
     def dtype(self) -> str:
         value = self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32"
+        # Old exporters wrote the name with that of its module.
+        value = value.removeprefix("torch.") if isinstance(value, str) else value
         if value not in DTYPES:
             raise self.fail("torch_dtype", f"is {value!r}; supported are {', '.join(DTYPES)}")
         return str(value)
@@ -240,7 +246,8 @@ class _Reader:
                 "and pass --quantize",
             )
         # Directories from before there was fp8 name bits.
-        old = {8: "int8", 4: "int4"}.get(stored.get("bits", 0))
+        bits = stored.get("bits")
+        old = {8: "int8", 4: "int4"}.get(bits) if isinstance(bits, int) else None
         name, group = stored.get("format", old), stored.get("group_size", 64)
         if name not in ("int8", "int4", "fp8") or group not in (32, 64, 128):
             raise self.fail("quantization_config", f"has format {name!r} and group_size {group!r}")

@@ -13,6 +13,8 @@ from typing import Any
 from hagane.system.errors import ModelError
 
 KINDS = ("default", "linear", "llama3", "yarn")
+# Of factors, context lengths and bases; NaN and infinity are beyond it.
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class RopeParameters:
         scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if not isinstance(scaling, dict):
             raise ModelError(f"{source}: rope_scaling must be an object, got {scaling!r}")
+        scaling = _of_all_layers(scaling, source)
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in KINDS:
             raise ModelError(
@@ -59,7 +62,8 @@ class RopeParameters:
         def number(key: str, default: float | None) -> float:
             value = scaling.get(key, raw.get(key) if key == "rope_theta" else None)
             value = default if value is None else value
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is None or not numeric or not 0 < value <= _LARGEST:
                 raise ModelError(f"{source}: {key} must be a positive number, got {value!r}")
             return float(value)
 
@@ -126,3 +130,17 @@ class RopeParameters:
 
     def _mscale(self, scale: float) -> float:
         return 1.0 if self.factor <= 1 else 0.1 * scale * math.log(self.factor) + 1.0
+
+
+def _of_all_layers(scaling: dict[str, Any], source: str) -> dict[str, Any]:
+    """The parameters, which some files give for each kind of layer: all must be the same."""
+    kinds = {kind: value for kind, value in scaling.items() if kind.endswith("_attention")}
+    if not kinds:
+        return scaling
+    first, *others = kinds.values()
+    if not isinstance(first, dict) or any(other != first for other in others):
+        raise ModelError(
+            f"{source}: rope_parameters differ between the kinds of layers {', '.join(kinds)}; "
+            "models with one kind of rotation are supported"
+        )
+    return first
