@@ -16,9 +16,10 @@ from hagane.text.chat_template import ChatTemplate
 from hagane.text.gguf_vocabulary import gguf_vocabulary
 from hagane.text.tokenizer import Tokenizer
 from hagane.weights.load import checkpoint_tensors
+from hagane.weights.opening import open_weights
 from hagane.weights.sources.config import load_config
 from hagane.weights.sources.gguf.writer import ExportedTensor, FileType, write_gguf
-from hagane.weights.sources.source import WeightSource, open_source
+from hagane.weights.sources.source import WeightSource
 
 
 def export_gguf(base: Path, adapter_directory: Path | None, target: Path, kind: FileType) -> int:
@@ -35,7 +36,7 @@ def export_gguf(base: Path, adapter_directory: Path | None, target: Path, kind: 
     adapter = load_adapter(adapter_directory, config) if adapter_directory else None
     template = ChatTemplate.load(base, Tokenizer.load(base))
     pairs = gguf_vocabulary(base, config.vocab_size, template.source if template else None)
-    source = open_source(base)
+    config, source = open_weights(base)
     with torch.device("meta"):
         model = Transformer(config, None, reference)
     tensors = [

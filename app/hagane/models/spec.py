@@ -58,6 +58,36 @@ def layer_projections(config: ModelConfig) -> dict[str, ProjectionSpec]:
     }
 
 
+def layer_norms(config: ModelConfig) -> dict[str, int]:
+    """Features of each norm of one layer, by its path within it."""
+    norms = {
+        "input_layernorm": config.hidden_size,
+        "post_attention_layernorm": config.hidden_size,
+    }
+    if config.qk_norm:
+        norms |= {"self_attn.q_norm": config.head_dim, "self_attn.k_norm": config.head_dim}
+    return norms
+
+
+def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of an unquantized checkpoint, by its name."""
+    table = (config.vocab_size, config.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
+    for layer in range(config.layers):
+        for path, features in layer_norms(config).items():
+            shapes[f"model.layers.{layer}.{path}.weight"] = (features,)
+    for path, projection in projections(config):
+        for part, rows in projection.parts.items():
+            name = f"model.{beside(path, part)}"
+            shapes[f"{name}.weight"] = (rows, projection.columns)
+            if projection.bias:
+                shapes[f"{name}.bias"] = (rows,)
+    shapes["model.norm.weight"] = (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = table
+    return shapes
+
+
 def projections(config: ModelConfig) -> Iterator[tuple[str, ProjectionSpec]]:
     """Every projection by its path below the decoder, such as `layers.0.mlp.down_proj`."""
     declared = layer_projections(config)

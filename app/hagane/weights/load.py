@@ -48,11 +48,11 @@ from hagane.system.files import commit, write_text
 from hagane.weights.finite import check_finite, naming
 from hagane.weights.formats.grouped import common_form
 from hagane.weights.formats.grouped import pack as pack_groups
+from hagane.weights.opening import compare, open_weights
 from hagane.weights.progress import Progress
-from hagane.weights.sources.config import load_config
 from hagane.weights.sources.gguf.source import GGUFRows
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
-from hagane.weights.sources.source import Rows, WeightSource, open_source
+from hagane.weights.sources.source import Rows, WeightSource
 
 # Checkpoints call the decoder so.
 _DECODER = "model."
@@ -95,10 +95,13 @@ def load_model(
     tensor at fault.
     """
     started = time.monotonic()
-    config = load_config(directory)
+    config, source = open_weights(directory)
     with torch.device("meta"):
         model = Transformer(config, quantization, operations or reference)
-    loading = _Loading(model, directory, open_source(directory), dtype, device, operations)
+    if config.quantization is not None:
+        stored = {name: tuple(meta.shape) for name, meta in model.state_dict().items()}
+        compare(directory, source, stored)
+    loading = _Loading(model, directory, source, dtype, device, operations)
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, _Holder)]
     progress = Progress(sum(_count(module) for _, module in modules))
     size = 0
@@ -106,7 +109,6 @@ def load_model(
         size += loading.load(name, module)
         progress.advance(_count(module))
     model.model.rotary.to(device)
-    loading.source.finish({"lm_head.weight"} if config.tie_word_embeddings else set())
     return model, LoadReport(progress.total, size, time.monotonic() - started)
 
 

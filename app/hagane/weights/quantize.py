@@ -46,6 +46,8 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
         cpu.start()
     model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
     raw = config_dict(source)
+    # The weights decide it, whatever the source's configuration says.
+    raw["tie_word_embeddings"] = model.config.tie_word_embeddings
     raw["quantization_config"] = {
         "quant_method": "hagane",
         "format": quantization.format,

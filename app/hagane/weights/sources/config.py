@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hagane.models.config import CONFIG_FILE, ModelConfig
+from hagane.system.files import read_json_object
 from hagane.weights.sources.gguf.architectures import huggingface_config
 from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, model_stem
 
@@ -28,8 +28,7 @@ def config_dict(path: Path) -> dict[str, Any]:
     if is_gguf(path):
         return huggingface_config(GGUFModel(path))
     ModelConfig.load(path)
-    raw: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    return raw
+    return read_json_object(path / CONFIG_FILE)
 
 
 def model_name(path: Path) -> str:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hagane.system.errors import ModelError
+from hagane.system.files import read_json_object
+from hagane.system.shapes import shaped
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # Buffers that old exporters wrote and every reader recomputes.
 _RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+
+# Bytes: a hundred times the index of the largest open models.
+_LARGEST_INDEX = 256 << 20
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """The key of the index that is read: the file of each tensor."""
+
+    weight_map: dict[str, str]
 
 
 class Checkpoint:
@@ -21,14 +33,12 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._unread: set[str] = set()
         self._files: dict[str, Path] = {}
         self._opened: dict[Path, safe_open] = {}
         for path in self._paths():
             self._opened[path] = opened = _open(path)
             for name in opened.keys():  # noqa: SIM118 - not a mapping
                 self._files[name] = path
-                self._unread.add(name)
 
     def _paths(self) -> list[Path]:
         index, single = self.directory / INDEX_FILE, self.directory / WEIGHTS_FILE
@@ -40,18 +50,21 @@ class Checkpoint:
                 f" ({name} is a pickle, which is never loaded: convert it)" for name in pickled[:1]
             )
             raise ModelError(f"{single} does not exist{hint}")
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index} is not a safetensors index: {error!r}") from None
+        stored = shaped(read_json_object(index, _LARGEST_INDEX), _Index, str(index))
+        names = sorted(set(stored.weight_map.values()))
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
+            if Path(name).name != name:
                 raise ModelError(f"{index}: shard {name!r} must be a plain file name")
             if not (self.directory / name).is_file():
                 raise ModelError(f"{index} names {name}, which is not in {self.directory}")
         return [self.directory / name for name in names]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        path = self._files.get(name)
+        return None if path is None else tuple(self._opened[path].get_slice(name).get_shape())
+
+    def others(self, names: Collection[str]) -> list[str]:
+        return sorted(n for n in self._files if n not in names and not n.endswith(_RECOMPUTED))
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor `name`, a view of the mapped file.
@@ -67,18 +80,7 @@ class Checkpoint:
                 f"{path}: tensor {name} has shape {list(tensor.shape)}, the config asks for "
                 f"{list(shape)}"
             )
-        self._unread.discard(name)
         return tensor
-
-    def finish(self, ignored: set[str]) -> None:
-        """Raises ModelError if tensors were left over that no part of the model wanted."""
-        unexpected = {n for n in self._unread - ignored if not n.endswith(_RECOMPUTED)}
-        if unexpected:
-            first = min(unexpected)
-            raise ModelError(
-                f"{self._files[first]}: tensor {first} is unexpected"
-                + (f" ({len(unexpected)} such tensors)" if len(unexpected) > 1 else "")
-            )
 
 
 def _open(path: Path) -> safe_open:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -32,14 +32,16 @@ class WeightSource(Protocol):
 
     source = open_source(path)
     rows = source.read("model.norm.weight", (896,))
-    source.finish(ignored=set())  # raises ModelError if the file has other tensors
     """
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The stored shape of the tensor `name`; None if it is not stored."""
+
+    def others(self, names: Collection[str]) -> list[str]:
+        """The stored tensors that are none of `names`, as the file calls them, in order."""
 
     def read(self, name: str, shape: tuple[int, ...]) -> Rows:
         """The tensor `name`. Raises ModelError if it is missing or not of `shape`."""
-
-    def finish(self, ignored: set[str]) -> None:
-        """Raises ModelError if a tensor that is not in `ignored` was never read."""
 
 
 def open_source(path: Path) -> WeightSource:

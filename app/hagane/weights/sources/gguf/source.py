@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,14 @@ class GGUFSource:
         self._model = GGUFModel(path)
         self._architecture = architecture(self._model)
         self._config = ModelConfig.from_dict(huggingface_config(self._model), source=str(path))
-        self._unread = set(self._model.tensors) - CONFIGURATION_TENSORS
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        stored = self._model.tensors.get(self._architecture.tensor_name(name))
+        return None if stored is None else stored[1].shape
+
+    def others(self, names: Collection[str]) -> list[str]:
+        known = {self._architecture.tensor_name(name) for name in names} | CONFIGURATION_TENSORS
+        return sorted(set(self._model.tensors) - known)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor | GGUFRows:
         """The tensor `name`: a view of the file where it holds floats, else read in blocks.
@@ -114,7 +121,6 @@ class GGUFSource:
             )
         if len(shape) == 1 and info.type.name not in FLOATS:
             raise file.error(f"has the vector {stored!r} in blocks ({info.type.name})")
-        self._unread.discard(stored)
         offset = self._architecture.norm_offset if stored.endswith("norm.weight") else 0.0
         rows = GGUFRows(file, info, self._order(stored, shape[0]), offset)
         return rows.rows(0, len(rows)) if info.type.name in FLOATS else rows
@@ -126,12 +132,3 @@ class GGUFSource:
         head = self._config.head_dim
         places = torch.arange(rows).view(-1, head // 2, 2)
         return places.transpose(1, 2).flatten()
-
-    def finish(self, ignored: set[str]) -> None:
-        """Raises ModelError if tensors were left over that no part of the model wanted."""
-        unexpected = self._unread - {self._architecture.tensor_name(name) for name in ignored}
-        if unexpected:
-            raise ModelError(
-                f"{self.path}: tensor {min(unexpected)} is unexpected"
-                + (f" ({len(unexpected)} such tensors)" if len(unexpected) > 1 else "")
-            )
