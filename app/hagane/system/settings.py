@@ -34,7 +34,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                   "group_size", "context_length", "threads"),
         "Memory and batching": ("kv_cache_dtype", "kv_cache_memory", "gpu_memory_fraction",
                                 "block_size", "max_batch_tokens", "max_sequences", "max_waiting",
-                                "prefix_caching"),
+                                "prefix_caching", "engine_timeout"),
         "Listening": ("host", "port", "admin_host", "admin_port", "allowed_hosts", "cors_origins",
                       "max_connections", "max_header_bytes", "header_timeout", "max_body_bytes",
                       "body_timeout", "request_timeout", "keep_alive_seconds", "shutdown_grace"),

@@ -326,7 +326,8 @@ def test_what_goes_wrong_with_a_job_leaves_the_server_alone(tiny_model_dir, tmp_
         (model / "model.safetensors").unlink()  # the engine has mapped it
         save_file(weights, model / "model.safetensors", {"format": "pt"})
         failed = failure()
-        assert failed.error.code == "non_finite_loss"
+        assert failed.error.code == "invalid_model"
+        assert "model.norm.weight" in failed.error.message
         # The worker logs as it was told to, under the job's id.
         assert f"ERROR   __main__ [{failed.id}] job {failed.id} failed" in log.read_text()
         shutil.rmtree(model)

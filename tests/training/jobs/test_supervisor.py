@@ -119,7 +119,9 @@ async def test_a_run_that_will_not_fit_is_refused_with_the_figure(store, tiny_mo
     vast, good = tmp_path / "vast", tmp_path / "good.jsonl"
     shutil.copytree(tiny_model_dir, vast)
     config = json.loads((vast / "config.json").read_text())
-    (vast / "config.json").write_text(json.dumps(config | {"vocab_size": 10**11}))
+    size = 1 << 24  # the largest that a configuration may name
+    vast_shape = {"vocab_size": size, "intermediate_size": size, "num_hidden_layers": 4096}
+    (vast / "config.json").write_text(json.dumps(config | vast_shape))
     good.write_text("".join(json.dumps({"text": f"Once upon {n}"}) + "\n" for n in range(8)))
     job = add(store, vast, good, "validating_files")
     supervisor = Supervisor(store, JobOptions())
