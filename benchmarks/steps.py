@@ -57,7 +57,7 @@ def measure_limits() -> Limits:
     """Measure memory bandwidth by the maximum of a gigabyte of floats."""
     floats = torch.ones(64, 1 << 22)
     floats = Arena(floats.nbytes).put(floats)
-    memory = floats.nbytes / best(lambda: cpu.greatest(floats), 5)
+    memory = floats.nbytes / best(lambda: cpu.argmax(floats), 5)
     torch.set_num_threads(len(usable_cores()))
     rows, weights = torch.ones(512, 1024), torch.ones(6144, 1024)
     work = 2.0 * rows.numel() * weights.shape[0]

@@ -26,10 +26,10 @@ class PoisonedSampler(Sampler):
         super().__init__(operations)
         self.poison = poison
 
-    def draw(self, logits, sequences, masks):
+    def sample(self, logits, sequences, masks):
         if any(sequence.request_id in self.poison for sequence in sequences):
             raise OverflowError("int too large to convert")
-        return super().draw(logits, sequences, masks)
+        return super().sample(logits, sequences, masks)
 
 
 class FailingRunner:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import Cuts, PagedLayout, reference
-from hagane.kernels.drawing import draw as draw_by_sorting
+from hagane.kernels import PagedLayout, SamplingTensors, reference
+from hagane.kernels.sampling import sample as sample_by_sorting
 from hagane.models.linear import Fp8, Int4, quantize_int8
 
 cuda = pytest.importorskip("hagane.kernels.cuda")
@@ -53,8 +53,10 @@ def test_attention_over_long_contexts(shape, window, dtype):
     exact = tuple(part.double() for part in ours)
     qkv = torch.randn(sum(lengths), heads + 2 * kv_heads, head_dim, device=DEVICE).to(dtype)
     q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-    result = cuda.attend(q, k, v, ours, layout, window=window)
-    expected = reference.attend(q.double(), k.double(), v.double(), exact, layout, window=window)
+    result = cuda.paged_attention(q, k, v, ours, layout, window=window)
+    expected = reference.paged_attention(
+        q.double(), k.double(), v.double(), exact, layout, window=window
+    )
     tolerance = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
 
@@ -89,13 +91,13 @@ def test_draws_of_a_large_batch_equal_those_of_a_sort():
     torch.manual_seed(2)
     rows, vocab = 256, 128_256
     logits = torch.randn(rows, vocab, device=DEVICE) * 3
-    cuts = Cuts(
+    tensors = SamplingTensors(
         temperature=torch.rand(rows).double() + 0.3,
         top_p=torch.where(torch.arange(rows) % 2 == 0, 0.9, 1.0).double(),
         min_p=torch.where(torch.arange(rows) % 3 == 0, 0.05, 0.0).double(),
         top_k=torch.where(torch.arange(rows) % 5 == 0, 40, 0),
         uniform=torch.rand(rows).double(),
     )
-    ours, theirs = cuda.draw(logits, cuts), draw_by_sorting(logits, cuts)
+    ours, theirs = cuda.sample(logits, tensors), sample_by_sorting(logits, tensors)
     # A draw that falls between two tokens may go either way: sums are float32.
     assert (ours == theirs).float().mean() > 0.97

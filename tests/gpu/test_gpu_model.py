@@ -120,7 +120,7 @@ def test_greedy_bfloat16_text_equals_transformers():
     assert_greedy_text_is_transformers("cuda")
 
 
-def test_nothing_but_the_drawn_tokens_is_waited_for(qwen3_dir):
+def test_nothing_but_the_sampled_tokens_is_waited_for(qwen3_dir):
     """Sampling, penalties apart, and log-probabilities of several requests at a time."""
     with RunningEngine(config_of(qwen3_dir, device="cuda", dtype="bfloat16")) as engine:
         engine.ask("first", tuple(range(3, 20)))

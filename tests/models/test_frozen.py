@@ -9,7 +9,12 @@ from hagane.lora.config import AdapterConfig
 from hagane.lora.train import attach, factors, set_factors
 from hagane.models.config import Quantization
 from hagane.models.decoder import use_operations
-from hagane.models.frozen import IntegerEmbedding, Integers, Widened, compute_in_integers
+from hagane.models.frozen import (
+    DequantizedLinear,
+    Int8TrainingEmbedding,
+    Int8TrainingLinear,
+    use_int8_training,
+)
 from hagane.models.linear import Int8Embedding, make_linear, quantize_int8
 from hagane.text.hub import BUILTIN_MODELS
 from hagane.training.finetune.masking import MaskedSequence
@@ -51,7 +56,7 @@ def step_of(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_int8_is_off_by_the_rounding_of_its_inputs_alone(inputs, outputs, tokens):
     layer = quantized(inputs, outputs, "int8")
-    exact, integers = Widened(layer), Integers(layer)
+    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer)
     weight = layer.matrix(torch.float32)
     x, residual = torch.randn(tokens, inputs), torch.randn(tokens, outputs)
     error = (integers(x, residual) - exact(x, residual)).abs()
@@ -65,7 +70,7 @@ def test_int8_is_off_by_the_rounding_of_its_inputs_alone(inputs, outputs, tokens
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_rotated_codes_give_the_products_and_gradients_of_the_weights(form):
     layer = quantized(96, 40, form, rotated=True)
-    exact, integers = Widened(layer), Integers(layer)
+    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer)
     x, grad = torch.randn(37, 96), torch.randn(37, 40)
     x[:, 5] *= 50
     for ours, theirs in (
@@ -78,7 +83,7 @@ def test_rotated_codes_give_the_products_and_gradients_of_the_weights(form):
 @pytest.mark.parametrize("tokens", [1, 37])
 def test_int4_goes_back_through_8_bit_codes(tokens):
     layer = quantized(96, 40, "int4")
-    exact, integers = Widened(layer), Integers(layer)
+    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer)
     x, grad = torch.randn(tokens, 96), torch.randn(tokens, 40)
     weight = layer.matrix(torch.float32)
     error = (integers(x) - exact(x)).abs()
@@ -95,7 +100,7 @@ def test_an_embedding_that_is_a_head(vocab):
     layer = Int8Embedding(vocab, 48)
     for name, tensor in layer.quantize(torch.randn(vocab, 48)).items():
         setattr(layer, name, tensor)
-    integers = IntegerEmbedding(layer, torch.float32)
+    integers = Int8TrainingEmbedding(layer, torch.float32)
     ids = torch.tensor([0, vocab - 1, 7])
     torch.testing.assert_close(integers(ids), layer(ids))
     weight, hidden = layer.matrix(torch.float32), torch.randn(6, 48)
@@ -104,16 +109,16 @@ def test_an_embedding_that_is_a_head(vocab):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_small_slopes_of_a_head_count(dtype):
+def test_small_gradients_of_a_head_count(dtype):
     """The loss makes one large and thousands of a ten-thousandth of it, which 8 bits would drop."""
     layer = Int8Embedding(5000, 48)
     # All rows share a direction: what the small ones have in common is then half the gradient.
     for name, tensor in layer.quantize(torch.randn(5000, 48) + 1).items():
         setattr(layer, name, tensor)
-    slopes = -torch.softmax(torch.randn(6, 5000), 1)
-    slopes[:, 3] += 1
-    exact = slopes @ layer.matrix(torch.float32)
-    error = IntegerEmbedding(layer, dtype).gradient(slopes.clone()) - exact
+    gradients = -torch.softmax(torch.randn(6, 5000), 1)
+    gradients[:, 3] += 1
+    exact = gradients @ layer.matrix(torch.float32)
+    error = Int8TrainingEmbedding(layer, dtype).gradient(gradients.clone()) - exact
     assert (error.norm(dim=1) < 0.01 * exact.norm(dim=1)).all()
     torch.testing.assert_close(error.mean(1), torch.zeros(6), rtol=0.0, atol=0.01)
 
@@ -132,7 +137,7 @@ def gradients(model, values, config, ids):
 def test_gradients_point_where_those_of_the_same_weights_in_float32_do(form, dtype):
     """The trained model, as a random one's gradients follow every rounding."""
     ids = torch.tensor(Tokenizer.from_file(str(MINI / "tokenizer.json")).encode(TEXT).ids)
-    # Modules without an adapter have a way back through them, too.
+    # Modules without an adapter have a backward pass through them, too.
     config = AdapterConfig(rank=4, alpha=8.0, target_modules=("q_proj", "v_proj", "down_proj"))
     values, found = {}, []
     for integers in (False, True):
@@ -145,7 +150,7 @@ def test_gradients_point_where_those_of_the_same_weights_in_float32_do(form, dty
         attach(model, config, torch.Generator().manual_seed(1))
         if integers:
             use_operations(model, training)
-            compute_in_integers(model, dtype)
+            use_int8_training(model, dtype)
         values = values or {
             name: tuple(0.02 * torch.randn(f.shape) for f in pair)
             for name, pair in factors(model, config).items()
@@ -163,7 +168,7 @@ def test_a_base_of_integers_is_what_serving_computes(tiny_model_dir):
     )
     attach(model, config, torch.Generator())
     use_operations(model, training)
-    compute_in_integers(model, torch.float32)
+    use_int8_training(model, torch.float32)
     served, _ = load_model(
         tiny_model_dir, device="cpu", dtype=torch.float32, quantization=Quantization("int8"),
         operations=cpu,

@@ -58,7 +58,7 @@ logger = logging.getLogger("hagane.engine.loop")
 # How many of an engine's signs of life its client may miss.
 _HEARTBEATS = 4
 # How long a start is put off for the KV cache's memory; an idle engine goes on with it.
-_TOUCHING_SECONDS = 0.75
+_PREFAULT_SECONDS = 0.75
 
 
 class Engine:
@@ -117,9 +117,9 @@ class Engine:
             limit=config.max_waiting,
         )
         self.running = True
-        deadline = time.monotonic() + _TOUCHING_SECONDS
+        deadline = time.monotonic() + _PREFAULT_SECONDS
         self._report_stage("KV cache")
-        while time.monotonic() < deadline and runner.touch():
+        while time.monotonic() < deadline and runner.prefault():
             pass
         self.outbox.send(
             EngineReady(
@@ -143,7 +143,7 @@ class Engine:
         """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
         while self.running:
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
-            idle = not (self.pipeline.busy or self.runner.touch())
+            idle = not (self.pipeline.busy or self.runner.prefault())
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
             for message in self.channel.receive(timeout=pause if idle else 0.0):
                 self.handle(message)
@@ -246,7 +246,7 @@ def main(descriptor: int) -> None:
         # What is there by now stays: a full collection, 90 ms for which all streams wait, mostly
         # looked through torch's own objects.
         gc.freeze()
-        engine.runner.settle()
+        engine.runner.pin_main_thread()
         engine.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         logger.info("the API process is gone; the engine ends")

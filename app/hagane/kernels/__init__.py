@@ -24,15 +24,15 @@ from torch import Tensor
 from hagane.kernels import cpu, reference
 from hagane.kernels.cpu import training
 from hagane.kernels.cpu.pretraining import Pretraining
-from hagane.kernels.drawing import Cuts
 from hagane.kernels.layout import PagedLayout
+from hagane.kernels.sampling import SamplingTensors
 
 __all__ = [
-    "Cuts",
     "Differentiable",
     "Operations",
     "PagedLayout",
     "Pretraining",
+    "SamplingTensors",
     "choose",
     "cpu",
     "reference",
@@ -56,11 +56,11 @@ class Operations(Protocol):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor: ...
 
-    def angles(
+    def rope_tables(
         self, positions: Tensor, frequencies: Tensor, magnitude: float
     ) -> tuple[Tensor, Tensor]: ...
 
-    def rotate(
+    def apply_rope(
         self,
         qkv: Tensor,
         cos: Tensor,
@@ -83,7 +83,7 @@ class Operations(Protocol):
         device: torch.device,
     ) -> tuple[Tensor, Tensor]: ...
 
-    def attend(
+    def paged_attention(
         self,
         q: Tensor,
         k: Tensor,
@@ -94,9 +94,9 @@ class Operations(Protocol):
         window: int | None,
     ) -> Tensor: ...
 
-    def greatest(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
+    def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
 
-    def draw(self, logits: Tensor, cuts: Cuts) -> Tensor: ...
+    def sample(self, logits: Tensor, sampling: SamplingTensors) -> Tensor: ...
 
 
 class Differentiable(Operations, Protocol):
@@ -117,7 +117,7 @@ class Differentiable(Operations, Protocol):
     ) -> Tensor: ...
 
     def token_scores(
-        self, logits: Tensor, targets: Tensor, *, slopes: bool
+        self, logits: Tensor, targets: Tensor, *, gradients: bool
     ) -> tuple[Tensor, Tensor]: ...
 
 

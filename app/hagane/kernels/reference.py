@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from hagane.kernels.drawing import draw
 from hagane.kernels.layout import PagedLayout
+from hagane.kernels.sampling import sample
 
 __all__ = [
     "allocate_cache",
-    "angles",
-    "attend",
+    "apply_rope",
+    "argmax",
     "causal_attention",
-    "draw",
-    "greatest",
     "hadamard",
+    "paged_attention",
     "rms_norm",
-    "rotate",
+    "rope_tables",
+    "sample",
     "sequence_attention",
     "silu_and_mul",
     "token_scores",
@@ -63,7 +63,7 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+def rope_tables(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
     """cos and sin, times `magnitude`, of int64 positions [tokens] times float32 frequencies [n].
 
     Each float32 [tokens, n].
@@ -72,7 +72,7 @@ def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Te
     return product.cos() * magnitude, product.sin() * magnitude
 
 
-def rotate(
+def apply_rope(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -99,7 +99,7 @@ def rotate(
 
 
 def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor, center: Tensor | None = None) -> Tensor:
-    """x [tokens, heads, head_dim], rotated as in `rotate`, less `center`."""
+    """x [tokens, heads, head_dim], rotated as in `apply_rope`, less `center`."""
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -161,7 +161,7 @@ def allocate_cache(
     )
 
 
-def attend(
+def paged_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -229,7 +229,7 @@ def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> 
     return mask
 
 
-def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+def argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of float32 [rows, vocab] each row's most likely token, int64 [rows], of equals the first.
 
     And bool [rows]: whether the largest logit is a finite number.
@@ -237,16 +237,16 @@ def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.argmax(dim=1), torch.isfinite(logits.amax(dim=1))
 
 
-def token_scores(logits: Tensor, targets: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor]:
+def token_scores(logits: Tensor, targets: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor]:
     """Log-probabilities of int64 targets [rows] under logits [rows, vocab]: float32 [rows].
 
-    And bool [rows]: whether no token is likelier. With `slopes`, logits are overwritten with the
+    And bool [rows]: whether no token is likelier. With `gradients`, logits are overwritten with the
     derivatives of the log-probabilities by them: 1 at the target, less every token's probability.
     """
     wide, wanted = logits.float(), targets[:, None]
     chosen, total = wide.gather(1, wanted), wide.logsumexp(1, keepdim=True)
     first = (chosen >= wide.amax(1, keepdim=True))[:, 0]
-    if slopes:
+    if gradients:
         spread = wide.sub(total).exp_().neg_()
         logits.copy_(spread.scatter_add_(1, wanted, torch.ones_like(chosen)))
     return (chosen - total)[:, 0], first

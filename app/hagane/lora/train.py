@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from hagane.lora.config import AdapterConfig
 from hagane.models.decoder import Transformer
-from hagane.models.frozen import Integers, Widened
+from hagane.models.frozen import DequantizedLinear, Int8TrainingLinear
 from hagane.models.linear import Linear
 from hagane.models.spec import linear_shapes, parts_at
 
@@ -44,7 +44,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: Linear, parts: list[Part], rank: int) -> None:
         super().__init__()
-        self.base: Widened | Integers = Widened(base)
+        self.base: DequantizedLinear | Int8TrainingLinear = DequantizedLinear(base)
         self.parts = parts
         self.enabled = True
         device = next(iter(base.state_dict().values())).device
@@ -71,7 +71,7 @@ class _Adapted(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
-        base: Widened | Integers,
+        base: DequantizedLinear | Int8TrainingLinear,
         parts: list[Part],
         *factors: Tensor,
     ) -> Tensor:

@@ -20,8 +20,7 @@ from hagane.kernels.low_rank import AdapterRows
 class AttentionContext(Protocol):
     """A batch, as the layers see it: `positions` int64 [tokens], linear layers and attention.
 
-    The model calls `linear` for every projection and `attend` once per layer, in the order of the
-    layers. Example:
+    The model calls `linear` for every projection and `attention` once per layer, in order. Example:
 
         context = PackedCausal(rows=2, length=16)
         hidden = transformer(ids, context)  # int64 ids [32] -> [32, hidden]
@@ -34,7 +33,7 @@ class AttentionContext(Protocol):
         """Apply `layer` to x [tokens, in], with each row's adapter; add `residual` if given."""
         ...
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """Attend with q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim].
 
         Returns [tokens, heads * head_dim]. `window` limits how far back a token sees.
@@ -61,8 +60,10 @@ class Paged:
         out: Tensor = layer(x, residual, *changes)
         return out
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return self.operations.attend(q, k, v, self.caches[layer], self.layout, window=window)
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return self.operations.paged_attention(
+            q, k, v, self.caches[layer], self.layout, window=window
+        )
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ class Fetching(Paged):
     Their attention waits for memory, which the products before it leave idle: these fetch for it.
     """
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        attended = super().attend(layer, q, k, v, window)
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        attended = super().attention(layer, q, k, v, window)
         if layer + 1 < len(self.caches):
-            kernels.cpu.fetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
+            kernels.cpu.prefetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
         return attended
 
 
@@ -101,11 +102,11 @@ class Narrowing(Paged):
         out: Tensor = layer(x, residual, *changes)
         return out
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         layout, cache = self.layout, self.caches[layer]
         if layer == len(self.caches) - 1:
             q, layout = kernels.cpu.gather(q, self.rows), self.ends
-        return self.operations.attend(q, k, v, cache, layout, window=window)
+        return self.operations.paged_attention(q, k, v, cache, layout, window=window)
 
 
 class _Training:
@@ -123,7 +124,7 @@ class PackedCausal(_Training):
         self.rows = rows
         self.positions = torch.arange(length, device=device).repeat(rows)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return kernels.reference.causal_attention(q, k, v, rows=self.rows, window=window)
 
 
@@ -137,7 +138,7 @@ class PackedLearning(PackedCausal):
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.operations.linear(x, layer.weight, layer.bias, residual)  # type: ignore[arg-type]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return self.operations.causal_attention(q, k, v, rows=self.rows, window=window)
 
 
@@ -154,5 +155,5 @@ class PackedSequences(_Training):
         self.operations = operations
         self.positions = torch.cat([torch.arange(n, device=device) for n in self.lengths])
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return self.operations.sequence_attention(q, k, v, lengths=self.lengths, window=window)

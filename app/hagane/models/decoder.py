@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hagane.kernels import Operations, reference
 from hagane.models.attention import AttentionContext
 from hagane.models.config import ModelConfig, Quantization
-from hagane.models.frozen import IntegerEmbedding
+from hagane.models.frozen import Int8TrainingEmbedding
 from hagane.models.linear import (
     DenseEmbedding,
     Int8Embedding,
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight)
-        q, k, v = self.operations.rotate(
+        q, k, v = self.operations.apply_rope(
             context.linear(self.qkv_proj, x),
             cos,
             sin,
@@ -94,7 +94,7 @@ class Attention(nn.Module):
             eps=self.eps,
             center=self.key_center,
         )
-        attended = context.attend(self.layer, q, k, v, self.window)
+        attended = context.attention(self.layer, q, k, v, self.window)
         return context.linear(self.o_proj, attended, residual)
 
     def center_keys(self, rotary: RotaryEmbedding) -> None:
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         if bias is None or self.k_norm is not None:
             return
         positions = torch.arange(_CENTERED_POSITIONS)
-        cos, sin = reference.angles(positions, rotary.inverse_frequencies, rotary.magnitude)
+        cos, sin = reference.rope_tables(positions, rotary.inverse_frequencies, rotary.magnitude)
         keys = bias.detach().float().view(-1, self.head_dim)[first:last]
         rotated = reference.apply_rotation(keys.expand(len(positions), -1, -1), cos, sin)
         self.key_center = rotated.mean(0).contiguous()
@@ -206,7 +206,7 @@ class Transformer(nn.Module):
     @property
     def head(
         self,
-    ) -> DenseEmbedding | Int8Embedding | IntegerEmbedding | PackedEmbedding | CudaEmbedding:
+    ) -> DenseEmbedding | Int8Embedding | Int8TrainingEmbedding | PackedEmbedding | CudaEmbedding:
         """The embedding that scores the vocabulary."""
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 

@@ -1,12 +1,12 @@
-"""Frozen layers under training: what they compute, and the gradient by their input.
+"""Frozen layers in training: their outputs, and the gradient with respect to their input.
 
-`Widened` computes in x's dtype from any stored form. `Integers` computes as serving with the native
-kernels does, forward on 8-bit inputs, and so back: of W = scale * codes, a scale per output, the
-gradient by the input is (dy * scale) codes, a product of the same kind whose input is quantized
-token by token, too. That is SwitchBack (Wortsman et al., 2023, arXiv:2304.13013), whose gradients
-of weights, in 16 bits, are here those of an adapter alone. A head's way back stays in floats: of
-its slopes, a vocabulary's probabilities, 8 bits would lose the many small ones, and with them most
-of what is to be learnt.
+`DequantizedLinear` computes in x's dtype from any stored form. `Int8TrainingLinear` computes as
+serving does with the native kernels: on 8-bit inputs, in the backward pass too. For W = scale *
+codes, with one scale per output, the gradient of the input is (dy * scale) codes: the same kind of
+product, whose input is quantized token by token. That is SwitchBack (Wortsman et al., 2023,
+arXiv:2304.13013); its 16-bit gradients of weights are here those of the adapter alone. The backward
+pass of a head stays in floats: its gradients are the probabilities of a vocabulary, and 8 bits
+would lose the many small ones, which carry most of the signal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hagane.models.decoder import Transformer
 
 
-class Widened(nn.Module):
+class DequantizedLinear(nn.Module):
     """A linear layer, dequantized anew for each product."""
 
     def __init__(self, layer: Linear) -> None:
@@ -43,16 +43,16 @@ class Widened(nn.Module):
         return torch.mm(grad, self.layer.matrix(grad.dtype))
 
 
-class Integers(nn.Module):
+class Int8TrainingLinear(nn.Module):
     """A linear layer of 8 or 4 bits, with the native kernels.
 
-    The way back of 4 bits goes through 8-bit codes of the same weights: their scales differ within
-    a row, so that no one factor per output could be taken out of the sum.
+    The backward pass of 4 bits uses 8-bit codes of the same weights. The scales of 4 bits differ
+    within a row, so no single factor per output could be taken out of the sum.
     """
 
     def __init__(self, layer: Int8 | Int4) -> None:
         super().__init__()
-        # The codes' rotation is the gradient's, too.
+        # The gradient has the rotation of the codes.
         self.rotation = layer.rotation if isinstance(layer, Int8) else 0
         if isinstance(layer, Int8):
             codes, scale = layer.weight_int8, layer.scale
@@ -71,7 +71,7 @@ class Integers(nn.Module):
         return rotated(cpu.linear(grad.contiguous(), self.transposed), self.rotation)
 
 
-class WidenedHead:
+class DequantizedHead:
     """A head, dequantized once for a few products; logits are in x's dtype."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -80,49 +80,50 @@ class WidenedHead:
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.mm(hidden, self.weight.t())
 
-    def gradient(self, slopes: Tensor) -> Tensor:
+    def gradient(self, gradients: Tensor) -> Tensor:
         """[n, vocab] -> [n, hidden]."""
-        return torch.mm(slopes, self.weight)
+        return torch.mm(gradients, self.weight)
 
 
-class IntegerEmbedding(nn.Module):
-    """An embedding of 8 bits and head, with the native kernels; `dtype` is that of its rows, and of
-    the same weights on the way back.
+class Int8TrainingEmbedding(nn.Module):
+    """An 8-bit embedding that is also the head, with the native kernels.
+
+    `dtype` is that of the embedded rows and of the dequantized weights in the backward pass.
     """
 
     def __init__(self, layer: Int8Embedding, dtype: torch.dtype) -> None:
         super().__init__()
         stored = layer.weight_int8, layer.scale
         self.weight = cpu.pack_int8(*stored, rotation=layer.rotation)
-        self.widened = layer.matrix(dtype)
+        self.dequantized = layer.matrix(dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return cpu.embed(ids, self.weight, self.widened.dtype)
+        return cpu.embed(ids, self.weight, self.dequantized.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]."""
         return cpu.linear(hidden.contiguous(), self.weight, torch.float32)
 
-    def gradient(self, slopes: Tensor) -> Tensor:
+    def gradient(self, gradients: Tensor) -> Tensor:
         """Float32 [n, vocab] -> [n, hidden] in the rows' dtype."""
-        return torch.mm(slopes.to(self.widened.dtype), self.widened)
+        return torch.mm(gradients.to(self.dequantized.dtype), self.dequantized)
 
 
-def compute_in_integers(model: Transformer, dtype: torch.dtype) -> None:
-    """Let the quantized layers and head compute with the native kernels, both ways.
+def use_int8_training(model: Transformer, dtype: torch.dtype) -> None:
+    """Let the quantized layers and the head compute forward and backward with the native kernels.
 
-    Their stored form is given up one after the other, so that little more memory is needed. An
-    embedding that is not the head only looks up rows.
+    Each layer gives up its stored form before the next one is converted: that bounds the memory. An
+    embedding that is not the head only looks up rows and stays as it is.
     """
     head = model.head
     parents = [
         module
         for module in model.modules()
-        if any(isinstance(child, Widened | Int8Embedding) for child in module.children())
+        if any(isinstance(child, DequantizedLinear | Int8Embedding) for child in module.children())
     ]
     for parent in parents:
         for name, child in list(parent.named_children()):
-            if isinstance(child, Widened) and isinstance(child.layer, Int8 | Int4):
-                setattr(parent, name, Integers(child.layer))
+            if isinstance(child, DequantizedLinear) and isinstance(child.layer, Int8 | Int4):
+                setattr(parent, name, Int8TrainingLinear(child.layer))
             elif child is head and isinstance(child, Int8Embedding):
-                setattr(parent, name, IntegerEmbedding(child, dtype))
+                setattr(parent, name, Int8TrainingEmbedding(child, dtype))

@@ -31,7 +31,7 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, each float32 [tokens, head_dim / 2], for int64 positions [tokens]."""
-        return self.operations.angles(positions, self.inverse_frequencies, self.magnitude)
+        return self.operations.rope_tables(positions, self.inverse_frequencies, self.magnitude)
 
 
 def inverse_frequencies(parameters: RopeParameters) -> Tensor:

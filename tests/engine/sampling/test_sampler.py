@@ -48,7 +48,7 @@ def logits(seed: int = 0, rows: int = 1) -> torch.Tensor:
 def frequencies(row: torch.Tensor, draws: int = 4000, **params) -> dict[int, float]:
     rows = row.expand(draws, -1)
     made = [sequence(seed=i, **params) for i in range(draws)]
-    counts = Counter(Sampler().draw(rows, made).wait().tokens)
+    counts = Counter(Sampler().sample(rows, made).wait().tokens)
     return {token: count / draws for token, count in counts.items()}
 
 
@@ -61,7 +61,7 @@ def expected(row: torch.Tensor, keep: list[int], temperature: float) -> dict[int
 def test_greedy_takes_the_first_of_equals():
     row = torch.zeros(1, VOCAB)
     row[0, [7, 9]] = 1.0
-    assert Sampler().draw(row, [sequence(temperature=0)]).wait().tokens == [7]
+    assert Sampler().sample(row, [sequence(temperature=0)]).wait().tokens == [7]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_frequencies_follow_the_filtered_distribution(params, count):
 def test_seeded_rows_do_not_depend_on_the_batch():
     rows = logits(5, rows=8)
     made = [sequence(seed=i, temperature=1.3, top_p=0.7 + 0.04 * i) for i in range(8)]
-    together = Sampler().draw(rows, made).wait().tokens
-    alone = [Sampler().draw(rows[i : i + 1], made[i : i + 1]).wait().tokens[0] for i in range(8)]
-    reverse = Sampler().draw(rows.flip(0), made[::-1]).wait().tokens[::-1]
+    together = Sampler().sample(rows, made).wait().tokens
+    alone = [Sampler().sample(rows[i : i + 1], made[i : i + 1]).wait().tokens[0] for i in range(8)]
+    reverse = Sampler().sample(rows.flip(0), made[::-1]).wait().tokens[::-1]
     assert together == alone == reverse
 
 
@@ -105,7 +105,7 @@ def test_penalties_bias_and_minimum():
 
     def pick(**params) -> int:
         before = row.clone()
-        (token,) = Sampler().draw(row, [sequence(**greedy, **params)]).wait().tokens
+        (token,) = Sampler().sample(row, [sequence(**greedy, **params)]).wait().tokens
         assert torch.equal(row, before)
         return token
 
@@ -128,7 +128,7 @@ def test_a_broken_row_fails_alone(operations, cut, bad):
     rows = logits(6, rows=3)
     rows[1, 4] = bad
     made = [sequence(temperature=t, **cut) for t in (0, 1, 0)]
-    result = Sampler(operations).draw(rows, made).wait()
+    result = Sampler(operations).sample(rows, made).wait()
     assert result.failed == (1,)
     assert result.tokens[0] == rows[0].argmax().item()
 
@@ -136,7 +136,7 @@ def test_a_broken_row_fails_alone(operations, cut, bad):
 def test_logprobs_are_the_models_own():
     rows = logits(7, rows=2)
     made = [sequence(temperature=0, logprobs=2, logit_bias={4: 100}), sequence(temperature=0)]
-    result = Sampler().draw(rows, made).wait()
+    result = Sampler().sample(rows, made).wait()
     assert list(result.logprobs) == made[:1]
     entry = result.logprobs[made[0]]
     reference = rows[0].double().log_softmax(0)

@@ -85,7 +85,7 @@ class TestCancelAndExpire:
         scheduler.cancel("a")
         assert (scheduler.has_work, scheduler.schedule(0.0).chunks) == (False, ())
 
-    def test_tokens_drawn_for_a_request_cancelled_meanwhile_are_dropped(self) -> None:
+    def test_tokens_sampled_for_a_request_cancelled_meanwhile_are_dropped(self) -> None:
         scheduler = make()
         scheduler.add(request("a", n=2), 0.0)
         scheduler.add(request("b"), 0.0)
@@ -95,7 +95,7 @@ class TestCancelAndExpire:
         assert [(r.sequence.request_id, r.tokens) for r in results] == [("b", (3,))]
         scheduler.check()
 
-    def test_sibling_cancelled_while_its_first_token_is_drawn(self) -> None:
+    def test_sibling_cancelled_while_its_first_token_is_sampled(self) -> None:
         scheduler = make()
         scheduler.add(request("a", n=3), 0.0)
         schedule = scheduler.schedule(0.0)

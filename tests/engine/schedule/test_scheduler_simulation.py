@@ -1,6 +1,6 @@
 """Thousands of random steps against an oracle that knows what every cache slot really holds.
 
-The oracle plays runner and model: it copies and writes slots as a schedule says, and draws each
+The oracle plays runner and model: it copies and writes slots as a schedule says, and samples each
 token from the content it reads back, so that any slot overwritten, shared or reused wrongly shows
 in the text, which must equal that of the same request run alone.
 """
@@ -29,7 +29,7 @@ Prefix = tuple[str, tuple[int, ...]]
 Key = tuple[str, int]
 
 
-def draw(prefix: Prefix, index: int) -> int:
+def sample(prefix: Prefix, index: int) -> int:
     """The model: the next token is a function of salt, all tokens before, and continuation."""
     return random.Random(f"{prefix}{index}").randrange(1, 40)
 
@@ -38,7 +38,7 @@ def expected(request: GenerateRequest, index: int) -> tuple[list[int], str]:
     """What continuation `index` generates when run alone, and why it ends."""
     tokens = list(request.prompt)
     while True:
-        tokens.append(draw((request.cache_salt, tuple(tokens)), index))
+        tokens.append(sample((request.cache_salt, tuple(tokens)), index))
         generated = len(tokens) - len(request.prompt)
         ended = tokens[-1] == END and generated > request.sampling.min_tokens
         if ended or generated == request.sampling.max_tokens or len(tokens) == CONTEXT:
@@ -49,11 +49,11 @@ def expected(request: GenerateRequest, index: int) -> tuple[list[int], str]:
 class Oracle:
     """Executes schedules on a cache of prefixes instead of keys and values.
 
-    `drawn` are the tokens of the step before, which the scheduler may not know yet.
+    `sampled` are the tokens of the step before, which the scheduler may not know yet.
     """
 
     kv: KVCache
-    drawn: dict[Sequence, int] = field(default_factory=dict)
+    sampled: dict[Sequence, int] = field(default_factory=dict)
     slots: dict[tuple[int, int], Prefix] = field(default_factory=dict)
     computed: dict[Sequence, int] = field(default_factory=dict)
     copies: int = 0
@@ -63,16 +63,16 @@ class Oracle:
         self._copy(schedule)
         for chunk in schedule.chunks:
             self._write(chunk)
-        self.drawn = {
-            sampler: draw(self._read(chunk), sampler.index)
+        self.sampled = {
+            sampler: sample(self._read(chunk), sampler.index)
             for chunk in schedule.chunks
             for sampler in chunk.samplers
         }
-        return list(self.drawn.values())
+        return list(self.sampled.values())
 
     def _prefix(self, sequence: Sequence, length: int) -> Prefix:
-        assert sequence.drawing <= 1
-        unknown = [self.drawn[sequence]] if sequence.drawing else []
+        assert sequence.in_flight <= 1
+        unknown = [self.sampled[sequence]] if sequence.in_flight else []
         return sequence.cache_salt, tuple([*sequence.tokens, *unknown][:length])
 
     def _copy(self, schedule: Schedule) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
-from hagane.engine.sampling.sampler import Drawn
+from hagane.engine.sampling.sampler import TokensInFlight
 from hagane.engine.schedule.plan import Chunk
 from hagane.engine.schedule.sequence import Sequence
 from hagane.engine.step.batch import build_batch
@@ -83,11 +83,13 @@ def test_adapters_are_known_by_row_and_by_slot():
     assert build_batch(chunks[1:2], BLOCK, {}).to(CPU).adapters is None
 
 
-def test_tokens_still_being_drawn_are_put_in_place():
+def test_tokens_in_flight_are_put_in_place():
     made = [sequence(str(i), 3, [i]) for i in range(3)]
     for one in made[::2]:
-        one.drawing = 1
-    before = Drawn(made[::-1], torch.tensor([7, 8, 9]), torch.ones(3, dtype=torch.bool), ())
+        one.in_flight = 1
+    before = TokensInFlight(
+        made[::-1], torch.tensor([7, 8, 9]), torch.ones(3, dtype=torch.bool), ()
+    )
     chunks = [Chunk(one, one.length - 1, 1, (one,)) for one in made]
     inputs = build_batch(chunks, BLOCK, {}, before).to(CPU)
     assert inputs.token_ids.tolist() == [9, 102, 7]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hagane.kernels import Cuts, PagedLayout, cpu, reference
+from hagane.kernels import PagedLayout, SamplingTensors, cpu, reference
 from hagane.models.config import Quantization
 from hagane.models.linear import (
     Dense,
@@ -214,8 +214,8 @@ def test_rotation(dtype, head_dim, normed, centered):
     norms = (torch.rand(head_dim).to(dtype), torch.rand(head_dim).to(dtype)) if normed else None
     center = torch.randn(kv_heads, head_dim) if centered else None
     shape = {"heads": heads, "kv_heads": kv_heads, "norms": norms, "eps": 1e-6, "center": center}
-    expected = reference.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
-    result = cpu.rotate(qkv.clone(), angles.cos(), angles.sin(), **shape)
+    expected = reference.apply_rope(qkv.clone(), angles.cos(), angles.sin(), **shape)
+    result = cpu.apply_rope(qkv.clone(), angles.cos(), angles.sin(), **shape)
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
@@ -255,9 +255,9 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
         for ops in (cpu, reference)
     ]
 
-    def attend(layout: PagedLayout, q, k, v):
+    def paged_attention(layout: PagedLayout, q, k, v):
         pairs = zip((cpu, reference), caches, strict=True)
-        return [ops.attend(q, k, v, cache, layout, window=window) for ops, cache in pairs]
+        return [ops.paged_attention(q, k, v, cache, layout, window=window) for ops, cache in pairs]
 
     # The past first, then the new tokens that look at it.
     pasts = [past for _, past in sequences]
@@ -266,7 +266,7 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
     whole = layout_of(contexts, contexts, block_size, 64)
     total = sum(contexts)
     q, k, v = (torch.randn(total, n, head_dim).to(dtype) for n in (heads, kv_heads, kv_heads))
-    prefill, expected = attend(whole, q, k, v)
+    prefill, expected = paged_attention(whole, q, k, v)
     tolerance = 2e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(prefill, expected, atol=tolerance, rtol=tolerance)
 
@@ -281,7 +281,7 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
         query_starts=tuple(starts), context_lengths=whole.context_lengths,
         decodes=sum(n == 1 for n in lengths), block_size=block_size,
     )  # fmt: skip
-    decoded, _ = attend(again, q[rows], k[rows], v[rows])
+    decoded, _ = paged_attention(again, q[rows], k[rows], v[rows])
     assert torch.equal(decoded, prefill[rows])
 
 
@@ -303,8 +303,10 @@ def test_draws_equal_those_of_a_full_sort(vocab, spread, temperature, top_p, min
     def one(value) -> torch.Tensor:
         return torch.tensor([value], dtype=torch.float64)
 
-    cuts = Cuts(one(temperature), one(top_p), one(min_p), torch.tensor([top_k]), point)
-    token = cpu.draw(logits, cuts).item()
+    tensors = SamplingTensors(
+        one(temperature), one(top_p), one(min_p), torch.tensor([top_k]), point
+    )
+    token = cpu.sample(logits, tensors).item()
     p = torch.softmax(logits[0].double() / temperature, 0)
     filtered = top_p < 1 or min_p > 0 or 0 < top_k < vocab
     order = p.sort(descending=True, stable=True).indices if filtered else torch.arange(vocab)
@@ -326,26 +328,26 @@ def test_draws_equal_those_of_a_full_sort(vocab, spread, temperature, top_p, min
 
 @pytest.mark.parametrize("vocab", [1, 15, 16, 17, 1000])
 @pytest.mark.parametrize("last", [None, math.nan, math.inf, -math.inf])
-def test_greatest_is_the_first_of_equals_and_knows_broken_rows(vocab, last):
+def test_argmax_is_the_first_of_equals_and_knows_broken_rows(vocab, last):
     logits = torch.randint(
         -3, 4, (9, vocab), generator=torch.Generator().manual_seed(vocab)
     ).float()
     if last is not None:
         logits[4, -1] = last
     logits[7] = -math.inf
-    tokens, finite = cpu.greatest(logits)
-    expected, expected_finite = reference.greatest(logits)
+    tokens, finite = cpu.argmax(logits)
+    expected, expected_finite = reference.argmax(logits)
     assert torch.equal(finite, expected_finite)
     assert torch.equal(tokens[finite], expected[finite])
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 200])
-def test_angles(tokens):
+def test_rope_tables(tokens):
     positions = torch.randint(0, 40_000, (tokens,))
     frequencies = 10_000 ** -torch.linspace(0, 1, 20)
     for ours, theirs in zip(
-        cpu.angles(positions, frequencies, 1.5),
-        reference.angles(positions, frequencies, 1.5),
+        cpu.rope_tables(positions, frequencies, 1.5),
+        reference.rope_tables(positions, frequencies, 1.5),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
@@ -369,6 +371,6 @@ def test_fetching_a_cache_meanwhile_changes_no_product(kind):
     )
     for dtype in (torch.bfloat16, torch.int8):
         cache = cpu.allocate_cache(5, 16, 2, 32, dtype, torch.device("cpu"))
-        cpu.fetch(cache, layout, 2, 32)
+        cpu.prefetch(cache, layout, 2, 32)
         for _ in range(3):
             assert torch.equal(packed(x), expected)

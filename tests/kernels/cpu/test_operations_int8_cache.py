@@ -101,14 +101,14 @@ def test_attention_is_that_of_the_dequantized_cache_in_any_chunks(
     whole = layout_of(contexts, contexts, block_size, BLOCKS)
     q, k, v = rows_of(sum(contexts), *shape, dtype)
     cache = dirty_cache(block_size, kv_heads, head_dim)
-    result = cpu.attend(q, k, v, cache, whole, window=window)
+    result = cpu.paged_attention(q, k, v, cache, whole, window=window)
 
     kept = [part[whole.slots] for part in dequantized(cache, block_size, kv_heads, head_dim)]
     for ours, exact in ((hadamard(kept[0]), hadamard(k)), (kept[1], v.double())):
         step = exact.abs().amax(-1, keepdim=True) / 127
         assert ((ours - exact).abs() <= 0.501 * step).all()
     plain = reference.allocate_cache(BLOCKS, block_size, kv_heads, head_dim, torch.float64, CPU)
-    expected = reference.attend(q.double(), *kept, plain, whole, window=window)
+    expected = reference.paged_attention(q.double(), *kept, plain, whole, window=window)
     # Rounding to bfloat16 takes most of what is allowed, or else queries and weights of 16 bits do.
     relative = 0.004 if dtype == torch.bfloat16 else 0.0
     integers = instruction_set in ("avx512", "avx512_bf16", "amx") and head_dim % 32 == 0
@@ -122,7 +122,7 @@ def test_attention_is_that_of_the_dequantized_cache_in_any_chunks(
     for first, last in itertools.pairwise(edges):
         rows, layout = part_of(whole, first, last)
         if len(rows):
-            piece = cpu.attend(q[rows], k[rows], v[rows], again, layout, window=window)
+            piece = cpu.paged_attention(q[rows], k[rows], v[rows], again, layout, window=window)
             assert torch.equal(piece, result[rows])
 
 
@@ -131,9 +131,9 @@ def test_a_value_that_is_not_a_number_spoils_who_sees_it_and_no_other_sequence(g
     torch.manual_seed(group)
     q, k, v = rows_of(320, group, 1, 64, torch.bfloat16)
     layout = layout_of([300, 20], [300, 20], 16, BLOCKS)
-    clean = cpu.attend(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
+    clean = cpu.paged_attention(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
     v[270, 0, 3] = math.nan
-    spoiled = cpu.attend(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
+    spoiled = cpu.paged_attention(q, k, v, dirty_cache(16, 1, 64), layout, window=None)
     assert spoiled[270:300].isnan().all()
     assert torch.equal(spoiled[300:], clean[300:])
 
@@ -146,14 +146,14 @@ def test_decoding_sequences_do_not_see_each_other():
     whole = layout_of(contexts, contexts, 16, BLOCKS)
     q, k, v = rows_of(sum(contexts), *shape, torch.bfloat16)
     cache = dirty_cache(16, 3, 64)
-    cpu.attend(q, k, v, cache, whole, window=None)
+    cpu.paged_attention(q, k, v, cache, whole, window=None)
     last = torch.tensor(whole.query_starts[1:]) - 1
     ones = tuple(range(len(contexts) + 1))
     together = replace(
         whole, slots=whole.slots[last], starts=torch.tensor(ones, dtype=torch.int32),
         query_starts=ones, decodes=len(contexts),
     )  # fmt: skip
-    result = cpu.attend(q[last], k[last], v[last], cache, together, window=None)
+    result = cpu.paged_attention(q[last], k[last], v[last], cache, together, window=None)
     for row, index in enumerate(last.tolist()):
         one = replace(
             together, slots=whole.slots[index : index + 1], starts=together.starts[:2],
@@ -161,5 +161,5 @@ def test_decoding_sequences_do_not_see_each_other():
             query_starts=(0, 1), context_lengths=(contexts[row],), decodes=1,
         )  # fmt: skip
         rows = slice(index, index + 1)
-        alone = cpu.attend(q[rows], k[rows], v[rows], cache, one, window=None)
+        alone = cpu.paged_attention(q[rows], k[rows], v[rows], cache, one, window=None)
         assert torch.equal(alone[0], result[row])

@@ -48,17 +48,17 @@ def test_rms_norm(dtype, features):
 
 @pytest.mark.parametrize("normed", [False, True])
 def test_rotate(dtype, normed):
-    cos, sin = reference.angles(torch.arange(6), torch.rand(8), 1.0)
+    cos, sin = reference.rope_tables(torch.arange(6), torch.rand(8), 1.0)
     qkv = torch.randn(6, 8 * 16).to(dtype)
     norms = [0.5 + torch.rand(16) for _ in range(2)] if normed else []
 
     def run(operations):
-        def rotate(x, *norms):
-            return operations.rotate(
+        def apply_rope(x, *norms):
+            return operations.apply_rope(
                 x * 1, cos, sin, heads=4, kv_heads=2, norms=norms or None, eps=1e-6
             )
 
-        return rotate
+        return apply_rope
 
     compare(dtype, run(Pretraining(dtype)), run(reference), qkv, *norms)
 

@@ -51,10 +51,10 @@ def test_silu_and_mul(dtype, features):
 @pytest.mark.parametrize("head_dim", [16, 64])
 def test_rotate(dtype, normed, head_dim):
     norms = tuple(torch.rand(head_dim).to(dtype) for _ in range(2)) if normed else None
-    cos, sin = reference.angles(torch.arange(6), torch.rand(head_dim // 2), 1.0)
+    cos, sin = reference.rope_tables(torch.arange(6), torch.rand(head_dim // 2), 1.0)
     options = {"heads": 4, "kv_heads": 2, "norms": norms, "eps": 1e-6}
     qkv = torch.randn(6, 8 * head_dim).to(dtype)
-    compare(dtype, lambda operations, x: operations.rotate(x.clone(), cos, sin, **options), qkv)
+    compare(dtype, lambda operations, x: operations.apply_rope(x.clone(), cos, sin, **options), qkv)
 
 
 @pytest.mark.parametrize("window", [None, 5, 300])
@@ -106,8 +106,8 @@ def test_token_scores(dtype, vocab):
     wanted = torch.log_softmax(wide, 1).gather(1, targets[:, None])[:, 0]
     wanted.sum().backward()
     for operations in (training, reference):
-        slopes = logits.clone()
-        logprobs, first = operations.token_scores(slopes, targets, slopes=True)
+        gradients = logits.clone()
+        logprobs, first = operations.token_scores(gradients, targets, gradients=True)
         torch.testing.assert_close(logprobs, wanted.detach(), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(slopes.float(), wide.grad, **CLOSE[dtype])
+        torch.testing.assert_close(gradients.float(), wide.grad, **CLOSE[dtype])
         assert first.tolist() == (logits.argmax(1) == targets).tolist()

@@ -113,7 +113,7 @@ def build_all() -> dict[str, dict]:
         ),
         "shrink": build(low_rank._shrink, None, {"out": "*fp32"}, MOST=1536, DEPTH=256),
         "expand": build(low_rank._expand, None, {}, MOST=1536, BLOCK=256),
-        "draw": build(sampling._draw, Tiles(1, 1, 1, 8, 1), {}, TILE=2048),
+        "sample": build(sampling._sample, Tiles(1, 1, 1, 8, 1), {}, TILE=2048),
     }  # fmt: skip
     for kind, code, limit in (("int8", "*i8", 127.0), ("fp8", "*fp8e4nv", 448.0)):
         types = scaled | {"weight": code, "codes": code}

@@ -39,8 +39,10 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
     # Rows as they come out of the fused projection: apart from each other.
     qkv = torch.randn(tokens, heads + 2 * kv_heads, head_dim, device=DEVICE).to(dtype)
     q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-    result = cuda.attend(q, k, v, ours, layout, window=window)
-    expected = reference.attend(q.double(), k.double(), v.double(), exact, layout, window=window)
+    result = cuda.paged_attention(q, k, v, ours, layout, window=window)
+    expected = reference.paged_attention(
+        q.double(), k.double(), v.double(), exact, layout, window=window
+    )
     tolerance = 2e-5 if dtype == torch.float32 else 0.01
     torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
     for part, whole in zip(ours, exact, strict=True):
@@ -63,8 +65,8 @@ def test_rows_that_pad_a_batch_write_nothing():
     again = tuple(part.clone() for part in cache)
     q = torch.randn(4, 4, 32, device=DEVICE)
     k, v = torch.randn(2, 4, 2, 32, device=DEVICE)
-    result = cuda.attend(q, k, v, cache, padded, window=None)
-    alone = cuda.attend(q[:2], k[:2], v[:2], again, layout, window=None)
+    result = cuda.paged_attention(q, k, v, cache, padded, window=None)
+    alone = cuda.paged_attention(q[:2], k[:2], v[:2], again, layout, window=None)
     torch.testing.assert_close(result[:2], alone)
     assert (result[2:] == 0).all()
     for part, other in zip(cache, again, strict=True):

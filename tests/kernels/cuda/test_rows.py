@@ -43,8 +43,8 @@ def test_rotation(dtype, head_dim, normed):
     wide = None if norms is None else tuple(norm.double() for norm in norms)
     center = torch.randn(kv_heads, head_dim, device=DEVICE)
     shape = {"heads": heads, "kv_heads": kv_heads, "eps": 1e-6, "center": center}
-    exact = reference.rotate(qkv.double(), cos, sin, norms=wide, **shape)
+    exact = reference.apply_rope(qkv.double(), cos, sin, norms=wide, **shape)
     for ours, theirs in zip(
-        cuda.rotate(qkv.clone(), cos, sin, norms=norms, **shape), exact, strict=True
+        cuda.apply_rope(qkv.clone(), cos, sin, norms=norms, **shape), exact, strict=True
     ):
         close(ours, theirs.double())

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hagane.kernels import Cuts
+from hagane.kernels import SamplingTensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,10 +37,10 @@ def test_draws_equal_those_of_a_full_sort(
     logits = torch.randn(1, vocab, generator=generator) * spread
     if coarse:
         logits = logits.round()  # many equal ones
-    cuts = Cuts(
+    tensors = SamplingTensors(
         column(temperature), column(top_p), column(min_p), torch.tensor([top_k]), column(point)
     )
-    token = cuda.draw(logits.to(DEVICE), cuts).item()
+    token = cuda.sample(logits.to(DEVICE), tensors).item()
     p = torch.softmax(logits[0].double() / temperature, 0)
     filtered = top_p < 1 or min_p > 0 or 0 < top_k < vocab
     order = p.sort(descending=True, stable=True).indices if filtered else torch.arange(vocab)
@@ -64,7 +64,7 @@ def test_draws_equal_those_of_a_full_sort(
 
 def test_rows_differ_in_what_they_ask_for():
     logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]], device=DEVICE).repeat(4, 1)
-    cuts = Cuts(
+    tensors = SamplingTensors(
         temperature=column(1, 1, 1, 0.01),
         top_p=column(1, 1, 0.5, 1),
         min_p=column(0, 0, 0, 0),
@@ -72,7 +72,7 @@ def test_rows_differ_in_what_they_ask_for():
         uniform=column(0.0, 0.999, 0.999, 0.5),
     )
     # First token in order of ids; second most likely of two; only the likeliest; nearly greedy.
-    assert cuda.draw(logits, cuts).tolist() == [0, 2, 1, 1]
+    assert cuda.sample(logits, tensors).tolist() == [0, 2, 1, 1]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -82,10 +82,10 @@ def test_broken_rows_draw_some_id_and_spoil_no_other(bad):
     logits[1, 7] = bad
     logits[2, 9] = 100
     for top_k in (0, 5):
-        cuts = Cuts(
+        tensors = SamplingTensors(
             column(1, 1, 1), column(1, 1, 1), column(0, 0, 0), torch.full((3,), top_k),
             column(0.7, 0.7, 0.7),
         )  # fmt: skip
-        tokens = cuda.draw(logits, cuts).tolist()
+        tokens = cuda.sample(logits, tensors).tolist()
         assert all(0 <= token < 50 for token in tokens)
         assert tokens[2] == 9

@@ -68,7 +68,7 @@ def test_lora_on_8b_in_int4_fits_24_gb(length, checkpointing):
 
 
 def test_the_estimate_holds_what_a_step_on_torch_s_operators_does(tmp_path):
-    """As a GPU has it: weights, what is kept for the way back, gradients and moments."""
+    """As a GPU has it: weights, what is kept for the backward pass, gradients and moments."""
     config = ModelConfig.from_dict(SMALL)
     LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path)
     made = load_finetune_model(spec_of(tmp_path), LENGTH, checkpointing=False, native=False)
@@ -78,7 +78,7 @@ def test_the_estimate_holds_what_a_step_on_torch_s_operators_does(tmp_path):
     kept: list[torch.Tensor] = []
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), made.autocast():
         supervised_loss(made.transformer, [example, example], 0.0)
-    # No weight in 16 bits among them: on the way back it is made anew from its 4.
+    # No weight in 16 bits among them: the backward pass dequantizes its 4 again.
     kept = [t for t in kept if t.untyped_storage().data_ptr() not in weights]
     assert all(
         {LENGTH, 2 * LENGTH} & {*t.shape} for t in kept if t.numel() >= SMALL["hidden_size"] * 128

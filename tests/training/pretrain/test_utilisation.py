@@ -30,7 +30,7 @@ def test_a_token_costs_what_torch_counts(tied):
     made = model(tied)
     with FlopCounterMode(display=False) as counter:
         TorchLoss(torch.float32).mean(made, rows).backward()
-    # Products alone: torch counts attention's way back with the forward pass computed again.
+    # Products alone: torch counts attention's backward pass with the forward pass computed again.
     counted = counter.get_flop_counts()["Global"]
     products = sum(n for name, n in counted.items() if str(name).startswith("aten.mm"))
     attention = 12 * 2 * 64 * 32

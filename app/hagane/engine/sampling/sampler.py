@@ -1,10 +1,10 @@
 """Chooses the next token of every sequence of a step at once.
 
 Order of operations per row: repetition, presence and frequency penalties, logit bias, the mask of
-end tokens before `min_tokens`; then temperature, top_k, top_p, min_p; then one draw by inverting
+end tokens before `min_tokens`; then temperature, top_k, top_p, min_p; then one sample by inverting
 the cumulative distribution. Log-probabilities are those of the model, before all of it.
 
-A draw is a function of its row's logits and of one uniform number; the uniform number of a seeded
+A sample is a function of its row's logits and of one uniform number; the uniform number of a seeded
 row is a hash of (seed, continuation, position). So what else is in the batch never matters.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hagane.engine.schedule.sequence import Sequence
-from hagane.kernels import Cuts, Operations, reference
+from hagane.kernels import Operations, SamplingTensors, reference
 from hagane.kernels.transfer import Fetch, send
 from hagane.pool.messages import SamplingParams, TokenLogprobs
 
@@ -50,7 +50,7 @@ class _Logprobs:
     found: Fetch
 
 
-class Drawn:
+class TokensInFlight:
     """One token for each of `sequences`, known to the device and on its way to the host.
 
     `tokens` int64 [rows] is there already for the step that follows on the device.
@@ -92,36 +92,36 @@ class Sampler:
         self._operations = operations
         self._entropy = random.SystemRandom()
 
-    def draw(
+    def sample(
         self,
         logits: Tensor,
         sequences: Rows[Sequence],
         masks: Mapping[Sequence, Tensor] = MappingProxyType({}),
-    ) -> Drawn:
+    ) -> TokensInFlight:
         """From float32 logits [rows, vocab], of which row i continues `sequences[i]`.
 
         `masks` are the tokens that a grammar allows, bool [vocab] on the host. Waits for nothing;
         logits may change once this has returned.
         """
-        tokens, finite = self._operations.greatest(logits)
+        tokens, finite = self._operations.argmax(logits)
         adjusted = _adjust(logits, sequences, masks)
         if adjusted is not logits:
-            tokens, _ = self._operations.greatest(adjusted)
-        drawn = [i for i, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
-        if drawn:
-            params = [sequences[i].sampling for i in drawn]
-            cuts = _cuts(params, [self._uniform(sequences[i]) for i in drawn])
-            if len(drawn) == len(sequences):
-                tokens = self._operations.draw(adjusted, cuts)
+            tokens, _ = self._operations.argmax(adjusted)
+        sampled = [i for i, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        if sampled:
+            params = [sequences[i].sampling for i in sampled]
+            tensors = _tensors(params, [self._uniform(sequences[i]) for i in sampled])
+            if len(sampled) == len(sequences):
+                tokens = self._operations.sample(adjusted, tensors)
             else:
-                rows = _sent(drawn, logits.device)
-                tokens[rows] = self._operations.draw(adjusted[rows], cuts)
-        return Drawn(sequences, tokens, finite, _measure(logits, sequences, tokens))
+                rows = _sent(sampled, logits.device)
+                tokens[rows] = self._operations.sample(adjusted[rows], tensors)
+        return TokensInFlight(sequences, tokens, finite, _measure(logits, sequences, tokens))
 
     def _uniform(self, sequence: Sequence) -> float:
         if sequence.sampling.seed is None:
             return self._entropy.random()
-        return uniform(sequence.sampling.seed, sequence.index, sequence.drawn)
+        return uniform(sequence.sampling.seed, sequence.index, sequence.sampled)
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -138,11 +138,11 @@ def uniform(seed: int, index: int, position: int) -> float:
     return (state >> 11) / (1 << 53)
 
 
-def _cuts(params: Rows[SamplingParams], uniforms: Rows[float]) -> Cuts:
+def _tensors(params: Rows[SamplingParams], uniforms: Rows[float]) -> SamplingTensors:
     def column(values: Rows[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)
 
-    return Cuts(
+    return SamplingTensors(
         temperature=column([max(p.temperature, _LEAST_TEMPERATURE) for p in params]),
         top_p=column([p.top_p for p in params]),
         min_p=column([p.min_p for p in params]),
@@ -172,7 +172,7 @@ def _adjust(logits: Tensor, sequences: Rows[Sequence], masks: Mapping[Sequence, 
         if (allowed := masks.get(sequence)) is not None:
             # A grammar says by itself when the text may end.
             row.masked_fill_(~send([allowed], row.device)[0], -torch.inf)
-        elif sequence.drawn < sequence.sampling.min_tokens:
+        elif sequence.sampled < sequence.sampling.min_tokens:
             ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)
             known = [token for token in ends if 0 <= token < len(row)]
             row.index_fill_(0, _sent(known, row.device), -torch.inf)

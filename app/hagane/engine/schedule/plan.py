@@ -20,7 +20,7 @@ from hagane.pool.messages import FinishReason
 class Chunk(msgspec.Struct, frozen=True):
     """Tokens `[start, start + length)` of a sequence, to be run in one step.
 
-    `samplers` are the sequences that draw their next token from the logits of the chunk's last
+    `samplers` are the sequences that sample their next token from the logits of the chunk's last
     token: none while a prefill is unfinished, the sequence itself, and after it, when the prefill
     of a request with `n` > 1 is done, its siblings, which do not run before `advance`.
     `proposed` are draft tokens at the chunk's end that this step verifies: each sampler then gets
@@ -60,7 +60,7 @@ class Schedule:
 
     @cached_property
     def samplers(self) -> tuple[Sequence, ...]:
-        """All sequences that draw a token, in the order `Scheduler.update` wants the tokens."""
+        """All sequences that sample a token, in the order `Scheduler.update` wants the tokens."""
         return tuple(chain.from_iterable(chunk.samplers for chunk in self.chunks))
 
 

@@ -142,7 +142,7 @@ class Scheduler:
         return Schedule(chunks=tuple(chunks), copies=tuple(copies), expired=expired)
 
     def advance(self, schedule: Schedule) -> None:
-        """Count a step as done: its tokens as computed, and one more as drawn for each sampler.
+        """Count a step as done: its tokens as computed, and one more as sampled for each sampler.
 
         Sequences cancelled since `schedule` are passed over, here and in `update`.
         """
@@ -154,7 +154,7 @@ class Scheduler:
             self._fork(chunk.sequence, chunk.samplers[1:])
             for sampler in chunk.samplers:
                 if sampler.phase is Phase.RUNNING:
-                    sampler.drawing += 1 + len(chunk.proposed)
+                    sampler.in_flight += 1 + len(chunk.proposed)
 
     def update(
         self,
@@ -164,8 +164,9 @@ class Scheduler:
     ) -> list[Sampled]:
         """Record what a step drew: for each of `schedule.samplers` the tokens that it accepted.
 
-        Finished sequences are freed. Those preempted since draw their tokens again. Behind the
-        drawn tokens come those of `continuations`, which pass through the model with the next step.
+        Finished sequences are freed. Those preempted since sample their tokens again. After the
+        sampled tokens come those of `continuations`, which pass through the model with the next
+        step.
 
         Raises:
             ValueError: not as many entries as samplers.
@@ -174,9 +175,9 @@ class Scheduler:
             raise ValueError(f"{len(tokens)} tokens for {len(schedule.samplers)} samplers")
         accepted = iter(tokens)
         return [
-            self._append(sampler, drawn, len(chunk.proposed), continuations.get(sampler))
+            self._append(sampler, tokens, len(chunk.proposed), continuations.get(sampler))
             for chunk in schedule.chunks
-            for sampler, drawn in zip(chunk.samplers, accepted, strict=False)
+            for sampler, tokens in zip(chunk.samplers, accepted, strict=False)
             if sampler.phase is Phase.RUNNING
         ]
 
@@ -261,7 +262,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self.kv.release(sequence)
-        sequence.phase, sequence.drawing = Phase.WAITING, 0
+        sequence.phase, sequence.in_flight = Phase.WAITING, 0
         insort(self._waiting, sequence, key=_by_order)
         self._preemptions += 1
 
@@ -329,14 +330,14 @@ class Scheduler:
 
         Keys and values of rejected proposals are computed again over the same slots.
         """
-        sequence.drawing -= 1 + proposed
+        sequence.in_flight -= 1 + proposed
         sequence.computed -= 1 + proposed - len(tokens)
         if continuation is not None:
             tokens += continuation.forced
         for kept, token in enumerate(tokens, start=1):
             stopped = self._stops(sequence, token)
             sequence.tokens.append(token)
-            exhausted = self._is_full(sequence) and not sequence.drawing
+            exhausted = self._is_full(sequence) and not sequence.in_flight
             if stopped or exhausted:
                 self._remove(sequence)
                 reason: FinishReason = "stop" if stopped else "length"

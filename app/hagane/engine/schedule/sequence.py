@@ -44,7 +44,7 @@ class Sequence:
         adjusts: whether its logits are to be changed before a token is chosen. Known once, since
             every step asks.
         pending: indices of the siblings to fork off after the prefill.
-        drawing: how many more tokens are being drawn, by a device that is still at work.
+        in_flight: how many more tokens a device that is still at work samples.
         computed: number of leading tokens whose keys and values are in the cache, or will be when
             the device has done what it was given.
         blocks: block table; `blocks[p // block_size]` holds position `p`.
@@ -69,7 +69,7 @@ class Sequence:
     grammar: GrammarRef | None = None
     adjusts: bool = False
     pending: list[int] = field(default_factory=list)
-    drawing: int = 0
+    in_flight: int = 0
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -119,8 +119,8 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens there are: prompt, generated, and those being drawn."""
-        return len(self.tokens) + self.drawing
+        """Tokens there are: prompt, generated, and those in flight."""
+        return len(self.tokens) + self.in_flight
 
     @property
     def generated(self) -> int:
@@ -128,7 +128,7 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     @property
-    def drawn(self) -> int:
+    def sampled(self) -> int:
         """Tokens generated so far, known or not: the number of the next one, from 0."""
         return self.length - self.prompt_length
 
@@ -145,7 +145,7 @@ class Sequence:
     @property
     def needs_prompt_logits(self) -> bool:
         """Whether every prompt position must be computed for its logits, cached or not."""
-        return self.sampling.prompt_logprobs is not None and self.drawn == 0
+        return self.sampling.prompt_logprobs is not None and self.sampled == 0
 
     @property
     def queue_seconds(self) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hagane.engine.sampling.sampler import Drawn
+from hagane.engine.sampling.sampler import TokensInFlight
 from hagane.engine.schedule.plan import Chunk
 from hagane.kernels import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
@@ -54,9 +54,9 @@ class Batch:
     `prompts`, each with the first of its rows of logits. `sampled` has the row of logits of every
     sampler; None where all rows are sampled from, in order.
 
-    `adapters` has the slot of every row's adapter, -1 for none; None if there are none. `drawn` are
-    the tokens that the step before is still drawing; `drawing` has the rows that will be such
-    tokens, 0 until then, and which of them they are.
+    `adapters` has the slot of every row's adapter, -1 for none; None if there are none. `in_flight`
+    are the tokens that the previous step is still sampling. `in_flight_rows` pairs each row that
+    waits for one, and holds 0 until then, with the index of that token.
     """
 
     token_ids: list[int]
@@ -71,11 +71,11 @@ class Batch:
     prompts: Rows[tuple[Chunk, int]] = ()
     sampled: list[int] | None = None
     adapters: list[int] | None = None
-    drawn: Tensor | None = None
-    drawing: Rows[tuple[int, int]] = ()
+    in_flight: Tensor | None = None
+    in_flight_rows: Rows[tuple[int, int]] = ()
 
     def to(self, device: torch.device) -> Inputs:
-        """In one copy; tokens still being drawn are put in place on the device."""
+        """In one copy; tokens still in flight are put in place on the device."""
         groups = _adapter_rows(self.adapters)
         arrays: _Arrays = {
             "tokens": np.array(self.token_ids),
@@ -85,14 +85,14 @@ class Batch:
             "starts": np.array(self.starts, dtype=np.int32),
             "lengths": np.array(self.lengths, dtype=np.int32),
             "rows": np.array(self.logit_rows, dtype=np.int64),
-            "drawing": np.array(self.drawing, dtype=np.int64).reshape(-1, 2).T,
+            "in_flight_rows": np.array(self.in_flight_rows, dtype=np.int64).reshape(-1, 2).T,
             **groups,
         }
         on_host = [torch.from_numpy(array) for array in arrays.values()]
         sent = dict(zip(arrays, send(on_host, device), strict=True))
-        if self.drawn is not None:
-            target, source = sent["drawing"]
-            sent["tokens"].index_copy_(0, target, self.drawn[source])
+        if self.in_flight is not None:
+            target, source = sent["in_flight_rows"]
+            sent["tokens"].index_copy_(0, target, self.in_flight[source])
         layout = PagedLayout(
             slots=sent["slots"],
             block_tables=sent["tables"],
@@ -114,12 +114,12 @@ def build_batch(
     chunks: Rows[Chunk],
     block_size: int,
     adapters: Mapping[str, int],
-    before: Drawn | None = None,
+    before: TokensInFlight | None = None,
 ) -> Batch:
     """Flatten `chunks`, of which those of one token come first.
 
     Every block they touch is already in the sequences' block tables. `adapters` knows the slot of
-    every sequence's adapter by its digest. `before` is still drawing the tokens that the sequences
+    every sequence's adapter by its digest. `before` is still sampling the tokens that the sequences
     do not know yet.
     """
     lengths = [chunk.length for chunk in chunks]
@@ -152,8 +152,8 @@ def build_batch(
         # Most often all rows are sampled from, and need not be copied.
         sampled=None if sampled == list(range(len(rows))) else sampled,
         adapters=_owners(chunks, adapters),
-        drawn=None if before is None else before.tokens,
-        drawing=() if before is None else _drawing(chunks, starts, before),
+        in_flight=None if before is None else before.tokens,
+        in_flight_rows=() if before is None else _in_flight_rows(chunks, starts, before),
     )
 
 
@@ -205,7 +205,9 @@ def _adapter_rows(owners: list[int] | None) -> _Arrays:
     return arrays
 
 
-def _drawing(chunks: Rows[Chunk], starts: list[int], before: Drawn) -> list[tuple[int, int]]:
+def _in_flight_rows(
+    chunks: Rows[Chunk], starts: list[int], before: TokensInFlight
+) -> list[tuple[int, int]]:
     return [
         (starts[row + 1] - 1, before.rows[chunk.sequence])
         for row, chunk in enumerate(chunks)

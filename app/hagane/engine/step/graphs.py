@@ -52,7 +52,7 @@ class DecodeGraphs:
         """Float32 logits [rows asked for by the batch, vocab], valid until the next step."""
         rows = len(batch.token_ids)
         decodes = batch.decodes == len(batch.logit_rows) == rows <= len(self._slots)
-        if not decodes or batch.drawing:
+        if not decodes or batch.in_flight_rows:
             return self._run_once(batch.to(torch.device("cpu")))
         self._token_ids[:rows] = batch.token_ids
         self._positions[:rows] = batch.positions

@@ -1,10 +1,10 @@
 """One step of the engine: schedule, forward, finish the previous step, sample.
 
-On a device that runs beside Python, the forward pass of step n + 1 is launched while step n runs.
-Its input is what n draws, which never leaves the device on the way. Then n's tokens are waited for
-and become part of their sequences, and n + 1 is sampled with all earlier tokens known: penalties
-and masks that depend on them make no batch wait. Elsewhere a step is finished before the next one
-is scheduled.
+On a device that runs alongside Python, the forward pass of step n + 1 is launched while step n
+runs. Its input is the tokens that n samples, which stay on the device. Then the host waits for n's
+tokens and appends them to their sequences, and n + 1 is sampled with all earlier tokens known:
+penalties and masks that depend on them make no batch wait. Elsewhere a step is finished before the
+next one is scheduled.
 
 Faults stay where they belong. An exception that one row causes fails that row's request, one in the
 forward pass fails the requests of that step, and any other fails all requests and empties the KV
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hagane.engine.outbox import Outbox
 from hagane.engine.sampling.constraints import Constraints
-from hagane.engine.sampling.sampler import Drawn, SampledTokens, Sampler, prompt_logprobs
+from hagane.engine.sampling.sampler import SampledTokens, Sampler, TokensInFlight, prompt_logprobs
 from hagane.engine.schedule.plan import Chunk, Continuation, Sampled, Schedule
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.schedule.sequence import Phase, Sequence
@@ -48,18 +48,17 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class InFlightStep:
-    """A step that is launched to its end, and the tokens that it draws."""
+    """A step that is launched to its end, and the tokens that it samples."""
 
     schedule: Schedule
-    drawn: Drawn
+    tokens: TokensInFlight
 
 
 class StepPipeline:
     """Runs the steps of one model.
 
     `slots` is the slot of every loaded adapter by its digest, `constraints` knows the grammars that
-    sequences follow. With `overlap` a step is launched
-    before the one before it is finished.
+    sequences follow. With `overlap` a step is launched before the previous one is finished.
     """
 
     def __init__(
@@ -124,9 +123,9 @@ class StepPipeline:
             self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
         if not schedule.chunks:
             return None
-        drawing = None if self._in_flight is None else self._in_flight.drawn
+        before = None if self._in_flight is None else self._in_flight.tokens
         try:
-            batch = build_batch(schedule.chunks, self._runner.block_size, self._slots, drawing)
+            batch = build_batch(schedule.chunks, self._runner.block_size, self._slots, before)
             logits = self._runner.execute(batch, schedule.copies)
         except torch.AcceleratorError:
             raise
@@ -150,20 +149,20 @@ class StepPipeline:
         if batch.sampled is not None:
             (rows,) = send([torch.tensor(batch.sampled, dtype=torch.int64)], logits.device)
             logits = logits[rows]
-        drawn = self._draw(logits, samplers)
+        tokens = self._sample_rows(logits, samplers)
         self._scheduler.advance(forward.schedule)
-        return InFlightStep(forward.schedule, drawn)
+        return InFlightStep(forward.schedule, tokens)
 
-    def _draw(self, logits: Tensor, sequences: Rows[Sequence]) -> Drawn:
-        """As `Sampler.draw`; rows that cannot be sampled fail their requests alone."""
+    def _sample_rows(self, logits: Tensor, sequences: Rows[Sequence]) -> TokensInFlight:
+        """As `Sampler.sample`; rows that cannot be sampled fail their requests alone."""
         try:
-            return self._sampler.draw(logits, sequences, self._constraints.masks(sequences))
+            return self._sampler.sample(logits, sequences, self._constraints.masks(sequences))
         except Exception:
             logger.exception("a step could not be sampled; its rows are sampled one by one")
         stand_ins = list(sequences)
         for row, sequence in enumerate(sequences):
             try:
-                self._sampler.draw(
+                self._sampler.sample(
                     logits[row : row + 1], [sequence], self._constraints.masks([sequence])
                 )
             except Exception as error:
@@ -174,11 +173,11 @@ class StepPipeline:
                 stand_ins[row] = replace(
                     sequence, request_id="", sampling=greedy, adjusts=False, grammar=None
                 )
-        return self._sampler.draw(logits, stand_ins, self._constraints.masks(stand_ins))
+        return self._sampler.sample(logits, stand_ins, self._constraints.masks(stand_ins))
 
     def _finish(self, step: InFlightStep) -> list[TokenDelta]:
-        """Wait for what a step drew. Sequences that have ended since are passed over."""
-        sampled = step.drawn.wait()
+        """Wait for what a step sampled. Sequences that have ended since are passed over."""
+        sampled = step.tokens.wait()
         samplers = step.schedule.samplers
         running = [row for row in sampled.failed if samplers[row].phase is Phase.RUNNING]
         for request_id in {samplers[row].request_id for row in running}:
@@ -188,12 +187,12 @@ class StepPipeline:
                 "The model produced logits that are not numbers for this request.",
             )
         continuations = self._follow(samplers, sampled.tokens)
-        drawn: list[tuple[int, ...]] = [(token,) for token in sampled.tokens]
-        results = self._scheduler.update(step.schedule, drawn, continuations)
+        accepted: list[tuple[int, ...]] = [(token,) for token in sampled.tokens]
+        results = self._scheduler.update(step.schedule, accepted, continuations)
         return [self._delta(result, sampled) for result in results]
 
     def _follow(self, samplers: Rows[Sequence], tokens: Rows[int]) -> dict[Sequence, Continuation]:
-        """What grammars say to the tokens that were drawn.
+        """What grammars say to the sampled tokens.
 
         Where the next step is launched already, no tokens can be put between.
         """

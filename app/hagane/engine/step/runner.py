@@ -96,8 +96,8 @@ class ModelRunner:
             self.operations.allocate_cache(*shape, self.cache_dtype, self.device)
             for _ in range(model_config.layers)
         )
-        # A device's memory is all there from the start.
-        self._untouched = _huge_pages(self.caches if self.device.type == "cpu" else ())
+        # A device allocates its memory at once.
+        self._unfaulted = _huge_pages(self.caches if self.device.type == "cpu" else ())
         self._leave_cores_to_kernels()
         progress("recordings")
         self._graphs = self._make_graphs(config)
@@ -127,13 +127,13 @@ class ModelRunner:
         """
         return self.device.type == "cuda"
 
-    def touch(self) -> bool:
-        """Have the system back two more megabytes of KV cache; False once it all is.
+    def prefault(self) -> bool:
+        """Have the system map two more megabytes of KV cache; False once all of it is mapped.
 
-        Memory is handed out when it is first written, at up to 2 ms for a page, for which all
-        threads of a kernel wait: requests need not, if it was done before they came.
+        The system maps a page when it is first written. That takes up to 2 ms, for which all
+        threads of a kernel wait. Pages mapped in idle time delay no request.
         """
-        page = next(self._untouched, None)
+        page = next(self._unfaulted, None)
         if page is not None:
             page.bitwise_or_(0)
         return page is not None
@@ -156,11 +156,11 @@ class ModelRunner:
                 wanted = "int8"
         return torch.int8 if wanted == "int8" else self.dtype
 
-    def settle(self) -> None:
-        """Keep the calling thread on the core that the kernels' pool leaves to it.
+    def pin_main_thread(self) -> None:
+        """Pin the calling thread to the core that the kernels' pool leaves to it.
 
-        It takes its part in every operation, and would at times share a core with a pinned worker
-        while its own is idle. Threads that it starts from now on begin there, too.
+        It takes its share of every operation. Unpinned, it would at times share a core with a
+        pinned worker while its own is idle. Threads that it starts later inherit the pinning.
         """
         if self.operations is kernels.cpu:
             os.sched_setaffinity(0, usable_cores()[:1])

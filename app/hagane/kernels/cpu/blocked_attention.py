@@ -1,9 +1,9 @@
 """Causal attention for training on the CPU: products by torch, the softmax between them natively.
 
-torch's own kernel takes several times as long on the way back. Blocks of queries see the keys up to
-their last one, so that little of what is masked is computed; probabilities are computed anew on
-the way back (Dao et al., 2022, arXiv:2205.14135). The queries of all heads that share a key stand
-side by side.
+torch's own kernel takes several times as long in the backward pass. Each block of queries sees the
+keys up to its last query, so that little masked work is done. The backward pass computes the
+probabilities again (Dao et al., 2022, arXiv:2205.14135). The queries of all heads that share a key
+stand side by side.
 """
 
 from __future__ import annotations

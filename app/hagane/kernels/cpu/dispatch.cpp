@@ -158,8 +158,8 @@ void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t f
   });
 }
 
-// The same for every instruction set: a few hundred angles per step.
-void run_angles(const Angles& a) {
+// The same for every instruction set: a few hundred values per step.
+void run_rope_tables(const RopeTables& a) {
   split(a.tokens, a.count * 64, [&](int64_t token) {
     for (int64_t i = 0; i < a.count; ++i) {
       float angle = static_cast<float>(a.positions[token]) * a.frequencies[i];
@@ -169,12 +169,12 @@ void run_angles(const Angles& a) {
   });
 }
 
-void run_draw(const Draw& d) {
-  split(d.rows, d.vocab * 8, [&](int64_t row) { active->draw(d, row); });
+void run_sample(const Sampling& d) {
+  split(d.rows, d.vocab * 8, [&](int64_t row) { active->sample(d, row); });
 }
 
-void run_greatest(const Greatest& g) {
-  split(g.rows, g.vocab * 4, [&](int64_t row) { active->greatest(g, row); });
+void run_argmax(const Argmax& g) {
+  split(g.rows, g.vocab * 4, [&](int64_t row) { active->argmax(g, row); });
 }
 
 void run_rms_norm_backward(const Matrix& grad, const Matrix& x, const void* weight, float eps,
@@ -217,16 +217,16 @@ void run_norm_backward(const NormBackward& n) {
 }
 
 void run_sequence_attention(const SequenceAttention& a, bool backward) {
-  auto* attend = backward ? active->attend_sequence_backward : active->attend_sequence;
+  auto* attention = backward ? active->sequence_attention_backward : active->sequence_attention;
   Pool::instance().run(a.sequences * a.kv_heads,
-                       [&](int64_t task) { attend(a, task / a.kv_heads, task % a.kv_heads); });
+                       [&](int64_t task) { attention(a, task / a.kv_heads, task % a.kv_heads); });
 }
 
 void run_causal_softmax(const CausalSoftmax& s) {
   split(s.rows, s.keys * 16, [&](int64_t row) { active->causal_softmax(s, row); });
 }
 
-void run_fetch(const Attention& a) {
+void run_prefetch(const Attention& a) {
   const int64_t item = a.cache_dtype == DType::f32 ? 4 : a.cache_dtype == DType::bf16 ? 2 : 1;
   const int64_t scale = a.cache_dtype == DType::int8 ? sizeof(float) : 0;
   const int64_t block_bytes = a.kv_heads * a.block_size * (a.head_dim * item + scale);
@@ -254,7 +254,7 @@ void run_attention(const Attention& a) {
   }
   // A thread-local vector would be another one inside the workers.
   const AttentionTask* const all = tasks.data();
-  auto run = [&a, all](int64_t index) { active->attend(a, all[index]); };
+  auto run = [&a, all](int64_t index) { active->paged_attention(a, all[index]); };
   Pool::instance().run(static_cast<int64_t>(tasks.size()), run);
 }
 

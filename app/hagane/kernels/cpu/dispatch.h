@@ -59,14 +59,14 @@ RowWork silu_and_mul_rows(const Matrix& gate_up, int64_t rows, int64_t features,
 RowWork rotary_rows(const Rotary& rotary);
 RowWork store_rows(const Store& store);
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out);
-void run_angles(const Angles& a);
+void run_rope_tables(const RopeTables& a);
 // Rows `indices` of x, one after the other.
 void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t features, const Matrix& out);
 // What that attention reads: to be fetched by the products before it.
-void run_fetch(const Attention& attention);
+void run_prefetch(const Attention& attention);
 void run_attention(const Attention& attention);
-void run_draw(const Draw& draw);
-void run_greatest(const Greatest& greatest);
+void run_sample(const Sampling& sampling);
+void run_argmax(const Argmax& argmax);
 
 void run_rms_norm_backward(const Matrix& grad, const Matrix& x, const void* weight, float eps,
                            int64_t rows, int64_t features, const Matrix& out);

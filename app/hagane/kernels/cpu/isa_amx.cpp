@@ -39,7 +39,8 @@ namespace {
 #include "attention_training.inc"
 #include "table.inc"
 
-constexpr Kernels kKernels = table_of<linear_amx, attend_spans<CodeMultiplier, attend_spans<TileMultiplier, attend>>>("amx");
+constexpr auto kAttention = paged_attention_spans<CodeMultiplier, paged_attention_spans<TileMultiplier, paged_attention>>;
+constexpr Kernels kKernels = table_of<linear_amx, kAttention>("amx");
 
 }  // namespace
 

@@ -33,7 +33,7 @@ namespace {
 #include "attention_training.inc"
 #include "table.inc"
 
-constexpr Kernels kKernels = table_of<linear_avx2, attend>("avx2");
+constexpr Kernels kKernels = table_of<linear_avx2, paged_attention>("avx2");
 
 }  // namespace
 

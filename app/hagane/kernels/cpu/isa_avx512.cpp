@@ -36,7 +36,7 @@ namespace {
 #include "attention_training.inc"
 #include "table.inc"
 
-constexpr Kernels kKernels = table_of<linear_vnni, attend_spans<CodeMultiplier, attend>>("avx512");
+constexpr Kernels kKernels = table_of<linear_vnni, paged_attention_spans<CodeMultiplier, paged_attention>>("avx512");
 
 }  // namespace
 

@@ -38,7 +38,8 @@ namespace {
 #include "attention_training.inc"
 #include "table.inc"
 
-constexpr Kernels kKernels = table_of<linear_vnni, attend_spans<CodeMultiplier, attend_spans<VectorMultiplier, attend>>>("avx512_bf16");
+constexpr auto kAttention = paged_attention_spans<CodeMultiplier, paged_attention_spans<VectorMultiplier, paged_attention>>;
+constexpr Kernels kKernels = table_of<linear_vnni, kAttention>("avx512_bf16");
 
 }  // namespace
 

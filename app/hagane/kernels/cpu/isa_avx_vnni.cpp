@@ -34,7 +34,7 @@ namespace {
 #include "attention_training.inc"
 #include "table.inc"
 
-constexpr Kernels kKernels = table_of<linear_avx2, attend>("avx_vnni");
+constexpr Kernels kKernels = table_of<linear_avx2, paged_attention>("avx_vnni");
 
 }  // namespace
 

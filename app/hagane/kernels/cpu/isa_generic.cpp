@@ -23,7 +23,7 @@ namespace {
 #include "attention_training.inc"
 #include "table.inc"
 
-constexpr Kernels kKernels = table_of<linear, attend>("generic");
+constexpr Kernels kKernels = table_of<linear, paged_attention>("generic");
 
 }  // namespace
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from hagane.kernels.cpu import extension
 from hagane.kernels.cpu.packing import LANES, PackedWeight
 from hagane.kernels.cpu.recording import empty
-from hagane.kernels.drawing import Cuts
 from hagane.kernels.layout import PagedLayout
+from hagane.kernels.sampling import SamplingTensors
 
 
 def linear(
@@ -64,14 +64,14 @@ def gather(x: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def angles(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+def rope_tables(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
     tokens, count = positions.shape[0], frequencies.shape[0]
     cos, sin = (empty(tokens, count, dtype=torch.float32) for _ in range(2))
     extension.rope_tables(positions, frequencies, magnitude, cos, sin)
     return cos, sin
 
 
-def rotate(
+def apply_rope(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -113,7 +113,7 @@ def allocate_cache(
     return pages(tokens * (head_dim + scale)), pages(tokens * (padded + scale))
 
 
-def attend(
+def paged_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -141,7 +141,9 @@ def attend(
     return out
 
 
-def fetch(cache: tuple[Tensor, Tensor], layout: PagedLayout, kv_heads: int, head_dim: int) -> None:
+def prefetch(
+    cache: tuple[Tensor, Tensor], layout: PagedLayout, kv_heads: int, head_dim: int
+) -> None:
     """Have the linear layers until the next attention bring what that will read into the caches.
 
     The next attention is the one over `cache` with this layout.
@@ -156,16 +158,22 @@ def fetch(cache: tuple[Tensor, Tensor], layout: PagedLayout, kv_heads: int, head
     )
 
 
-def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+def argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     tokens = torch.empty(len(logits), dtype=torch.int64)
     finite = torch.empty(len(logits), dtype=torch.bool)
     extension.argmax(logits, tokens, finite)
     return tokens, finite
 
 
-def draw(logits: Tensor, cuts: Cuts) -> Tensor:
+def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
     tokens = torch.empty(len(logits), dtype=torch.int64)
     extension.sample(
-        logits, cuts.temperature, cuts.top_p, cuts.min_p, cuts.uniform, cuts.top_k, tokens
+        logits,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.uniform,
+        sampling.top_k,
+        tokens,
     )
     return tokens

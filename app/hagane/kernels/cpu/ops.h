@@ -192,7 +192,7 @@ struct AttentionTask {
 };
 
 // Cosines and sines of position times frequency, times the magnitude: each [tokens, count].
-struct Angles {
+struct RopeTables {
   const int64_t* positions;
   const float* frequencies;  // [count]
   float magnitude;
@@ -220,7 +220,7 @@ struct Store {
 };
 
 // One token for every row of logits [rows, vocab]; top_k 0 is off.
-struct Draw {
+struct Sampling {
   const float* logits;
   int64_t rows, vocab, stride;
   const double *temperature, *top_p, *min_p, *uniform;
@@ -230,14 +230,14 @@ struct Draw {
 
 // The most likely token of every row; `finite` is false where the largest logit is not a number or
 // is infinite.
-struct Greatest {
+struct Argmax {
   const float* logits;
   int64_t rows, vocab, stride;
   int64_t* tokens;
   bool* finite;
 };
 
-// The log-probability of each row's target, and whether that is the likeliest token. With `slopes`,
+// The log-probability of each row's target, and whether that is the likeliest token. With `gradients`,
 // logits are overwritten with the derivatives of the log-probability by them.
 struct TokenScores {
   Matrix logits;           // [rows, vocab]
@@ -245,7 +245,7 @@ struct TokenScores {
   int64_t rows, vocab;
   float* logprobs;         // [rows]
   bool* first;             // [rows]
-  bool slopes;
+  bool gradients;
 };
 
 // x / rms(x) * weight in float, rounded to the dtype of `out`.
@@ -268,11 +268,11 @@ struct NormBackward {
   float* weights;  // [features]: the sum of parts, in order
 };
 
-// Softmax of scaled scores in place, 0 for keys that a query does not see. With `slopes`, these, the
+// Softmax of scaled scores in place, 0 for keys that a query does not see. With `gradients`, these, the
 // gradients of the results, become those of the scores before they were scaled.
 struct CausalSoftmax {
   Matrix scores;         // [rows, keys]
-  void* slopes;          // like scores, or null
+  void* gradients;       // like scores, or null
   int64_t rows, keys;
   int64_t queries;       // row r is query r % queries of some sequence and head ...
   int64_t offset;        // ... whose first query is the key at `offset`
@@ -283,8 +283,8 @@ struct CausalSoftmax {
 // Causal attention of whole sequences side by side, in bf16, for training.
 struct SequenceAttention {
   Matrix q, k, v;                 // [tokens, heads * head_dim] and twice [tokens, kv_heads * head_dim]
-  Matrix out;                     // like q: the result, or on the way back its gradient
-  Matrix grad_q, grad_k, grad_v;  // on the way back
+  Matrix out;                     // like q: the result, or in the backward pass its gradient
+  Matrix grad_q, grad_k, grad_v;  // in the backward pass
   const int64_t* starts;          // [sequences + 1]
   int64_t sequences, heads, kv_heads, head_dim;
   int64_t window;                 // most recent keys seen, 0: all
@@ -343,9 +343,9 @@ struct Kernels {
   void (*embed)(const Weight&, const int64_t* ids, const Matrix& out, int64_t row);
   void (*rotary)(const Rotary&, int64_t token);
   void (*store)(const Store&, int64_t token);
-  void (*attend)(const Attention&, const AttentionTask&);
-  void (*draw)(const Draw&, int64_t row);
-  void (*greatest)(const Greatest&, int64_t row);
+  void (*paged_attention)(const Attention&, const AttentionTask&);
+  void (*sample)(const Sampling&, int64_t row);
+  void (*argmax)(const Argmax&, int64_t row);
   // For training: gradients by the inputs of the operations above.
   void (*rms_norm_backward)(const Matrix& grad, const Matrix& x, const void* weight, float eps,
                             int64_t features, const Matrix& out, int64_t row);
@@ -360,8 +360,8 @@ struct Kernels {
   void (*norm_backward)(const NormBackward&, int64_t first, int64_t last, float* part);
   void (*causal_softmax)(const CausalSoftmax&, int64_t row);
   // All queries of one sequence that share a key/value head.
-  void (*attend_sequence)(const SequenceAttention&, int64_t sequence, int64_t kv_head);
-  void (*attend_sequence_backward)(const SequenceAttention&, int64_t sequence, int64_t kv_head);
+  void (*sequence_attention)(const SequenceAttention&, int64_t sequence, int64_t kv_head);
+  void (*sequence_attention_backward)(const SequenceAttention&, int64_t sequence, int64_t kv_head);
 };
 
 const Kernels* generic_kernels();

@@ -34,20 +34,20 @@ class Pretraining:
     logits: int = 1 << 24
 
     silu_and_mul = staticmethod(training.silu_and_mul)
-    angles = staticmethod(operations.angles)
+    rope_tables = staticmethod(operations.rope_tables)
     causal_attention = staticmethod(causal_attention)
     token_scores = staticmethod(training.token_scores)
     allocate_cache = staticmethod(reference.allocate_cache)
-    attend = staticmethod(reference.attend)
-    greatest = staticmethod(reference.greatest)
-    draw = staticmethod(reference.draw)
+    paged_attention = staticmethod(reference.paged_attention)
+    argmax = staticmethod(reference.argmax)
+    sample = staticmethod(reference.sample)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Float32 x [rows, features] -> [rows, features] in `dtype`."""
         out: Tensor = _Norm.apply(x, weight, eps, self.dtype)  # type: ignore[no-untyped-call]
         return out
 
-    def rotate(
+    def apply_rope(
         self,
         qkv: Tensor,
         cos: Tensor,
@@ -68,7 +68,7 @@ class Pretraining:
                 for x, norm in zip((q, k), norms, strict=True)
             )
             qkv = torch.cat((q, k, v), dim=1)
-        q, k, v = _Rotate.apply(qkv, cos, sin, heads, kv_heads)  # type: ignore[no-untyped-call]
+        q, k, v = _ApplyRope.apply(qkv, cos, sin, heads, kv_heads)  # type: ignore[no-untyped-call]
         return q, k if center is None else k - center, v
 
     def linear(
@@ -91,7 +91,7 @@ class Pretraining:
         narrow = weight.to(hidden.dtype)
         count = self.logits // len(weight)
         parts = [
-            training.token_scores(torch.mm(rows, narrow.t()), wanted, slopes=False)[0]
+            training.token_scores(torch.mm(rows, narrow.t()), wanted, gradients=False)[0]
             for rows, wanted in zip(hidden.split(count), targets.split(count), strict=True)
         ]
         return -torch.cat(parts)
@@ -118,7 +118,7 @@ class _Norm(torch.autograd.Function):
         return out, of_weight, None, None
 
 
-class _Rotate(torch.autograd.Function):
+class _ApplyRope(torch.autograd.Function):
     """Turns queries and keys in place: nothing else needs them as they were."""
 
     @staticmethod
@@ -127,7 +127,7 @@ class _Rotate(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         ctx.heads, ctx.kv_heads = heads, kv_heads
-        q, k, v = operations.rotate(
+        q, k, v = operations.apply_rope(
             qkv.detach(), cos, sin, heads=heads, kv_heads=kv_heads, norms=None, eps=0.0
         )
         return q, k, v
@@ -170,17 +170,17 @@ class _MeanLoss(torch.autograd.Function):
         count = logits // len(weight)
         for start in range(0, len(hidden), count):
             rows = slice(start, start + count)
-            slopes = torch.mm(hidden[rows], narrow.t())
-            logprobs, _ = training.token_scores(slopes, targets[rows], slopes=True)
+            gradients = torch.mm(hidden[rows], narrow.t())
+            logprobs, _ = training.token_scores(gradients, targets[rows], gradients=True)
             total -= logprobs.sum(dtype=torch.float64)
-            torch.mm(slopes, narrow, out=of_hidden[rows])
-            of_weight += torch.mm(slopes.t(), hidden[rows])
-        ctx.slopes = of_hidden, of_weight
+            torch.mm(gradients, narrow, out=of_hidden[rows])
+            of_weight += torch.mm(gradients.t(), hidden[rows])
+        ctx.gradients = of_hidden, of_weight
         return (total / len(hidden)).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_hidden, of_weight = ctx.slopes
+        of_hidden, of_weight = ctx.gradients
         scale = -grad.item() / len(of_hidden)
         return of_hidden.mul_(scale), of_weight.mul_(scale), None, None

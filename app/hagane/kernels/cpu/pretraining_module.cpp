@@ -44,7 +44,7 @@ PyObject* causal_softmax(PyObject*, PyObject* const* values, Py_ssize_t count, P
   s.scores = scores;
   s.rows = scores.rows;
   s.keys = scores.columns;
-  s.slopes = in.optional_array_like("gradients", scores.dtype, s.rows * s.keys);
+  s.gradients = in.optional_array_like("gradients", scores.dtype, s.rows * s.keys);
   s.queries = in.integer("queries");
   s.offset = in.integer("offset");
   s.window = in.integer("window");

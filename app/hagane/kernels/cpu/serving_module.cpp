@@ -34,7 +34,7 @@ PyObject* rope_tables(PyObject*, PyObject* const* values, Py_ssize_t count, PyOb
   Arguments in(values, count, names);
   Rows cos = in.rows("cos"), sin = in.rows("sin");
   in.expect(same_shape(cos, sin) && cos.dtype == DType::f32 && sin.dtype == DType::f32, "cos and sin");
-  Angles a{};
+  RopeTables a{};
   a.cos = static_cast<float*>(cos.data);
   a.sin = static_cast<float*>(sin.data);
   a.tokens = cos.rows;
@@ -43,7 +43,7 @@ PyObject* rope_tables(PyObject*, PyObject* const* values, Py_ssize_t count, PyOb
   a.frequencies = in.array<const float>("frequencies", a.count);
   a.magnitude = in.real("magnitude");
   if (!in.complete()) return nullptr;
-  return perform([=] { run_angles(a); });
+  return perform([=] { run_rope_tables(a); });
 }
 
 PyObject* gather(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
@@ -112,14 +112,14 @@ PyObject* prefetch(PyObject*, PyObject* const* values, Py_ssize_t count, PyObjec
   Attention a{};
   read_cache(in, a);
   if (!in.complete()) return nullptr;
-  return perform([=] { run_fetch(a); });
+  return perform([=] { run_prefetch(a); });
 }
 
 PyObject* sample(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   Rows logits = in.rows("logits");
   in.expect(logits.dtype == DType::f32, "logits must be float32");
-  Draw d{};
+  Sampling d{};
   d.logits = static_cast<const float*>(logits.data);
   d.rows = logits.rows;
   d.vocab = logits.columns;
@@ -131,14 +131,14 @@ PyObject* sample(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject*
   d.top_k = in.array<const int64_t>("top_k", d.rows);
   d.tokens = in.array<int64_t>("tokens", d.rows);
   if (!in.complete()) return nullptr;
-  return perform([=] { run_draw(d); });
+  return perform([=] { run_sample(d); });
 }
 
 PyObject* argmax(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   Rows logits = in.rows("logits");
   in.expect(logits.dtype == DType::f32, "logits must be float32");
-  Greatest g{};
+  Argmax g{};
   g.logits = static_cast<const float*>(logits.data);
   g.rows = logits.rows;
   g.vocab = logits.columns;
@@ -146,7 +146,7 @@ PyObject* argmax(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject*
   g.tokens = in.array<int64_t>("tokens", g.rows);
   g.finite = in.array<bool>("finite", g.rows);
   if (!in.complete()) return nullptr;
-  return perform([=] { run_greatest(g); });
+  return perform([=] { run_argmax(g); });
 }
 
 }  // namespace

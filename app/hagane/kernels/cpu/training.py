@@ -18,18 +18,18 @@ from hagane.kernels import reference
 from hagane.kernels.cpu import extension, operations, threads
 from hagane.kernels.cpu.blocked_attention import causal_attention
 from hagane.kernels.cpu.packing import pack_transposed
-from hagane.kernels.reference import allocate_cache, angles, attend, draw, greatest
+from hagane.kernels.reference import allocate_cache, argmax, paged_attention, rope_tables, sample
 
 __all__ = [
     "allocate_cache",
-    "angles",
-    "attend",
+    "apply_rope",
+    "argmax",
     "causal_attention",
-    "draw",
-    "greatest",
     "pack_transposed",
+    "paged_attention",
     "rms_norm",
-    "rotate",
+    "rope_tables",
+    "sample",
     "sequence_attention",
     "silu_and_mul",
     "token_scores",
@@ -69,7 +69,7 @@ class _SiluAndMul(torch.autograd.Function):
         return _silu_and_mul_backward(grad.contiguous(), *ctx.saved_tensors)
 
 
-class _Rotate(torch.autograd.Function):
+class _ApplyRope(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, options: dict[str, Any]
@@ -77,13 +77,13 @@ class _Rotate(torch.autograd.Function):
         ctx.save_for_backward(qkv, cos, sin)
         ctx.options = options
         # `operations` rotates in place; what is kept is the argument.
-        return operations.rotate(qkv.clone(), cos, sin, **options)
+        return operations.apply_rope(qkv.clone(), cos, sin, **options)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         grad = torch.cat([part.flatten(1) for part in grads], dim=1)
-        _rotate_backward(grad, *ctx.saved_tensors, **ctx.options)
+        _apply_rope_backward(grad, *ctx.saved_tensors, **ctx.options)
         return grad, None, None, None
 
 
@@ -97,8 +97,10 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = _Rotate.apply(qkv.contiguous(), cos, sin, options)  # type: ignore[no-untyped-call]
+def apply_rope(
+    qkv: Tensor, cos: Tensor, sin: Tensor, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = _ApplyRope.apply(qkv.contiguous(), cos, sin, options)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
@@ -151,7 +153,7 @@ def _silu_and_mul_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     return out
 
 
-def _rotate_backward(
+def _apply_rope_backward(
     grad: Tensor,
     qkv: Tensor,
     cos: Tensor,
@@ -163,15 +165,15 @@ def _rotate_backward(
     eps: float,
     center: Tensor | None = None,
 ) -> None:
-    """Turns `grad`, of the results of `rotate` side by side, into that of its argument qkv.
+    """Turns `grad`, of the results of `apply_rope` side by side, into that of its argument qkv.
 
     The center is a constant: it has no part in this.
     """
     extension.apply_rope_backward(grad, heads, kv_heads, cos, sin, norms, eps, qkv)
 
 
-def token_scores(logits: Tensor, targets: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor]:
+def token_scores(logits: Tensor, targets: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor]:
     logprobs = torch.empty(len(logits), dtype=torch.float32)
     first = torch.empty(len(logits), dtype=torch.bool)
-    extension.token_scores(logits, targets, logprobs, first, gradients=slopes)
+    extension.token_scores(logits, targets, logprobs, first, gradients=gradients)
     return logprobs, first

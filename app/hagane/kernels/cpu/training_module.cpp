@@ -49,7 +49,7 @@ PyObject* token_scores(PyObject*, PyObject* const* values, Py_ssize_t count, PyO
   t.targets = in.array<const int64_t>("targets", t.rows);
   t.logprobs = in.array<float>("logprobs", t.rows);
   t.first = in.array<bool>("first", t.rows);
-  t.slopes = in.integer("gradients") != 0;
+  t.gradients = in.integer("gradients") != 0;
   if (!in.complete()) return nullptr;
   run_token_scores(t);
   Py_RETURN_NONE;

@@ -4,18 +4,18 @@ Imported only where it is chosen: importing Triton takes a while. With TRITON_IN
 that, the same kernels run on the CPU, slowly: that is how they are tested without a device.
 """
 
-from hagane.kernels.cuda.attention import attend
-from hagane.kernels.cuda.rows import rms_norm, rotate, silu_and_mul
-from hagane.kernels.cuda.sampling import draw
-from hagane.kernels.reference import allocate_cache, angles, greatest
+from hagane.kernels.cuda.attention import paged_attention
+from hagane.kernels.cuda.rows import apply_rope, rms_norm, silu_and_mul
+from hagane.kernels.cuda.sampling import sample
+from hagane.kernels.reference import allocate_cache, argmax, rope_tables
 
 __all__ = [
     "allocate_cache",
-    "angles",
-    "attend",
-    "draw",
-    "greatest",
+    "apply_rope",
+    "argmax",
+    "paged_attention",
     "rms_norm",
-    "rotate",
+    "rope_tables",
+    "sample",
     "silu_and_mul",
 ]

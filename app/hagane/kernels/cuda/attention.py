@@ -224,7 +224,7 @@ def _store(k, v, keys, values, slots, k_row, v_row, WIDTH: tl.constexpr, BLOCK: 
     tl.store(values + slot + at, tl.load(v + token * v_row + at, mask=inside), mask=inside)
 
 
-def attend(
+def paged_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,

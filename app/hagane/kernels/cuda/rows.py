@@ -89,7 +89,7 @@ def _rotate(
     tl.store(at + HALF, (right * c + left * s).to(dtype), mask=inside)
 
 
-def rotate(
+def apply_rope(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,

@@ -1,10 +1,10 @@
-"""Drawing tokens without sorting and without asking the host.
+"""Sampling without sorting and without asking the host.
 
 A row's tokens have weights w = exp((logit - largest) / temperature), in (0, 1]. Where a cut falls
 is found by narrowing down the bits of w, which as an integer grow with w: every pass over the row
 measures the tokens at or above eight thresholds, and leaves an eighth of the interval. After ten
-passes one value is left. The draw itself is found in the same way, as the order of a draw is that
-of falling weights (of rising token ids where nothing is cut, as in `hagane.kernels.drawing`).
+passes one value is left. The sampled token is found in the same way, as tokens are ordered by
+falling weights (of rising token ids where nothing is cut, as in `hagane.kernels.sampling`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hagane.kernels.drawing import Cuts
+from hagane.kernels.sampling import SamplingTensors
 from hagane.kernels.transfer import send
 
 _WAYS = tl.constexpr(8)
@@ -73,7 +73,7 @@ def _last(logits, vocab, largest, sharpness, lowest, count, mass, TILE: tl.const
 
 
 @triton.jit
-def _draw(
+def _sample(
     logits, temperatures, top_ps, min_ps, top_ks, uniforms, tokens, vocab, row_stride,
     TILE: tl.constexpr,
 ):  # fmt: skip
@@ -96,16 +96,16 @@ def _draw(
     cut = (top_p < 1.0) | (min_p > 0.0) | ((top_k > 0) & (top_k < vocab))
     choice = 0
     if cut:
-        choice = _draw_cut(
+        choice = _sample_filtered(
             logits, vocab, largest, sharpness, mass, top_p, min_p, top_k, uniform, TILE
         )
     else:
-        choice = _draw_whole(logits, vocab, largest, sharpness, uniform * mass, TILE)
+        choice = _sample_unfiltered(logits, vocab, largest, sharpness, uniform * mass, TILE)
     tl.store(tokens + row, choice.to(tl.int64))
 
 
 @triton.jit
-def _draw_cut(
+def _sample_filtered(
     logits, vocab, largest, sharpness, mass, top_p, min_p, top_k, uniform, TILE: tl.constexpr
 ):  # fmt: skip
     ways = tl.arange(0, _WAYS)
@@ -150,7 +150,7 @@ def _tie(logits, vocab, largest, sharpness, edge, place, TILE: tl.constexpr):
 
 
 @triton.jit
-def _draw_whole(logits, vocab, largest, sharpness, target, TILE: tl.constexpr):
+def _sample_unfiltered(logits, vocab, largest, sharpness, target, TILE: tl.constexpr):
     """The first token by whose end more than `target` of the weight has passed."""
     before = 0.0
     first = vocab
@@ -165,16 +165,20 @@ def _draw_whole(logits, vocab, largest, sharpness, target, TILE: tl.constexpr):
     return tl.minimum(first, last)
 
 
-def draw(logits: Tensor, cuts: Cuts) -> Tensor:
-    """As `hagane.kernels.drawing.draw`, in float32; a row of NaN logits draws any id.
+def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
+    """As `hagane.kernels.sampling.sample`, in float32; a row of NaN logits gives any id.
 
-    Nothing waits for the device: the cuts are sent there, the tokens stay there.
+    Nothing waits for the device: the parameters are sent there, the tokens stay there.
     """
     rows, vocab = logits.shape
-    numbers = torch.stack((cuts.temperature, cuts.top_p, cuts.min_p, cuts.uniform)).float()
-    (temperature, top_p, min_p, uniform), top_k = send([numbers, cuts.top_k.int()], logits.device)
+    numbers = torch.stack(
+        (sampling.temperature, sampling.top_p, sampling.min_p, sampling.uniform)
+    ).float()
+    (temperature, top_p, min_p, uniform), top_k = send(
+        [numbers, sampling.top_k.int()], logits.device
+    )
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    _draw[(rows,)](
+    _sample[(rows,)](
         logits, temperature, top_p, min_p, top_k, uniform, tokens, vocab, logits.stride(0),
         TILE=_TILE, num_warps=8,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from hagane.lora.files import save_adapter
 from hagane.lora.train import attach, factors
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer, use_operations
-from hagane.models.frozen import compute_in_integers
+from hagane.models.frozen import use_int8_training
 from hagane.system.errors import TrainingError
 from hagane.system.machine import available_memory
 from hagane.training.finetune.spec import FineTuneSpec
@@ -105,7 +105,7 @@ def load_finetune_model(
         if native and training.usable(device, dtype):
             cpu.start_beside_torch(spec.threads)
             use_operations(model, training)
-            compute_in_integers(model, dtype)
+            use_int8_training(model, dtype)
     if short if checkpointing is None else checkpointing:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)

@@ -20,7 +20,7 @@ from hagane.kernels import Differentiable, reference, training
 from hagane.lora.train import disabled
 from hagane.models.attention import PackedSequences
 from hagane.models.decoder import Transformer
-from hagane.models.frozen import IntegerEmbedding, WidenedHead
+from hagane.models.frozen import DequantizedHead, Int8TrainingEmbedding
 from hagane.models.linear import DenseEmbedding, Int8Embedding
 from hagane.training.finetune.examples import Example
 from hagane.training.finetune.masking import MaskedSequence
@@ -93,12 +93,14 @@ def _operations(model: Transformer) -> Differentiable:
 def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 [n] log-probabilities of int64 targets [n], and bool [n]: the likeliest tokens."""
     head = model.head
-    if not isinstance(head, DenseEmbedding | Int8Embedding | IntegerEmbedding):
+    if not isinstance(head, DenseEmbedding | Int8Embedding | Int8TrainingEmbedding):
         raise TypeError("a model packed for serving cannot be trained")
     trains_head = any(p.requires_grad for p in head.parameters()) and torch.is_grad_enabled()
     if not trains_head:
         frozen = (
-            head if isinstance(head, IntegerEmbedding) else WidenedHead(head.matrix(hidden.dtype))
+            head
+            if isinstance(head, Int8TrainingEmbedding)
+            else DequantizedHead(head.matrix(hidden.dtype))
         )
         logprobs, correct = _FrozenHead.apply(hidden, frozen, targets, _operations(model))  # type: ignore[no-untyped-call]
         return logprobs, correct
@@ -122,7 +124,7 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: WidenedHead | IntegerEmbedding,
+        head: DequantizedHead | Int8TrainingEmbedding,
         targets: Tensor,
         operations: Differentiable,
     ) -> tuple[Tensor, Tensor]:
@@ -132,7 +134,7 @@ class _FrozenHead(torch.autograd.Function):
             rows = slice(start, start + _ROWS)
             logits = head.logits(hidden[rows])
             parts.append(
-                operations.token_scores(logits, targets[rows], slopes=gradients is not None)
+                operations.token_scores(logits, targets[rows], gradients=gradients is not None)
             )
             if gradients is not None:
                 gradients[rows] = head.gradient(logits)

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits, in torch: on any device."""
+"""Sampling of tokens from logits, in torch: on any device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _CANDIDATES = 512
 
 
 @dataclass(frozen=True)
-class Cuts:
+class SamplingTensors:
     """One entry per row, on the host: float64, and int64 for `top_k` (0 is off).
 
-    `uniform` is the number in [0, 1) that decides the draw.
+    `uniform` is the number in [0, 1) that decides which token is sampled.
     """
 
     temperature: Tensor
@@ -25,30 +25,30 @@ class Cuts:
     uniform: Tensor
 
 
-def draw(logits: Tensor, cuts: Cuts) -> Tensor:
-    """Token ids int64 [rows] drawn from the filtered distributions of float32 [rows, vocab]."""
+def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
+    """Token ids int64 [rows] sampled from the filtered distributions of float32 [rows, vocab]."""
     vocab = logits.shape[1]
 
     def column(values: Tensor) -> Tensor:
         return values.to(logits.device)[:, None]
 
-    probabilities = torch.softmax(logits.double() / column(cuts.temperature), dim=1)
-    top_p, min_p, point = column(cuts.top_p), column(cuts.min_p), column(cuts.uniform)
-    top_k = column(torch.where(cuts.top_k > 0, cuts.top_k, vocab))
+    probabilities = torch.softmax(logits.double() / column(sampling.temperature), dim=1)
+    top_p, min_p, point = column(sampling.top_p), column(sampling.min_p), column(sampling.uniform)
+    top_k = column(torch.where(sampling.top_k > 0, sampling.top_k, vocab))
     kept = ((top_p < 1) | (top_k < vocab) | (min_p > 0)).flatten()
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     if not kept.all():
         tokens[~kept] = _invert(probabilities[~kept], point[~kept])
     if kept.any():
         rows = (probabilities[kept], top_p[kept], top_k[kept], min_p[kept], point[kept])
-        tokens[kept] = _draw_filtered(*rows)
+        tokens[kept] = _sample_filtered(*rows)
     return tokens
 
 
-def _draw_filtered(
+def _sample_filtered(
     probabilities: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor, point: Tensor
 ) -> Tensor:
-    """Draw among the most likely tokens; every argument but the first is [rows, 1].
+    """Sample among the most likely tokens; every argument but the first is [rows, 1].
 
     The cut is the same however many candidates were sorted, as long as they reach it.
     """
