@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import jsonschema
 import openai
 import pytest
 
-from tests.support.server import start_server, stop_server
-
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t.function.name }}\n{% endfor %}"
-    "<tool_call>\n{...}\n</tool_call><|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>\n"
-    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
-    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 MESSAGES = [{"role": "user", "content": "Is it raining?"}]
 SCHEMAS = {
     "get_weather": {
@@ -35,24 +23,6 @@ TOOLS = [
     for name, schema in SCHEMAS.items()
 ]
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
-
-
-def serve(tiny_model_dir, folder, template):
-    model = folder / "tiny"
-    shutil.copytree(tiny_model_dir, model)
-    config = json.loads((model / "tokenizer_config.json").read_text())
-    config["chat_template"] = template
-    (model / "tokenizer_config.json").write_text(json.dumps(config))
-    running = start_server(model, folder / "log", "--max-sequences", "16")
-    running.wait_ready()
-    return running
-
-
-@pytest.fixture(scope="module")
-def tool_server(tiny_model_dir, tmp_path_factory):
-    running = serve(tiny_model_dir, tmp_path_factory.mktemp("tools"), TEMPLATE)
-    yield running
-    stop_server(running)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +139,7 @@ REFUSED = [
         "tools[0].function.parameters",
         "must be an object",
     ),
-    ({"functions": [{"name": "a"}]}, "functions", "older form of 'tools'"),
+    ({"functions": [{"name": "a"}]}, "functions", "not both"),
     ({"tool_choice": "maybe"}, "tool_choice", "required"),
     (
         {
@@ -188,6 +158,41 @@ def test_what_cannot_be_called_is_refused_by_name(client, fields, param, words):
         ask(client, **fields)
     assert refused.value.param == param
     assert words in str(refused.value)
+
+
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+
+
+def test_allowed_tools_are_the_only_ones_called_and_shown(client):
+    answer = ask(client, tool_choice=ALLOWED, n=4, parallel_tool_calls=False)
+    for choice in answer.choices:
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "get_weather"
+    alone = ask(client, tools=TOOLS[:1], tool_choice="required", parallel_tool_calls=False)
+    assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
+
+
+def test_older_functions_are_called_and_answered_in_their_own_words(client):
+    functions = [tool["function"] for tool in TOOLS]
+    asked = {"tools": openai.NOT_GIVEN, "functions": functions}
+    named = {"function_call": {"name": "get_weather"}}
+    choice = ask(client, **asked, **named).choices[0]
+    assert choice.finish_reason == "function_call"
+    assert choice.message.tool_calls is None
+    call = choice.message.function_call
+    assert call.name == "get_weather"
+    jsonschema.validate(json.loads(call.arguments), SCHEMAS["get_weather"])
+    pieces = [chunk.choices[0] for chunk in ask(client, **asked, **named, stream=True)]
+    deltas = [c.delta.function_call for c in pieces if c.delta.function_call]
+    assert deltas[0].name == "get_weather"
+    assert "".join(delta.arguments for delta in deltas) == call.arguments
+    assert pieces[-1].finish_reason == "function_call"
+    history = [
+        *MESSAGES,
+        choice.message.model_dump(exclude_none=True),
+        {"role": "function", "name": "get_weather", "content": "rain"},
+    ]
+    assert ask(client, history, **asked, function_call="none").choices[0].message.content
 
 
 def test_a_template_without_tools_refuses_them(server):

@@ -35,10 +35,9 @@ _UNSUPPORTED = {
     "audio": "audio output",
     "prediction": "predicted output",
     "web_search_options": "web search",
-    "functions": "the older form of 'tools'",
-    "function_call": "the older form of 'tool_choice'",
     "suffix": "filling in the middle",
     "modalities": "output other than text",
+    "prompt": "stored prompts",
 }
 # The most of a value, or of a field's path, that an error repeats.
 _SHOWN = 80
@@ -51,7 +50,7 @@ _BOUNDS = {
     "greater_than_equal": "below_min_value",
     "greater_than": "below_min_value",
 }
-_UNION_TAGS = {"str", "int", "float", "bool", "list", "dict", "ids", "lists"}
+_UNION_TAGS = {"str", "int", "float", "bool", "list", "dict", "ids", "lists", "allowed"}
 
 
 class AuthenticationError(HaganeError):

@@ -111,7 +111,7 @@ class _Charge:
             self._metrics.adapter_requests.labels(self._adapter.name).inc()
         self._account.charge("prompt", prompt_tokens)
 
-    def tokens(self, delta: TokenDelta) -> None:
+    def tokens(self, delta: TokenDelta, update: Update) -> None:
         self._metrics.generated_tokens.inc(len(delta.tokens))
         self._account.charge("generated", len(delta.tokens))
 

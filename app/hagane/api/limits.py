@@ -118,6 +118,15 @@ class Account:
         finally:
             self._count(-1)
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """The time of work that goes on when its request, already admitted, has been answered."""
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
     def check_priority(self, priority: int) -> None:
         """Raises PermissionDeniedError for going before others (below 0) without leave to."""
         if priority < 0 and not self._urgent:

@@ -16,6 +16,17 @@ _MEDIA = {
 }  # fmt: skip
 
 
+def refuse_media(value: Any) -> None:
+    """Raises PydanticCustomError for a part of a message that is no text."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind in _MEDIA:
+        raise PydanticCustomError(
+            "unsupported_content",
+            "a part of type '{kind}': {media} are not supported by this server; send text",
+            {"kind": kind, "media": _MEDIA[kind]},
+        )
+
+
 class TextPart(Body):
     type: Literal["text"]
     text: str
@@ -27,12 +38,7 @@ class TextPart(Body):
         kind = value.get("type") if isinstance(value, dict) else None
         if kind == "refusal":
             return {"type": "text", "text": value.get("refusal")}
-        if isinstance(kind, str) and kind in _MEDIA:
-            raise PydanticCustomError(
-                "unsupported_content",
-                "a part of type '{kind}': {media} are not supported by this server; send text",
-                {"kind": kind, "media": _MEDIA[kind]},
-            )
+        refuse_media(value)
         return value
 
 

@@ -12,14 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
+from hagane.api.decoding import DecodingBody
 from hagane.api.fields import (
     Body,
     Count,
     Flag,
-    Hint,
     Metadata,
     ModelName,
-    Number,
     Texts,
     TokenIds,
     either,
@@ -31,8 +30,6 @@ from hagane.generation.request import Parameters
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 _MOST_STOP_STRINGS = 16
-_MOST_BIASES = 1024
-_MOST_STOP_TOKENS = 128
 
 
 class StreamOptions(Body):
@@ -41,14 +38,10 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] = False
 
 
-class SamplingBody(StructuredBody):
+class SamplingBody(DecodingBody, StructuredBody):
     """What chat and text completions have in common."""
 
-    model: ModelName
-    stream: Flag = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     n: Annotated[Count, Field(ge=1, le=128)] | None = None
     stop: (
         Annotated[
@@ -63,34 +56,9 @@ class SamplingBody(StructuredBody):
         ]
         | None
     ) = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: (
-        Annotated[
-            dict[int, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=_MOST_BIASES)
-        ]
-        | None
-    ) = None
-    seed: Annotated[Count, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    # Extensions that vLLM's clients know.
-    top_k: Annotated[Count, Field(ge=-1)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
-    min_tokens: Annotated[Count, Field(ge=0)] = 0
-    stop_token_ids: Annotated[TokenIds, Field(max_length=_MOST_STOP_TOKENS)] | None = None
-    ignore_eos: Flag = False
-    skip_special_tokens: Flag = True
-    priority: Annotated[Count, Field(ge=-1000, le=1000)] = 0
-    cache_salt: Annotated[str, Field(max_length=256)] = ""
-    timeout: Annotated[Number, Field(gt=0, le=1e6)] | None = None
     # Hints that change no answer.
-    user: Hint | None = None
     metadata: Metadata | None = None
     store: Flag | None = None
-    prompt_cache_key: Hint | None = None
-    prompt_cache_retention: Hint | None = None
-    safety_identifier: Hint | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
     @field_validator("stream_options")
     @classmethod
@@ -114,28 +82,12 @@ class SamplingBody(StructuredBody):
     ) -> Parameters:
         """What a generation needs to know of the body."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Parameters(
+        return self.decoding(
             max_tokens=max_tokens,
-            min_tokens=self.min_tokens,
-            n=self.n or 1,
             stop=stop,
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=self.ignore_eos,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias or {},
-            seed=self.seed,
+            n=self.n or 1,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            skip_special_tokens=self.skip_special_tokens,
-            priority=self.priority,
-            cache_salt=self.cache_salt,
-            timeout=self.timeout,
         )
 
 

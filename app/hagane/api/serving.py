@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastapi import Request
 
+from hagane.api.background import BackgroundRuns
 from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
 from hagane.api.offload import Offload
@@ -135,6 +136,7 @@ class Serving:
     catalogue: Catalogue
     loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
+    runs: BackgroundRuns = field(default_factory=BackgroundRuns)
 
     @property
     def client(self) -> EngineClient:

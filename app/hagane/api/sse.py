@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,10 +47,27 @@ def json_response(content: Any) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
+@dataclass(frozen=True)
+class Framing:
+    """How a dialect writes its stream: whether events are `named` by their own type, its `end`,
+    and the event of an error that ends it.
+    """
+
+    named: bool
+    end: bytes
+    error: Callable[[HaganeError], dict[str, Any]]
+
+
+CHUNKS = Framing(named=False, end=b"data: [DONE]\n\n", error=lambda error: describe(error)[1])
+
+
 async def stream(
-    request: Request, events: AsyncGenerator[dict[str, Any], None], keep_alive: float
+    request: Request,
+    events: AsyncGenerator[dict[str, Any], None],
+    keep_alive: float,
+    framing: Framing = CHUNKS,
 ) -> EventSourceResponse:
-    """Answer with `events` as JSON data lines and [DONE].
+    """Answer with `events` as server-sent events, JSON each.
 
     What goes wrong before the first event is still an HTTP error: the response starts with it, or
     when the keep-alive interval has passed without one.
@@ -67,7 +85,7 @@ async def stream(
             raise ClientDisconnectedError
         first.result()
     return EventSourceResponse(
-        _lines(first, events),
+        _lines(first, events, framing),
         ping=max(1, round(keep_alive)),
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive"),
         sep="\n",
@@ -75,17 +93,19 @@ async def stream(
 
 
 async def _lines(
-    first: asyncio.Future[dict[str, Any] | None], events: AsyncGenerator[dict[str, Any], None]
+    first: asyncio.Future[dict[str, Any] | None],
+    events: AsyncGenerator[dict[str, Any], None],
+    framing: Framing,
 ) -> AsyncIterator[bytes]:
     async with aclosing(events):
         try:
             if (event := await first) is not None:
-                yield _line(event)
+                yield _line(event, framing)
             async for event in events:
-                yield _line(event)
-            yield b"data: [DONE]\n\n"
+                yield _line(event, framing)
+            yield framing.end
         except HaganeError as error:
-            yield _line(describe(error)[1])
+            yield _line(framing.error(error), framing)
         finally:
             first.cancel()
 
@@ -94,9 +114,11 @@ async def _lines(
 _BREAKS = {b"\xe2\x80\xa8": rb"\u2028", b"\xe2\x80\xa9": rb"\u2029", b"\xc2\x85": rb"\u0085"}
 
 
-def _line(event: dict[str, Any]) -> bytes:
+def _line(event: dict[str, Any], framing: Framing) -> bytes:
     # JSON has no line breaks of its own: an event is one line.
     data = msgspec.json.encode(event)
     for raw, escaped in _BREAKS.items():
         data = data.replace(raw, escaped)
+    if framing.named:
+        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data)
     return b"data: %b\n\n" % data

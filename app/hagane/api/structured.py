@@ -13,7 +13,7 @@ from hagane.generation.grammars import Grammar
 from hagane.system.errors import InvalidRequestError
 
 # A megabyte a second, where tokenizing does some twenty.
-_GRAMMAR_WEIGHT = 16
+GRAMMAR_WEIGHT = 16
 JsonSchema = dict[str, Any] | bool
 Choices = Annotated[list[str], Field(min_length=1, max_length=grammars.MOST_CHOICES)]
 
@@ -78,7 +78,7 @@ class StructuredBody(Body):
     @property
     def weight(self) -> int:
         """How much more work a byte of this body is than one of text: compiling a grammar is."""
-        return _GRAMMAR_WEIGHT if self._wishes() else 1
+        return GRAMMAR_WEIGHT if self._wishes() else 1
 
     def wanted_grammar(self) -> Grammar | None:
         """What an answer must follow; takes time with the grammar's length.

@@ -10,6 +10,7 @@ from opentelemetry.util.types import AttributeValue
 
 from hagane.api import tracing
 from hagane.api.metrics import Metrics
+from hagane.generation.events import Update
 from hagane.generation.usage import Usage
 from hagane.pool.messages import TokenDelta
 from hagane.system.logging import tracer
@@ -29,7 +30,7 @@ class Timeline:
     def started(self, prompt_tokens: int) -> None:
         self._started = time.monotonic()
 
-    def tokens(self, delta: TokenDelta) -> None:
+    def tokens(self, delta: TokenDelta, update: Update) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = now

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -11,7 +13,8 @@ from hagane.api.fields import Body, Flag
 from hagane.generation.tools import NO_TOOLS, Tools
 from hagane.system.errors import InvalidRequestError
 
-_MOST_TOOLS = 128
+MOST_TOOLS = 128
+_SHOWN = {"name", "description", "parameters", "strict"}
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
@@ -55,63 +58,154 @@ class NamedChoice(Body):
     function: FunctionChoice
 
 
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1, max_length=MOST_TOOLS)]
+
+
+class AllowedChoice(Body):
+    """Those of the tools that an answer may call."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 def _kind(value: Any) -> str:
-    return "dict" if isinstance(value, dict | NamedChoice) else "str"
+    if isinstance(value, AllowedChoice):
+        return "allowed"
+    if isinstance(value, dict):
+        return "allowed" if value.get("type") == "allowed_tools" else "dict"
+    return "dict" if isinstance(value, NamedChoice) else "str"
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("str")]
-    | Annotated[NamedChoice, Tag("dict")],
+    | Annotated[NamedChoice, Tag("dict")]
+    | Annotated[AllowedChoice, Tag("allowed")],
     Discriminator(_kind),
 ]
 
 
-class ToolsBody(Body):
-    """The fields of a body that concern tools."""
+@dataclass(frozen=True)
+class Choice:
+    """What a dialect's `tool_choice` comes to; `names` None is all tools.
 
-    tools: Annotated[list[Tool], Field(max_length=_MOST_TOOLS, fail_fast=True)] | None = None
+    `one` says that exactly one of them is called.
+    """
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    names: tuple[str, ...] | None = None
+    one: bool = False
+
+
+def choose(choice: Choice, functions: Sequence[Function], *, parallel: bool) -> Tools:
+    """What an answer may or must call.
+
+    Raises InvalidRequestError for a choice among tools that are not there.
+    """
+    schemas = {
+        function.name: function.parameters or {"type": "object", "properties": {}}
+        for function in allowed(choice, functions)
+    }
+    for name in choice.names or ():
+        if name not in schemas:
+            raise InvalidRequestError(
+                f"'tool_choice' names '{name}', which is not among 'tools'.",
+                param="tool_choice",
+            )
+    if choice.mode == "required" and not schemas:
+        raise InvalidRequestError(
+            "'tool_choice' asks for a call, and there are no 'tools'.", param="tool_choice"
+        )
+    if choice.mode == "none" or not schemas:
+        return NO_TOOLS
+    return Tools(schemas, choice.mode == "required", parallel and not choice.one)
+
+
+def allowed(choice: Choice, functions: Sequence[Function]) -> list[Function]:
+    """The functions that the model may see: none where none may be called."""
+    if choice.mode == "none":
+        return []
+    return [each for each in functions if choice.names is None or each.name in choice.names]
+
+
+class ToolsBody(Body):
+    """The fields of a body that concern tools; `functions` is the older way to say the same."""
+
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: Flag | None = None
-    # The older way to say the same; empty alone is accepted.
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    function_call: Literal["none", "auto"] | None = None
+    functions: Annotated[list[Function], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
+    function_call: (
+        Annotated[
+            Annotated[Literal["none", "auto"], Tag("str")] | Annotated[FunctionChoice, Tag("dict")],
+            Discriminator(lambda value: "str" if isinstance(value, str) else "dict"),
+        ]
+        | None
+    ) = None
 
     @field_validator("tools")
     @classmethod
     def need_different_names(cls, value: list[Tool] | None) -> list[Tool] | None:
-        names = [tool.function.name for tool in value or ()]
-        if len(set(names)) < len(names):
-            raise ValueError("two tools have the same name")
+        require_different([tool.function for tool in value or ()])
         return value
+
+    @field_validator("functions")
+    @classmethod
+    def need_different_functions(cls, value: list[Function] | None) -> list[Function] | None:
+        require_different(value or ())
+        return value
+
+    @property
+    def calls_are_older(self) -> bool:
+        """Whether the answer's call is to be written as `function_call`."""
+        return bool(self.functions)
 
     def wanted_tools(self) -> Tools:
         """What an answer may or must call.
 
-        Raises InvalidRequestError for a choice among tools that are not there.
+        Raises InvalidRequestError for a choice among tools that are not there, and for both forms
+        at once.
         """
-        choice = self.tool_choice or "auto"
-        functions = {
-            tool.function.name: tool.function.parameters or {"type": "object", "properties": {}}
-            for tool in self.tools or ()
-        }
-        if choice == "none" or (choice == "auto" and not functions):
-            return NO_TOOLS
-        if isinstance(choice, NamedChoice):
-            name = choice.function.name
-            if name not in functions:
-                raise InvalidRequestError(
-                    f"'tool_choice' names '{name}', which is not among 'tools'.",
-                    param="tool_choice",
-                )
-            return Tools({name: functions[name]}, required=True, parallel=False)
-        if not functions:
+        if self.tools and self.functions:
             raise InvalidRequestError(
-                "'tool_choice' is 'required', and there are no 'tools'.", param="tool_choice"
+                "Give 'tools' or the older 'functions', not both.", param="functions"
             )
-        return Tools(functions, choice == "required", self.parallel_tool_calls is not False)
+        parallel = self.parallel_tool_calls is not False and not self.functions
+        return choose(self._choice(), self._functions(), parallel=parallel)
 
     def shown_tools(self) -> tuple[dict[str, Any], ...]:
         """The tools that the model's template is to show: none where none may be called."""
-        if self.tool_choice == "none":
-            return ()
-        return tuple(tool.model_dump(exclude_none=True) for tool in self.tools or ())
+        return shown(allowed(self._choice(), self._functions()))
+
+    def _functions(self) -> list[Function]:
+        return [tool.function for tool in self.tools or ()] or list(self.functions or ())
+
+    def _choice(self) -> Choice:
+        if self.functions:
+            older = self.function_call
+            if isinstance(older, FunctionChoice):
+                return Choice("required", (older.name,), one=True)
+            return Choice(older or "auto")
+        choice = self.tool_choice
+        if isinstance(choice, NamedChoice):
+            return Choice("required", (choice.function.name,), one=True)
+        if isinstance(choice, AllowedChoice):
+            names = tuple(tool.function.name for tool in choice.allowed_tools.tools)
+            return Choice(choice.allowed_tools.mode, names)
+        return Choice(choice or "auto")
+
+
+def require_different(functions: Sequence[Function]) -> None:
+    """Raises ValueError where two functions have the same name."""
+    names = [function.name for function in functions]
+    if len(set(names)) < len(names):
+        raise ValueError("two tools have the same name")
+
+
+def shown(functions: Sequence[Function]) -> tuple[dict[str, Any], ...]:
+    """Functions as chat templates expect tools."""
+    return tuple(
+        {"type": "function", "function": function.model_dump(include=_SHOWN, exclude_none=True)}
+        for function in functions
+    )

@@ -10,7 +10,7 @@ from typing import Literal
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
-from hagane.api.schemas import SamplingBody
+from hagane.api.decoding import DecodingBody
 
 INPUT_TOKENS = "gen_ai.usage.input_tokens"
 CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
@@ -22,7 +22,7 @@ _PARAMETERS = (
 
 
 def describe_request(
-    operation: Literal["chat", "text_completion"], body: SamplingBody, model: str
+    operation: Literal["chat", "text_completion"], body: DecodingBody, model: str
 ) -> None:
     """Put what is asked for, and the `model` that answers, on the request's span."""
     span = trace.get_current_span()
@@ -34,7 +34,7 @@ def describe_request(
         "gen_ai.request.model": body.model,
         "gen_ai.response.model": model,
         "gen_ai.request.stream": bool(body.stream),
-        "gen_ai.request.choice.count": body.n or 1,
+        "gen_ai.request.choice.count": getattr(body, "n", None) or 1,
     }
     for name in _PARAMETERS:
         if (value := getattr(body, name, None)) is not None:

@@ -54,6 +54,7 @@ Event = TextDelta | ReasoningDelta | ToolCallStarted | ToolCallArguments | Finis
 class Update:
     """All that new tokens of the continuation `index` have brought.
 
+    `reasoning_tokens` of `tokens` belong to the reasoning, markers included.
     `logprobs` has an entry for each of `tokens`, where they were asked for; text that is held back
     comes later. `end` is the entry of the token that ended the text without being part of it.
     """
@@ -64,6 +65,7 @@ class Update:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     end: TokenLogprobs | None = None
+    reasoning_tokens: int = 0
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -7,7 +7,13 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 
 from hagane.generation.detokenizer import Detokenizer
-from hagane.generation.events import Event, Finished, ToolCallStarted, Update
+from hagane.generation.events import (
+    Event,
+    Finished,
+    ReasoningDelta,
+    ToolCallStarted,
+    Update,
+)
 from hagane.generation.parsers.base import Chain
 from hagane.generation.stop import NO_STOPS, StopStrings
 from hagane.generation.usage import Observer
@@ -51,7 +57,7 @@ async def generate(
         async with engine as client, aclosing(_updates(client, request, decoding)) as updates:
             async for delta, update in updates:
                 for observer in observers:
-                    observer.tokens(delta)
+                    observer.tokens(delta, update)
                 yield update
         for observer in observers:
             observer.finished()
@@ -94,6 +100,7 @@ class _Continuation:
             min_tokens=request.sampling.min_tokens,
         )
         self._calls = 0
+        self._reasoning = False
         self._most_calls = decoding.most_calls
 
     def push(self, delta: TokenDelta) -> Update:
@@ -107,6 +114,7 @@ class _Continuation:
         events: list[Event] = self._chain.feed(text) if text else []
         if reason is not None:
             events += self._chain.finish()
+        reasoning = self._tell_reasoning(events)
         for place, event in enumerate(events):
             if isinstance(event, ToolCallStarted):
                 if self._calls == self._most_calls:
@@ -123,4 +131,15 @@ class _Continuation:
             logprobs=(delta.logprobs or ())[: len(visible)],
             prompt_logprobs=delta.prompt_logprobs,
             end=delta.logprobs[-1] if delta.stopped_on_token and delta.logprobs else None,
+            reasoning_tokens=len(visible) if reasoning else 0,
         )
+
+    def _tell_reasoning(self, events: Sequence[Event]) -> bool:
+        """Whether the tokens that brought `events` belong to the reasoning.
+
+        Tokens that bring nothing, such as those of the closing marker, belong to what came before.
+        """
+        if not events:
+            return self._reasoning
+        self._reasoning = isinstance(events[-1], ReasoningDelta)
+        return any(isinstance(event, ReasoningDelta) for event in events)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from hagane.generation.events import Update
 from hagane.pool.messages import TokenDelta
 
 
@@ -18,7 +19,7 @@ class Observer(Protocol):
 
     def started(self, prompt_tokens: int) -> None: ...
 
-    def tokens(self, delta: TokenDelta) -> None: ...
+    def tokens(self, delta: TokenDelta, update: Update) -> None: ...
 
     def finished(self) -> None: ...
 
@@ -32,14 +33,16 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def started(self, prompt_tokens: int) -> None:
         self.prompt_tokens += prompt_tokens
 
-    def tokens(self, delta: TokenDelta) -> None:
+    def tokens(self, delta: TokenDelta, update: Update) -> None:
         # The first continuation alone reports them, with each of its deltas.
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
         self.completion_tokens += len(delta.tokens)
+        self.reasoning_tokens += update.reasoning_tokens
 
     def finished(self) -> None: ...
 
@@ -53,6 +56,7 @@ class Usage:
             sum(usage.prompt_tokens for usage in every),
             sum(usage.completion_tokens for usage in every),
             sum(usage.cached_tokens for usage in every),
+            sum(usage.reasoning_tokens for usage in every),
         )
 
     def as_json(self) -> dict[str, object]:
@@ -62,4 +66,5 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }

@@ -29,7 +29,16 @@ from hagane.api.hagane import (
     web,
 )
 from hagane.api.limits import Accounts
-from hagane.api.openai import chat, completions, files, fine_tuning, models
+from hagane.api.openai import (
+    chat,
+    completions,
+    conversations,
+    files,
+    fine_tuning,
+    models,
+    responses,
+)
+from hagane.api.openai.response_runs import fail_interrupted
 from hagane.api.serving import ServedModel, Serving
 from hagane.api.sse import ClientDisconnectedError
 from hagane.lora.config import AdapterConfig, adapter_digest
@@ -45,6 +54,7 @@ from hagane.server.middleware import (
 )
 from hagane.server.run import AdminListener
 from hagane.store.catalogue import Catalogue
+from hagane.store.responses import Retention
 from hagane.store.store import DATABASE_FILE, Store
 from hagane.system.errors import ConfigurationError
 from hagane.system.loops import BackgroundLoop
@@ -57,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
-    chat, completions, models, tokenize, health, metrics, openapi, web,
+    chat, completions, responses, conversations, models, tokenize, health, metrics, openapi, web,
     adapters, admin, admin_page, aliases, files, fine_tuning, pretraining,
 )  # fmt: skip
 
@@ -103,6 +113,7 @@ def create_app(
         prepared = asyncio.get_running_loop().run_in_executor(None, model.grammars.prepare)
         if store.durable:
             supervisor.start()
+        await asyncio.to_thread(fail_interrupted, store.responses)
         announcing.start()
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
@@ -110,6 +121,7 @@ def create_app(
                 await stack.enter_async_context(listener.running())
             yield
         await prepared
+        await serving.runs.stop()
         await asyncio.gather(
             announcing.stop(),
             supervisor.stop(grace=settings.shutdown_grace),
@@ -135,9 +147,10 @@ def open_store(settings: Settings) -> Store:
         raise ConfigurationError("admin_key is one of api_keys: who may chat must not administer")
     if set(settings.urgent_keys) - set(settings.keys):
         raise ConfigurationError("priority_keys has a key that api_keys lacks: add it there")
+    retention = Retention(int(settings.stored_responses), settings.stored_response_seconds)
     if not key and not (settings.data_dir / DATABASE_FILE).is_file():
-        return Store.empty()
-    return Store.open(settings.data_dir)
+        return Store.empty(retention)
+    return Store.open(settings.data_dir, retention)
 
 
 def _application(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Database:
             connect: dict[str, Any] = {"check_same_thread": False}
         else:
             arguments, connect = {}, {"timeout": _BUSY_SECONDS}
+        # A database in memory is one connection, for one thread at a time.
+        self._turn = threading.RLock() if path is None else nullcontext()
         self._engine = sa.create_engine(
             f"sqlite:///{'' if path is None else path}", connect_args=connect, **arguments
         )
@@ -55,14 +57,14 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One consistent view."""
-        with self._engine.begin() as connection:
+        with self._turn, self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """All or nothing, durable at the end, one writer at a time. Raises DiskFullError."""
         try:
-            with self._writing.begin() as connection:
+            with self._turn, self._writing.begin() as connection:
                 yield connection
         except sa.exc.OperationalError as error:
             if getattr(error.orig, "sqlite_errorcode", None) not in _FULL:

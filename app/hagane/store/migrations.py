@@ -91,4 +91,47 @@ _FIRST = (
 
 _SECOND = ("ALTER TABLE checkpoints ADD COLUMN asked_for BOOLEAN NOT NULL DEFAULT 0",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
+_THIRD = (
+    """
+    CREATE TABLE responses (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at FLOAT NOT NULL,
+        status TEXT NOT NULL,
+        previous TEXT,
+        conversation TEXT,
+        bytes INTEGER NOT NULL,
+        body TEXT NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE conversations (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at FLOAT NOT NULL,
+        metadata JSON NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE items (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL,
+        response TEXT,
+        conversation TEXT,
+        output BOOLEAN NOT NULL,
+        bytes INTEGER NOT NULL,
+        body TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX items_id ON items (id)",
+    "CREATE INDEX items_response ON items (response, sequence)",
+    "CREATE INDEX items_conversation ON items (conversation, sequence)",
+    "CREATE INDEX responses_expiry ON responses (expires_at)",
+    "CREATE INDEX conversations_expiry ON conversations (expires_at)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)

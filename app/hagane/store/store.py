@@ -11,6 +11,7 @@ from hagane.store.database import Database
 from hagane.store.files import Files
 from hagane.store.jobs import Jobs
 from hagane.store.published import PublishedModels
+from hagane.store.responses import DEFAULT_RETENTION, Responses, Retention
 from hagane.system.errors import ConfigurationError
 from hagane.text.hub import MODELS_FOLDER
 
@@ -32,9 +33,10 @@ class Store:
     aliases: Aliases
     artifacts: Artifacts
     published: PublishedModels
+    responses: Responses
 
     @classmethod
-    def open(cls, directory: Path) -> Store:
+    def open(cls, directory: Path, retention: Retention = DEFAULT_RETENTION) -> Store:
         """Open or create a store. Raises ConfigurationError if `directory` is not writable."""
         directory = directory.absolute()
         try:
@@ -44,17 +46,20 @@ class Store:
             raise ConfigurationError(
                 f"data_dir {directory} cannot be used: {error.strerror}"
             ) from None
-        store = cls._of(directory, Database(directory / DATABASE_FILE), durable=True)
+        database = Database(directory / DATABASE_FILE)
+        store = cls._of(directory, database, retention, durable=True)
         store.files.sweep()
         return store
 
     @classmethod
-    def empty(cls) -> Store:
+    def empty(cls, retention: Retention = DEFAULT_RETENTION) -> Store:
         """Create an empty store in memory, for a server that keeps nothing."""
-        return cls._of(Path(), Database(None), durable=False)
+        return cls._of(Path(), Database(None), retention, durable=False)
 
     @classmethod
-    def _of(cls, directory: Path, database: Database, durable: bool) -> Store:
+    def _of(
+        cls, directory: Path, database: Database, retention: Retention, *, durable: bool
+    ) -> Store:
         return cls(
             directory,
             durable,
@@ -64,6 +69,7 @@ class Store:
             Aliases(database),
             Artifacts(database),
             PublishedModels(directory / MODELS_FOLDER),
+            Responses(database, retention),
         )
 
     def job_directory(self, job_id: str) -> Path:

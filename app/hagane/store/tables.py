@@ -95,3 +95,38 @@ alias_generations = sa.Table(
     sa.Column("percentage", sa.Float, nullable=False),
     sa.Column("created_at", sa.Integer, nullable=False),
 )
+responses = sa.Table(
+    "responses",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("previous", sa.Text),
+    sa.Column("conversation", sa.Text),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+)
+items = sa.Table(
+    "items",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("response", sa.Text),
+    sa.Column("conversation", sa.Text),
+    sa.Column("output", sa.Boolean, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)

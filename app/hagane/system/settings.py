@@ -163,6 +163,13 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="port of the admin routes; default: on the common one"
     )
     data_dir: Path = Field(Path("data"), description="directory of durable state")
+    stored_responses: ByteSize = Field(
+        ByteSize(256 << 20),
+        description="most memory of stored responses and conversations; the oldest go first",
+    )
+    stored_response_seconds: float = Field(
+        30 * 86400.0, gt=0, description="until a stored response or conversation is forgotten"
+    )
     max_file_bytes: ByteSize = Field(ByteSize(512 << 20), description="largest uploaded file")
     training_threads: int | None = Field(
         None, ge=1, description="CPU threads of a fine-tuning job; default: half of the cores"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from hagane.api.access import guarded_router
+from hagane.api.answering import render_chat
 from hagane.api.json_body import body_size
 from hagane.api.messages import Message
-from hagane.api.openai.chat import read_messages, render_chat
+from hagane.api.openai.chat import read_messages
 from hagane.api.schemas import DetokenizeBody, TokenizeBody
 from hagane.api.serving import Target, get_serving
 from hagane.api.sse import json_response

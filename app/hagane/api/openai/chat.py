@@ -13,9 +13,11 @@ from fastapi import Depends, Request, Response
 from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
-from hagane.api.generation import Generation, prepare_generation
+from hagane.api.answering import new_call_id, prepare_answer
+from hagane.api.generation import Generation
 from hagane.api.json_body import body_size
 from hagane.api.limits import Account
+from hagane.api.logprobs import show_logprobs
 from hagane.api.messages import Message
 from hagane.api.schemas import ChatBody
 from hagane.api.serving import Serving, Target, get_serving, meter
@@ -24,6 +26,7 @@ from hagane.api.tracing import describe_request
 from hagane.generation.conversation import Conversation, ToolCall, Turn
 from hagane.generation.events import (
     Event,
+    FinishReason,
     ReasoningDelta,
     TextDelta,
     ToolCallArguments,
@@ -31,11 +34,7 @@ from hagane.generation.events import (
     Update,
 )
 from hagane.generation.request import Parameters
-from hagane.generation.tools import shape_answer
-from hagane.pool.messages import TokenLogprobs
 from hagane.system.errors import InvalidRequestError
-from hagane.text.chat_template import ChatTemplate
-from hagane.text.tokenizer import Tokenizer
 
 router = guarded_router()
 
@@ -129,52 +128,16 @@ def _template_arguments(body: ChatBody) -> dict[str, Any]:
     return effort | extra
 
 
-def render_chat(target: Target, conversation: Conversation) -> str:
-    """The conversation as text, by the model's own template; it takes time.
-
-    Raises ContextLengthError for one that cannot fit, InvalidRequestError where the template
-    refuses it or shows no tools.
-    """
-    template = _template(target)
-    if conversation.tools and "tools" not in template.source:
-        raise InvalidRequestError(
-            f"The chat template of '{target.model.id}' shows the model no tools; leave 'tools' "
-            "out, or use a model that was trained with them.",
-            param="tools",
-        )
-    target.require_size(conversation.size, len(conversation.turns), "messages")
-    turns = [turn.as_template_input() for turn in conversation.turns]
-    return template.render(turns, **conversation.template_variables())
-
-
-def _template(target: Target) -> ChatTemplate:
-    if target.model.template is None:
-        raise InvalidRequestError(
-            f"The model '{target.model.id}' has no chat template; use /v1/completions.",
-            param="messages",
-        )
-    return target.model.template
-
-
 def _prepare(serving: Serving, account: Account, target: Target, body: ChatBody) -> Generation:
     conversation, parameters = read_body(body)
-    tools = body.wanted_tools()
-    grammar = body.wanted_grammar()
-    text = render_chat(target, conversation)
-    wanted = parameters.max_tokens
-    prompt = target.encode(text, "messages", wanted=wanted, add_special_tokens=False)
-    room = target.find_room(prompt, wanted, "messages")
-    source = _template(target).source
-    answer = shape_answer(source, text, target.model.tokenizer, tools, grammar)
-    return prepare_generation(
+    return prepare_answer(
         serving,
         account,
         target,
-        prompt,
+        conversation,
         parameters,
-        max_tokens=room,
-        answer=answer,
-        most_calls=None if tools.parallel else 1,
+        tools=body.wanted_tools(),
+        grammar=body.wanted_grammar(),
     )
 
 
@@ -185,6 +148,7 @@ async def _chunks(
     head: dict[str, Any],
 ) -> AsyncGenerator[dict[str, Any], None]:
     started: set[int] = set()
+    older = body.calls_are_older
 
     def chunk(
         index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
@@ -201,7 +165,7 @@ async def _chunks(
             if index not in started:
                 started.add(index)
                 yield chunk(index, {"role": "assistant", "content": ""})
-            deltas = [delta for event in update.events if (delta := write_delta(event))]
+            deltas = [delta for event in update.events if (delta := write_delta(event, older))]
             logprobs = _logprobs(generation, body, update)
             if logprobs and not deltas:
                 deltas = [{"content": ""}]
@@ -209,35 +173,37 @@ async def _chunks(
                 yield chunk(index, delta, logprobs=logprobs)
                 logprobs = None
             if update.finish_reason is not None:
-                yield chunk(index, {}, update.finish_reason)
+                yield chunk(index, {}, _reason(update.finish_reason, older))
     if body.include_usage:
         yield {**head, "choices": [], "usage": generation.usage.as_json()}
 
 
-def write_delta(event: Event) -> dict[str, Any] | None:
-    """The `delta` of one event; None for the end, which has a chunk of its own."""
+def write_delta(event: Event, older: bool = False) -> dict[str, Any] | None:
+    """The `delta` of one event; None for the end, which has a chunk of its own.
+
+    With `older` a call is written as the answer to `functions`.
+    """
     if isinstance(event, TextDelta):
         return {"content": event.text}
     if isinstance(event, ReasoningDelta):
         return {"reasoning_content": event.text}
     if isinstance(event, ToolCallStarted):
         function = {"name": event.name, "arguments": ""}
+        if older:
+            return {"function_call": function}
         call = {
             "index": event.index,
-            "id": _new_call_id(),
+            "id": new_call_id(),
             "type": "function",
             "function": function,
         }
         return {"tool_calls": [call]}
     if isinstance(event, ToolCallArguments):
         function = {"arguments": event.text}
+        if older:
+            return {"function_call": function}
         return {"tool_calls": [{"index": event.index, "function": function}]}
     return None
-
-
-def _new_call_id() -> str:
-    # The templates of Mistral's models refuse any other length, and all but letters and digits.
-    return uuid.uuid4().hex[:9]
 
 
 async def _whole(
@@ -247,7 +213,7 @@ async def _whole(
     async with aclosing(updates):
         async for update in updates:
             answers[update.index].add(update, _logprobs(generation, body, update))
-    return [answer.as_json(index, body.logprobs) for index, answer in enumerate(answers)]
+    return [answer.as_json(index, body) for index, answer in enumerate(answers)]
 
 
 class _Answer:
@@ -258,13 +224,13 @@ class _Answer:
         self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._entries: list[msgspec.Raw] = []
-        self._reason: str | None = None
+        self._finish: FinishReason | None = None
 
     def add(self, update: Update, logprobs: dict[str, Any] | None) -> None:
         for event in update.events:
             self._add_event(event)
         self._entries += logprobs["content"] if logprobs else []
-        self._reason = update.finish_reason or self._reason
+        self._finish = update.finish_reason or self._finish
 
     def _add_event(self, event: Event) -> None:
         if isinstance(event, TextDelta):
@@ -273,43 +239,37 @@ class _Answer:
             self._reasoning.append(event.text)
         elif isinstance(event, ToolCallStarted):
             function = {"name": event.name, "arguments": ""}
-            self._calls.append({"id": _new_call_id(), "type": "function", "function": function})
+            self._calls.append({"id": new_call_id(), "type": "function", "function": function})
         elif isinstance(event, ToolCallArguments):
             self._calls[event.index]["function"]["arguments"] += event.text
 
-    def as_json(self, index: int, with_logprobs: bool) -> dict[str, Any]:
+    def as_json(self, index: int, body: ChatBody) -> dict[str, Any]:
         text: str | None = "".join(self._text)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._calls:
+        if self._calls and body.calls_are_older:
+            message |= {"content": text or None, "function_call": self._calls[0]["function"]}
+        elif self._calls:
             message |= {"content": text or None, "tool_calls": self._calls}
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
-        logprobs = {"content": self._entries, "refusal": None} if with_logprobs else None
+        logprobs = {"content": self._entries, "refusal": None} if body.logprobs else None
         return {
             "index": index,
             "message": message,
             "logprobs": logprobs,
-            "finish_reason": self._reason,
+            "finish_reason": _reason(self._finish, body.calls_are_older),
         }
+
+
+def _reason(reason: FinishReason | None, older: bool) -> str | None:
+    return "function_call" if older and reason == "tool_calls" else reason
 
 
 def _logprobs(generation: Generation, body: ChatBody, update: Update) -> dict[str, Any] | None:
     if not body.logprobs or not update.logprobs:
         return None
     tokenizer = generation.target.model.tokenizer
-    return {"content": [_entry(tokenizer, entry) for entry in update.logprobs], "refusal": None}
-
-
-def _entry(tokenizer: Tokenizer, entry: TokenLogprobs) -> msgspec.Raw:
-    """One token's entry, written at once: answers of many tokens are then joined, not written."""
-
-    def shown(token: int, logprob: float) -> dict[str, Any]:
-        raw = tokenizer.token_bytes(token)
-        text = raw.decode("utf-8", errors="replace")
-        # JSON has no infinity; OpenAI's own floor for impossible tokens is -9999.
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(raw)}
-
-    top = [shown(token, logprob) for token, logprob in entry.top]
-    return msgspec.Raw(
-        msgspec.json.encode({**shown(entry.token, entry.logprob), "top_logprobs": top})
-    )
+    return {
+        "content": [show_logprobs(tokenizer, entry) for entry in update.logprobs],
+        "refusal": None,
+    }

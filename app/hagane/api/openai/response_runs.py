@@ -1,0 +1,121 @@
+"""Responses on their way: how one is made, and kept when it is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from hagane.api.errors import describe
+from hagane.api.generation import Generation
+from hagane.api.limits import Account
+from hagane.api.logprobs import show_logprobs
+from hagane.api.openai.response_events import ResponseWriter, Wire
+from hagane.api.serving import Serving
+from hagane.generation.events import Update
+from hagane.store.responses import Responses, StoredItem, StoredResponse
+from hagane.system.errors import HaganeError
+
+
+@dataclass
+class PreparedResponse:
+    """A response that is ready to be made: its generation, and what will be kept of it."""
+
+    generation: Generation
+    writer: ResponseWriter
+    owner: str
+    inputs: list[StoredItem]
+    store: bool
+    logprobs: bool
+
+    @property
+    def id(self) -> str:
+        """The response's id."""
+        return str(self.writer.response["id"])
+
+    def save(self, responses: Responses, *, inputs: bool) -> None:
+        """Keep the response as it is now, and its `inputs` where they are not kept yet."""
+        shown = self.writer.response
+        finished = shown["status"] not in ("queued", "in_progress")
+        outputs = [as_stored(item) for item in self.writer.output] if finished else []
+        row = StoredResponse(
+            id=self.id,
+            owner=self.owner,
+            created_at=shown["created_at"],
+            status=shown["status"],
+            previous=shown["previous_response_id"],
+            conversation=(shown["conversation"] or {}).get("id"),
+            body=msgspec.json.encode(shown).decode(),
+        )
+        responses.save(row, self.inputs if inputs else (), outputs)
+
+
+def as_stored(item: dict[str, Any]) -> StoredItem:
+    """An item as the store keeps it."""
+    return StoredItem(item["id"], msgspec.json.encode(item).decode())
+
+
+async def make_response(
+    serving: Serving, account: Account, prepared: PreparedResponse, *, queued: bool = False
+) -> AsyncGenerator[Wire, None]:
+    """The events of a response, which is kept before the last of them.
+
+    Raises HaganeError for what goes wrong before the first one; later that is an event.
+    """
+    writer = prepared.writer
+    begun = False
+    try:
+        async with aclosing(prepared.generation.updates(serving, account)) as updates:
+            async for update in updates:
+                if not begun:
+                    begun = True
+                    for event in writer.begin():
+                        yield event
+                for event in writer.add(update, _logprobs(prepared, update)):
+                    yield event
+        ending = writer.finish(prepared.generation.usage)
+    except HaganeError as error:
+        if not (begun or queued):
+            raise
+        ending = writer.fail(*_reason(error))
+    except asyncio.CancelledError:
+        writer.stop()
+        raise
+    if prepared.store:
+        await asyncio.to_thread(prepared.save, serving.store.responses, inputs=not queued)
+    for event in ending:
+        yield event
+
+
+def _reason(error: HaganeError) -> tuple[str, str]:
+    """(code, message) in the words of a response's `error`."""
+    status, body, _ = describe(error)
+    code = {429: "rate_limit_exceeded", 400: "invalid_prompt"}.get(status, "server_error")
+    return code, body["error"]["message"]
+
+
+def _logprobs(prepared: PreparedResponse, update: Update) -> list[msgspec.Raw]:
+    if not prepared.logprobs or update.reasoning_tokens:
+        return []
+    tokenizer = prepared.generation.target.model.tokenizer
+    return [show_logprobs(tokenizer, entry) for entry in update.logprobs]
+
+
+def cancelled(stored: StoredResponse, shown: dict[str, Any]) -> StoredResponse:
+    """A response that was stopped where it was."""
+    body = msgspec.json.encode({**shown, "status": "cancelled"}).decode()
+    return replace(stored, status="cancelled", body=body)
+
+
+def fail_interrupted(responses: Responses) -> None:
+    """Mark the responses that a server left unfinished when it ended as failed."""
+    for stored in responses.unfinished():
+        shown = msgspec.json.decode(stored.body)
+        message = "The server ended before this response was finished; send the request again."
+        shown |= {"status": "failed", "error": {"code": "server_error", "message": message}}
+        body = msgspec.json.encode(shown).decode()
+        responses.save(replace(stored, status="failed", body=body))

@@ -1,0 +1,33 @@
+"""A tiny model whose template shows tools, and writes calls and reasoning as Hermes and Qwen do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.support.server import Server, start_server
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t.function.name }}\n{% endfor %}"
+    "<tool_call>\n{...}\n</tool_call><|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def serve(
+    tiny_model_dir: Path, folder: Path, template: str, *flags: str, **environment: str
+) -> Server:
+    """The tiny model behind another template."""
+    model = folder / "tiny"
+    shutil.copytree(tiny_model_dir, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = template
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    running = start_server(model, folder / "log", "--max-sequences", "16", *flags, **environment)
+    running.wait_ready()
+    return running
