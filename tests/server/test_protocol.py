@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 import uvicorn
+from hagane.server.pacing import Pacer
 from hagane.server.protocol import BoundedProtocol, Bounds
 from hagane.system.settings import Settings
 
@@ -304,7 +305,10 @@ async def test_a_reader_that_does_not_read_is_cut_off():
 
     bounds = Bounds(connections=4, header_bytes=8192, header_seconds=5, write_seconds=0.3)
     config = uvicorn.Config(
-        endless, http=partial(BoundedProtocol, bounds=bounds), log_config=None, lifespan="off"
+        endless,
+        http=partial(BoundedProtocol, bounds=bounds, pacer=Pacer()),
+        log_config=None,
+        lifespan="off",
     )
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))

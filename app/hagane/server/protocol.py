@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from hagane.api.errors import error_body
+from hagane.server.pacing import PacedFlowControl, Pacer
 from hagane.system.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class _RefusedError(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. uvicorn makes one for each, given its own three arguments and `bounds`."""
+    """One connection. uvicorn makes one for each, given its own arguments, `bounds` and `pacer`."""
 
     def __init__(
         self,
@@ -82,9 +83,11 @@ class BoundedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         bounds: Bounds,
+        pacer: Pacer,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.bounds = bounds
+        self._pacer = pacer
         # When it began to wait for a request's head; None while a request is being answered.
         self.waiting_since: float | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -104,6 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = PacedFlowControl(transport, self._pacer)
         _notice_dead_peers(transport, self.bounds.write_seconds)
         if len(self.connections) > self.bounds.connections and not self._make_room():
             self._refuse(
