@@ -88,13 +88,17 @@ class EngineProcess:
         return Ending("killed" if code < 0 else "exited", code)
 
     async def stop(self, grace: float) -> None:
-        """Have it end after its step, or kill it after `grace` seconds."""
+        """Have it end after its step, or kill it after `grace` seconds; it has ended then."""
         self._channel.send(Shutdown())
         try:
             async with asyncio.timeout(grace):
                 await asyncio.to_thread(self._process.wait)
         except TimeoutError:
             self._process.kill()
+            # Giving its memory back takes a while on a busy machine.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REAP_SECONDS):
+                    await asyncio.to_thread(self._process.wait)
 
     async def _read(self, receive: Callable[[FromEngine], None]) -> None:
         async for message in self._channel.messages():
