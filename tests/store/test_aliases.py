@@ -77,7 +77,8 @@ def test_a_deleted_alias_resolves_to_nothing_and_keeps_its_history(store):
 
 def test_the_candidate_gets_its_share(store):
     store.aliases.set(AliasGeneration("a", "old", candidate="new", percentage=25))
-    draws = Counter(store.aliases.get("a").choose(draw) for draw in range(100))
+    alias = store.aliases.get("a")
+    draws = Counter(alias.model(alias.choose(draw)) for draw in range(100))
     assert draws == {"new": 25, "old": 75}
     store.aliases.set(AliasGeneration("a", "old", candidate="new", percentage=100))
     assert {store.aliases.resolve("a") for _ in range(20)} == {"new"}

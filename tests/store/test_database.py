@@ -11,18 +11,25 @@ import threading
 import pytest
 import sqlalchemy as sa
 from hagane.store import tables
+from hagane.store.answers import tables as answer_tables
+from hagane.store.answers.migrations import MIGRATIONS as ANSWERS
 from hagane.store.database import Database
 from hagane.store.migrations import MIGRATIONS
 from hagane.system.errors import ConfigurationError
 
 
-def test_migrations_make_the_tables_that_queries_name(tmp_path):
-    database = Database(tmp_path / "db")
+@pytest.mark.parametrize(
+    ("migrations", "metadata"),
+    [(MIGRATIONS, tables.metadata), (ANSWERS, answer_tables.metadata)],
+    ids=["jobs", "answers"],
+)
+def test_migrations_make_the_tables_that_queries_name(tmp_path, migrations, metadata):
+    database = Database(tmp_path / "db", migrations)
     with database.read() as connection:
         inspector = sa.inspect(connection)
         made = set(inspector.get_table_names()) - {"sqlite_sequence"}
-        assert made == set(tables.metadata.tables)
-        for name, table in tables.metadata.tables.items():
+        assert made == set(metadata.tables)
+        for name, table in metadata.tables.items():
             columns = {
                 c["name"]: (str(c["type"]), c["nullable"]) for c in inspector.get_columns(name)
             }

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from tests.support.server import start_server, stop_server
@@ -85,6 +86,21 @@ def test_stop_in_mid_stream(page, endless):
     send(page, "Again, please.")
     wait_answer(page)
     assert page.locator(".message").count() == 4
+
+
+def test_an_answer_is_judged(page, endless):
+    choose(page, maxTokens=5)
+    send(page, "Hello")
+    wait_answer(page)
+    for name, other in (("good", "bad"), ("bad", "good")):
+        page.click(f".message.assistant .{name}")
+        page.wait_for_selector(f".message.assistant .{name}[aria-pressed=true]")
+        assert page.get_attribute(f".message.assistant .{other}", "aria-pressed") == "false"
+        assert page.evaluate("document.activeElement.className") == name
+    given = httpx.get(f"{endless.url}/v1/feedback").json()["data"]
+    assert [feedback["thumbs"] for feedback in given] == ["down"]
+    page.reload()
+    page.wait_for_selector(".message.assistant .bad[aria-pressed=true]")
 
 
 def test_escape_stops(page):

@@ -55,6 +55,8 @@ _ADMIN_PAGE = Rule(Access.OPEN, admin_listener=True)
 
 _GENERATES = replace(_CHAT, refusals=(404, 429, 504), events=True)
 _FINDS = replace(_CHAT, refusals=(404,))
+_STORES = replace(_CHAT, refusals=(507,))
+_STORED = replace(_CHAT, refusals=(404, 507))
 _MANAGES = replace(_ADMIN, refusals=(404,))
 _CHANGES = replace(_ADMIN, refusals=(404, 409, 507))
 _FOLLOWS = replace(_MANAGES, events=True)
@@ -80,6 +82,15 @@ TABLE = MappingProxyType(
         "POST /v1/conversations/{conversation_id}/items": replace(_FINDS, refusals=(404, 507)),
         "GET /v1/conversations/{conversation_id}/items/{item_id}": _FINDS,
         "DELETE /v1/conversations/{conversation_id}/items/{item_id}": _FINDS,
+        "GET /v1/chat/completions": _CHAT,
+        "DELETE /v1/chat/completions": _STORES,
+        "GET /v1/chat/completions/{completion_id}": _FINDS,
+        "POST /v1/chat/completions/{completion_id}": _STORED,
+        "DELETE /v1/chat/completions/{completion_id}": _STORED,
+        "GET /v1/chat/completions/{completion_id}/messages": _FINDS,
+        "GET /v1/feedback": _CHAT,
+        "POST /v1/feedback": _STORED,
+        "DELETE /v1/feedback/{feedback_id}": _STORED,
         "GET /v1/models": _CHAT,
         "GET /v1/models/{model_id:path}": _FINDS,
         "POST /tokenize": _FINDS,

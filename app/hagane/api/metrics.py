@@ -209,6 +209,12 @@ class Metrics:
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self.feedback = Counter(
+            "hagane_feedback",
+            "Judgements of answers, by what they say and by the model and arm that answered",
+            ["kind", "model", "alias", "arm"],
+            registry=self.registry,
+        )
         self._samples: deque[tuple[float, float]] = deque()
 
     def tokens_per_second(self) -> float:

@@ -56,7 +56,7 @@ class SamplingBody(DecodingBody, StructuredBody):
         ]
         | None
     ) = None
-    # Hints that change no answer.
+    # Hints that change no answer. Chat completions are stored for `store`, with `metadata`.
     metadata: Metadata | None = None
     store: Flag | None = None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastapi import Request
 
+from hagane.api.answers import AnswerLog
 from hagane.api.background import BackgroundRuns
 from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
@@ -134,6 +135,7 @@ class Serving:
     accounts: Accounts
     store: Store
     catalogue: Catalogue
+    answers: AnswerLog
     loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)

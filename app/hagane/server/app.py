@@ -16,12 +16,14 @@ from starlette.requests import ClientDisconnect
 from hagane import __version__
 from hagane.api import errors, metrics
 from hagane.api.access import routes_of
+from hagane.api.answers import AnswerLog
 from hagane.api.body import Arriving
 from hagane.api.hagane import (
     adapters,
     admin,
     admin_page,
     aliases,
+    feedback,
     health,
     openapi,
     pretraining,
@@ -37,6 +39,7 @@ from hagane.api.openai import (
     fine_tuning,
     models,
     responses,
+    stored_completions,
 )
 from hagane.api.openai.response_runs import fail_interrupted
 from hagane.api.serving import ServedModel, Serving
@@ -53,6 +56,7 @@ from hagane.server.middleware import (
     asked_by_machines,
 )
 from hagane.server.run import AdminListener
+from hagane.store.answers.completions import Bounds
 from hagane.store.catalogue import Catalogue
 from hagane.store.responses import Retention
 from hagane.store.store import DATABASE_FILE, Store
@@ -68,7 +72,8 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, models, tokenize, health, metrics, openapi, web,
-    adapters, admin, admin_page, aliases, files, fine_tuning, pretraining,
+    adapters, admin, admin_page, aliases, files, fine_tuning, pretraining, stored_completions,
+    feedback,
 )  # fmt: skip
 
 # Reports on files at a time, each a process of its own; more of them wait.
@@ -96,6 +101,7 @@ def create_app(
         yield announcing
         yield from fleet.loops()
         yield from supervisor.loops
+        yield from answers.loops
 
     recorded = metrics.Metrics(fleet, store.jobs, loops)
     accounts = Accounts(settings, recorded.registry)
@@ -103,7 +109,10 @@ def create_app(
     for name, path in settings.adapters.items():
         AdapterConfig.load(path)
         catalogue.register(name, path, adapter_digest(path), replace=True)
-    serving = Serving(settings, model, fleet, recorded, accounts, store, catalogue, loops)
+    answers = AnswerLog(
+        store.answers, answer_bounds(settings), recorded.registry, durable=store.durable
+    )
+    serving = Serving(settings, model, fleet, recorded, accounts, store, catalogue, answers, loops)
     announcing = BackgroundLoop("announcements", partial(_announce, serving, shut_down))
 
     @asynccontextmanager
@@ -115,6 +124,7 @@ def create_app(
             supervisor.start()
         await asyncio.to_thread(fail_interrupted, store.responses)
         announcing.start()
+        answers.start()
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
                 listener = AdminListener(admin_app(app), settings)
@@ -127,6 +137,8 @@ def create_app(
             supervisor.stop(grace=settings.shutdown_grace),
             fleet.stop(grace=settings.shutdown_grace),
         )
+        # Last: streams that ended meanwhile have brought answers to store.
+        await answers.stop()
 
     app = _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
     return app
@@ -229,6 +241,12 @@ def job_options(settings: Settings) -> JobOptions:
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
+
+
+def answer_bounds(settings: Settings) -> Bounds:
+    """The part of the settings that stored answers are bounded by."""
+    seconds = settings.stored_completions_days * 86400
+    return Bounds(int(settings.stored_completions_bytes), seconds)
 
 
 def residency(settings: Settings) -> Residency:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import sqlalchemy as sa
 
@@ -18,6 +19,8 @@ from hagane.store.database import Database
 from hagane.system.errors import ConflictError, NotFoundError
 
 _generations = tables.alias_generations
+
+Arm = Literal["target", "candidate"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,13 @@ class AliasGeneration:
     generation: int = 0
     created_at: int = field(default_factory=lambda: int(time.time()))
 
-    def choose(self, draw: float) -> str | None:
-        """The model for a request whose random number is `draw`, in [0, 100)."""
-        return self.candidate if self.candidate and draw < self.percentage else self.target
+    def choose(self, draw: float) -> Arm:
+        """The side for a request whose random number is `draw`, in [0, 100)."""
+        return "candidate" if self.candidate and draw < self.percentage else "target"
+
+    def model(self, arm: Arm) -> str | None:
+        """The model on one side."""
+        return self.candidate if arm == "candidate" else self.target
 
 
 class Aliases:
@@ -49,7 +56,7 @@ class Aliases:
         """The model that a request for `name` goes to, or None if there is no such alias."""
         with self._database.read() as connection:
             found = _latest(connection, name)
-        return None if found is None else found.choose(random.uniform(0, 100))  # noqa: S311
+        return None if found is None else found.model(found.choose(random.uniform(0, 100)))  # noqa: S311
 
     def get(self, name: str) -> AliasGeneration:
         """The current generation. Raises NotFoundError."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from hagane.store import tables
-from hagane.store.aliases import Aliases, AliasGeneration
+from hagane.store.aliases import Aliases, AliasGeneration, Arm
 from hagane.store.artifacts import Artifacts, ServedArtifact
 from hagane.store.database import Database
 from hagane.system.errors import ConflictError
@@ -26,7 +26,8 @@ class Served:
 
     `id` is the model's own name, also when the request named an alias. `digest` is the hash
     of the adapter's content, so that equal adapters compare equal under any name. A standalone
-    model has a `model_directory` instead; its `root` is the model that it was trained from.
+    model has a `model_directory` instead; its `root` is the model that it was trained from. Where
+    the request named an alias, `alias` is that name, and `arm` its side that was chosen.
     """
 
     id: str
@@ -35,6 +36,8 @@ class Served:
     digest: str | None
     created: int
     model_directory: Path | None = None
+    alias: str | None = None
+    arm: Arm | None = None
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,21 @@ class Catalogue:
     def _find(self, names: _Names, name: str) -> tuple[Served | None, bool]:
         """What answers, and whether it stays as it is: False for a checkpoint to be marked."""
         alias = names.aliases.get(name)
-        model = name if alias is None else alias.choose(random.uniform(0, 100))  # noqa: S311
+        if alias is None:
+            return (None, True) if name == self._base else self._find_model(names, name)
+        arm = alias.choose(random.uniform(0, 100))  # noqa: S311
+        found, marked = self._find_model(names, alias.model(arm))
+        if found is None and arm == "candidate":
+            # A candidate that was deleted costs nobody an answer.
+            arm = "target"
+            found, marked = self._find_model(names, alias.model(arm))
+        return found and replace(found, alias=name, arm=arm), marked
+
+    def _find_model(self, names: _Names, model: str | None) -> tuple[Served | None, bool]:
         if model is None:
             return None, True
         if model == self._base:
-            return (None if model == name else Served(model, model, None, None, 0)), True
+            return Served(model, model, None, None, 0), True
         if (stored := names.artifacts.get(model)) is not None:
             return self._served(stored), True
         stored, marked = names.checkpoints.get(model, (None, True))

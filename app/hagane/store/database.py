@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 class Database:
     """Connections to one database file, or to one in memory when `path` is None.
 
+    `migrations` are the steps that make its schema, oldest first.
+
     Raises ConfigurationError when the file cannot be used or is newer than this program.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
+        self._migrations = migrations
         if path is None:
             arguments: dict[str, Any] = {"poolclass": sa.StaticPool}
             connect: dict[str, Any] = {"check_same_thread": False}
@@ -92,20 +95,20 @@ class Database:
 
     def _migrate(self) -> None:
         with self.read() as connection:
-            if _version(connection) == len(MIGRATIONS):
+            if _version(connection) == len(self._migrations):
                 # Nothing to write: a full disk does not keep a server or a worker from its start.
                 return
         with self.write() as connection:
             version = _version(connection)
-            if version > len(MIGRATIONS):
+            if version > len(self._migrations):
                 raise ConfigurationError(
                     f"the database {self._engine.url.database} has schema {version}; this program "
-                    f"knows up to {len(MIGRATIONS)}: start the newer version that wrote it"
+                    f"knows up to {len(self._migrations)}: start the newer version that wrote it"
                 )
-            for step in MIGRATIONS[version:]:
+            for step in self._migrations[version:]:
                 for statement in step:
                     connection.exec_driver_sql(statement)
-            connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {len(self._migrations)}")
 
 
 def _version(connection: sa.Connection) -> int:

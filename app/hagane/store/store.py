@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hagane.store.aliases import Aliases
+from hagane.store.answers.answers import Answers
 from hagane.store.artifacts import Artifacts
 from hagane.store.database import Database
 from hagane.store.files import Files
@@ -20,7 +21,7 @@ DATABASE_FILE = "hagane.sqlite3"
 
 @dataclass(frozen=True)
 class Store:
-    """A data directory: `hagane.sqlite3`, `files/`, and a folder for each job in `jobs/`.
+    """A data directory: two databases, `files/`, and a folder for each job in `jobs/`.
 
     `durable` is False for a store in memory, which has no directory.
     """
@@ -34,6 +35,7 @@ class Store:
     artifacts: Artifacts
     published: PublishedModels
     responses: Responses
+    answers: Answers
 
     @classmethod
     def open(cls, directory: Path, retention: Retention = DEFAULT_RETENTION) -> Store:
@@ -70,6 +72,7 @@ class Store:
             Artifacts(database),
             PublishedModels(directory / MODELS_FOLDER),
             Responses(database, retention),
+            Answers.open(directory if durable else None),
         )
 
     def job_directory(self, job_id: str) -> Path:

@@ -44,7 +44,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                                       "resident_models", "resident_cache_memory",
                                       "resident_gpu_memory_fraction", "resident_idle_seconds"),
         "Files and training": ("data_dir", "max_file_bytes", "training_threads",
-                               "job_gpu_memory_fraction", "job_checkpoints"),
+                               "job_gpu_memory_fraction", "job_checkpoints",
+                               "stored_completions_bytes", "stored_completions_days"),
         "Logs": ("log_level", "log_format"),
     }
 )  # fmt: skip
@@ -185,6 +186,13 @@ class Settings(BaseSettings):
         ge=1,
         description="checkpoints that a job keeps, the best and the last among them, beside those "
         "that were asked for by name",
+    )
+    stored_completions_bytes: ByteSize = Field(
+        ByteSize(1 << 30),
+        description="most bytes of the answers that clients store; the oldest go first",
+    )
+    stored_completions_days: float = Field(
+        30.0, gt=0, le=36500, description="days until a stored answer is deleted"
     )
     resident_models: int = Field(
         1,

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import Depends, Request, Response
 from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
 from hagane.api.answering import new_call_id, prepare_answer
+from hagane.api.answers import Origin
 from hagane.api.generation import Generation
 from hagane.api.json_body import body_size
 from hagane.api.limits import Account
 from hagane.api.logprobs import show_logprobs
 from hagane.api.messages import Message
+from hagane.api.openai.chat_answer import Answer
 from hagane.api.schemas import ChatBody
 from hagane.api.serving import Serving, Target, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
@@ -26,7 +27,6 @@ from hagane.api.tracing import describe_request
 from hagane.generation.conversation import Conversation, ToolCall, Turn
 from hagane.generation.events import (
     Event,
-    FinishReason,
     ReasoningDelta,
     TextDelta,
     ToolCallArguments,
@@ -37,6 +37,9 @@ from hagane.generation.request import Parameters
 from hagane.system.errors import InvalidRequestError
 
 router = guarded_router()
+
+# Of an answer that waits to be stored, with its log-probabilities.
+_BYTES_PER_TOKEN = 64
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -51,23 +54,29 @@ async def chat(
         body_size(request) * body.weight, _prepare, serving, account, target, body
     )
     updates = generation.updates(serving, account)
-    head = {
+    head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": target.served.id,
     }
+    user = body.user or body.safety_identifier
+    serving.answers.note(head["id"], Origin.of(target.served, account.label, user))
+
+    def finish(choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """The whole answer, which is stored if the body wants it."""
+        usage = generation.usage
+        whole = {**head, "object": "chat.completion", "choices": choices, "usage": usage.as_json()}
+        if body.store:
+            size = body_size(request) + _BYTES_PER_TOKEN * usage.completion_tokens
+            serving.answers.keep(body, whole, size)
+        return whole
+
     if body.stream:
-        chunks = _chunks(generation, updates, body, {**head, "object": "chat.completion.chunk"})
+        chunk = {**head, "object": "chat.completion.chunk"}
+        chunks = _chunks(generation, updates, body, chunk, finish)
         return await stream(request, chunks, serving.settings.keep_alive_seconds)
     choices = await unless_disconnected(request, _whole(generation, updates, body))
-    return json_response(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": choices,
-            "usage": generation.usage.as_json(),
-        }
-    )
+    return json_response(finish(choices))
 
 
 def read_body(body: ChatBody) -> tuple[Conversation, Parameters]:
@@ -146,9 +155,11 @@ async def _chunks(
     updates: AsyncGenerator[Update, None],
     body: ChatBody,
     head: dict[str, Any],
+    keep: Callable[[list[dict[str, Any]]], object],
 ) -> AsyncGenerator[dict[str, Any], None]:
+    """The chunks of a stream; `keep` gets its choices at the end where they are to be stored."""
     started: set[int] = set()
-    older = body.calls_are_older
+    stored = [Answer() for _ in range(generation.request.n)] if body.store else None
 
     def chunk(
         index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
@@ -165,17 +176,21 @@ async def _chunks(
             if index not in started:
                 started.add(index)
                 yield chunk(index, {"role": "assistant", "content": ""})
-            deltas = [delta for event in update.events if (delta := write_delta(event, older))]
+            deltas, reason = _deltas(update, body), _reason(update, body)
             logprobs = _logprobs(generation, body, update)
+            if stored is not None:
+                stored[index].add(deltas, logprobs, reason)
             if logprobs and not deltas:
                 deltas = [{"content": ""}]
             for delta in deltas:
                 yield chunk(index, delta, logprobs=logprobs)
                 logprobs = None
-            if update.finish_reason is not None:
-                yield chunk(index, {}, _reason(update.finish_reason, older))
+            if reason is not None:
+                yield chunk(index, {}, reason)
     if body.include_usage:
         yield {**head, "choices": [], "usage": generation.usage.as_json()}
+    if stored is not None:
+        keep([answer.as_json(i, body.logprobs) for i, answer in enumerate(stored)])
 
 
 def write_delta(event: Event, older: bool = False) -> dict[str, Any] | None:
@@ -209,60 +224,22 @@ def write_delta(event: Event, older: bool = False) -> dict[str, Any] | None:
 async def _whole(
     generation: Generation, updates: AsyncGenerator[Update, None], body: ChatBody
 ) -> list[dict[str, Any]]:
-    answers = [_Answer() for _ in range(generation.request.n)]
+    answers = [Answer() for _ in range(generation.request.n)]
     async with aclosing(updates):
         async for update in updates:
-            answers[update.index].add(update, _logprobs(generation, body, update))
-    return [answer.as_json(index, body) for index, answer in enumerate(answers)]
+            logprobs = _logprobs(generation, body, update)
+            answers[update.index].add(_deltas(update, body), logprobs, _reason(update, body))
+    return [answer.as_json(index, body.logprobs) for index, answer in enumerate(answers)]
 
 
-class _Answer:
-    """Puts one choice together."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._calls: list[dict[str, Any]] = []
-        self._entries: list[msgspec.Raw] = []
-        self._finish: FinishReason | None = None
-
-    def add(self, update: Update, logprobs: dict[str, Any] | None) -> None:
-        for event in update.events:
-            self._add_event(event)
-        self._entries += logprobs["content"] if logprobs else []
-        self._finish = update.finish_reason or self._finish
-
-    def _add_event(self, event: Event) -> None:
-        if isinstance(event, TextDelta):
-            self._text.append(event.text)
-        elif isinstance(event, ReasoningDelta):
-            self._reasoning.append(event.text)
-        elif isinstance(event, ToolCallStarted):
-            function = {"name": event.name, "arguments": ""}
-            self._calls.append({"id": new_call_id(), "type": "function", "function": function})
-        elif isinstance(event, ToolCallArguments):
-            self._calls[event.index]["function"]["arguments"] += event.text
-
-    def as_json(self, index: int, body: ChatBody) -> dict[str, Any]:
-        text: str | None = "".join(self._text)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._calls and body.calls_are_older:
-            message |= {"content": text or None, "function_call": self._calls[0]["function"]}
-        elif self._calls:
-            message |= {"content": text or None, "tool_calls": self._calls}
-        if self._reasoning:
-            message["reasoning_content"] = "".join(self._reasoning)
-        logprobs = {"content": self._entries, "refusal": None} if body.logprobs else None
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": logprobs,
-            "finish_reason": _reason(self._finish, body.calls_are_older),
-        }
+def _deltas(update: Update, body: ChatBody) -> list[dict[str, Any]]:
+    written = (write_delta(event, body.calls_are_older) for event in update.events)
+    return [delta for delta in written if delta]
 
 
-def _reason(reason: FinishReason | None, older: bool) -> str | None:
-    return "function_call" if older and reason == "tool_calls" else reason
+def _reason(update: Update, body: ChatBody) -> str | None:
+    reason = update.finish_reason
+    return "function_call" if body.calls_are_older and reason == "tool_calls" else reason
 
 
 def _logprobs(generation: Generation, body: ChatBody, update: Update) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from fastapi import Depends, Request, Response
 from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
+from hagane.api.answers import Origin
 from hagane.api.generation import Generation, prepare_generation
 from hagane.api.json_body import body_size
 from hagane.api.limits import Account
@@ -46,12 +47,14 @@ async def complete(
     describe_request("text_completion", body, target.served.id)
     size = body_size(request) * body.weight
     generations = await serving.offload.run(size, _prepare, serving, account, target, body)
-    head = {
+    head: dict[str, Any] = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": target.served.id,
     }
+    user = body.user or body.safety_identifier
+    serving.answers.note(head["id"], Origin.of(target.served, account.label, user))
     running = _Running(serving, account, body, generations)
     if body.stream:
         chunks = _chunks(running, head)

@@ -52,6 +52,7 @@ async function collect(chunks, message, changed) {
   try {
     for await (const chunk of chunks) {
       clock.usage = chunk.usage ?? clock.usage;
+      message.id ??= chunk.id;
       if (chunk.choices.length) take(chunk.choices[0], message, clock);
       message.stats = measure(clock);
       changed(message);

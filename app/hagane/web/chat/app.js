@@ -1,6 +1,6 @@
 /** Composition: the one module that knows the page, the store and the server. */
 
-import { ApiError, listModels, pageExists } from "../shared/api.js";
+import { ApiError, listModels, pageExists, sendFeedback } from "../shared/api.js";
 import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
 import { loadKey, prefer, preferences } from "../shared/storage.js";
@@ -29,6 +29,7 @@ const log = new MessageLog($("log"), {
     answer();
     $("prompt").focus();
   },
+  judge,
   key: () => settings("key"),
 });
 
@@ -115,6 +116,24 @@ async function answer() {
   if (run.message.error?.code === "model_not_found") loadModels();
   if (conversation === current) show();
   else open.delete(conversation.id);
+}
+
+/** Send the thumbs of an answer; they stay pressed once the server has them. */
+async function judge(message, thumbs) {
+  const conversation = current;
+  try {
+    await sendFeedback(message.id, thumbs, loadKey("key"));
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    notice(error.message || t("lost"));
+    return;
+  }
+  message.thumbs = thumbs;
+  save(conversation);
+  if (conversation !== current) return;
+  show();
+  log.focus(message, thumbs === "up" ? "good" : "bad");
+  $("status").textContent = t("thanks");
 }
 
 /** Asks again for the models when the first attempt failed; the page then says why. */

@@ -4,7 +4,7 @@
  * Every conversation has an entry of its own, so two tabs do not overwrite each other's.
  *
  * @typedef {{role: "user" | "assistant", content: string, model?: string, stats?: object,
- *   note?: string, error?: object}} Message
+ *   note?: string, error?: object, id?: string, thumbs?: "up" | "down"}} Message
  * @typedef {{id: string, title: string, updated: number, system: string,
  *   messages: Message[]}} Conversation
  */

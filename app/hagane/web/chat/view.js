@@ -14,7 +14,8 @@ const NEAR = 80;
 export class MessageLog {
   /**
    * @param {HTMLElement} log
-   * @param {{retry: () => void, edit: (text: string) => void, key: () => void}} actions
+   * @param {{retry: () => void, edit: (text: string) => void, key: () => void,
+   *   judge: (message: Message, thumbs: "up" | "down") => void}} actions
    */
   constructor(log, actions) {
     this.log = log;
@@ -54,6 +55,15 @@ export class MessageLog {
   #follows() {
     const { log } = this;
     return log.scrollHeight - log.scrollTop - log.clientHeight < NEAR;
+  }
+
+  /**
+   * Put the focus back on a button that was made anew.
+   * @param {Message} message
+   * @param {string} name the button's class
+   */
+  focus(message, name) {
+    this.articles.get(message)?.querySelector(`.actions .${name}`)?.focus();
   }
 
   /** Forget everything shown, as for another language. */
@@ -117,10 +127,20 @@ export class MessageLog {
     const copy = button("copy", () => copyText(message.content, copy));
     const found = message.content ? [copy] : [];
     if (this.running) return found;
+    if (message.role === "assistant" && message.id) found.push(...this.#thumbs(message));
     const lastOfUser = messages.findLast(({ role }) => role === "user");
     if (message === lastOfUser) found.push(button("edit", () => this.#edit(message, messages)));
     if (message === messages.at(-1)) found.push(button("retry", this.actions.retry));
     return found;
+  }
+
+  #thumbs(message) {
+    return ["up", "down"].map((thumbs) => {
+      const name = thumbs === "up" ? "good" : "bad";
+      const made = button(name, () => this.actions.judge(message, thumbs));
+      made.setAttribute("aria-pressed", String(message.thumbs === thumbs));
+      return made;
+    });
   }
 
   #trouble(message, last) {

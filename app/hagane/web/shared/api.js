@@ -115,6 +115,21 @@ export async function* streamChat(body, key, signal) {
 }
 
 /**
+ * Tell the server what somebody thinks of an answer.
+ * @param {string} id of the completion
+ * @param {"up" | "down"} thumbs
+ * @param {string} key API key, or ""
+ * @throws {ApiError}
+ */
+export async function sendFeedback(id, thumbs, key) {
+  await call("v1/feedback", key, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ completion_id: id, thumbs }),
+  });
+}
+
+/**
  * The data of each server-sent event in a stream of bytes.
  * @param {ReadableStream<Uint8Array>} stream
  * @returns {AsyncGenerator<string>}

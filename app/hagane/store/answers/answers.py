@@ -1,0 +1,31 @@
+"""Everything kept of answers, in a database of its own.
+
+Writes of answers neither wait for those of jobs nor make the catalogue read its names again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hagane.store.answers.completions import Completions
+from hagane.store.answers.feedback import FeedbackLog
+from hagane.store.answers.migrations import MIGRATIONS
+from hagane.store.database import Database
+
+ANSWERS_FILE = "answers.sqlite3"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Stored completions and feedback on them."""
+
+    database: Database
+    completions: Completions
+    feedback: FeedbackLog
+
+    @classmethod
+    def open(cls, directory: Path | None) -> Answers:
+        """Open or create `answers.sqlite3` in `directory`; in memory for None."""
+        database = Database(None if directory is None else directory / ANSWERS_FILE, MIGRATIONS)
+        return cls(database, Completions(database), FeedbackLog(database))

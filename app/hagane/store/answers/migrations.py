@@ -1,0 +1,58 @@
+"""Schema migrations of the answers' database: step N takes it from version N to N + 1.
+
+Old steps never change.
+"""
+
+from __future__ import annotations
+
+_FIRST = (
+    """
+    CREATE TABLE completions (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL,
+        "key" TEXT NOT NULL,
+        "user" TEXT,
+        model TEXT NOT NULL,
+        alias TEXT,
+        arm TEXT,
+        conversation TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        metadata JSON NOT NULL,
+        request TEXT NOT NULL,
+        response TEXT NOT NULL
+    )
+    """,
+    'CREATE INDEX completions_key ON completions ("key", sequence)',
+    'CREATE INDEX completions_user ON completions ("user")',
+    "CREATE INDEX completions_created_at ON completions (created_at)",
+    """
+    CREATE TABLE feedback (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        completion TEXT NOT NULL,
+        choice INTEGER NOT NULL,
+        author TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        "key" TEXT NOT NULL,
+        "user" TEXT,
+        model TEXT NOT NULL,
+        alias TEXT,
+        arm TEXT,
+        thumbs TEXT,
+        score FLOAT,
+        correction TEXT,
+        preferred_over TEXT,
+        preferred_over_choice INTEGER NOT NULL DEFAULT 0,
+        comment TEXT,
+        tags JSON NOT NULL,
+        UNIQUE (completion, choice, author)
+    )
+    """,
+    'CREATE INDEX feedback_key ON feedback ("key", sequence)',
+    'CREATE INDEX feedback_user ON feedback ("user")',
+    "CREATE INDEX feedback_alias ON feedback (alias, updated_at)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)

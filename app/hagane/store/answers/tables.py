@@ -1,0 +1,53 @@
+"""The tables of the answers' database for queries. `migrations` creates them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+
+def _sequence() -> sa.Column[int]:
+    return sa.Column("sequence", sa.Integer, primary_key=True)
+
+
+completions = sa.Table(
+    "completions",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("user", sa.Text),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("alias", sa.Text),
+    sa.Column("arm", sa.Text),
+    sa.Column("conversation", sa.Text, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+)
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("completion", sa.Text, nullable=False),
+    sa.Column("choice", sa.Integer, nullable=False),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("updated_at", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("user", sa.Text),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("alias", sa.Text),
+    sa.Column("arm", sa.Text),
+    sa.Column("thumbs", sa.Text),
+    sa.Column("score", sa.Float),
+    sa.Column("correction", sa.Text),
+    sa.Column("preferred_over", sa.Text),
+    sa.Column("preferred_over_choice", sa.Integer, nullable=False),
+    sa.Column("comment", sa.Text),
+    sa.Column("tags", sa.JSON, nullable=False),
+)
