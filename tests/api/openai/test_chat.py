@@ -220,7 +220,7 @@ def test_huge_body_and_wrong_route(server):
     response = httpx.post(f"{server.url}/v1/completions", content=b"x" * (9 << 20))
     assert response.status_code == 413
     assert httpx.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
-    assert httpx.get(f"{server.url}/v1/chat/completions").status_code == 405
+    assert httpx.get(f"{server.url}/v1/completions").status_code == 405
 
 
 def test_unknown_model_is_404(client):

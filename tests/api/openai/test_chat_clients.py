@@ -162,7 +162,7 @@ def test_empty_bodies_and_unknown_routes(server):
     missing = httpx.post(f"{server.url}/v1/images/generations", json={})
     assert missing.status_code == 404
     assert "/v1/images/generations" in missing.json()["error"]["message"]
-    wrong = httpx.get(f"{server.url}{CHAT}")
+    wrong = httpx.get(f"{server.url}/v1/completions")
     assert wrong.status_code == 405
     assert wrong.json()["error"]["code"] == "method_not_allowed"
 
