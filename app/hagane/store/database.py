@@ -22,6 +22,11 @@ from hagane.system.files import full
 _BUSY_SECONDS = 30.0
 # The latter where the index of the write-ahead log has to grow.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+# Primary codes that say nothing about the statement or its values.
+_UNUSABLE = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+}  # fmt: skip
 
 
 class Database:
@@ -109,6 +114,12 @@ class Database:
                 for statement in step:
                     connection.exec_driver_sql(statement)
             connection.exec_driver_sql(f"PRAGMA user_version = {len(self._migrations)}")
+
+
+def is_unusable(error: BaseException) -> bool:
+    """Whether a database error is about the database as a whole, which may be usable later."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _UNUSABLE
 
 
 def _version(connection: sa.Connection) -> int:

@@ -19,6 +19,8 @@ _LARGEST_JSON = 256 << 20
 # No space, no quota, or a file larger than the system allows.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
 
 def commit(partial: Path, final: Path) -> None:
     """Rename the complete file `partial` to `final`; durable when this returns."""
@@ -52,6 +54,11 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__context__
     return False
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether the system had no descriptor, process or memory left at the moment."""
+    return isinstance(error, OSError) and error.errno in _EXHAUSTED
 
 
 def full(directory: Path) -> DiskFullError:

@@ -86,7 +86,13 @@ class BackgroundLoop:
         self.failing = False
         try:
             pause = await self._round()
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # A panic of a library in Rust is no Exception, and what a round awaits may have been
+            # cancelled without the loop.
+            if isinstance(error, asyncio.CancelledError) and _cancelled():
+                raise
             self.failures += 1
             self.failing = True
             pause = self._backoff.next()
@@ -94,6 +100,11 @@ class BackgroundLoop:
         else:
             self._backoff.reset()
         return pause
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Changes:

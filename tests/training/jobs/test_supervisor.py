@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
+import sqlite3
 
 import psutil
 import pytest
+import sqlalchemy as sa
 from hagane.store.jobs import Job, new_job_id
 from hagane.store.paging import Paging
 from hagane.store.store import Store
@@ -113,6 +116,57 @@ async def test_a_fault_in_a_step_fails_its_job_and_the_queue_goes_on(store, tmp_
     while await supervisor.validate_next():
         pass
     assert [store.jobs.get(job.id).error["code"] for job in jobs] == ["internal_error"] * 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "the disk of this file"),
+        PermissionError(errno.EACCES, "not mine"),
+        sa.exc.DataError("INSERT", {}, sqlite3.DataError("string or blob too big")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("status", ["validating_files", "queued"])
+async def test_an_error_of_one_job_fails_that_job_alone(
+    store, tiny_model_dir, tmp_path, monkeypatch, error, status
+):
+    """Raised by what starts its process, of which every job has one."""
+    first, second = (add(store, tiny_model_dir, tmp_path / "none", status) for _ in range(2))
+    supervisor = Supervisor(store, JobOptions())
+    step = supervisor.validate_next if status == "validating_files" else supervisor.train_next
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "create_subprocess_exec", raiser(error))
+        assert await step()
+    failed = store.jobs.get(first.id)
+    assert (failed.status, failed.error["code"]) == ("failed", "internal_error")
+    assert store.jobs.first(status).id == second.id, "the next round takes the next job"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), OSError(errno.EMFILE, "too many open files"), None],
+    ids=["full", "descriptors", "busy"],
+)
+async def test_what_strikes_all_jobs_fails_none(
+    store, tiny_model_dir, tmp_path, monkeypatch, error
+):
+    if error is None:
+        locked = sqlite3.OperationalError("database is locked")
+        locked.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
+        error = sa.exc.OperationalError("UPDATE", {}, locked)
+    job = add(store, tiny_model_dir, tmp_path / "none", "queued")
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", raiser(error))
+    with pytest.raises(type(error)):
+        await Supervisor(store, JobOptions()).train_next()
+    assert store.jobs.get(job.id).status == "queued"
+
+
+def raiser(error: Exception):
+    async def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 async def test_a_run_that_will_not_fit_is_refused_with_the_figure(store, tiny_model_dir, tmp_path):

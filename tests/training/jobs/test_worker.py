@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hagane.store.paging import Paging
 from hagane.store.store import Store
 from hagane.system.errors import TrainingError, TrainingInterrupted
 from hagane.training.jobs.options import JobOptions
-from hagane.training.jobs.worker import StoreListener, work
+from hagane.training.jobs.worker import StoreListener, heartbeat, work
 from hagane.training.report.listener import CheckpointReport, FineTuneResult, StepReport
 
 
@@ -191,3 +192,24 @@ def test_a_worker_with_nothing_to_do_ends_in_peace(store):
     ]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
         assert (worker.wait(60), worker.stderr.read()) == (0, b"")
+
+
+async def test_the_heartbeat_outlives_a_database_that_fails(store):
+    job = Job(new_job_id(), 1, "running", "tiny", "file", {}, {})
+    store.jobs.add(job)
+    rename(store, "jobs", "elsewhere")
+    loop = heartbeat(store, job)
+    loop.start()
+    async with asyncio.timeout(20):
+        while not loop.failing:
+            await asyncio.sleep(0.01)
+        rename(store, "elsewhere", "jobs")
+        while not store.jobs.get(job.id).heartbeat_at:
+            await asyncio.sleep(0.01)
+    assert loop.failures
+    await loop.stop()
+
+
+def rename(store, old: str, new: str) -> None:
+    with store.database.write() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")

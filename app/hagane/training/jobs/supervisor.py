@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
-import sqlalchemy as sa
-
+from hagane.store.database import is_unusable
 from hagane.store.jobs import Event, Job, Status
 from hagane.store.store import Store
 from hagane.system.errors import DiskFullError, TrainingError
+from hagane.system.files import is_exhausted, is_full
 from hagane.system.loops import BackgroundLoop, Backoff
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.inspection import Inspection, exit_reason, inspect_files
@@ -32,8 +32,6 @@ _POLL_SECONDS = 0.25
 # Without a sign of life for so long a worker is stuck: even on a busy machine it gets some time.
 _SILENCE_SECONDS = 300.0
 _MOST_DEATHS = 3
-# Of the database and the disk: no fault of the job at hand, which waits until it is over.
-_TROUBLE = (DiskFullError, sa.exc.DBAPIError, OSError)
 
 
 class Supervisor:
@@ -72,15 +70,18 @@ class Supervisor:
     async def _take_on(
         self, statuses: tuple[Status, ...], step: Callable[[Job], Awaitable[None]]
     ) -> bool:
-        """One step of the oldest job in one of `statuses`, which fails by what the step raises."""
+        """One step of the oldest job in one of `statuses`, which fails by what the step raises.
+
+        A full disk or an unusable database is no fault of the job's, and raised: it waits.
+        """
         job = self._store.jobs.first(*statuses)
         if job is None:
             return False
         try:
             await step(job)
-        except _TROUBLE:
-            raise
         except Exception as error:
+            if _strikes_all(error):
+                raise
             logger.exception("job %s fails by a fault of this program", job.id)
             # The text may be what cannot be stored.
             message = f"{type(error).__name__}: {str(error)!a}; the server's log says more."
@@ -126,7 +127,10 @@ class Supervisor:
             raise
         if code and self._store.jobs.status(job.id) in ("queued", "running"):
             await self._count_death(job, code)
-        await asyncio.to_thread(self._forget_states)
+        try:
+            await asyncio.to_thread(self._forget_states)
+        except OSError:
+            logger.exception("what finished jobs leave could not be removed")
 
     def _forget_states(self) -> None:
         """Remove what a run would go on from, of jobs that never will: most of what they leave."""
@@ -175,6 +179,13 @@ class Supervisor:
     async def _move(self, job: Job, *arguments: Any, **values: Any) -> None:
         # Waits for other writers and for the disk.
         await asyncio.to_thread(self._store.jobs.transition, job.id, *arguments, **values)
+
+
+def _strikes_all(error: Exception) -> bool:
+    """Whether other jobs would fare no better now."""
+    if isinstance(error, DiskFullError):
+        return True
+    return is_full(error) or is_exhausted(error) or is_unusable(error)
 
 
 def _round(step: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[float]]:

@@ -264,12 +264,18 @@ def _end_with_the_server() -> None:
     os._exit(1)
 
 
-def _beat(store: Store, job: Job) -> None:
+def heartbeat(store: Store, job: Job) -> BackgroundLoop:
+    """The loop that shows the supervisor that the worker of `job` lives."""
+
     async def beat() -> float:
         store.jobs.record(job.id, heartbeat_at=time.time())
         return HEARTBEAT_SECONDS
 
-    asyncio.run(BackgroundLoop("worker heartbeat", beat).run())
+    return BackgroundLoop("worker heartbeat", beat)
+
+
+def _beat(store: Store, job: Job) -> None:
+    asyncio.run(heartbeat(store, job).run())
 
 
 def main(directory: Path, job_id: str, options: JobOptions) -> None:
