@@ -68,6 +68,8 @@ TABLE = MappingProxyType(
     {
         "POST /v1/chat/completions": _GENERATES,
         "POST /v1/completions": _GENERATES,
+        "POST /v1/messages": _GENERATES,
+        "POST /v1/messages/count_tokens": _FINDS,
         "POST /v1/responses": replace(_GENERATES, refusals=(404, 429, 504, 507)),
         "POST /v1/responses/input_tokens": _FINDS,
         "GET /v1/responses/{response_id}": replace(_FINDS, events=True),
@@ -160,9 +162,7 @@ class GuardedRoute(JsonRoute):
 
         async def guarded(request: Request) -> Response:
             settings: Settings = request.app.state.serving.settings
-            request.state.key_label = authorize(
-                rule.access, settings, request.headers.get("authorization", "")
-            )
+            request.state.key_label = authorize(rule.access, settings, authorization_of(request))
             body = Body(request.scope, request.receive, settings.body_timeout)
             if rule.streamed:
                 return await answer(Request(request.scope, body.receive))
@@ -208,7 +208,8 @@ def authorize(access: Access, settings: Settings, authorization: str) -> str:
             f"This key does not open this route, which asks for {access.value}."
         )
     raise AuthenticationError(
-        "Missing or incorrect API key: send 'Authorization: Bearer KEY' with a key of this server."
+        "Missing or incorrect API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY' with a "
+        "key of this server."
     )
 
 
@@ -227,7 +228,7 @@ def keys_for(access: Access, settings: Settings) -> tuple[str, ...]:
 
 def holds_admin_key(request: Request, settings: Settings) -> bool:
     """Whether the request comes with the admin key."""
-    key = _bearer(request.headers.get("authorization", ""))
+    key = _bearer(authorization_of(request))
     return is_one_of(key, settings.admin_key.get_secret_value())
 
 
@@ -236,6 +237,14 @@ def is_one_of(given: str, *keys: str) -> bool:
     raw = given.encode("utf-8", "surrogateescape")
     matches = [hmac.compare_digest(raw, key.encode()) for key in keys if key]
     return any(matches)
+
+
+def authorization_of(request: Request) -> str:
+    """The header `Authorization`; Anthropic's clients send the key alone, as `x-api-key`."""
+    if (given := request.headers.get("authorization")) is not None:
+        return given
+    key = request.headers.get("x-api-key")
+    return "" if key is None else f"Bearer {key}"
 
 
 def _bearer(authorization: str) -> str:

@@ -65,7 +65,24 @@ def render_chat(target: Target, conversation: Conversation, param: str = "messag
         )
     target.require_size(conversation.size, len(conversation.turns), param)
     turns = [turn.as_template_input() for turn in conversation.turns]
-    return template.render(turns, **conversation.template_variables())
+    text = template.render(turns, **conversation.template_variables())
+    if not conversation.continue_final:
+        return text
+    beginning = conversation.turns[-1].text.rstrip()
+    place = text.rfind(beginning)
+    if place < 0:
+        raise InvalidRequestError(
+            "The chat template does not show the last message as it is, so that it cannot be "
+            "continued.",
+            param=param,
+        )
+    return text[: place + len(beginning)]
+
+
+def tokenize_chat(target: Target, conversation: Conversation, param: str = "messages") -> list[int]:
+    """The token ids of the prompt that a conversation makes. Raises as `render_chat` does."""
+    text = render_chat(target, conversation, param)
+    return target.encode(text, param, wanted=None, add_special_tokens=False)
 
 
 def require_template(target: Target, param: str = "messages") -> ChatTemplate:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi.openapi.utils import get_openapi
 
 from hagane.api.access import Access, GuardedRoute
+from hagane.api.error_shapes import is_anthropic
 
 _ERROR = {
     "type": "object",
@@ -29,7 +30,18 @@ _ERROR = {
         }
     },
 }
-_ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 # What any route may answer: to what is no valid request of it; to a host that is not allowed or a
 # key that does not suffice; to a body that comes too slowly or is too long; to headers that are
 # too long; while too many connections or bodies are on their way.
@@ -74,6 +86,7 @@ def describe_api(
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Error"] = _ERROR
+    schemas["AnthropicError"] = _ANTHROPIC_ERROR
     components["securitySchemes"] = _KEYS
     return document
 
@@ -87,13 +100,14 @@ def _responses(route: GuardedRoute, known: dict[str, Any], open_now: bool) -> di
     responses = {code: response for code, response in known.items() if code != "422"}
     if route.rule.events:
         responses["200"]["content"]["text/event-stream"] = _EVENTS
+    shape = "AnthropicError" if is_anthropic(route.path) else "Error"
     refused = {*_EVERYWHERE, *route.rule.refusals}
     if _KEYS_OF[route.rule.access] and not open_now:
         refused.add(401)
     for code in sorted(refused):
         described: dict[str, Any] = {
             "description": HTTPStatus(code).phrase,
-            "content": _ERROR_CONTENT,
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}},
         }
         if code in (429, 503):
             described["headers"] = _RETRY_AFTER

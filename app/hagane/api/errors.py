@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from hagane.api.error_shapes import in_dialect
 from hagane.system.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -123,13 +124,14 @@ def install(app: FastAPI) -> None:
     """Register the handlers of everything a route or the framework may raise."""
 
     @app.exception_handler(HaganeError)
-    async def ours(_: Request, error: HaganeError) -> JSONResponse:
+    async def ours(request: Request, error: HaganeError) -> JSONResponse:
         status, body, headers = describe(error)
-        return JSONResponse(body, status, headers)
+        return JSONResponse(in_dialect(request.url.path, status, body), status, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def validation(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse(_validation_body(error.errors()), 400)
+    async def validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        body = _validation_body(error.errors())
+        return JSONResponse(in_dialect(request.url.path, 400, body), 400)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -138,13 +140,14 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = ", ".join(_methods(request))
-        return JSONResponse(body, error.status_code, headers)
+        shown = in_dialect(request.url.path, error.status_code, body)
+        return JSONResponse(shown, error.status_code, headers)
 
 
-def unforeseen() -> JSONResponse:
+def unforeseen(path: str) -> JSONResponse:
     """The answer to a request that met a fault of this program."""
     body = error_body("Internal error; the log has the details.", "server_error", None, None)
-    return JSONResponse(body, 500)
+    return JSONResponse(in_dialect(path, 500, body), 500)
 
 
 def _http_message(request: Request, error: HTTPException) -> str:

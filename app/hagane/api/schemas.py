@@ -100,6 +100,7 @@ class ChatBody(SamplingBody, ToolsBody):
     logprobs: Flag = False
     top_logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
     add_generation_prompt: Flag = True
+    continue_final_message: Flag = False
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     # Hints that change no answer; templates that know it see the effort.
     modalities: list[Literal["text"]] | None = None

@@ -5,12 +5,10 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
-
-from hagane.api.decoding import DecodingBody
 
 INPUT_TOKENS = "gen_ai.usage.input_tokens"
 CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
@@ -21,8 +19,18 @@ _PARAMETERS = (
 )  # fmt: skip
 
 
+class GeneratingBody(Protocol):
+    """The body of any route that generates."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def stream(self) -> bool: ...
+
+
 def describe_request(
-    operation: Literal["chat", "text_completion"], body: DecodingBody, model: str
+    operation: Literal["chat", "text_completion"], body: GeneratingBody, model: str
 ) -> None:
     """Put what is asked for, and the `model` that answers, on the request's span."""
     span = trace.get_current_span()

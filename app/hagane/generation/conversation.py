@@ -55,13 +55,15 @@ class Turn:
 class Conversation:
     """Turns, oldest first, and the `tools` that may be called: JSON schemas as OpenAI writes them.
 
-    `extra` are further variables of the model's template.
+    `extra` are further variables of the model's template. With `continue_final` the last turn is
+    the beginning of the answer.
     """
 
     turns: tuple[Turn, ...]
     tools: tuple[dict[str, Any], ...] = ()
     add_generation_prompt: bool = True
     extra: tuple[tuple[str, Any], ...] = ()
+    continue_final: bool = False
 
     @property
     def size(self) -> int:

@@ -54,6 +54,7 @@ Event = TextDelta | ReasoningDelta | ToolCallStarted | ToolCallArguments | Finis
 class Update:
     """All that new tokens of the continuation `index` have brought.
 
+    `stopped` is the stop string that ended the text.
     `reasoning_tokens` of `tokens` belong to the reasoning, markers included.
     `logprobs` has an entry for each of `tokens`, where they were asked for; text that is held back
     comes later. `end` is the entry of the token that ended the text without being part of it.
@@ -66,6 +67,7 @@ class Update:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     end: TokenLogprobs | None = None
     reasoning_tokens: int = 0
+    stopped: str | None = None
 
     @property
     def finish_reason(self) -> FinishReason | None:

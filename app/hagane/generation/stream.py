@@ -132,6 +132,7 @@ class _Continuation:
             prompt_logprobs=delta.prompt_logprobs,
             end=delta.logprobs[-1] if delta.stopped_on_token and delta.logprobs else None,
             reasoning_tokens=len(visible) if reasoning else 0,
+            stopped=self._text.stopped,
         )
 
     def _tell_reasoning(self, events: Sequence[Event]) -> bool:

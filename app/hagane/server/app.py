@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from hagane import __version__
 from hagane.api import errors, metrics
 from hagane.api.access import routes_of
+from hagane.api.anthropic import messages
 from hagane.api.answers import AnswerLog
 from hagane.api.body import Arriving
 from hagane.api.hagane import (
@@ -71,9 +72,9 @@ logger = logging.getLogger(__name__)
 
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
-    chat, completions, responses, conversations, models, tokenize, health, metrics, openapi, web,
-    adapters, admin, admin_page, aliases, files, fine_tuning, pretraining, stored_completions,
-    feedback,
+    chat, completions, responses, conversations, messages, models, tokenize,
+    health, metrics, openapi, web, adapters, admin, admin_page, aliases, files,
+    fine_tuning, pretraining, stored_completions, feedback,
 )  # fmt: skip
 
 # Reports on files at a time, each a process of its own; more of them wait.

@@ -70,7 +70,7 @@ class RequestContext:
                 # An answer that has begun can only be cut off, by the server.
                 raise
             logger.exception("unforeseen error")
-            await unforeseen()(scope, receive, send_with_id)
+            await unforeseen(scope["path"])(scope, receive, send_with_id)
         finally:
             self.metrics.http_requests.labels(scope["method"], _route(scope), str(status)).inc()
             if not asked_by_machines(scope):

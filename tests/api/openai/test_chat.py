@@ -72,6 +72,22 @@ def test_streamed_chat_equals_whole_chat(client):
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
+def test_a_final_message_is_continued(server):
+    begun = [*MESSAGES, {"role": "assistant", "content": "Yes, and"}]
+    answer = chat(
+        server, messages=begun, continue_final_message=True, temperature=0, max_tokens=12
+    ).json()["choices"][0]["message"]["content"]
+    prompt = (
+        f"<|im_start|>user\n{MESSAGES[0]['content']}<|im_end|>\n<|im_start|>assistant\nYes, and"
+    )
+    text = complete(server, prompt=prompt, temperature=0, max_tokens=12).json()["choices"][0][
+        "text"
+    ]
+    assert answer == text
+    refused = chat(server, continue_final_message=True)
+    assert refused.json()["error"]["param"] == "continue_final_message"
+
+
 def test_greedy_tokens_equal_transformers(server, tiny_model_dir):
     prompt = [5, 70, 71, 90, 12, 33]
     reference = AutoModelForCausalLM.from_pretrained(tiny_model_dir)

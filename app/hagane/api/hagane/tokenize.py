@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from hagane.api.access import guarded_router
-from hagane.api.answering import render_chat
+from hagane.api.answering import tokenize_chat
 from hagane.api.json_body import body_size
 from hagane.api.messages import Message
 from hagane.api.openai.chat import read_messages
@@ -43,8 +43,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
 
 def _render(target: Target, messages: list[Message], add_generation_prompt: bool) -> list[int]:
     conversation = read_messages(messages, add_generation_prompt=add_generation_prompt)
-    text = render_chat(target, conversation)
-    return target.encode(text, "messages", wanted=None, add_special_tokens=False)
+    return tokenize_chat(target, conversation)
 
 
 @router.post("/detokenize")

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -94,6 +95,8 @@ def read_body(body: ChatBody) -> tuple[Conversation, Parameters]:
         add_generation_prompt=body.add_generation_prompt,
         extra=_template_arguments(body),
     )
+    if body.continue_final_message:
+        conversation = continued(conversation, body.model_fields_set)
     parameters = body.parameters(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -111,6 +114,26 @@ def read_messages(
     """OpenAI's messages as a conversation."""
     turns = tuple(map(_turn, messages))
     return Conversation(turns, tools, add_generation_prompt, tuple((extra or {}).items()))
+
+
+def continued(conversation: Conversation, given: set[str]) -> Conversation:
+    """A conversation whose last message is the beginning of the answer.
+
+    `given` are the fields of the body. Raises InvalidRequestError where that cannot be.
+    """
+    last = conversation.turns[-1]
+    if last.role != "assistant" or last.calls or not last.text.strip():
+        raise InvalidRequestError(
+            "'continue_final_message' needs a last message of the assistant's, with text and "
+            "without calls.",
+            param="continue_final_message",
+        )
+    if conversation.add_generation_prompt and "add_generation_prompt" in given:
+        raise InvalidRequestError(
+            "'continue_final_message' and 'add_generation_prompt' exclude each other.",
+            param="continue_final_message",
+        )
+    return replace(conversation, add_generation_prompt=False, continue_final=True)
 
 
 def _turn(message: Message) -> Turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request
@@ -21,7 +22,29 @@ def list_models(request: Request) -> dict[str, Any]:
     serving = get_serving(request)
     serving.require_engine()
     models = [serving.base, *serving.catalogue.list()]
-    return {"object": "list", "data": [describe_model(serving, model) for model in models]}
+    described = [describe_model(serving, model) for model in models]
+    if "anthropic-version" in request.headers:
+        return _anthropic_list(described)
+    return {"object": "list", "data": described}
+
+
+def _anthropic_list(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """The models as Anthropic's clients expect them, all on one page."""
+    data = [
+        {
+            "type": "model",
+            "id": model["id"],
+            "display_name": model["id"],
+            "created_at": datetime.fromtimestamp(model["created"], UTC).isoformat(),
+        }
+        for model in models
+    ]
+    return {
+        "data": data,
+        "has_more": False,
+        "first_id": data[0]["id"],
+        "last_id": data[-1]["id"],
+    }
 
 
 @router.get("/v1/models/{model_id:path}")

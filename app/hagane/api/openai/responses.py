@@ -12,7 +12,7 @@ from fastapi import Depends, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
-from hagane.api.answering import prepare_answer, render_chat
+from hagane.api.answering import prepare_answer, tokenize_chat
 from hagane.api.background import Run
 from hagane.api.errors import describe
 from hagane.api.json_body import body_size
@@ -153,8 +153,7 @@ async def count_tokens(body: InputTokensBody, request: Request) -> dict[str, Any
 
 def _count(serving: Serving, owner: str, target: Target, body: InputTokensBody) -> int:
     given = read_input(serving.store.responses, owner, body)
-    text = render_chat(target, given.conversation, "input")
-    return len(target.encode(text, "input", wanted=None, add_special_tokens=False))
+    return len(tokenize_chat(target, given.conversation, "input"))
 
 
 @router.get(PATH + "/{response_id}", response_model=None)
