@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect
 from hagane import __version__
 from hagane.api import errors, metrics
 from hagane.api.access import routes_of
-from hagane.api.anthropic import messages
 from hagane.api.answers import AnswerLog
+from hagane.api.anthropic import messages
 from hagane.api.body import Arriving
 from hagane.api.hagane import (
     adapters,
