@@ -27,6 +27,8 @@ class Quantization:
     """How weights are stored, and for int4 how many inputs share a scale (32, 64 or 128).
 
     `rotated` weights of int8 and int4 are quantized behind a rotation of their inputs.
+    `eight_bits` are the projections of an int4 model that have 8 bits: `self_attn.o_proj` in all
+    layers, `layers.2.mlp.down_proj` in one.
     `measured_loss` is what a stored model loses on sample text: nats per token, in parts of the
     unquantized model's; None if nobody measured it.
     """
@@ -34,7 +36,12 @@ class Quantization:
     format: Literal["int8", "int4", "fp8"]
     group_size: int = 32
     rotated: bool = False
+    eight_bits: tuple[str, ...] = ()
     measured_loss: float | None = field(default=None, compare=False)
+
+    def has_eight_bits(self, layer: int, path: str) -> bool:
+        """Whether the projection at `path` in a layer has 8 bits in a model of 4."""
+        return path in self.eight_bits or f"layers.{layer}.{path}" in self.eight_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +261,10 @@ class _Reader:
         turned = stored.get("rotated", False)
         if not isinstance(turned, bool):
             raise self.fail("quantization_config", f"has rotated {turned!r}; true or false is read")
+        wide = stored.get("eight_bits", [])
+        if not isinstance(wide, list) or not all(isinstance(path, str) for path in wide):
+            raise self.fail("quantization_config", f"has eight_bits {wide!r}, not a list of paths")
         loss = stored.get("measured_loss")
         if loss is not None and (isinstance(loss, bool) or not isinstance(loss, int | float)):
             raise self.fail("quantization_config", f"has measured_loss {loss!r}, not a number")
-        return Quantization(name, group, turned, loss)
+        return Quantization(name, group, turned, tuple(wide), loss)

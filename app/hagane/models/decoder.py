@@ -25,15 +25,22 @@ from hagane.models.linear import (
 )
 from hagane.models.rope import RotaryEmbedding
 from hagane.models.serving import CudaEmbedding, PackedEmbedding
-from hagane.models.spec import ProjectionSpec, layer_projections
+from hagane.models.spec import layer_projections
 
 # Where keys are centered on average: later positions turn slow features a little further.
 _CENTERED_POSITIONS = 4096
 
 
-def _projection(declared: ProjectionSpec, quantization: Quantization | None) -> Linear:
+def _projection(
+    config: ModelConfig, layer: int, path: str, quantization: Quantization | None
+) -> Linear:
+    declared = layer_projections(config)[path]
     return make_linear(
-        declared.columns, declared.rows, bias=declared.bias, quantization=quantization
+        declared.columns,
+        declared.rows,
+        bias=declared.bias,
+        quantization=quantization,
+        eight_bits=quantization is not None and quantization.has_eight_bits(layer, path),
     )
 
 
@@ -67,9 +74,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.window = config.sliding_windows[layer] if config.sliding_windows else None
-        declared = layer_projections(config)
-        self.qkv_proj = _projection(declared["self_attn.qkv_proj"], quantization)
-        self.o_proj = _projection(declared["self_attn.o_proj"], quantization)
+        self.qkv_proj = _projection(config, layer, "self_attn.qkv_proj", quantization)
+        self.o_proj = _projection(config, layer, "self_attn.o_proj", quantization)
         # Float32 [kv_heads, head_dim], or None: what is taken off every key (see `center_keys`).
         self.key_center: Tensor | None = None
         self.q_norm: RMSNorm | None = None
@@ -118,13 +124,16 @@ class MLP(nn.Module):
     """The SwiGLU feed-forward block."""
 
     def __init__(
-        self, config: ModelConfig, quantization: Quantization | None, operations: Operations
+        self,
+        config: ModelConfig,
+        layer: int,
+        quantization: Quantization | None,
+        operations: Operations,
     ) -> None:
         super().__init__()
         self.operations = operations
-        declared = layer_projections(config)
-        self.gate_up_proj = _projection(declared["mlp.gate_up_proj"], quantization)
-        self.down_proj = _projection(declared["mlp.down_proj"], quantization)
+        self.gate_up_proj = _projection(config, layer, "mlp.gate_up_proj", quantization)
+        self.down_proj = _projection(config, layer, "mlp.down_proj", quantization)
 
     def forward(self, x: Tensor, context: AttentionContext, residual: Tensor) -> Tensor:
         inner = self.operations.silu_and_mul(context.linear(self.gate_up_proj, x))
@@ -145,7 +154,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
         self.self_attn = Attention(config, layer, quantization, operations)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
-        self.mlp = MLP(config, quantization, operations)
+        self.mlp = MLP(config, layer, quantization, operations)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
         x = self.self_attn(self.input_layernorm(x), cos, sin, context, residual=x)

@@ -267,9 +267,14 @@ Quantized = Int8 | Int4 | Fp8 | Int8Embedding
 
 
 def make_linear(
-    in_features: int, out_features: int, *, bias: bool, quantization: Quantization | None
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool,
+    quantization: Quantization | None,
+    eight_bits: bool = False,
 ) -> Linear:
-    """The linear layer that `quantization` asks for.
+    """The linear layer that `quantization` asks for, with 8 bits instead of 4 for `eight_bits`.
 
     Where an int4 group does not divide `in_features`, the next smaller one that does is taken;
     where none does, the layer is int8.
@@ -279,7 +284,7 @@ def make_linear(
     if quantization.format == "fp8":
         return Fp8(in_features, out_features, bias)
     rotation = rotation_block(in_features) if quantization.rotated else 0
-    if quantization.format == "int4":
+    if quantization.format == "int4" and not eight_bits:
         for group in GROUP_SIZES:
             if group <= quantization.group_size and in_features % group == 0:
                 return Int4(in_features, out_features, bias, group, rotation)

@@ -12,7 +12,7 @@ from hagane.weights.sources.config import load_config
 
 # Of a weight as it is served, with the scales of groups and channels.
 _BITS = {
-    "float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.1, "int4": 4.6, "fp8": 8.1,
+    "float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.1, "int4": 5.1, "fp8": 8.1,
 }  # fmt: skip
 # Interpreter, torch and buffers of a process that serves a small model: a round figure.
 _PROCESS_BYTES = 400 << 20

@@ -49,6 +49,7 @@ from hagane.weights.finite import check_finite, naming
 from hagane.weights.formats.grouped import common_form
 from hagane.weights.formats.grouped import pack as pack_groups
 from hagane.weights.opening import compare, open_weights
+from hagane.weights.plan import plan
 from hagane.weights.progress import Progress
 from hagane.weights.sources.gguf.source import GGUFRows
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
@@ -74,6 +75,7 @@ class LoadReport:
     parameters: int
     weight_bytes: int
     seconds: float
+    quantization: Quantization | None
 
     @property
     def bits_per_weight(self) -> float:
@@ -96,6 +98,8 @@ def load_model(
     """
     started = time.monotonic()
     config, source = open_weights(directory)
+    if config.quantization is None and quantization is not None:
+        quantization = plan(config, source, quantization)
     with torch.device("meta"):
         model = Transformer(config, quantization, operations or reference)
     if config.quantization is not None:
@@ -109,7 +113,7 @@ def load_model(
         size += loading.load(name, module)
         progress.advance(_count(module))
     model.model.rotary.to(device)
-    return model, LoadReport(progress.total, size, time.monotonic() - started)
+    return model, LoadReport(progress.total, size, time.monotonic() - started, quantization)
 
 
 @dataclass(frozen=True)

@@ -45,14 +45,16 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     if cpu.available():
         cpu.start()
     model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
+    used = report.quantization or quantization
     raw = config_dict(source)
     # The weights decide it, whatever the source's configuration says.
     raw["tie_word_embeddings"] = model.config.tie_word_embeddings
     raw["quantization_config"] = {
         "quant_method": "hagane",
-        "format": quantization.format,
-        "group_size": quantization.group_size,
-        "rotated": quantization.rotated,
+        "format": used.format,
+        "group_size": used.group_size,
+        "rotated": used.rotated,
+        "eight_bits": list(used.eight_bits),
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     destination.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
     embedding = config.vocab_size * config.hidden_size
     embeddings = embedding * (1 if config.tie_word_embeddings else 2)
     # For the backward pass a CPU keeps 8- and 4-bit weights transposed in 8 bits, the head in 16.
-    width = {"none": 2.0, "int8": 2.0, "fp8": 1.0, "int4": 1.56}[spec.quantize]
+    width = {"none": 2.0, "int8": 2.0, "fp8": 1.0, "int4": 1.61}[spec.quantize]
     ends = 2.0 * embeddings if spec.quantize == "none" else embeddings + 2.0 * embedding
     tokens = max(MICRO_TOKENS, longest)
     if spec.full:
