@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-import sys
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -22,21 +23,18 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[int, mmap.mmap] = {}
+        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Like torch.empty, in memory that stays valid as long as the workspace."""
         # Powers of two, so that recordings of other batch sizes find buffers to share.
         size = max(mmap.PAGESIZE, 1 << (math.prod(shape) * dtype.itemsize - 1).bit_length())
-        address = self._find(size)
-        if address is None:
-            buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                buffer.madvise(mmap.MADV_HUGEPAGE)
-            address = torch.frombuffer(buffer, dtype=torch.int8).data_ptr()
-            self._buffers[address] = buffer
-        buffer = self._buffers[address]
-        return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(shape)
+        free = self._free[size]
+        buffer = free.pop() if free else _map(size)
+        # The tensor and its views keep `memory` alive; the buffer is free again when it dies.
+        memory = (ctypes.c_char * size).from_buffer(buffer)
+        weakref.finalize(memory, free.append, buffer).atexit = False
+        return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
     def alias(self, tensor: Tensor) -> Tensor:
         """The same memory, where others may lie as soon as `tensor` is gone; keeps the workspace.
@@ -47,13 +45,12 @@ class Workspace:
         memory.workspace = self  # type: ignore[attr-defined]
         return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
 
-    def _find(self, size: int) -> int | None:
-        for address in self._buffers:
-            # Two references: the dictionary's and this call's. A tensor would hold a third.
-            free = sys.getrefcount(self._buffers[address]) == 2
-            if free and len(self._buffers[address]) == size:
-                return address
-        return None
+
+def _map(size: int) -> mmap.mmap:
+    buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
 
 
 # Where results go while a recording is made; else torch's allocator has room for them.
