@@ -9,7 +9,9 @@ import pytest
 import torch
 from hagane.kernels import PagedLayout, SamplingTensors, reference
 from hagane.kernels.sampling import sample as sample_by_sorting
-from hagane.models.linear import Fp8, Int4, quantize_int8
+from hagane.models.formats.fp8 import Fp8
+from hagane.models.formats.int4 import Int4
+from hagane.models.formats.int8 import quantize_int8
 
 cuda = pytest.importorskip("hagane.kernels.cuda")
 linear = pytest.importorskip("hagane.kernels.cuda.linear")

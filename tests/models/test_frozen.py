@@ -9,13 +9,14 @@ from hagane.lora.config import AdapterConfig
 from hagane.lora.train import attach, factors, set_factors
 from hagane.models.config import Quantization
 from hagane.models.decoder import use_operations
+from hagane.models.formats.int8 import Int8Embedding, quantize_int8
 from hagane.models.frozen import (
     DequantizedLinear,
     Int8TrainingEmbedding,
     Int8TrainingLinear,
     use_int8_training,
 )
-from hagane.models.linear import Int8Embedding, make_linear, quantize_int8
+from hagane.models.linear import make_linear
 from hagane.text.hub import BUILTIN_MODELS
 from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.objective import score
@@ -56,7 +57,7 @@ def step_of(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_int8_is_off_by_the_rounding_of_its_inputs_alone(inputs, outputs, tokens):
     layer = quantized(inputs, outputs, "int8")
-    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer)
+    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer.pack_for_training())
     weight = layer.matrix(torch.float32)
     x, residual = torch.randn(tokens, inputs), torch.randn(tokens, outputs)
     error = (integers(x, residual) - exact(x, residual)).abs()
@@ -70,7 +71,7 @@ def test_int8_is_off_by_the_rounding_of_its_inputs_alone(inputs, outputs, tokens
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_rotated_codes_give_the_products_and_gradients_of_the_weights(form):
     layer = quantized(96, 40, form, rotated=True)
-    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer)
+    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer.pack_for_training())
     x, grad = torch.randn(37, 96), torch.randn(37, 40)
     x[:, 5] *= 50
     for ours, theirs in (
@@ -83,7 +84,7 @@ def test_rotated_codes_give_the_products_and_gradients_of_the_weights(form):
 @pytest.mark.parametrize("tokens", [1, 37])
 def test_int4_goes_back_through_8_bit_codes(tokens):
     layer = quantized(96, 40, "int4")
-    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer)
+    exact, integers = DequantizedLinear(layer), Int8TrainingLinear(layer.pack_for_training())
     x, grad = torch.randn(tokens, 96), torch.randn(tokens, 40)
     weight = layer.matrix(torch.float32)
     error = (integers(x) - exact(x)).abs()

@@ -14,7 +14,10 @@ from hagane import kernels
 from hagane.models.attention import PackedCausal
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer
-from hagane.models.linear import Fp8, Int4, make_linear, rotated, unpack_int4
+from hagane.models.formats.fp8 import Fp8
+from hagane.models.formats.int4 import Int4, unpack_int4
+from hagane.models.formats.layer import rotated
+from hagane.models.linear import make_linear
 from hagane.models.serving import for_serving
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.weights.load import load_model, save_model

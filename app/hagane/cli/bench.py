@@ -22,6 +22,7 @@ from hagane.server.app import engine_config
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings
+from hagane.system.weight_formats import FormatChoice
 from hagane.text.hub import resolve_model
 from hagane.weights.sources.config import load_config
 
@@ -46,7 +47,7 @@ class BenchOptions(Options):
     """Measure how fast a model runs on this machine."""
 
     model: CliPositionalArg[str] = Field(description="model directory, store name or hub id")
-    quantize: Literal["none", "int8", "int4", "fp8"] = Field("none", description="weights")
+    quantize: FormatChoice = Field("none", description="weights")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of computation")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, description="default: one per usable core")

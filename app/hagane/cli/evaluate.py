@@ -18,6 +18,7 @@ from hagane.evaluation.run import run as run_evaluation
 from hagane.server.app import engine_config
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings
+from hagane.system.weight_formats import FormatChoice
 from hagane.text.hub import resolve_model
 
 # Options that take several values, one after the other.
@@ -31,7 +32,7 @@ class EvaluateOptions(Options):
     text: list[Path] = Field([], description="text or JSON Lines files, one or several")
     questions: list[Path] = Field([], description="JSON Lines files, one or several")
     limit: int | None = Field(None, description="documents or questions of a file at most")
-    quantize: Literal["none", "int8", "int4", "fp8"] = Field("none", description="weights")
+    quantize: FormatChoice = Field("none", description="weights")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of computation")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, description="default: one per usable core")

@@ -10,6 +10,7 @@ from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
 from hagane.system.errors import ConfigurationError
+from hagane.system.weight_formats import FormatChoice
 
 
 class FinetuneOptions(Options):
@@ -33,9 +34,7 @@ class FinetuneOptions(Options):
     alpha: float | None = Field(None, description="of the adapter [32]")
     sequence_length: int | None = Field(None, description="tokens; longer examples are cut")
     full: bool = Field(False, description="train every weight")
-    quantize: Literal["none", "int8", "int4", "fp8"] | None = Field(
-        None, description="the frozen base"
-    )
+    quantize: FormatChoice | None = Field(None, description="the frozen base")
     checkpoint_every: int | None = Field(None, description="steps")
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N [auto]")
     threads: int | None = Field(None, description="default: one per usable core")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
@@ -16,6 +16,7 @@ from hagane.evaluation.quality import mean_loss, sample_targets
 from hagane.models.config import Quantization
 from hagane.server.app import engine_config
 from hagane.system.settings import Settings
+from hagane.system.weight_formats import WEIGHT_FORMATS
 from hagane.text.companions import write_companions
 from hagane.text.hub import resolve_model
 from hagane.text.tokenizer import Tokenizer
@@ -26,14 +27,11 @@ from hagane.weights.sources.config import is_gguf
 _SAMPLES = 40
 
 
-class QuantizeOptions(Options):
+class _Options(Options):
     """Write a quantized copy of a model directory."""
 
     source: CliPositionalArg[str] = Field(description="model directory, store name or hub id")
     destination: CliPositionalArg[Path] = Field(description="new directory to write")
-    int8: bool = Field(False, description="8 bits, one scale per channel")
-    int4: bool = Field(False, description="4 bits, one scale per group")
-    fp8: bool = Field(False, description="8-bit floats (e4m3), one scale per channel: newer GPUs")
     group_size: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = Field(
         32, description="inputs per int4 scale"
     )
@@ -42,25 +40,37 @@ class QuantizeOptions(Options):
     )
 
     @property
-    def format(self) -> Literal["int8", "int4", "fp8"]:
-        """The one that is asked for."""
-        return "int8" if self.int8 else "int4" if self.int4 else "fp8"
+    def formats(self) -> list[str]:
+        """The formats whose flags are given."""
+        return [name for name in WEIGHT_FORMATS if getattr(self, name)]
 
     @model_validator(mode="after")
     def _one_format(self) -> Self:
-        if self.int8 + self.int4 + self.fp8 != 1:
-            raise ValueError("give one of --int8, --int4 and --fp8")
+        if len(self.formats) != 1:
+            *others, last = [f"--{name}" for name in WEIGHT_FORMATS]
+            raise ValueError(f"give one of {', '.join(others)} and {last}")
         return self
+
+
+_FLAGS: dict[str, Any] = {
+    declared.name: (bool, Field(False, description=declared.summary))
+    for declared in WEIGHT_FORMATS.values()
+}
+QuantizeOptions = create_model(
+    "QuantizeOptions", __base__=_Options, __doc__=_Options.__doc__, **_FLAGS
+)
 
 
 def run(arguments: list[str]) -> int:
     """Quantize, and print what came of it."""
     options = read(QuantizeOptions, arguments, "quantize")
     source = resolve_model(options.source)
+    (name,) = options.formats
+    quantization = Quantization.choose(name, cpu=True, group_size=options.group_size)
     report = quantize_directory(
         source,
         options.destination,
-        Quantization(options.format, options.group_size, rotated=options.format != "fp8"),
+        quantization,
     )
     if is_gguf(source):
         write_companions(source, options.destination)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hagane.lora.files import load_adapter
-from hagane.models.linear import Dense
+from hagane.models.formats.dense import Dense
 from hagane.models.spec import parts_at
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.text.companions import write_companions

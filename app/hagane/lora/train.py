@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from hagane.lora.config import AdapterConfig
 from hagane.models.decoder import Transformer
+from hagane.models.formats.layer import Linear
 from hagane.models.frozen import DequantizedLinear, Int8TrainingLinear
-from hagane.models.linear import Linear
 from hagane.models.spec import linear_shapes, parts_at
 
 

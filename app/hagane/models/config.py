@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hagane.models.rope_parameters import RopeParameters
 from hagane.system.errors import ModelError
 from hagane.system.files import read_json_object
+from hagane.system.weight_formats import WEIGHT_FORMATS, FormatName
 
 CONFIG_FILE = "config.json"
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -26,14 +27,14 @@ _MOST_LAYERS, _LARGEST_SIZE = 4096, 1 << 24
 class Quantization:
     """How weights are stored, and for int4 how many inputs share a scale (32, 64 or 128).
 
-    `rotated` weights of int8 and int4 are quantized behind a rotation of their inputs.
+    `rotated` weights of int8 and int4 are quantized after a rotation of their inputs.
     `eight_bits` are the projections of an int4 model that have 8 bits: `self_attn.o_proj` in all
     layers, `layers.2.mlp.down_proj` in one.
-    `measured_loss` is what a stored model loses on sample text: nats per token, in parts of the
-    unquantized model's; None if nobody measured it.
+    `measured_loss` is the loss that quantization adds on sample text, relative to the unquantized
+    model's; None if it was not measured.
     """
 
-    format: Literal["int8", "int4", "fp8"]
+    format: FormatName
     group_size: int = 32
     rotated: bool = False
     eight_bits: tuple[str, ...] = ()
@@ -42,6 +43,14 @@ class Quantization:
     def has_eight_bits(self, layer: int, path: str) -> bool:
         """Whether the projection at `path` in a layer has 8 bits in a model of 4."""
         return path in self.eight_bits or f"layers.{layer}.{path}" in self.eight_bits
+
+    @classmethod
+    def choose(cls, name: str, *, cpu: bool, group_size: int = 32) -> Quantization:
+        """Of unquantized weights for use on a CPU or a GPU.
+
+        A GPU would spend more on rotating a few rows than on their product.
+        """
+        return cls(name, group_size, rotated=cpu and WEIGHT_FORMATS[name].integer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +265,7 @@ class _Reader:
         bits = stored.get("bits")
         old = {8: "int8", 4: "int4"}.get(bits) if isinstance(bits, int) else None
         name, group = stored.get("format", old), stored.get("group_size", 64)
-        if name not in ("int8", "int4", "fp8") or group not in (32, 64, 128):
+        if name not in WEIGHT_FORMATS or group not in (32, 64, 128):
             raise self.fail("quantization_config", f"has format {name!r} and group_size {group!r}")
         turned = stored.get("rotated", False)
         if not isinstance(turned, bool):

@@ -15,14 +15,11 @@ from torch import Tensor, nn
 from hagane.kernels import Operations, reference
 from hagane.models.attention import AttentionContext
 from hagane.models.config import ModelConfig, Quantization
+from hagane.models.formats.dense import DenseEmbedding
+from hagane.models.formats.int8 import Int8Embedding
+from hagane.models.formats.layer import Linear
 from hagane.models.frozen import Int8TrainingEmbedding
-from hagane.models.linear import (
-    DenseEmbedding,
-    Int8Embedding,
-    Linear,
-    make_embedding,
-    make_linear,
-)
+from hagane.models.linear import make_embedding, make_linear
 from hagane.models.rope import RotaryEmbedding
 from hagane.models.serving import CudaEmbedding, PackedEmbedding
 from hagane.models.spec import layer_projections

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import cpu, training
-from hagane.models.linear import Int4, Int8, Int8Embedding, Linear, quantize_int8, rotated
+from hagane.kernels import cpu
+from hagane.models.formats.int8 import Int8Embedding
+from hagane.models.formats.layer import FrozenWeights, Linear, rotated
 
 if TYPE_CHECKING:
     from hagane.models.decoder import Transformer
@@ -44,31 +45,19 @@ class DequantizedLinear(nn.Module):
 
 
 class Int8TrainingLinear(nn.Module):
-    """A linear layer of 8 or 4 bits, with the native kernels.
+    """A linear layer on 8-bit inputs, with the native kernels."""
 
-    The backward pass of 4 bits uses 8-bit codes of the same weights. The scales of 4 bits differ
-    within a row, so no single factor per output could be taken out of the sum.
-    """
-
-    def __init__(self, layer: Int8 | Int4) -> None:
+    def __init__(self, frozen: FrozenWeights) -> None:
         super().__init__()
-        # The gradient has the rotation of the codes.
-        self.rotation = layer.rotation if isinstance(layer, Int8) else 0
-        if isinstance(layer, Int8):
-            codes, scale = layer.weight_int8, layer.scale
-            self.weight = cpu.pack_int8(codes, scale, layer.bias, rotation=layer.rotation)
-        else:
-            codes, scale = quantize_int8(layer.matrix(torch.float32)).values()
-            stored = layer.weight_int4, layer.scale, layer.group_size
-            self.weight = cpu.pack_int4(*stored, layer.bias, rotation=layer.rotation)
-        self.transposed = training.pack_transposed(codes, scale)
+        self.frozen = frozen
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return cpu.linear(x.contiguous(), self.weight, residual=residual)
+        return cpu.linear(x.contiguous(), self.frozen.weight, residual=residual)
 
     def gradient(self, grad: Tensor) -> Tensor:
         """[tokens, out] -> [tokens, in]."""
-        return rotated(cpu.linear(grad.contiguous(), self.transposed), self.rotation)
+        grad = cpu.linear(grad.contiguous(), self.frozen.transposed)
+        return rotated(grad, self.frozen.rotation)
 
 
 class DequantizedHead:
@@ -123,7 +112,9 @@ def use_int8_training(model: Transformer, dtype: torch.dtype) -> None:
     ]
     for parent in parents:
         for name, child in list(parent.named_children()):
-            if isinstance(child, DequantizedLinear) and isinstance(child.layer, Int8 | Int4):
-                setattr(parent, name, Int8TrainingLinear(child.layer))
+            if isinstance(child, DequantizedLinear):
+                packed = child.layer.pack_for_training()
+                if packed is not None:
+                    setattr(parent, name, Int8TrainingLinear(packed))
             elif child is head and isinstance(child, Int8Embedding):
                 setattr(parent, name, Int8TrainingEmbedding(child, dtype))

@@ -8,12 +8,16 @@ from pathlib import Path
 from safetensors import safe_open
 
 from hagane.pool.messages import EngineConfig
+from hagane.system.weight_formats import WEIGHT_FORMATS
 from hagane.weights.sources.config import load_config
 
-# Of a weight as it is served, with the scales of groups and channels.
+# Bits of a served weight, with its share of the scales.
 _BITS = {
-    "float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.1, "int4": 5.1, "fp8": 8.1,
-}  # fmt: skip
+    "float32": 32.0,
+    "bfloat16": 16.0,
+    "float16": 16.0,
+    **{name: declared.bits for name, declared in WEIGHT_FORMATS.items()},
+}
 # Interpreter, torch and buffers of a process that serves a small model: a round figure.
 _PROCESS_BYTES = 400 << 20
 

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from hagane.system.errors import InvalidRequestError
+from hagane.system.weight_formats import FormatChoice
 
 FinishReason = Literal["stop", "length"]
 FailureCode = Literal[
@@ -279,7 +280,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model: str
     device: str
     dtype: str
-    quantize: Literal["none", "int8", "int4", "fp8"]
+    quantize: FormatChoice
     group_size: int
     block_size: int
     context_length: int | None

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from hagane.system.errors import ConfigurationError
+from hagane.system.weight_formats import FormatChoice
 
 PREFIX = "HAGANE_"
 CONFIG_VARIABLE = "HAGANE_CONFIG"
@@ -73,7 +74,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="dtype of computation; auto: the model's own"
     )
-    quantize: Literal["none", "int8", "int4", "fp8"] = Field("none", description="quantize weights")
+    quantize: FormatChoice = Field("none", description="quantize weights")
     # Flags and variables are text, which a literal number would not be equal to.
     group_size: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = Field(
         32, description="inputs per int4 scale"

@@ -26,22 +26,16 @@ from torch import Tensor, nn
 from hagane.kernels import Operations, cpu, reference
 from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
 from hagane.models.decoder import Attention, RMSNorm, Transformer
-from hagane.models.linear import (
-    Dense,
-    DenseEmbedding,
-    Int4,
-    Int8,
-    Int8Embedding,
-    Linear,
-    Quantized,
-)
+from hagane.models.formats.dense import Dense, DenseEmbedding
+from hagane.models.formats.int8 import Int8Embedding
+from hagane.models.formats.layer import Linear, NativeQuantization, Stored
+from hagane.models.linear import Quantized
 from hagane.models.serving import (
     Packed,
     PackedEmbedding,
     for_serving,
     pack_for_serving,
     quantize_natively,
-    quantizes_natively,
 )
 from hagane.models.spec import parts_at
 from hagane.system.files import commit, write_text
@@ -65,7 +59,7 @@ _NATIVE_BLOCK_ELEMENTS = 1 << 20
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 # What the native kernels read and quantize.
 _NATIVE = (torch.float32, torch.bfloat16)
-_Holder = Linear | DenseEmbedding | Int8Embedding | RMSNorm
+_Holder = Stored | RMSNorm
 
 
 @dataclass(frozen=True)
@@ -145,10 +139,11 @@ class _Loading:
         tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
         parts = self._parts(name, module, "weight")
         matrices = [part.rows for part in parts]
-        if self._is_packed_directly(module) and _are_native(matrices):
+        native = self._packed_directly(module)
+        if native is not None and _are_native(matrices):
             if bias is not None:
                 module.bias = nn.Parameter(tensors["bias"])
-            return self._pack(name, module, parts, matrices)
+            return self._pack(name, module, native, parts, matrices)
         if self._keeps_groups(module) and (form := common_form(matrices)):
             if bias is not None:
                 module.bias = nn.Parameter(tensors["bias"])
@@ -177,24 +172,28 @@ class _Loading:
                 _trim_heap()
         return size
 
-    def _is_packed_directly(self, module: _Holder) -> TypeGuard[Int8 | Int4 | Int8Embedding]:
-        """Whether the native kernels quantize and pack this module in one pass."""
-        return self.operations is cpu and self.dtype in _NATIVE and quantizes_natively(module)
+    def _packed_directly(self, module: _Holder) -> NativeQuantization | None:
+        """How the native kernels quantize and pack this module in one pass, if they do."""
+        if self.operations is not cpu or self.dtype not in _NATIVE:
+            return None
+        return module.native if isinstance(module, Stored) else None
 
     def _pack(
         self,
         name: str,
-        module: Int8 | Int4 | Int8Embedding,
+        module: _Holder,
+        native: NativeQuantization,
         parts: list[_Part],
         matrices: list[Tensor],
     ) -> int:
         self._center_keys(name, module)
         with naming(self.path, [(part.name, len(part.rows)) for part in parts]):
-            packed = pack_for_serving(module, matrices, getattr(module, "bias", None), self.dtype)
-        self._replace(name, packed)
+            packed = pack_for_serving(native, matrices, getattr(module, "bias", None), self.dtype)
+        embeds = isinstance(module, Int8Embedding)
+        self._replace(name, PackedEmbedding(packed, self.dtype) if embeds else Packed(packed))
         for matrix in matrices:
             _release(matrix)
-        return packed.weight.nbytes
+        return packed.nbytes
 
     def _keeps_groups(self, module: _Holder) -> TypeGuard[Dense | DenseEmbedding]:
         """Whether this module is served with the bits of its file, if these are in groups.
@@ -261,14 +260,15 @@ class _Loading:
     def _quantize(self, module: Quantized, parts: list[_Part]) -> dict[str, Tensor]:
         """Where the result will be: a GPU quantizes faster than weights can be sent to it."""
         elements = _BLOCK_ELEMENTS if self.device == "cpu" else _DEVICE_BLOCK_ELEMENTS
-        natively = self.device == "cpu" and cpu.available() and self.dtype in _NATIVE
-        if natively and quantizes_natively(module):
+        usable = self.device == "cpu" and cpu.available() and self.dtype in _NATIVE
+        native = module.native if usable else None
+        if native is not None:
             elements = _NATIVE_BLOCK_ELEMENTS
         total = sum(len(part.rows) for part in parts)
         tensors: dict[str, Tensor] = {}
         start = 0
         for block in self._blocks(parts, elements):
-            for key, piece in self._quantize_block(module, block, natively).items():
+            for key, piece in self._quantize_block(module, block, native).items():
                 whole = tensors.get(key)
                 if whole is None:
                     whole = tensors[key] = piece.new_empty(total, *piece.shape[1:])
@@ -277,10 +277,10 @@ class _Loading:
         return tensors
 
     def _quantize_block(
-        self, module: Quantized, block: Tensor, natively: bool
+        self, module: Quantized, block: Tensor, native: NativeQuantization | None
     ) -> dict[str, Tensor]:
-        if natively and quantizes_natively(module):
-            return quantize_natively(module, [block], self.dtype)
+        if native is not None:
+            return quantize_natively(native, [block], self.dtype)
         return module.quantize(block.to(self.device))
 
     def _blocks(self, parts: list[_Part], elements: int) -> Iterator[Tensor]:
@@ -304,7 +304,7 @@ def _count(module: _Holder) -> int:
     total = sum(p.numel() for p in module.parameters(recurse=False))
     if isinstance(module, Quantized):
         codes = next(module.buffers(recurse=False))
-        total += codes.numel() * (2 if isinstance(module, Int4) else 1)
+        total += codes.numel() * module.weights_per_code
     return total
 
 

@@ -21,26 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.engine import RunningEngine, config
 
 
-@pytest.mark.parametrize(
-    ("capability", "refused"), [((7, 5), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)]
-)
-def test_fp8_needs_a_gpu_that_multiplies_it(tiny_model_dir, monkeypatch, capability, refused):
-    class LoadedError(Exception):
-        pass
-
-    def load(*_: object, **__: object) -> None:
-        raise LoadedError
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr("hagane.engine.step.runner.load_model", load)
-    with pytest.raises(ConfigurationError if refused else LoadedError) as raised:
-        ModelRunner(config(tiny_model_dir, device="cuda", quantize="fp8"))
-    if refused:
-        assert "{}.{}: use int8".format(*capability) in str(raised.value)
-
-
 @pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize("block_size", [8, 24])
 def test_native_kernels_refuse_blocks_they_would_read_past(tiny_model_dir, block_size):

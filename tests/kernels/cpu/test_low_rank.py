@@ -8,7 +8,9 @@ from hagane.kernels import cpu
 from hagane.kernels.cpu.low_rank import NativeBank
 from hagane.kernels.low_rank import AdapterRows, Part, TorchBank
 from hagane.lora.banks import Adapted, PackedAdapted
-from hagane.models.linear import Dense, Int4, Int8
+from hagane.models.formats.dense import Dense
+from hagane.models.formats.int4 import Int4
+from hagane.models.formats.int8 import Int8
 from hagane.models.serving import for_serving
 from hagane.system.machine import usable_cores
 from hypothesis import given, settings

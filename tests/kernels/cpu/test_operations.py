@@ -8,16 +8,10 @@ import pytest
 import torch
 from hagane.kernels import PagedLayout, SamplingTensors, cpu, reference
 from hagane.models.config import Quantization
-from hagane.models.linear import (
-    Dense,
-    Int4,
-    Int8,
-    Int8Embedding,
-    make_embedding,
-    make_linear,
-    quantize_int8,
-    unpack_int4,
-)
+from hagane.models.formats.dense import Dense
+from hagane.models.formats.int4 import Int4, unpack_int4
+from hagane.models.formats.int8 import Int8, Int8Embedding, quantize_int8
+from hagane.models.linear import make_embedding, make_linear
 from hagane.models.serving import for_serving
 from hagane.system.machine import usable_cores
 from hypothesis import given, settings

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hagane.kernels import cpu
 from hagane.kernels.cpu import extension
-from hagane.models.linear import Int4, Int8, quantize_int8
+from hagane.models.formats.int4 import Int4
+from hagane.models.formats.int8 import Int8, quantize_int8
 
 from tests.support.paging import SETS
 

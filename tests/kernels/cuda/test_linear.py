@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
-from hagane.models.linear import Fp8, Int4, quantize_int8, unpack_int4
+from hagane.models.formats.fp8 import Fp8
+from hagane.models.formats.int4 import Int4, unpack_int4
+from hagane.models.formats.int8 import quantize_int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from hagane.api.fields import Body, Count, Flag, Number
 from hagane.store.jobs import Checkpoint, Event, Job
+from hagane.system.weight_formats import FormatChoice
 
 IntegerOrAuto = Count | Literal["auto"]
 NumberOrAuto = Number | Literal["auto"]
@@ -55,7 +56,7 @@ class Extra(Body):
     sequence_length: Count | None = None
     full: Flag | None = None
     learning_rate: Number | None = None
-    quantize: Literal["none", "int8", "int4", "fp8"] | None = None
+    quantize: FormatChoice | None = None
     promote: Literal["always", "if_better", "manual"] = "if_better"
 
 

@@ -23,6 +23,7 @@ from hagane.models.config import ModelConfig, Quantization
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.system.machine import available_memory, usable_cores
+from hagane.system.weight_formats import WEIGHT_FORMATS, WeightFormat
 from hagane.weights.load import load_model
 from hagane.weights.sources.config import load_config
 
@@ -37,8 +38,6 @@ _INT8_CACHE_SETS = ("avx512", "avx512_bf16")
 _INT8_CACHE_FEATURES = 32
 # Added to the loss: above it the load warns.
 _POOR_LOSS = 0.007
-# Ada and Hopper: the first whose tensor cores multiply 8-bit floats.
-_FP8_CAPABILITY = (8, 9)
 
 
 class ModelRunner:
@@ -149,8 +148,8 @@ class ModelRunner:
             )
         wanted = config.kv_cache_dtype
         if wanted == "auto" and native and quantization is not None:
-            # fp8 weights are dense on a CPU, for whoever wants small values kept precisely.
-            coarse = quantization.format in ("int8", "int4")
+            # Other formats are dense on a CPU: users of those want small values kept precisely.
+            coarse = WEIGHT_FORMATS[quantization.format].integer
             whole = model.head_dim % _INT8_CACHE_FEATURES == 0
             if coarse and whole and kernels.cpu.instruction_set() in _INT8_CACHE_SETS:
                 wanted = "int8"
@@ -282,12 +281,12 @@ def _quantization(
             f"quantize {asked} does not fit {config.model}: its weights are stored in "
             f"{stored.format}; leave the setting out"
         )
-    # A GPU would spend more on rotating a few rows than on their product.
-    rotated = device.type == "cpu" and asked in ("int8", "int4")
-    fresh = None if asked == "none" else Quantization(asked, config.group_size, rotated)
-    found = stored or fresh
-    if found is not None and found.format == "fp8":
-        _check_fp8(device)
+    found = stored
+    if stored is None and asked != "none":
+        on_cpu = device.type == "cpu"
+        found = Quantization.choose(asked, cpu=on_cpu, group_size=config.group_size)
+    if found is not None:
+        _check_device(WEIGHT_FORMATS[found.format], device)
     return found
 
 
@@ -312,16 +311,13 @@ def _report_loss(quantization: Quantization | None) -> None:
         )
 
 
-def _check_fp8(device: torch.device) -> None:
+def _check_device(declared: WeightFormat, device: torch.device) -> None:
     if device.type == "cpu":
-        logger.warning(
-            "CPUs do not compute in fp8: its weights take as much memory and time as unquantized "
-            "ones; int8 takes half"
-        )
+        if not declared.integer:
+            logger.warning(
+                "CPUs do not compute in %s: its weights take as much memory and time as "
+                "unquantized ones; int8 takes half",
+                declared.name,
+            )
         return
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _FP8_CAPABILITY:
-        raise ConfigurationError(
-            f"quantize fp8 needs a GPU of compute capability 8.9 or later, {device} has "
-            f"{capability[0]}.{capability[1]}: use int8"
-        )
+    declared.check_capability(str(device), torch.cuda.get_device_capability(device))

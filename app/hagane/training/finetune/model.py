@@ -81,11 +81,9 @@ def load_finetune_model(
     dtype = _dtype(spec.dtype, config, device)
     short = _memory_is_short(config, spec, longest, _free_bytes(device, free_memory))
     # As serving quantizes it.
-    coarse = (
-        Quantization(spec.quantize, rotated=device.type == "cpu")
-        if spec.quantize != "none"
-        else None
-    )
+    coarse = None
+    if spec.quantize != "none":
+        coarse = Quantization.choose(spec.quantize, cpu=device.type == "cpu")
     model, _ = load_model(
         spec.model,
         device=str(device),

@@ -20,8 +20,9 @@ from hagane.kernels import Differentiable, reference, training
 from hagane.lora.train import disabled
 from hagane.models.attention import PackedSequences
 from hagane.models.decoder import Transformer
+from hagane.models.formats.dense import DenseEmbedding
+from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.frozen import DequantizedHead, Int8TrainingEmbedding
-from hagane.models.linear import DenseEmbedding, Int8Embedding
 from hagane.training.finetune.examples import Example
 from hagane.training.finetune.masking import MaskedSequence
 

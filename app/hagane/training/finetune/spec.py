@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from hagane.data.records import Method
 from hagane.lora.config import TARGETS
+from hagane.system.weight_formats import FormatChoice
 
 Auto = Literal["auto"]
 
@@ -54,7 +55,7 @@ class FineTuneSpec(BaseModel):
     rslora: bool = False
     sequence_length: Annotated[int, Field(ge=8)] | None = None
     full: bool = False
-    quantize: Literal["none", "int8", "int4", "fp8"] = "none"
+    quantize: FormatChoice = "none"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hagane.models.config import ModelConfig
 from hagane.models.spec import linear_shapes
 from hagane.system.machine import cuda_driver_present, usable_cores
+from hagane.system.weight_formats import WEIGHT_FORMATS
 from hagane.training.finetune.spec import FineTuneSpec, Plan
 
 # Tokens of one forward and backward pass: enough for full speed, few enough for little memory.
@@ -35,8 +36,9 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
     """Peak bytes of a run whose longest example has `longest` tokens."""
     embedding = config.vocab_size * config.hidden_size
     embeddings = embedding * (1 if config.tie_word_embeddings else 2)
-    # For the backward pass a CPU keeps 8- and 4-bit weights transposed in 8 bits, the head in 16.
-    width = {"none": 2.0, "int8": 2.0, "fp8": 1.0, "int4": 1.61}[spec.quantize]
+    coarse = WEIGHT_FORMATS.get(spec.quantize)
+    width = 2.0 if coarse is None else coarse.training_bytes
+    # For the backward pass the head is kept in 16 bits, too.
     ends = 2.0 * embeddings if spec.quantize == "none" else embeddings + 2.0 * embedding
     tokens = max(MICRO_TOKENS, longest)
     if spec.full:

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from hagane.kernels import Pretraining
 from hagane.models.attention import PackedCausal, PackedLearning
 from hagane.models.decoder import Transformer
-from hagane.models.linear import DenseEmbedding
+from hagane.models.formats.dense import DenseEmbedding
 
 _LOSS_ROWS = 2048
 
