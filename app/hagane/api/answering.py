@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hagane.api.generation import Generation, prepare_generation
 from hagane.api.limits import Account
-from hagane.api.serving import Serving, Target
+from hagane.api.serving import ResolvedModel, Serving
 from hagane.generation.conversation import Conversation
 from hagane.generation.grammars import Grammar
 from hagane.generation.request import Parameters
@@ -19,7 +19,7 @@ from hagane.text.chat_template import ChatTemplate
 def prepare_answer(
     serving: Serving,
     account: Account,
-    target: Target,
+    resolved: ResolvedModel,
     conversation: Conversation,
     parameters: Parameters,
     *,
@@ -35,13 +35,13 @@ def prepare_answer(
     Raises ContextLengthError and InvalidRequestError naming the field.
     """
     fit = _fit if truncate else _tokenize
-    text, prompt, room = fit(target, conversation, parameters.max_tokens, param)
-    source = require_template(target, param).source
-    answer = shape_answer(source, text, target.model.tokenizer, tools, grammar)
+    text, prompt, room = fit(resolved, conversation, parameters.max_tokens, param)
+    source = require_template(resolved, param).source
+    answer = shape_answer(source, text, resolved.text.tokenizer, tools, grammar)
     return prepare_generation(
         serving,
         account,
-        target,
+        resolved,
         prompt,
         parameters,
         max_tokens=room,
@@ -50,20 +50,22 @@ def prepare_answer(
     )
 
 
-def render_chat(target: Target, conversation: Conversation, param: str = "messages") -> str:
+def render_chat(
+    resolved: ResolvedModel, conversation: Conversation, param: str = "messages"
+) -> str:
     """The conversation as text, by the model's own template; it takes time.
 
     Raises ContextLengthError for one that cannot fit, InvalidRequestError where the template
     refuses it or shows no tools.
     """
-    template = require_template(target, param)
+    template = require_template(resolved, param)
     if conversation.tools and "tools" not in template.source:
         raise InvalidRequestError(
-            f"The chat template of '{target.model.id}' shows the model no tools; leave 'tools' "
+            f"The chat template of '{resolved.text.id}' shows the model no tools; leave 'tools' "
             "out, or use a model that was trained with them.",
             param="tools",
         )
-    target.require_size(conversation.size, len(conversation.turns), param)
+    resolved.require_size(conversation.size, len(conversation.turns), param)
     turns = [turn.as_template_input() for turn in conversation.turns]
     text = template.render(turns, **conversation.template_variables())
     if not conversation.continue_final:
@@ -79,20 +81,22 @@ def render_chat(target: Target, conversation: Conversation, param: str = "messag
     return text[: place + len(beginning)]
 
 
-def tokenize_chat(target: Target, conversation: Conversation, param: str = "messages") -> list[int]:
+def tokenize_chat(
+    resolved: ResolvedModel, conversation: Conversation, param: str = "messages"
+) -> list[int]:
     """The token ids of the prompt that a conversation makes. Raises as `render_chat` does."""
-    text = render_chat(target, conversation, param)
-    return target.encode(text, param, wanted=None, add_special_tokens=False)
+    text = render_chat(resolved, conversation, param)
+    return resolved.encode(text, param, wanted=None, add_special_tokens=False)
 
 
-def require_template(target: Target, param: str = "messages") -> ChatTemplate:
+def require_template(resolved: ResolvedModel, param: str = "messages") -> ChatTemplate:
     """The model's chat template. Raises InvalidRequestError for a model without one."""
-    if target.model.template is None:
+    if resolved.text.template is None:
         raise InvalidRequestError(
-            f"The model '{target.model.id}' has no chat template; use /v1/completions.",
+            f"The model '{resolved.text.id}' has no chat template; use /v1/completions.",
             param=param,
         )
-    return target.model.template
+    return resolved.text.template
 
 
 def new_call_id() -> str:
@@ -102,33 +106,33 @@ def new_call_id() -> str:
 
 
 def _tokenize(
-    target: Target, conversation: Conversation, wanted: int | None, param: str
+    resolved: ResolvedModel, conversation: Conversation, wanted: int | None, param: str
 ) -> tuple[str, list[int], int]:
     """(text, its token ids, room for new tokens)."""
-    text = render_chat(target, conversation, param)
-    prompt = target.encode(text, param, wanted=wanted, add_special_tokens=False)
-    return text, prompt, target.find_room(prompt, wanted, param)
+    text = render_chat(resolved, conversation, param)
+    prompt = resolved.encode(text, param, wanted=wanted, add_special_tokens=False)
+    return text, prompt, resolved.find_room(prompt, wanted, param)
 
 
 def _fit(
-    target: Target, conversation: Conversation, wanted: int | None, param: str
+    resolved: ResolvedModel, conversation: Conversation, wanted: int | None, param: str
 ) -> tuple[str, list[int], int]:
     """As `_tokenize`, without as many of the oldest turns as it takes; the last one always stays.
 
     Raises ContextLengthError where that is not enough.
     """
     try:
-        return _tokenize(target, conversation, wanted, param)
+        return _tokenize(resolved, conversation, wanted, param)
     except ContextLengthError:
         most = sum(turn.role != "system" for turn in conversation.turns) - 1
         if most < 1:
             raise
-    best = _tokenize(target, without_oldest(conversation, most), wanted, param)
+    best = _tokenize(resolved, without_oldest(conversation, most), wanted, param)
     fewest, most = 1, most - 1
     while fewest <= most:
         dropped = (fewest + most) // 2
         try:
-            best = _tokenize(target, without_oldest(conversation, dropped), wanted, param)
+            best = _tokenize(resolved, without_oldest(conversation, dropped), wanted, param)
             most = dropped - 1
         except ContextLengthError:
             fewest = dropped + 1

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from hagane.api.schemas import ChatBody
 from hagane.store.answers.answers import Answers
 from hagane.store.answers.completions import Bounds
-from hagane.store.catalogue import Served
+from hagane.store.catalogue import ModelRef
 from hagane.system.loops import BackgroundLoop, Changes
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ class Origin:
     arm: str | None
 
     @classmethod
-    def of(cls, served: Served, key: str, user: str | None) -> Origin:
+    def of(cls, ref: ModelRef, key: str, user: str | None) -> Origin:
         """The origin of an answer of `served`."""
-        return cls(key, user, served.id, served.alias, served.arm)
+        return cls(key, user, ref.id, ref.alias, ref.arm)
 
 
 @dataclass(frozen=True)

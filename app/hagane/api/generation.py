@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hagane.api.limits import Account
 from hagane.api.metrics import Metrics
-from hagane.api.serving import ServedModel, Serving, Target
+from hagane.api.serving import ResolvedModel, Serving, TextModel
 from hagane.api.timeline import Timeline
 from hagane.generation import stream
 from hagane.generation.events import Update
@@ -21,7 +21,7 @@ from hagane.generation.tools import Answer
 from hagane.generation.usage import Usage
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef, GenerateRequest, GrammarRef, TokenDelta
-from hagane.store.catalogue import Served
+from hagane.store.catalogue import ModelRef
 from hagane.system.errors import InvalidRequestError
 from hagane.system.logging import request_id
 
@@ -32,7 +32,7 @@ PLAIN = Answer(no_parsers, None)
 class Generation:
     """One prompt that is ready for the engine."""
 
-    target: Target
+    resolved: ResolvedModel
     request: GenerateRequest
     decoding: Decoding
     usage: Usage = field(default_factory=Usage)
@@ -44,14 +44,14 @@ class Generation:
             Timeline(serving.metrics, self.usage),
             _Charge(account, serving.metrics, self.request.adapter),
         )
-        engine = serving.engine(self.target.served)
+        engine = serving.engine(self.resolved.ref)
         return stream.generate(engine, self.request, self.decoding, observers)
 
 
 def prepare_generation(
     serving: Serving,
     account: Account,
-    target: Target,
+    resolved: ResolvedModel,
     prompt: Sequence[int],
     parameters: Parameters,
     *,
@@ -71,7 +71,7 @@ def prepare_generation(
             "time.",
             param="n",
         )
-    model = target.model
+    model = resolved.text
     timeout = parameters.timeout or settings.request_timeout
     request = GenerateRequest(
         # Logs of the engine name the HTTP request; the rest tells its prompts apart.
@@ -84,7 +84,7 @@ def prepare_generation(
         priority=parameters.priority,
         deadline=None if timeout is None else time.monotonic() + timeout,
         cache_salt=parameters.cache_salt,
-        adapter=_adapter(target.served),
+        adapter=_adapter(resolved.ref),
         grammar=_grammar(model, answer.grammar),
     )
     decoding = Decoding(
@@ -94,7 +94,7 @@ def prepare_generation(
         answer.make_chain,
         most_calls,
     )
-    return Generation(target, request, decoding)
+    return Generation(resolved, request, decoding)
 
 
 class _Charge:
@@ -120,7 +120,7 @@ class _Charge:
     def closed(self) -> None: ...
 
 
-def _grammar(model: ServedModel, grammar: Grammar | None) -> GrammarRef | None:
+def _grammar(model: TextModel, grammar: Grammar | None) -> GrammarRef | None:
     """Compiled once here, so that the engine gets none that it would refuse."""
     if grammar is None:
         return None
@@ -128,7 +128,7 @@ def _grammar(model: ServedModel, grammar: Grammar | None) -> GrammarRef | None:
     return GrammarRef(grammar.digest, grammar.text)
 
 
-def _adapter(model: Served) -> AdapterRef | None:
+def _adapter(model: ModelRef) -> AdapterRef | None:
     if model.adapter_directory is None:
         return None
     digest = model.digest or adapter_digest(model.adapter_directory)

@@ -22,7 +22,7 @@ from hagane.generation.request import find_room, overflow
 from hagane.models.config import ModelConfig
 from hagane.pool.client import EngineClient
 from hagane.pool.models import Fleet
-from hagane.store.catalogue import Catalogue, Served
+from hagane.store.catalogue import Catalogue, ModelRef
 from hagane.store.store import Store
 from hagane.system.errors import (
     EngineUnavailableError,
@@ -40,8 +40,8 @@ from hagane.weights.sources.config import load_config, model_name
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A model as its text side: everything but the weights."""
+class TextModel:
+    """A model's text side: everything but the weights."""
 
     id: str
     directory: Path
@@ -57,7 +57,7 @@ class ServedModel:
         return GrammarChecker(self.tokenizer.to_json())
 
     @classmethod
-    def load(cls, directory: Path, name: str | None) -> ServedModel:
+    def load(cls, directory: Path, name: str | None) -> TextModel:
         """Raises ModelError naming the file at fault."""
         # Starts while the tokenizer is read; the chat template runs there.
         shared_sandbox().warm()
@@ -76,16 +76,16 @@ class ServedModel:
 
 # Longer texts are worth a count of their beginning before all of it is encoded.
 _CHARACTERS_PER_TOKEN = 8
-# Those of whole models beside the base; their directories never change.
-_load_text = lru_cache(maxsize=8)(ServedModel.load)
+# Text sides of standalone models, whose directories never change.
+_load_text = lru_cache(maxsize=8)(TextModel.load)
 
 
 @dataclass(frozen=True)
-class Target:
-    """What answers one request: which weights, their text side, and the longest context, tokens."""
+class ResolvedModel:
+    """The model of one request: its weights, its text side, and its longest context in tokens."""
 
-    served: Served
-    model: ServedModel
+    ref: ModelRef
+    text: TextModel
     context_length: int
 
     def encode(
@@ -97,14 +97,14 @@ class Target:
         """
         limit = self.context_length
         if len(text) > _CHARACTERS_PER_TOKEN * limit:
-            least = self.model.tokenizer.least_tokens(text, limit)
+            least = self.text.tokenizer.least_tokens(text, limit)
             if least > limit:
                 raise overflow(least, wanted, context_length=limit, param=param, least=True)
-        return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self.text.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def require_size(self, characters: int, turns: int, param: str) -> None:
         """Raises ContextLengthError for a conversation that cannot fit, whatever its text."""
-        longest = self.model.tokenizer.longest_token
+        longest = self.text.tokenizer.longest_token
         least = max(turns, characters // longest if longest else 0)
         if least > self.context_length:
             raise overflow(least, None, context_length=self.context_length, param=param, least=True)
@@ -114,7 +114,7 @@ class Target:
 
         Raises ContextLengthError with both numbers, InvalidRequestError for unusable prompts.
         """
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self.text.config.vocab_size
         if prompt and (largest := max(prompt)) >= vocab_size:
             raise InvalidRequestError(
                 f"Token id {largest} is outside the vocabulary of {vocab_size} tokens.",
@@ -129,7 +129,7 @@ class Serving:
     """One application's parts, kept in `app.state.serving`."""
 
     settings: Settings
-    model: ServedModel
+    model: TextModel
     fleet: Fleet
     metrics: Metrics
     accounts: Accounts
@@ -142,19 +142,18 @@ class Serving:
 
     @property
     def client(self) -> EngineClient:
-        """The base model's engine, which adapters run on too."""
+        """The default model's engine, which runs its adapters too."""
         return self.fleet.base
 
     @property
-    def base(self) -> Served:
-        """The base model itself."""
-        return Served(self.model.id, self.model.id, None, None, self.model.created)
+    def base(self) -> ModelRef:
+        """The default model itself."""
+        return ModelRef(self.model.id, self.model.id, None, None, self.model.created)
 
-    async def resolve(self, name: str) -> Served:
-        """What answers to `name`: the base, an adapter on it, a whole model, or what an alias
-        leads to. Names that are known take no look into the database.
+    async def find_ref(self, name: str) -> ModelRef:
+        """Find the default model, an adapter, a standalone model, or what an alias stands for.
 
-        Raises ModelNotFoundError.
+        Known names are found without the database. Raises ModelNotFoundError.
         """
         found = self.base if name == self.model.id else self.catalogue.lookup(name)
         if found is None:
@@ -162,18 +161,18 @@ class Serving:
         if found is None:
             raise ModelNotFoundError(
                 f"The model '{name}' does not exist here; this server has '{self.model.id}' and "
-                "what GET /v1/models lists beside it.",
+                "those that GET /v1/models lists.",
                 param="model",
             )
         return found
 
-    async def target(self, name: str) -> Target:
-        """As `resolve`, with what the text of a request goes through. Raises ModelError, too."""
-        served = await self.resolve(name)
-        model = self.model
-        if served.model_directory is not None:
-            model = await asyncio.to_thread(_load_text, served.model_directory, served.id)
-        return Target(served, model, self.context_length(model.config))
+    async def resolve(self, name: str) -> ResolvedModel:
+        """As `find_ref`, with the text side. Raises ModelError for files that cannot be read."""
+        ref = await self.find_ref(name)
+        text = self.model
+        if ref.model_directory is not None:
+            text = await asyncio.to_thread(_load_text, ref.model_directory, ref.id)
+        return ResolvedModel(ref, text, self.context_length(text.config))
 
     def context_length(self, config: ModelConfig) -> int:
         """The most tokens of a prompt and its continuation."""
@@ -186,12 +185,12 @@ class Serving:
         if state != "ready":
             raise EngineUnavailableError(f"The engine is {state}; try again in a moment.")
 
-    def engine(self, served: Served) -> AbstractAsyncContextManager[EngineClient]:
-        """The engine that `served` runs on, there as long as the context is open.
+    def engine(self, ref: ModelRef) -> AbstractAsyncContextManager[EngineClient]:
+        """The engine that runs `ref`, kept as long as the context is open.
 
         Raises EngineUnavailableError on entry.
         """
-        return self.fleet.engine(served.id, served.model_directory or self.model.directory)
+        return self.fleet.engine(ref.id, ref.model_directory or self.model.directory)
 
 
 def get_serving(request: Request) -> Serving:

@@ -43,7 +43,7 @@ from hagane.api.openai import (
     stored_completions,
 )
 from hagane.api.openai.response_runs import fail_interrupted
-from hagane.api.serving import ServedModel, Serving
+from hagane.api.serving import Serving, TextModel
 from hagane.api.sse import ClientDisconnectedError
 from hagane.lora.config import AdapterConfig, adapter_digest
 from hagane.pool.launch import Launched
@@ -92,7 +92,7 @@ def create_app(
     Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
     """
     directory = resolve_model(settings.model, model_stores(settings))
-    model = ServedModel.load(directory, settings.served_model_name)
+    model = TextModel.load(directory, settings.served_model_name)
     config = engine_config(settings, str(directory))
     fleet = Fleet(model.id, config, residency(settings), launched)
     store = open_store(settings)

@@ -21,8 +21,8 @@ _FRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Served:
-    """What a name resolves to: the base model `root`, an adapter for it, or a standalone model.
+class ModelRef:
+    """The weights that a name stands for: the default model, an adapter, or a standalone model.
 
     `id` is the model's own name, also when the request named an alias. `digest` is the hash
     of the adapter's content, so that equal adapters compare equal under any name. A standalone
@@ -66,7 +66,7 @@ class Catalogue:
         self._names = self._load()
         self._fresh_until = 0.0
 
-    def lookup(self, name: str) -> Served | None:
+    def lookup(self, name: str) -> ModelRef | None:
         """As `resolve`, from memory alone.
 
         None also where memory may be out of date: this process has written since, or another one
@@ -78,7 +78,7 @@ class Catalogue:
         found, marked = self._find(names, name)
         return found if marked else None
 
-    def resolve(self, name: str) -> Served | None:
+    def resolve(self, name: str) -> ModelRef | None:
         """Resolve an alias (choosing between target and candidate), an artifact or a checkpoint.
 
         Returns None for an adapter of another base model, for what is not promoted, and for what
@@ -89,18 +89,20 @@ class Catalogue:
             return found
         return found if self._mark(found.id) else None
 
-    def list(self) -> list[Served]:
+    def list(self) -> list[ModelRef]:
         """Adapters and standalone models, oldest first, then aliases: `/v1/models` lists them."""
         names = self._current()
         kept = [stored for stored in names.artifacts.values() if stored.name != self._base]
-        served = [found for stored in kept if (found := self._served(stored))]
+        served = [found for stored in kept if (found := self._usable(stored))]
         aliases = [
-            Served(alias.name, alias.target or self._base, None, None, alias.created_at)
+            ModelRef(alias.name, alias.target or self._base, None, None, alias.created_at)
             for alias in names.aliases.values()
         ]
         return served + aliases
 
-    def register(self, name: str, directory: Path, digest: str, *, replace: bool = False) -> Served:
+    def register(
+        self, name: str, directory: Path, digest: str, *, replace: bool = False
+    ) -> ModelRef:
         """Serve the adapter in `directory` under `name` from now on, also after a restart.
 
         Raises ConflictError if the name is taken, unless an adapter has it and `replace` is true.
@@ -115,7 +117,7 @@ class Catalogue:
             )
         stored = ServedArtifact(name, self._base, str(directory), digest)
         self._artifacts.put(stored)
-        return _as_served(stored)
+        return _as_ref(stored)
 
     def _current(self) -> _Names:
         """The names as of now, read again if anybody has written since."""
@@ -135,7 +137,7 @@ class Catalogue:
             self._checkpoints(),
         )
 
-    def _find(self, names: _Names, name: str) -> tuple[Served | None, bool]:
+    def _find(self, names: _Names, name: str) -> tuple[ModelRef | None, bool]:
         """What answers, and whether it stays as it is: False for a checkpoint to be marked."""
         alias = names.aliases.get(name)
         if alias is None:
@@ -148,21 +150,21 @@ class Catalogue:
             found, marked = self._find_model(names, alias.model(arm))
         return found and replace(found, alias=name, arm=arm), marked
 
-    def _find_model(self, names: _Names, model: str | None) -> tuple[Served | None, bool]:
+    def _find_model(self, names: _Names, model: str | None) -> tuple[ModelRef | None, bool]:
         if model is None:
             return None, True
         if model == self._base:
-            return Served(model, model, None, None, 0), True
+            return ModelRef(model, model, None, None, 0), True
         if (stored := names.artifacts.get(model)) is not None:
-            return self._served(stored), True
+            return self._usable(stored), True
         stored, marked = names.checkpoints.get(model, (None, True))
         if stored is None or not stored.path.is_dir():
             return None, True
-        return _as_served(stored), marked
+        return _as_ref(stored), marked
 
-    def _served(self, stored: ServedArtifact) -> Served | None:
+    def _usable(self, stored: ServedArtifact) -> ModelRef | None:
         fits = stored.standalone or stored.root == self._base
-        return _as_served(stored) if stored.promoted and fits and stored.path.is_dir() else None
+        return _as_ref(stored) if stored.promoted and fits and stored.path.is_dir() else None
 
     def _checkpoints(self) -> dict[str, tuple[ServedArtifact, bool]]:
         """Checkpoints that may be served, and whether a request has named them."""
@@ -191,7 +193,7 @@ class Catalogue:
             return connection.execute(wanted.values(asked_for=True)).rowcount > 0
 
 
-def _as_served(stored: ServedArtifact) -> Served:
+def _as_ref(stored: ServedArtifact) -> ModelRef:
     if stored.standalone:
-        return Served(stored.name, stored.root, None, None, stored.created_at, stored.path)
-    return Served(stored.name, stored.root, stored.path, stored.digest, stored.created_at)
+        return ModelRef(stored.name, stored.root, None, None, stored.created_at, stored.path)
+    return ModelRef(stored.name, stored.root, stored.path, stored.digest, stored.created_at)

@@ -28,7 +28,7 @@ from hagane.api.errors import describe
 from hagane.api.generation import Generation
 from hagane.api.json_body import body_size
 from hagane.api.limits import Account
-from hagane.api.serving import Serving, Target, get_serving, meter
+from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import Framing, json_response, stream, unless_disconnected
 from hagane.api.tools import allowed, choose, shown
 from hagane.api.tracing import describe_request
@@ -53,11 +53,13 @@ async def create(
 ) -> EventSourceResponse | Response:
     """One answer to a conversation, streamed or whole."""
     serving = get_serving(request)
-    target = await serving.target(body.model)
-    describe_request("chat", body, target.served.id)
+    resolved = await serving.resolve(body.model)
+    describe_request("chat", body, resolved.ref.id)
     size = body_size(request) * body.weight
-    generation = await serving.offload.run_blocking(size, _prepare, serving, account, target, body)
-    writer = MessageWriter(target.served.id, generation.usage)
+    generation = await serving.offload.run_blocking(
+        size, _prepare, serving, account, resolved, body
+    )
+    writer = MessageWriter(resolved.ref.id, generation.usage)
     events = _events(serving, account, generation, writer)
     if body.stream:
         return await stream(request, events, serving.settings.keep_alive_seconds, FRAMING)
@@ -69,9 +71,9 @@ async def create(
 async def count_tokens(body: MessagesInput, request: Request) -> dict[str, int]:
     """How many tokens a conversation has, without an answer."""
     serving = get_serving(request)
-    target = await serving.target(body.model)
+    resolved = await serving.resolve(body.model)
     size = body_size(request) * body.weight
-    ids = await serving.offload.run_blocking(size, _tokenize, target, body)
+    ids = await serving.offload.run_blocking(size, _tokenize, resolved, body)
     return {"input_tokens": len(ids)}
 
 
@@ -145,12 +147,14 @@ def _template_variables(body: MessagesInput) -> tuple[tuple[str, Any], ...]:
     return tuple((given | (body.chat_template_kwargs or {})).items())
 
 
-def _prepare(serving: Serving, account: Account, target: Target, body: MessagesBody) -> Generation:
+def _prepare(
+    serving: Serving, account: Account, resolved: ResolvedModel, body: MessagesBody
+) -> Generation:
     conversation, parameters = read_body(body)
     return prepare_answer(
         serving,
         account,
-        target,
+        resolved,
         conversation,
         parameters,
         tools=choose(body.choice, body.functions, parallel=body.parallel),
@@ -158,8 +162,8 @@ def _prepare(serving: Serving, account: Account, target: Target, body: MessagesB
     )
 
 
-def _tokenize(target: Target, body: MessagesInput) -> list[int]:
-    return tokenize_chat(target, read_conversation(body))
+def _tokenize(resolved: ResolvedModel, body: MessagesInput) -> list[int]:
+    return tokenize_chat(resolved, read_conversation(body))
 
 
 async def _events(

@@ -51,12 +51,12 @@ async def load(body: LoadBody, request: Request) -> dict[str, Any]:
         await serving.client.check_adapter(AdapterRef(body.lora_name, str(directory), digest))
     except ModelError as error:
         raise InvalidRequestError(str(error), param="lora_path", code="invalid_adapter") from None
-    served = await run_in_threadpool(
+    ref = await run_in_threadpool(
         serving.catalogue.register, body.lora_name, directory, digest, replace=body.load_inplace
     )
     if before is not None and before.digest != digest:
         serving.client.release_adapter(before.digest)
-    return describe_model(serving, served)
+    return describe_model(serving, ref)
 
 
 @router.post("/unload_lora_adapter")

@@ -22,7 +22,7 @@ from hagane.api.logprobs import show_logprobs
 from hagane.api.messages import Message
 from hagane.api.openai.chat_answer import Answer
 from hagane.api.schemas import ChatBody
-from hagane.api.serving import Serving, Target, get_serving, meter
+from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
 from hagane.api.tracing import describe_request
 from hagane.generation.conversation import Conversation, ToolCall, Turn
@@ -49,19 +49,19 @@ async def chat(
 ) -> EventSourceResponse | Response:
     """One answer to a conversation, streamed or whole."""
     serving = get_serving(request)
-    target = await serving.target(body.model)
-    describe_request("chat", body, target.served.id)
+    resolved = await serving.resolve(body.model)
+    describe_request("chat", body, resolved.ref.id)
     generation = await serving.offload.run_blocking(
-        body_size(request) * body.weight, _prepare, serving, account, target, body
+        body_size(request) * body.weight, _prepare, serving, account, resolved, body
     )
     updates = generation.updates(serving, account)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": target.served.id,
+        "model": resolved.ref.id,
     }
     user = body.user or body.safety_identifier
-    serving.answers.note(head["id"], Origin.of(target.served, account.label, user))
+    serving.answers.note(head["id"], Origin.of(resolved.ref, account.label, user))
 
     def finish(choices: list[dict[str, Any]]) -> dict[str, Any]:
         """The whole answer, which is stored if the body wants it."""
@@ -160,12 +160,14 @@ def _template_arguments(body: ChatBody) -> dict[str, Any]:
     return effort | extra
 
 
-def _prepare(serving: Serving, account: Account, target: Target, body: ChatBody) -> Generation:
+def _prepare(
+    serving: Serving, account: Account, resolved: ResolvedModel, body: ChatBody
+) -> Generation:
     conversation, parameters = read_body(body)
     return prepare_answer(
         serving,
         account,
-        target,
+        resolved,
         conversation,
         parameters,
         tools=body.wanted_tools(),
@@ -268,7 +270,7 @@ def _reason(update: Update, body: ChatBody) -> str | None:
 def _logprobs(generation: Generation, body: ChatBody, update: Update) -> dict[str, Any] | None:
     if not body.logprobs or not update.logprobs:
         return None
-    tokenizer = generation.target.model.tokenizer
+    tokenizer = generation.resolved.text.tokenizer
     return {
         "content": [show_logprobs(tokenizer, entry) for entry in update.logprobs],
         "refusal": None,

@@ -50,7 +50,7 @@ class Choice:
         text = self._text
         if not self._echoed:
             ids = self._generation.request.prompt
-            tokenizer = self._generation.target.model.tokenizer
+            tokenizer = self._generation.resolved.text.tokenizer
             skip = self._body.skip_special_tokens
             text = tokenizer.decode(list(ids), skip_special_tokens=skip) + text
             prompt = list(zip(ids, self._prompt or [None] * len(ids), strict=True))
@@ -62,7 +62,7 @@ class Choice:
 
     def _logprobs(self, prompt: list[tuple[int, TokenLogprobs | None]]) -> dict[str, Any]:
         """Parallel lists; the prompt's first token has no probability."""
-        show = self._generation.target.model.tokenizer.token_text
+        show = self._generation.resolved.text.tokenizer.token_text
         offsets = [self._offsets.push(token) for token, _ in prompt]
         if prompt:
             self._offsets.end_of_prompt()
@@ -78,7 +78,7 @@ class Choice:
 
     def _top(self, entry: TokenLogprobs) -> msgspec.Raw:
         """The most likely tokens, and always the one at this place."""
-        show = self._generation.target.model.tokenizer.token_text
+        show = self._generation.resolved.text.tokenizer.token_text
         top = {show(token): _finite(logprob) for token, logprob in reversed(entry.top)}
         top[show(entry.token)] = _finite(entry.logprob)
         ordered = sorted(top.items(), key=lambda item: -item[1])

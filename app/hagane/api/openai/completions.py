@@ -19,7 +19,7 @@ from hagane.api.json_body import body_size
 from hagane.api.limits import Account
 from hagane.api.openai.completion_choice import Choice
 from hagane.api.schemas import CompletionBody
-from hagane.api.serving import Serving, Target, get_serving, meter
+from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
 from hagane.api.tracing import describe_request
 from hagane.generation.events import Update
@@ -43,18 +43,18 @@ async def complete(
 ) -> EventSourceResponse | Response:
     """Continue one text or several, streamed or whole."""
     serving = get_serving(request)
-    target = await serving.target(body.model)
-    describe_request("text_completion", body, target.served.id)
+    resolved = await serving.resolve(body.model)
+    describe_request("text_completion", body, resolved.ref.id)
     size = body_size(request) * body.weight
-    generations = await serving.offload.run(size, _prepare, serving, account, target, body)
+    generations = await serving.offload.run(size, _prepare, serving, account, resolved, body)
     head: dict[str, Any] = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": target.served.id,
+        "model": resolved.ref.id,
     }
     user = body.user or body.safety_identifier
-    serving.answers.note(head["id"], Origin.of(target.served, account.label, user))
+    serving.answers.note(head["id"], Origin.of(resolved.ref, account.label, user))
     running = _Running(serving, account, body, generations)
     if body.stream:
         chunks = _chunks(running, head)
@@ -98,7 +98,7 @@ def _prompts(prompt: Any) -> list[Prompt]:
 def _prepare(
     serving: Serving,
     account: Account,
-    target: Target,
+    resolved: ResolvedModel,
     body: CompletionBody,
 ) -> list[Generation]:
     prompts, parameters = read_body(body)
@@ -108,13 +108,13 @@ def _prepare(
         wanted = body.max_tokens or None
         ids = prompt
         if isinstance(ids, str):
-            ids = target.encode(ids, "prompt", wanted=wanted)
-        target.find_room(ids, wanted, "prompt")
+            ids = resolved.encode(ids, "prompt", wanted=wanted)
+        resolved.find_room(ids, wanted, "prompt")
         generations.append(
             prepare_generation(
                 serving,
                 account,
-                target,
+                resolved,
                 ids,
                 parameters,
                 max_tokens=parameters.max_tokens or 1,

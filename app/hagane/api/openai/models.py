@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hagane.api.access import guarded_router
 from hagane.api.serving import Serving, get_serving
-from hagane.store.catalogue import Served
+from hagane.store.catalogue import ModelRef
 from hagane.weights.sources.config import load_config
 
 router = guarded_router()
@@ -52,11 +52,11 @@ async def get_model(model_id: str, request: Request) -> dict[str, Any]:
     """One model. Raises ModelNotFoundError, or EngineUnavailableError while requests would fail."""
     serving = get_serving(request)
     serving.require_engine()
-    model = await serving.resolve(model_id)
+    model = await serving.find_ref(model_id)
     return {**await run_in_threadpool(describe_model, serving, model), "id": model_id}
 
 
-def describe_model(serving: Serving, model: Served) -> dict[str, Any]:
+def describe_model(serving: Serving, model: ModelRef) -> dict[str, Any]:
     """`root` is what the weights are, `parent` what they, or an alias, stand on."""
     whole = model.model_directory
     config = serving.model.config if whole is None else load_config(whole)

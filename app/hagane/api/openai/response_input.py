@@ -14,7 +14,7 @@ from hagane.api.openai.response_schemas import (
     ResponseBody,
     ResponseInput,
 )
-from hagane.api.serving import Target
+from hagane.api.serving import ResolvedModel
 from hagane.api.tools import allowed, shown
 from hagane.generation.conversation import Conversation, Turn
 from hagane.pool.messages import SamplingParams
@@ -90,7 +90,7 @@ def _template_variables(body: ResponseInput) -> tuple[tuple[str, Any], ...]:
 
 
 def show_head(
-    body: ResponseBody, response_id: str, target: Target, sampling: SamplingParams
+    body: ResponseBody, response_id: str, resolved: ResolvedModel, sampling: SamplingParams
 ) -> dict[str, Any]:
     """The fields of a response that are known before its first token."""
     text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
@@ -110,7 +110,7 @@ def show_head(
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": body.max_tool_calls,
         "metadata": body.metadata or {},
-        "model": target.served.id,
+        "model": resolved.ref.id,
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,

@@ -101,7 +101,7 @@ def _reason(error: HaganeError) -> tuple[str, str]:
 def _logprobs(prepared: PreparedResponse, update: Update) -> list[msgspec.Raw]:
     if not prepared.logprobs or update.reasoning_tokens:
         return []
-    tokenizer = prepared.generation.target.model.tokenizer
+    tokenizer = prepared.generation.resolved.text.tokenizer
     return [show_logprobs(tokenizer, entry) for entry in update.logprobs]
 
 

@@ -27,7 +27,7 @@ from hagane.api.openai.response_runs import (
     make_response,
 )
 from hagane.api.openai.response_schemas import InputTokensBody, ResponseBody
-from hagane.api.serving import Serving, Target, get_serving, meter
+from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import Framing, json_response, stream, unless_disconnected
 from hagane.api.tools import choose
 from hagane.api.tracing import describe_request
@@ -54,11 +54,11 @@ async def create(
 ) -> EventSourceResponse | Response:
     """Answer, at once, as a stream, or in the background."""
     serving = get_serving(request)
-    target = await serving.target(body.model)
-    describe_request("chat", body, target.served.id)
+    resolved = await serving.resolve(body.model)
+    describe_request("chat", body, resolved.ref.id)
     _require_sense(body)
     size = body_size(request) * body.weight
-    prepared = await serving.offload.run_blocking(size, _prepare, serving, account, target, body)
+    prepared = await serving.offload.run_blocking(size, _prepare, serving, account, resolved, body)
     keep_alive = serving.settings.keep_alive_seconds
     if body.background:
         run = await _start(serving, account, prepared)
@@ -86,14 +86,14 @@ def _require_sense(body: ResponseBody) -> None:
 
 
 def _prepare(
-    serving: Serving, account: Account, target: Target, body: ResponseBody
+    serving: Serving, account: Account, resolved: ResolvedModel, body: ResponseBody
 ) -> PreparedResponse:
     given = read_input(serving.store.responses, account.label, body)
     parameters = body.decoding(max_tokens=body.max_output_tokens, logprobs=body.logprobs)
     generation = prepare_answer(
         serving,
         account,
-        target,
+        resolved,
         given.conversation,
         parameters,
         tools=choose(body.choice, body.tools or (), parallel=body.parallel_tool_calls is not False),
@@ -101,7 +101,7 @@ def _prepare(
         param="input",
         truncate=body.truncation == "auto",
     )
-    head = show_head(body, new_id("resp"), target, generation.request.sampling)
+    head = show_head(body, new_id("resp"), resolved, generation.request.sampling)
     return PreparedResponse(
         generation=generation,
         writer=ResponseWriter(head),
@@ -144,16 +144,16 @@ async def _drain(events: AsyncGenerator[Wire, None]) -> None:
 async def count_tokens(body: InputTokensBody, request: Request) -> dict[str, Any]:
     """How many tokens the input of a response would have."""
     serving = get_serving(request)
-    target = await serving.target(body.model or serving.model.id)
+    resolved = await serving.resolve(body.model or serving.model.id)
     size = body_size(request) * body.weight
     label = request.state.key_label
-    count = await serving.offload.run_blocking(size, _count, serving, label, target, body)
+    count = await serving.offload.run_blocking(size, _count, serving, label, resolved, body)
     return {"object": "response.input_tokens", "input_tokens": count}
 
 
-def _count(serving: Serving, owner: str, target: Target, body: InputTokensBody) -> int:
+def _count(serving: Serving, owner: str, resolved: ResolvedModel, body: InputTokensBody) -> int:
     given = read_input(serving.store.responses, owner, body)
-    return len(tokenize_chat(target, given.conversation, "input"))
+    return len(tokenize_chat(resolved, given.conversation, "input"))
 
 
 @router.get(PATH + "/{response_id}", response_model=None)
