@@ -22,7 +22,7 @@ from hagane.system.settings import Settings
 
 
 class Access(Enum):
-    """Which key a route asks for."""
+    """The kind of key that a route requires."""
 
     OPEN = "none"
     METRICS = "the metrics key, where one is configured; the admin key does, too"
@@ -35,8 +35,8 @@ class Rule:
     """One line of the table. With `admin_port` set, `admin_listener` moves a route there.
 
     A route that is `streamed` reads its body piece by piece and bounds it by itself. For the
-    description: the statuses that a route refuses by beside those that all do, and whether it
-    may answer with server-sent `events`.
+    description: the statuses of refusals that only some routes have, and whether it may answer
+    with server-sent `events`.
     """
 
     access: Access
@@ -151,7 +151,7 @@ class GuardedRoute(JsonRoute):
     rule: Rule
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers: FastAPI's handler behind the guards."""
+        """FastAPI's handler, with the guards before it."""
         # HEAD is GET without the body.
         (method,) = (self.methods or set()) - {"HEAD"}
         name = f"{method} {self.path}"
@@ -205,7 +205,7 @@ def authorize(access: Access, settings: Settings, authorization: str) -> str:
         return key_label(key)
     if is_one_of(key, *settings.keys, settings.metrics_key.get_secret_value()):
         raise PermissionDeniedError(
-            f"This key does not open this route, which asks for {access.value}."
+            f"This key does not open this route, which requires {access.value}."
         )
     raise AuthenticationError(
         "Missing or incorrect API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY' with a "

@@ -62,7 +62,7 @@ class _Waiting:
 class AnswerLog:
     """The answers of one application. All methods belong to the event loop.
 
-    What waits is written from `start` to `stop`.
+    Waiting answers are written from `start` to `stop`.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class Run:
 
 
 class BackgroundRuns:
-    """What one server makes in the background, and the last finished ones for those who follow."""
+    """The background runs of one server, and the last finished ones for their followers."""
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, Run] = OrderedDict()

@@ -14,7 +14,7 @@ _MOST_STOP_TOKENS = 128
 
 
 class DecodingBody(Body):
-    """What the bodies of all dialects that generate have in common, or may have as extensions."""
+    """Sampling fields that the bodies of all dialects share, or have as extensions."""
 
     model: ModelName
     stream: Flag = False

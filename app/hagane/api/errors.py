@@ -43,7 +43,7 @@ _UNSUPPORTED = {
 # The most of a value, or of a field's path, that an error repeats.
 _SHOWN = 80
 _LONGEST_PATH = 200
-# Errors about several fields, or whose message says what was sent.
+# Errors about several fields, or whose message repeats what was sent.
 _WHOLE = {"value_error", "unsupported_content", "unsupported_parameter"}
 _BOUNDS = {
     "less_than_equal": "above_max_value",
@@ -95,7 +95,7 @@ def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, InvalidRequestError):
         body = error_body(message, "invalid_request_error", error.param, error.code)
         if isinstance(error, ConflictError):
-            # The SDK repeats a request after 409 unless it is told not to.
+            # The SDK repeats a request after 409 unless a header forbids it.
             return 409, body, {"x-should-retry": "false"}
         if isinstance(error, TooLargeError):
             return 413, body, {}
@@ -194,7 +194,7 @@ def _validation_body(errors: Sequence[Any]) -> dict[str, Any]:
     else:
         reason = first["msg"].removeprefix("Value error, ")
         message = f"Invalid value for '{param or 'body'}': {reason}."
-        # What several fields together came to is not what the client sent.
+        # A value derived from several fields is not one that the client sent.
         got = first.get("input")
         if not (first["type"] in _WHOLE and isinstance(got, dict)):
             message += f" Got {_show(got)}."
@@ -229,7 +229,7 @@ def _code(error: Any, param: str | None) -> str:
 
 
 def _feature(param: str | None) -> str | None:
-    """What a field asks for that this server cannot do."""
+    """The unsupported feature that a field requests."""
     return _UNSUPPORTED.get(re.split(r"[.\[]", param or "")[0])
 
 

@@ -1,4 +1,4 @@
-"""What all request bodies are made of: no unknown fields, null for "not given", bounded values."""
+"""Parts of all request bodies: no unknown fields, null for "not given", bounded values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pydantic_core import CoreSchema
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-# What messages, tensors and the database can hold.
+# The range that messages, tensors and the database can hold.
 Count = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
-# What an alias, an adapter or a new model may be called: safe in paths, logs and terminals.
+# Names of aliases, adapters and new models: safe in paths, logs and terminals.
 Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # How a request names a model: also names with colons and slashes, which jobs and hubs give.
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
@@ -73,7 +73,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def either(*kinds: str) -> Any:
-    """Tells the forms of a union apart before they are looked into: one clear error, not all."""
+    """Chooses the form of a union before validating it: one clear error, not one per form."""
 
     def choose(value: Any) -> str | None:
         kind = "str" if isinstance(value, str) else "list" if isinstance(value, list) else None

@@ -74,7 +74,7 @@ def prepare_generation(
     model = resolved.text
     timeout = parameters.timeout or settings.request_timeout
     request = GenerateRequest(
-        # Logs of the engine name the HTTP request; the rest tells its prompts apart.
+        # Logs of the engine name the HTTP request; the rest distinguishes its prompts.
         request_id=f"{request_id.get()}/{uuid.uuid4().hex[:12]}",
         prompt=tuple(prompt),
         sampling=sampling_params(

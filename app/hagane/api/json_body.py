@@ -1,4 +1,4 @@
-"""Reads JSON bodies beside the event loop, within bounds, and refuses what is no text.
+"""Reads JSON bodies off the event loop, within bounds, and refuses invalid text.
 
 A parser holds the interpreter's lock from the first byte to the last, in a thread as well. What it
 takes depends on the number of values more than on bytes, so that the values are counted first.

@@ -1,4 +1,4 @@
-"""What each API key may use a minute and at a time, and what it has used.
+"""The allowance of each API key, per minute and at a time, and its use.
 
 The headers are OpenAI's: https://platform.openai.com/docs/guides/rate-limits
 """
@@ -23,7 +23,7 @@ _RETRY_SECONDS = 1.0
 
 
 def key_label(key: str) -> str:
-    """A short name of an API key, for metrics and logs: the key cannot be told from it."""
+    """A short name of an API key, for metrics and logs: the key cannot be derived from it."""
     return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
@@ -42,7 +42,7 @@ class Bucket:
 
     @property
     def level(self) -> float:
-        """What is left now; negative when overdrawn."""
+        """The remaining allowance; negative when overdrawn."""
         now = self._clock()
         refill = (now - self._updated) * self.capacity / _MINUTE
         self._level = min(self._level + refill, float(self.capacity))

@@ -63,7 +63,7 @@ Content = Annotated[
 
 
 class Message(Body):
-    """One turn. What OpenAI's clients send back of an answer is accepted as it came."""
+    """One turn. An answer that OpenAI's clients send back is accepted unchanged."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content

@@ -1,4 +1,4 @@
-"""What Prometheus sees: histograms of the requests, gauges of the engine."""
+"""Metrics for Prometheus: histograms of the requests, gauges of the engine."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _crashes(residents: Iterable[ResidentModel]) -> Metric:
 
 
 class _LoopCollector(Collector):
-    """What runs in the background: whether it goes on, and how often it could not."""
+    """State of the background loops: whether each goes on, and how often it failed."""
 
     def __init__(self, loops: Callable[[], Iterable[BackgroundLoop]]) -> None:
         self.loops = loops

@@ -1,4 +1,4 @@
-"""Work whose time grows with a request's size, done beside the event loop.
+"""Work whose time grows with a request's size, done off the event loop.
 
 What holds the interpreter's lock would stop the loop from any thread, so that the work itself is
 bounded too: see `hagane.api.body` for JSON. Tokenizing releases the lock.

@@ -39,7 +39,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(DecodingBody, StructuredBody):
-    """What chat and text completions have in common."""
+    """Fields that chat and text completions share."""
 
     stream_options: StreamOptions | None = None
     n: Annotated[Count, Field(ge=1, le=128)] | None = None
@@ -80,7 +80,7 @@ class SamplingBody(DecodingBody, StructuredBody):
     def parameters(
         self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
     ) -> Parameters:
-        """What a generation needs to know of the body."""
+        """The parameters of the generation."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return self.decoding(
             max_tokens=max_tokens,

@@ -1,4 +1,4 @@
-"""What every route needs: the models' text sides, their engines, the metrics, the checks."""
+"""Dependencies of every route: the models' text sides, their engines, the metrics, the checks."""
 
 from __future__ import annotations
 

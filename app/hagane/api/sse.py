@@ -69,7 +69,7 @@ async def stream(
 ) -> EventSourceResponse:
     """Answer with `events` as server-sent events, JSON each.
 
-    What goes wrong before the first event is still an HTTP error: the response starts with it, or
+    An error before the first event is still an HTTP error: the response starts with it, or
     when the keep-alive interval has passed without one.
     """
     first = asyncio.ensure_future(anext(events, None))
@@ -110,7 +110,7 @@ async def _lines(
             first.cancel()
 
 
-# What some clients take for line breaks, as UTF-8, and how JSON may write it instead.
+# Characters that some clients take for line breaks, as UTF-8, and how JSON may write it instead.
 _BREAKS = {b"\xe2\x80\xa8": rb"\u2028", b"\xe2\x80\xa9": rb"\u2029", b"\xc2\x85": rb"\u0085"}
 
 

@@ -28,7 +28,7 @@ class SchemaFormat(Body):
 
 
 class ResponseFormat(Body):
-    """OpenAI's `response_format`; llama.cpp's clients put a `schema` beside json_object."""
+    """OpenAI's `response_format`; llama.cpp's clients add a `schema` to json_object."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFormat | None = None
@@ -41,7 +41,7 @@ class ResponseFormat(Body):
         return self
 
     def grammar(self) -> Grammar | None:
-        """What it asks for. Raises InvalidRequestError."""
+        """The grammar that it requests. Raises InvalidRequestError."""
         param = "response_format"
         schema = self.object_schema
         if self.json_schema is not None:
@@ -81,7 +81,7 @@ class StructuredBody(Body):
         return GRAMMAR_WEIGHT if self._wishes() else 1
 
     def wanted_grammar(self) -> Grammar | None:
-        """What an answer must follow; takes time with the grammar's length.
+        """The grammar of an answer; takes time with the grammar's length.
 
         Raises InvalidRequestError naming the field, also where several ask for something.
         """

@@ -88,9 +88,9 @@ ToolChoice = Annotated[
 
 @dataclass(frozen=True)
 class Choice:
-    """What a dialect's `tool_choice` comes to; `names` None is all tools.
+    """A dialect's `tool_choice`, normalised; `names` None is all tools.
 
-    `one` says that exactly one of them is called.
+    With `one`, exactly one of them is called.
     """
 
     mode: Literal["none", "auto", "required"] = "auto"
@@ -99,7 +99,7 @@ class Choice:
 
 
 def choose(choice: Choice, functions: Sequence[Function], *, parallel: bool) -> Tools:
-    """What an answer may or must call.
+    """The tools that an answer may or must call.
 
     Raises InvalidRequestError for a choice among tools that are not there.
     """
@@ -115,7 +115,7 @@ def choose(choice: Choice, functions: Sequence[Function], *, parallel: bool) -> 
             )
     if choice.mode == "required" and not schemas:
         raise InvalidRequestError(
-            "'tool_choice' asks for a call, and there are no 'tools'.", param="tool_choice"
+            "'tool_choice' requires a call, but there are no 'tools'.", param="tool_choice"
         )
     if choice.mode == "none" or not schemas:
         return NO_TOOLS
@@ -162,7 +162,7 @@ class ToolsBody(Body):
         return bool(self.functions)
 
     def wanted_tools(self) -> Tools:
-        """What an answer may or must call.
+        """The tools that an answer may or must call.
 
         Raises InvalidRequestError for a choice among tools that are not there, and for both forms
         at once.

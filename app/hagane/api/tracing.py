@@ -1,4 +1,4 @@
-"""What a trace says of a generation, in OpenTelemetry's words for generative AI.
+"""Attributes of a generation's span, after OpenTelemetry's conventions for generative AI.
 
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
@@ -20,7 +20,10 @@ _PARAMETERS = (
 
 
 class GeneratingBody(Protocol):
-    """The body of any route that generates."""
+    """The body of any route that generates.
+
+    >>> describe_request("chat", body, model="llama")  # body: GeneratingBody
+    """
 
     @property
     def model(self) -> str: ...
@@ -32,7 +35,7 @@ class GeneratingBody(Protocol):
 def describe_request(
     operation: Literal["chat", "text_completion"], body: GeneratingBody, model: str
 ) -> None:
-    """Put what is asked for, and the `model` that answers, on the request's span."""
+    """Add the requested parameters and the `model` that answers to the request's span."""
     span = trace.get_current_span()
     if not span.is_recording():
         return

@@ -28,13 +28,13 @@ from hagane.weights.sources.config import load_config
 
 # Token ids from here on are text in every vocabulary that Hagane serves.
 _FIRST_TOKEN = 10
-# What follows a prefix that is already cached, in tokens: more than a cache block.
+# Tokens after a prefix that is already cached: more than a cache block.
 _TAIL = 32
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: lengths are in tokens, every figure is the median of `rounds`."""
+    """The measurements to make: lengths are in tokens, every figure is the median of `rounds`."""
 
     streams: tuple[int, ...] = (1, 4, 16, 32)
     prompts: tuple[int, ...] = (512,)

@@ -20,7 +20,7 @@ class ChatOptions(Options):
 
     url: str = Field("http://127.0.0.1:8000", description="the server's address")
     model: str | None = Field(None, description="model id; default: the server's first")
-    api_key: str = Field("", description="a key of the server, if it asks for one")
+    api_key: str = Field("", description="a key of the server, if it requires one")
     system: str | None = Field(None, description="system prompt")
     temperature: float | None = Field(None, description="default: the model's own")
 

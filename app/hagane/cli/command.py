@@ -1,4 +1,4 @@
-"""What the commands have in common: options as settings, help by groups, errors of one line."""
+"""Shared parts of the commands: options as settings, help by groups, errors of one line."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from hagane.weights.sources.config import load_config
 
 Status = Literal["ok", "missing", "error"]
 
-# What the kernels look for, in /proc/cpuinfo's names.
+# CPU features that the kernels use, in /proc/cpuinfo's names.
 _CPU_FLAGS = (
     "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16",
     "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -203,7 +203,7 @@ def _libraries(_: Settings) -> Iterator[Finding]:
 
 
 def libraries(required: Sequence[str], versions: Mapping[str, str]) -> Iterator[Finding]:
-    """What of the requirements (lines as in package metadata) is among the `versions`."""
+    """The requirements (lines as in package metadata) that are among the `versions`."""
     for line in required:
         name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
         if "extra ==" not in line and _canonical(name) not in versions:
@@ -276,7 +276,7 @@ def _address(settings: Settings) -> Iterator[Finding]:
 
 
 def _plan(settings: Settings) -> Iterator[Finding]:
-    """What `hagane serve` would do with these settings."""
+    """A forecast of `hagane serve` with these settings."""
     try:
         device = resolve_device(settings.device)
         directory = local_model(settings.model, model_stores(settings))

@@ -1,4 +1,4 @@
-"""The `hagane` command: finds the command that is asked for, and says in one line what failed."""
+"""The `hagane` command: dispatches to a subcommand, and prints a failure in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hagane.system.errors import ConfigurationError, HaganeError
 # imported when its command is asked for.
 COMMANDS = MappingProxyType(
     {
-        "serve": "Serve a model over HTTP behind the OpenAI API.",
+        "serve": "Serve a model over HTTP with the OpenAI API.",
         "chat": "Chat in the terminal with a running server.",
         "models": "List, fetch, describe and remove the models on this machine.",
         "quantize": "Write a quantized copy of a model directory.",
@@ -34,7 +34,7 @@ _MODULES = {"eval": "evaluate"}
 
 
 def help_text() -> str:
-    """What `hagane` without a command prints."""
+    """The text that `hagane` prints without a command."""
     listing = "\n".join(f"  {name:10} {summary}" for name, summary in COMMANDS.items())
     return (
         "usage: hagane COMMAND [options]\n\n"

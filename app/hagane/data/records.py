@@ -24,7 +24,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class RecordError(ValueError):
-    """A line that cannot be used; the message says which key and why."""
+    """A line that cannot be used; the message names the key and the reason."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,12 @@ def _answer(
 ) -> Conversation:
     """A conversation in which only the answer is trained on."""
     before = _conversation(prompt, "prompt", tools, trained=False) if prompt else None
-    said = _conversation(answer, key, tools)
+    answered = _conversation(answer, key, tools)
     messages = before.messages if before else ()
     return Conversation(
-        messages + said.messages, (False,) * len(messages) + said.weights, said.tools
+        messages + answered.messages,
+        (False,) * len(messages) + answered.weights,
+        answered.tools,
     )
 
 

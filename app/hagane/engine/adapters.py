@@ -28,7 +28,7 @@ Answer = Callable[[str | None], None]
 class Adapters:
     """Loads what requests ask for, within `memory` bytes; a `Provider` of prerequisites.
 
-    `slots` says where in the banks the loaded ones lie. `read` loads a directory for the banks'
+    `slots` holds the bank slot of each loaded one. `read` loads a directory for the banks'
     model; it runs in `thread`.
     """
 

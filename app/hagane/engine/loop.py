@@ -1,7 +1,7 @@
 """The engine process: receive, schedule, execute, sample, emit.
 
 Started by `hagane.pool.client` as `python -m hagane.engine.loop FD`, where FD is the engine's end
-of a socket pair. It ends when told to, or when the other end is gone.
+of a socket pair. It ends on `Shutdown`, or when the other end is gone.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Engine:
         runner, sampler: taken instead of those that `config` describes.
         read_adapter: as `load_adapter`.
         overlap: whether a step is launched before the one before it is finished; by default where
-            a device runs beside Python.
+            a device runs alongside Python.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Engine:
         return self.pipeline.busy or len(self.prerequisites) > 0
 
     def run(self) -> None:
-        """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
+        """Run until a message ends it. Raises EOFError or BrokenPipeError if the server is gone."""
         while self.running:
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
             idle = not (self.pipeline.busy or self.runner.prefault())
@@ -243,7 +243,7 @@ def main(descriptor: int) -> None:
         except HaganeError as error:
             channel.send(EngineFailed(error.code, str(error)))
             return
-        # What is there by now stays: a full collection, 90 ms for which all streams wait, mostly
+        # All objects made so far stay: a full collection, 90 ms for which all streams wait, mostly
         # looked through torch's own objects.
         gc.freeze()
         engine.runner.pin_main_thread()
@@ -257,7 +257,7 @@ def _receive_config(channel: EngineChannel) -> EngineConfig:
         pass
     config, *more = messages
     if any(isinstance(message, Shutdown) for message in more):
-        raise EOFError("told to end before it began")
+        raise EOFError("ended before it began")
     if not isinstance(config, EngineConfig):
         raise TypeError(f"the first message must be the engine's config, not {type(config)}")
     return config

@@ -51,7 +51,7 @@ class Provider(Protocol):
         """
 
     def poll(self, in_use: Set[str]) -> Iterator[Settled]:
-        """What was settled since the last call. Prerequisites `in_use` stay."""
+        """The prerequisites settled since the last call. Those `in_use` stay."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Prerequisites:
         for provider in self._providers:
             if not provider.busy:
                 continue
-            # What came for a request that still waits for something else must stay for it.
+            # A prerequisite must stay while its request waits for another one.
             kept = {digest for held in self._held for digest in held.wanted - held.missing}
             for settled in provider.poll(in_use | kept):
                 yield from self._settle(settled)

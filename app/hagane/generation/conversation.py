@@ -30,7 +30,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said. `call_id` is that of the call whose result a tool's turn holds."""
+    """One message. `call_id` is that of the call whose result a tool's turn holds."""
 
     role: Role
     text: str
@@ -40,7 +40,7 @@ class Turn:
     call_id: str | None = None
 
     def as_template_input(self) -> dict[str, Any]:
-        """What chat templates expect. What is not given is left out: templates ask for its name."""
+        """As chat templates expect it. Absent values are left out: templates test for names."""
         given: dict[str, Any] = {"role": self.role, "content": self.text}
         optional = {
             "name": self.name,
@@ -71,6 +71,6 @@ class Conversation:
         return sum(len(turn.text) for turn in self.turns)
 
     def template_variables(self) -> dict[str, Any]:
-        """What the model's template is rendered with, beside the turns."""
+        """The variables of the model's template besides the turns."""
         tools = {"tools": list(self.tools)} if self.tools else {}
         return {**dict(self.extra), **tools, "add_generation_prompt": self.add_generation_prompt}

@@ -58,7 +58,7 @@ class Detokenizer:
         return out
 
     def finish(self) -> str:
-        """What was held back, when the text has ended without a stop string."""
+        """The text held back, after an end without a stop string."""
         if self.stopped is not None:
             return ""
         out = self._matcher.push(self._decoder.finish())
@@ -100,7 +100,7 @@ class _ByteDecoder:
 class _ContextDecoder:
     """For decoders that look at neighbouring tokens, as WordPiece's do.
 
-    Tokens are decoded behind a few tokens of context, because such decoders treat the first token
+    Tokens are decoded after a few tokens of context, because such decoders treat the first token
     specially, and the new text is what the decoding has gained.
     """
 

@@ -1,4 +1,4 @@
-"""What an answer is made of, as it arrives: every dialect writes these events in its own words."""
+"""The events of an answer, as they arrive; every dialect writes them in its own form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer must look like: JSON of a schema, a regular expression, a choice, a grammar.
+"""The form of an answer: JSON of a schema, a regular expression, a choice, a grammar.
 
 Every form that the dialects know becomes one string in llguidance's own notation, which the engine
 turns into token masks. Compiling is linear in the grammar and bounded by llguidance's fuel, so a
@@ -55,7 +55,7 @@ class Marker:
     token: int | None = None
 
     def as_lark(self) -> str:
-        """llguidance tells tokens of their own from their letters."""
+        """llguidance distinguishes special tokens from their letters."""
         return json.dumps(self.text) if self.token is None else f"<[{self.token}]>"
 
 
@@ -100,7 +100,7 @@ def from_choices(choices: Sequence[str], param: str) -> Grammar:
 
 
 def from_text(grammar: str, param: str) -> Grammar:
-    """A context-free grammar in Lark's notation or llama.cpp's GBNF, told apart by `::=`.
+    """A context-free grammar in Lark's notation or llama.cpp's GBNF, distinguished by `::=`.
 
     Raises InvalidRequestError for GBNF that cannot be translated.
     """
@@ -247,7 +247,7 @@ class GrammarChecker:
 
 
 def _compile(tokenizer: llguidance.LLTokenizer, text: str) -> str:
-    """What is wrong with a grammar; empty if nothing is."""
+    """The error in a grammar; empty if there is none."""
     matcher = new_matcher(tokenizer, text)
     if not matcher.is_error():
         # The first mask finds what compiling leaves open: rows or states over the limits.

@@ -1,4 +1,4 @@
-"""What a caller asks for, and the engine's request that it becomes."""
+"""The parameters of a generation, and the engine's request made from them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class StopMatcher:
         self.stopped: str | None = None
 
     def push(self, text: str) -> str:
-        """What may be shown now that `text` has come."""
+        """The text that may be shown after `text` has arrived."""
         if not self._matched or self.stopped is not None:
             return "" if self.stopped is not None else text
         held = self._held + text
@@ -57,7 +57,7 @@ class StopMatcher:
         return held[:shown]
 
     def finish(self) -> str:
-        """What was held back, when the text has ended without a stop string."""
+        """The text held back, after an end without a stop string."""
         rest, self._held = self._held, ""
         return rest
 

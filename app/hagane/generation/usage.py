@@ -1,4 +1,4 @@
-"""What a generation costs, noted by observers while it runs."""
+"""The cost of a generation, counted by observers while it runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from hagane.pool.messages import TokenDelta
 
 
 class Observer(Protocol):
-    """Hears of a generation, never changes it, and raises nothing.
+    """Observes a generation; never changes it, and raises nothing.
 
     `started` comes once, `tokens` with every delta, `finished` when every continuation has ended,
-    and `closed` at the very end, whatever the reason.
+    and `closed` at the very end, whatever the reason. Example:
+
+        usage = Usage()
+        async for event in run(request, observers=[usage]): ...
+        usage.completion_tokens
     """
 
     def started(self, prompt_tokens: int) -> None: ...

@@ -11,7 +11,7 @@ from hagane.system.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Cuda:
-    """What torch finds: its number of CUDA devices, and whether it was built for CUDA."""
+    """Of torch: the number of CUDA devices, and whether it was built for CUDA."""
 
     devices: int
     built: bool
@@ -48,5 +48,5 @@ def resolve_device(name: str, cuda: Cuda | None = None) -> torch.device:
         )
     raise ConfigurationError(
         f"device {name!r} does not exist: torch finds {cuda.devices} CUDA devices; "
-        "`hagane doctor` says more"
+        "run `hagane doctor` for details"
     )

@@ -37,7 +37,7 @@ class Part:
 class AdapterRows:
     """Whose change each row of a step gets: `slots` int32 [tokens], -1 for nobody's.
 
-    `groups` says the same as (slot, int64 rows), for operators that take one adapter at a time.
+    `groups` holds the same as (slot, int64 rows), for operators that take one adapter at a time.
     """
 
     slots: Tensor

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# What any dtype may begin at, and a vectorised load would like.
+# An alignment for any dtype, and for vectorised loads.
 _ALIGNMENT = 16
 
 

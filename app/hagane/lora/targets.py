@@ -15,9 +15,9 @@ from typing import TypeVar
 from hagane.system.sandbox import shared_sandbox
 
 _Number = TypeVar("_Number", int, float)
-# Adapters see the whole model, in which the decoder is called `model`.
+# Adapters name modules from the Transformer, in which the decoder is called `model`.
 _PREFIX = "model."
-# What PEFT takes for the families supported here where a configuration names nothing.
+# PEFT's default for the families supported here.
 _DEFAULT = ("q_proj", "v_proj")
 # Nothing of it repeats, so that matching takes time in proportion to the name.
 _PLAIN = re.compile(r"[\w.\-]*")

@@ -68,7 +68,7 @@ def make_linear(
 def make_embedding(
     vocab_size: int, hidden_size: int, quantization: Quantization | None
 ) -> DenseEmbedding | Int8Embedding:
-    """The embedding (and head) that `quantization` asks for."""
+    """The embedding (and head) for `quantization`."""
     if quantization is None:
         return DenseEmbedding(vocab_size, hidden_size)
     return Int8Embedding(vocab_size, hidden_size, _rotation(hidden_size, quantization))

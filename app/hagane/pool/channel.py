@@ -44,7 +44,7 @@ class _Frames:
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages)
 
     def feed(self, data: bytes) -> list[Any]:
-        """What is whole now that `data` has come."""
+        """The messages completed by `data`."""
         self._buffer += data
         messages: list[Any] = []
         offset = 0

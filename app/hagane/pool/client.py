@@ -1,10 +1,10 @@
 """The API's only door to an engine: starts it, restarts it, and routes tokens back.
 
 States: `starting` -> `ready` -> (the process dies) `restarting` -> `ready`; `failed` when the
-engine says that only the user can mend it; `draining` while the last streams finish, `stopped`
+engine reports that only the user can mend it; `draining` while the last streams finish, `stopped`
 at the end.
 
-A restart after a crash follows at once: whoever sends a request that crashes the engine costs the
+A restart after a crash follows at once: a client whose request crashes the engine costs the
 others its load time and no more. Pauses grow only while engines die before they take requests, or
 idle within seconds of that.
 """
@@ -119,7 +119,7 @@ class EngineClient:
             raise EngineUnavailableError("The engine was stopped.")
         raise HaganeError(
             f"The engine process died {_MOST_FAILED_STARTS} times while it started; the "
-            "log says more."
+            "log has details."
         )
 
     async def drain(self, grace: float) -> None:

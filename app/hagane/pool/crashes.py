@@ -1,4 +1,4 @@
-"""What engines died of, and which requests were there: counted for metrics, told in the log."""
+"""Why engines died, and with which requests: counted for metrics, written to the log."""
 
 from __future__ import annotations
 

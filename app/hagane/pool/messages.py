@@ -2,7 +2,7 @@
 
 All are immutable msgspec structs, sent as MessagePack by `hagane.pool.channel`. Times are
 seconds: durations as floats, moments as `time.monotonic()` values (one clock for all processes
-of a machine). What every step sends is without the names of its fields.
+of a machine). Messages of every step omit the names of their fields.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needs_history(self) -> bool:
-        """Whether the choice of the next token asks which ones came before it."""
+        """Whether the choice of the next token depends on the tokens before it."""
         penalties = self.presence_penalty or self.frequency_penalty
         return bool(self.repetition_penalty != 1 or penalties)
 
@@ -111,7 +111,7 @@ class GrammarRef(msgspec.Struct, frozen=True):
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One prompt and what to do with it.
 
-    `n` continuations share one prefill and are told apart by `TokenDelta.index`. Smaller
+    `n` continuations share one prefill and are distinguished by `TokenDelta.index`. Smaller
     `priority` runs first. `deadline` is a `time.monotonic()` moment. Requests share prefix-cache
     blocks only with requests of equal `cache_salt` and equal adapter. Answers follow `grammar` to
     its end, which ends them.
@@ -267,7 +267,7 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the engine process is told first: the settings it needs, and no others.
+    """The first message to the engine process: the settings it needs, and no others.
 
     `kv_cache_memory` is in bytes, None lets the engine decide from free memory, on a GPU within
     `gpu_memory_fraction` of all of it, and take no more than `kv_cache_limit` bytes unless one

@@ -36,7 +36,7 @@ _RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Residency:
-    """What models that are not pinned may take.
+    """Bounds on models that are not pinned.
 
     `models` are in memory at a time, each with a KV cache of `cache_bytes` (or of one context, if
     that is more) and, on a GPU, `gpu_memory_fraction` of its memory; one that nobody has asked for
@@ -97,7 +97,7 @@ class Fleet:
         return tuple(self._residents.values())
 
     def loops(self) -> Iterator[BackgroundLoop]:
-        """What runs in the background here."""
+        """The background loops."""
         yield self._sweeper
         for resident in self.residents:
             yield resident.client.supervision
@@ -163,7 +163,7 @@ class Fleet:
         excess = len(others) + 1 - self._residency.models
         if excess > len(idle):
             raise EngineUnavailableError(
-                f"The model '{name}' needs an engine of its own beside the base's, and "
+                f"The model '{name}' needs an engine of its own besides the default model's, and "
                 f"resident_models allows {self._residency.models}, all of which are in use: raise "
                 "it, or try again later.",
                 retry_after=_RETRY_SECONDS,

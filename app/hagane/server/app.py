@@ -251,7 +251,7 @@ def answer_bounds(settings: Settings) -> Bounds:
 
 
 def residency(settings: Settings) -> Residency:
-    """The part of the settings that whole models beside the base are bounded by."""
+    """The settings that bound standalone models."""
     return Residency(
         models=settings.resident_models,
         cache_bytes=int(settings.resident_cache_memory),
@@ -261,7 +261,7 @@ def residency(settings: Settings) -> Residency:
 
 
 def _engine_share(settings: Settings) -> float:
-    """Of a GPU's memory, without what belongs to jobs and their whole models where there are any.
+    """The engine's share of a GPU's memory, less that of jobs and their standalone models.
 
     Raises ConfigurationError where nothing is left.
     """

@@ -1,7 +1,7 @@
 """Which names a server answers to, so that no web page reaches it under a name of its own.
 
 A page at http://evil.example can have that name resolve to 127.0.0.1 and then read what is served
-there (DNS rebinding); the Host header still says evil.example. An IP address cannot be rebound.
+there (DNS rebinding); the Host header is still evil.example. An IP address cannot be rebound.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens to every request: its id, its line in the log, its faults, its host, its end."""
+"""Middleware of every request: its id, its line in the log, its faults, its host, its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hagane.system.logging import request_id
 logger = logging.getLogger(__name__)
 
 _VALID_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-# What nginx logs for a client that went away: no fault of the server, and in no alert.
+# The status that nginx logs for a client that went away: no fault of the server, and in no alert.
 _CLIENT_GONE = 499
 # Rests of bodies up to here are read so that the connection can be used again.
 _SMALL_REST = 64 << 10
@@ -99,7 +99,7 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
 
 
 def _extra_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """What a dependency left in `request.state.headers` for the answer, whatever comes of it."""
+    """Headers that a dependency left in `request.state.headers`, for any answer."""
     headers: dict[str, str] = scope.get("state", {}).get("headers", {})
     return [(name.encode(), value.encode()) for name, value in headers.items()]
 
@@ -132,7 +132,7 @@ class LingeringClose:
     """Ends connections whose request was answered before its body had come, without losing that.
 
     The rest would be taken for the next request, or be read for nothing. A short rest is read; for
-    a long one the answer says `connection: close`, and the connection is closed when the client has
+    a long one the answer has `connection: close`, and the connection is closed when the client has
     had time to read it: closing at once resets it.
     """
 

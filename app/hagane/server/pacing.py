@@ -1,6 +1,6 @@
 """One connection's large body at a time: what many clients send must not fill a turn of the loop.
 
-A connection is paused after a piece of its body and read again when the application asks for more.
+A connection is paused after a piece of its body and read again when the application reads on.
 If all that ask were read in the same turn, 50 clients with large bodies would make every turn copy
 megabytes, and each read gives up the interpreter's lock to whatever thread parses a body.
 """

@@ -30,7 +30,7 @@ from hagane.system.settings import Settings
 logger = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS = 512
-# Requests that wait behind the one being answered: few clients send any.
+# Requests that wait for the one being answered: few clients send any.
 _MOST_PIPELINED = 16
 # Every piece of a body costs a call here; those of a real client are longer than this, on average.
 _LEAST_PIECE_BYTES = 16
@@ -48,7 +48,7 @@ _UPGRADE_HEADERS = (b"upgrade", b"connection", b"http2-settings")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one listener grants: connections at a time, bytes and seconds of a request's head.
+    """Limits of one listener: connections at a time, bytes and seconds of a request's head.
 
     `write_seconds` is how long a peer may not read what it is sent before it is cut off.
     """
@@ -94,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._refusal: tuple[HTTPStatus, str, str] | None = None
         self._refused = False
-        # Requests that are being answered or wait behind the one that is.
+        # Requests that are being answered or wait for the one that is.
         self._unanswered: deque[RequestResponseCycle] = deque()
         self._in_head = False
         self._upgrade_offered = False
@@ -234,7 +234,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count_head(len(name) + len(value) + 4)
         if name.lower() == b"content-length" and len(value) > _MOST_LENGTH_DIGITS:
             self._fail(HTTPStatus.BAD_REQUEST, "invalid_http", "The Content-Length is too long.")
-        # Those behind a body have no meaning here.
+        # Those after a body have no meaning here.
         if self._in_head:
             super().on_header(name, value)
 

@@ -1,4 +1,4 @@
-"""The HTTP servers: how the common one ends, and the one for admins beside it."""
+"""The HTTP servers: how the common one ends, and the separate one for admins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SWITCH_SECONDS = 0.0005
 
 
 def _config(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Config:
-    """What both listeners have in common: bounds, and nothing that nobody here asks for."""
+    """Settings of both listeners: bounds, and no features that the server does not need."""
     protocol = partial(BoundedProtocol, bounds=Bounds.of(settings), pacer=Pacer())
     return uvicorn.Config(
         app,
@@ -44,8 +44,8 @@ def _config(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Config:
 class DrainingServer(uvicorn.Server):
     """Answers 503 to new requests after the first signal, until running ones have finished.
 
-    What still runs after the grace, or at a second signal, ends with an error event. Connections
-    are accepted all the while, so that a load balancer is told rather than refused.
+    Streams still open after the grace, or at a second signal, end with an error event. Connections
+    are accepted all the while: a load balancer gets an answer, not a refused connection.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -65,7 +65,7 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What is there now stays: the collector need not walk over it for tens of milliseconds
+        # All objects made so far stay: the collector need not walk over it for tens of milliseconds
         # whenever a body of many values has come.
         gc.freeze()
 

@@ -1,4 +1,4 @@
-"""What the server serves besides its base model: adapters, and standalone models made by jobs."""
+"""Models served besides the default one: adapters, and standalone models made by jobs."""
 
 from __future__ import annotations
 

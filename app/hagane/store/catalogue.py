@@ -138,7 +138,7 @@ class Catalogue:
         )
 
     def _find(self, names: _Names, name: str) -> tuple[ModelRef | None, bool]:
-        """What answers, and whether it stays as it is: False for a checkpoint to be marked."""
+        """The model of a name, and whether it is final: False for a checkpoint to be marked."""
         alias = names.aliases.get(name)
         if alias is None:
             return (None, True) if name == self._base else self._find_model(names, name)

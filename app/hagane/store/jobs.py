@@ -63,7 +63,7 @@ class Job:
 
     @property
     def kind(self) -> Kind:
-        """What the job trains: an adapter or weights from a base, or a model from text."""
+        """The kind of training: an adapter or weights from a base, or a model from text."""
         kind: Kind = self.request.get("kind", "fine_tuning")
         return kind
 

@@ -48,7 +48,7 @@ def refused_when_full(directory: Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a full disk caused `error`, which torch's writer hides behind an error of its own."""
+    """Whether a full disk caused `error`, which torch's writer wraps in an error of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True

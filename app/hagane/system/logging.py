@@ -93,7 +93,7 @@ class _NeverWaiting(logging.Handler):
                     lost, self._reported = dropped - self._reported, dropped
                     self._write_line(f"{lost} lines of the log were dropped: nobody read it")
             except OSError:
-                # The reader has gone for good; the metric tells.
+                # The reader has gone for good; the metric shows it.
                 self.dropped += 1
             finally:
                 self._lines.task_done()
@@ -147,7 +147,7 @@ def configure_tracing() -> None:
             f"{endpoint} is set, but OpenTelemetry's SDK is not installed: "
             "pip install 'hagane[otel]'"
         ) from None
-    # What the environment says about the service (OTEL_SERVICE_NAME ...) goes before this.
+    # The environment (OTEL_SERVICE_NAME ...) takes precedence over this.
     os.environ.setdefault("OTEL_SERVICE_NAME", "hagane")
     provider = TracerProvider(resource=Resource.create({"service.version": __version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -50,7 +50,7 @@ class Sandbox:
         self._idle: list[_Worker] = []
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What `module:function` returns for `arguments`.
+        """Call `module:function` with `arguments`; returns its result.
 
         Raises SandboxError with the message of what the function raised, or SandboxLimitError.
         """

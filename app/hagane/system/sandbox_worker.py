@@ -1,4 +1,4 @@
-"""The process behind `Sandbox`: reads a call, runs it within its limits, writes the answer.
+"""The worker process of `Sandbox`: reads a call, runs it within its limits, writes the answer.
 
     python -m hagane.system.sandbox_worker SECONDS MEMORY
 
@@ -23,7 +23,7 @@ _LENGTH = struct.Struct("<I")
 def main(seconds: float, memory: int) -> None:
     """Serve until the other side closes."""
     answers = os.fdopen(os.dup(1), "wb")
-    # What a program prints is no answer.
+    # A program's output is not the answer.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _limit_memory(memory)
     while head := sys.stdin.buffer.read(_LENGTH.size):
@@ -41,7 +41,7 @@ def _answer(request: bytes, answers: BinaryIO, seconds: float) -> None:
         }
         encoded = json.dumps(answer, separators=(",", ":")).encode()
     except MemoryError:
-        # What is left of the address space may be too little for the next call.
+        # The rest of the address space may be too little for the next call.
         os._exit(1)
     except Exception as error:
         encoded = json.dumps({"error": str(error) or type(error).__name__}).encode()

@@ -53,7 +53,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class Settings(BaseSettings):
-    """Serve a model over HTTP behind the OpenAI API."""
+    """Serve a model over HTTP with the OpenAI API."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     job_checkpoints: int = Field(
         3,
         ge=1,
-        description="checkpoints that a job keeps, the best and the last among them, beside those "
+        description="checkpoints that a job keeps, the best and the last among them, besides those "
         "that were asked for by name",
     )
     stored_completions_bytes: ByteSize = Field(
@@ -210,7 +210,7 @@ class Settings(BaseSettings):
         description="part of a GPU's memory for each of them; the base's KV cache leaves it free",
     )
     resident_idle_seconds: float = Field(
-        600.0, gt=0, description="until one that nobody asks for is stopped"
+        600.0, gt=0, description="idle time after which one is stopped"
     )
     engine_timeout: float = Field(
         30.0,

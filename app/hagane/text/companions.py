@@ -12,7 +12,7 @@ from hagane.weights.sources.config import load_config
 
 
 def write_companions(model: Path, directory: Path) -> None:
-    """Write what `directory` needs beside weights and config.json to be served.
+    """Write the files besides weights and config.json that `directory` needs to be served.
 
     Raises ModelError if the GGUF file `model` has no tokenizer that can be read.
     """

@@ -1,4 +1,4 @@
-"""What `generation_config.json` says about how a model likes to be sampled."""
+"""The sampling defaults that a model brings in `generation_config.json`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hagane.weights.sources.gguf.file import GGUFFile
 
 logger = logging.getLogger(__name__)
 
-# What a GGUF file calls them, after `general.sampling.`.
+# Their names in a GGUF file, after `general.sampling.`.
 _GGUF_KEYS = {
     "temperature": "temp",
     "top_p": "top_p",
@@ -122,7 +122,7 @@ def _given(value: float | None, default: float) -> float:
 
 
 def _read(model: Path) -> tuple[Path, dict[str, Any]]:
-    """What is stored, with the file it is from; empty where nothing is."""
+    """The stored values with their file; empty where nothing is stored."""
     if is_gguf(model):
         file = GGUFFile(model)
         named = ((key, file.get(f"general.sampling.{name}")) for key, name in _GGUF_KEYS.items())

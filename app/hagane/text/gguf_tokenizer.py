@@ -26,7 +26,7 @@ _BYTES = 6
 
 
 class Vocabulary:
-    """What a file says about its tokens. Raises ModelError naming the key at fault."""
+    """The tokens that a file declares. Raises ModelError naming the key at fault."""
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file

@@ -106,7 +106,7 @@ def _remove_from_cache(name: str) -> StoredModel:
 
 
 def describe(model: Path) -> dict[str, str]:
-    """What a model is, by headings. Raises ModelError for one that cannot be read."""
+    """A description of a model, by headings. Raises ModelError for one that cannot be read."""
     config = load_config(model)
     types, parameters = _gguf_types(model) if is_gguf(model) else _safetensors_types(model)
     facts = {

@@ -17,7 +17,7 @@ _LIMITS = llguidance.LLParserLimits(
 
 
 def new_matcher(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
-    """The beginning of a grammar; `error_of` says whether it is none."""
+    """The beginning of a grammar; `error_of` reports an invalid one."""
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
 
 

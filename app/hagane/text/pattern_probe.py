@@ -35,5 +35,5 @@ def _texts(pattern: str) -> Iterable[str]:
     for unit in (*_COMMON, *literals):
         repeated = unit * (_LENGTH // len(unit))
         yield repeated
-        # What makes a match fail at the very end.
+        # A character that makes a match fail at the very end.
         yield repeated + "\0" + needed

@@ -77,7 +77,7 @@ _SAME = {
 PATTERNS = _PATTERNS | {name: _PATTERNS[kind] for kind, names in _SAME.items() for name in names}
 # Words that are tokens are taken whole, whatever the merges say.
 IGNORING_MERGES = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "pixtral"})
-# Texts begin with the begin-of-text token unless the file says otherwise.
+# Texts begin with the begin-of-text token unless the file states otherwise.
 BEGINNING = frozenset({"llama-bpe", "llama3", "llama-v3", "tekken", "pixtral"})
 
 

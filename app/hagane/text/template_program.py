@@ -46,9 +46,9 @@ def render(
     text, *rest = marked.split(start)
     spans = []
     for piece in rest:
-        said, _, after = piece.partition(end)
-        spans.append((len(text), len(text) + len(said)))
-        text += said + after
+        spoken, _, after = piece.partition(end)
+        spans.append((len(text), len(text) + len(spoken)))
+        text += spoken + after
     return text, spans
 
 
@@ -94,7 +94,7 @@ def _words(error: Exception) -> str:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks what the assistant says, for training."""
+    """`{% generation %}` marks the assistant's text for training."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 

@@ -47,7 +47,7 @@ _CUT = 16
 class Tokenizer:
     """A `tokenizers` tokenizer with what `tokenizer_config.json` adds to it. Thread safe.
 
-    `joins_bytes` tells that decoding is joining the bytes of `token_bytes`, but for
+    With `joins_bytes`, decoding is joining the bytes of `token_bytes`, but for
     `leading_spaces` spaces at the beginning of a text, which are left out. No token stands for more
     than `longest_token` bytes of text; it is None where nobody can tell.
     """
@@ -109,7 +109,7 @@ class Tokenizer:
         return None if content is None else self._backend.token_to_id(content)
 
     def added_id(self, text: str) -> int | None:
-        """The id of the token that `text` as a whole is, beside the vocabulary's own."""
+        """The id of the added token that equals `text`; None if there is none."""
         token: int | None = self._backend.token_to_id(text)
         return token if token in self._added else None
 
@@ -126,7 +126,7 @@ class Tokenizer:
         return ids
 
     def least_tokens(self, text: str, limit: int) -> int:
-        """A number of tokens that `text` has at least; what is below `limit` says nothing.
+        """A lower bound of the tokens in `text`; exact enough only to tell if it exceeds `limit`.
 
         It costs about as much as encoding `limit` tokens, however long the text is.
         """

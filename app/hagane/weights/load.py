@@ -51,20 +51,20 @@ from hagane.weights.sources.source import Rows, WeightSource
 
 # Checkpoints call the decoder so.
 _DECODER = "model."
-# Elements cast or quantized at a time: what loading needs beside the result stays small.
+# Elements cast or quantized at a time: loading needs little memory besides the result.
 _BLOCK_ELEMENTS = 1 << 16
 # The kernels' threads share a block.
 _NATIVE_BLOCK_ELEMENTS = 1 << 20
 # On a GPU a block must be worth a few dozen launches; it takes ten times its size meanwhile.
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
-# What the native kernels read and quantize.
+# The dtypes that the native kernels read and quantize.
 _NATIVE = (torch.float32, torch.bfloat16)
 _Holder = Stored | RMSNorm
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded; `weight_bytes` includes scales, `parameters` counts weights alone."""
+    """Totals of a load; `weight_bytes` includes scales, `parameters` counts weights alone."""
 
     parameters: int
     weight_bytes: int

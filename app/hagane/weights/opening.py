@@ -89,7 +89,7 @@ def _count(names: list[str]) -> str:
 
 
 def _check_layers(path: Path, config: ModelConfig, source: WeightSource) -> None:
-    """Before the tensors are named one by one: a count says more than the first of many names."""
+    """Before the tensors are named one by one: a count is clearer than the first of many names."""
     has = [source.shape(_IN_EVERY_LAYER.format(config.layers + n)) for n in (-1, 0)]
     if has[0] is not None and has[1] is None:
         return

@@ -15,7 +15,7 @@ from hagane.system.files import write_text
 from hagane.weights.load import LoadReport, load_model, write_directory
 from hagane.weights.sources.config import config_dict, load_config
 
-# What a model directory holds besides weights and config.json.
+# Files of a model directory besides weights and config.json.
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,7 +47,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
     used = report.quantization or quantization
     raw = config_dict(source)
-    # The weights decide it, whatever the source's configuration says.
+    # The weights decide it, not the source's configuration.
     raw["tie_word_embeddings"] = model.config.tie_word_embeddings
     raw["quantization_config"] = {
         "quant_method": "hagane",
@@ -66,7 +66,7 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
 
 
 def state_loss(directory: Path, loss: float) -> None:
-    """Write down what a quantized directory was measured to lose, for whoever loads it."""
+    """Write the measured loss of a quantized directory into its configuration."""
     raw = config_dict(directory)
     raw["quantization_config"]["measured_loss"] = round(loss, 5)
     write_text(directory / CONFIG_FILE, json.dumps(raw, indent=2) + "\n")

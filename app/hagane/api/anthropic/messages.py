@@ -78,7 +78,7 @@ async def count_tokens(body: MessagesInput, request: Request) -> dict[str, int]:
 
 
 def read_body(body: MessagesBody) -> tuple[Conversation, Parameters]:
-    """What the body asks for."""
+    """The conversation and parameters of a body."""
     parameters = Parameters(
         max_tokens=body.max_tokens,
         stop=tuple(body.stop_sequences or ()),
@@ -107,7 +107,7 @@ def read_conversation(body: MessagesInput) -> Conversation:
 
 
 def _turns(message: AnthropicMessage) -> Iterator[Turn]:
-    """A message as turns: each result of a tool is one of its own, before the text behind it."""
+    """A message as turns: each result of a tool is its own turn, before the text after it."""
     blocks = message.content
     if isinstance(blocks, str):
         yield Turn(message.role, blocks)

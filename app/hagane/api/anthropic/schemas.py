@@ -177,7 +177,7 @@ class MessageMetadata(Body):
 
 
 class MessagesInput(Body):
-    """What becomes the prompt: the body of /v1/messages/count_tokens."""
+    """The fields that make the prompt: the body of /v1/messages/count_tokens."""
 
     model: ModelName
     messages: Annotated[list[AnthropicMessage], Field(min_length=1), Field(fail_fast=True)]
@@ -225,7 +225,7 @@ class MessagesInput(Body):
         return GRAMMAR_WEIGHT if self.tools or form else 1
 
     def wanted_grammar(self) -> Grammar | None:
-        """What the answer must follow. Raises InvalidRequestError."""
+        """The grammar of the answer. Raises InvalidRequestError."""
         form = self.output_config.format if self.output_config else None
         if form is None:
             return None

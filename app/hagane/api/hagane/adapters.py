@@ -76,7 +76,7 @@ def _require_adapter(serving: Serving, name: str) -> None:
     found = serving.store.artifacts.find(name)
     if found is not None and found.standalone:
         raise InvalidRequestError(
-            f"'{name}' is a whole model, no adapter: DELETE /v1/models/{name} removes it.",
+            f"'{name}' is a standalone model, not an adapter: DELETE /v1/models/{name} removes it.",
             param="lora_name",
         )
 

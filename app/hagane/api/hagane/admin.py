@@ -1,4 +1,4 @@
-"""What an operator asks: how the server is doing, and to remove a model. Admin only."""
+"""Routes for operators: the state of the server, and removing a model. Admin only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def status(request: Request) -> dict[str, Any]:
 
 @router.delete("/v1/models/{model_id:path}")
 async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
-    """Remove an adapter or a whole model once its last request is done, with all that its job
+    """Remove an adapter or a standalone model once its last request is done, with all that its job
     left on disk.
 
     The job's checkpoints go with it; the job and its events stay. Raises ModelNotFoundError, or
@@ -64,7 +64,7 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
         await run_in_threadpool(store.published.withdraw, model_id)
         await serving.fleet.release(folder)
         others = [stored.path for stored in await run_in_threadpool(store.artifacts.list)]
-        # What is in there may have been loaded under another name, too.
+        # The same files may have been loaded under another name, too.
         if not any(path.is_relative_to(folder) for path in others):
             await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
     return {"id": model_id, "object": "model", "deleted": True}

@@ -87,7 +87,7 @@ def delete_alias(name: str, request: Request) -> dict[str, Any]:
 
 @router.get("/adapters")
 def list_adapters(request: Request) -> dict[str, Any]:
-    """Every adapter and whole model that is kept, promoted or not."""
+    """Every stored adapter and standalone model, promoted or not."""
     adapters = get_serving(request).store.artifacts.list()
     return {"object": "list", "data": [_adapter(stored) for stored in adapters]}
 

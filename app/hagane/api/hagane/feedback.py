@@ -26,7 +26,7 @@ _Tag = Annotated[str, Field(min_length=1, max_length=64)]
 class FeedbackBody(Body):
     """POST /v1/feedback. The same again changes nothing; another judgement replaces the first.
 
-    `author` tells those apart who judge the same answer.
+    `author` distinguishes the judges of one answer.
     """
 
     completion_id: _Id
@@ -57,7 +57,7 @@ def give(body: FeedbackBody, request: Request, answers: Written, key: Key) -> di
     feedback = Feedback(completion=body.completion_id, **vars(origin), **given)
     if not feedback.kinds:
         raise InvalidRequestError(
-            "The feedback says nothing: give 'thumbs', 'score', 'correction', 'preferred_over' or "
+            "The feedback is empty: give 'thumbs', 'score', 'correction', 'preferred_over' or "
             "'comment'.",
             param="thumbs",
         )

@@ -41,7 +41,7 @@ class PretrainingBody(Body):
     `max_bits_per_byte` and less than the model it started from, or when asked to.
     """
 
-    # A file's name too, with the job's id behind it.
+    # Also the beginning of a file's name, which ends in the job's id.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pretrained"
     config: dict[str, Any]
     promote: Policy = "if_better"
@@ -114,7 +114,7 @@ def promote(job_id: str, request: Request) -> dict[str, Any]:
 
 
 def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainConfig:
-    """What the worker is told. Raises RequestValidationError or InvalidRequestError."""
+    """The worker's specification. Raises RequestValidationError or InvalidRequestError."""
     _require_text(values)
     if "output" in values:
         raise InvalidRequestError(

@@ -73,7 +73,7 @@ class Pages(StaticFiles):
 
 
 router = guarded_router(include_in_schema=False)
-# What `/web` leads to.
+# The target of `/web`.
 pages = Pages(directory=FOLDER)
 
 

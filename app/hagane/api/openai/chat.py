@@ -81,7 +81,7 @@ async def chat(
 
 
 def read_body(body: ChatBody) -> tuple[Conversation, Parameters]:
-    """What the body asks for. Raises InvalidRequestError for fields that exclude each other."""
+    """The parameters of a body. Raises InvalidRequestError for fields that exclude each other."""
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequestError(
             "Give 'max_completion_tokens' or the older 'max_tokens', not both.",

@@ -39,13 +39,13 @@ class Choice:
 
     @property
     def size(self) -> int:
-        """What the next `take` writes, in entries of log-probabilities and tokens of the prompt."""
+        """Size of the next `take`, in entries of log-probabilities and tokens of the prompt."""
         width = 1 + (self._body.logprobs or 0)
         echoed = 0 if self._echoed else len(self._generation.request.prompt)
         return (len(self._entries) + echoed) * width
 
     def take(self, index: int) -> dict[str, Any]:
-        """What was added since the last call, after the prompt in the first."""
+        """The text added since the last call, after the prompt in the first."""
         prompt: list[tuple[int, TokenLogprobs | None]] = []
         text = self._text
         if not self._echoed:
@@ -108,7 +108,7 @@ class _Offsets:
         return start
 
     def end_of_prompt(self) -> None:
-        """What follows is decoded by itself, as the text is."""
+        """Decode the tokens that follow by themselves, as the text is."""
         self._position += len(self._decoder.finish())
         self._decoder = self._fresh()
 

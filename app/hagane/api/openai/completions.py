@@ -64,7 +64,7 @@ async def complete(
 
 
 def read_body(body: CompletionBody) -> tuple[list[Prompt], Parameters]:
-    """What the body asks for. Raises InvalidRequestError for fields that exclude each other."""
+    """The parameters of a body. Raises InvalidRequestError for fields that exclude each other."""
     if body.best_of not in (None, body.n or 1):
         raise InvalidRequestError(
             "'best_of' other than 'n' is not supported; leave it out.", param="best_of"

@@ -57,7 +57,7 @@ def get_file(file_id: str, request: Request) -> dict[str, Any]:
     PATH + "/{file_id}/content", response_class=FileResponse, responses={200: {"content": _BYTES}}
 )
 def get_content(file_id: str, request: Request) -> FileResponse:
-    """What was uploaded, byte for byte. Raises NotFoundError."""
+    """The uploaded content, byte for byte. Raises NotFoundError."""
     files = get_serving(request).store.files
     stored = files.get(file_id)
     return FileResponse(

@@ -139,7 +139,7 @@ async def list_events(
     limit: Limit = 20,
     stream: bool = False,
 ) -> dict[str, Any] | EventSourceResponse:
-    """What happened, newest first; or `stream=true`: from the beginning, as it happens.
+    """The events of a job, newest first; or `stream=true`: from the beginning, as it happens.
 
     Raises NotFoundError.
     """
@@ -178,7 +178,7 @@ async def file_report(
     method: Literal["supervised", "dpo"] = "supervised",
     sequence_length: Annotated[int | None, Query(ge=8)] = None,
 ) -> dict[str, Any]:
-    """What training on the file would meet: bad lines, tokens, steps, time, memory.
+    """A forecast of training on the file: bad lines, tokens, steps, time, memory.
 
     Raises NotFoundError, ModelNotFoundError, or TrainingError when the file cannot be read.
     """
@@ -207,10 +207,10 @@ async def _stream(
 async def _events(
     serving: Serving, job_id: str, after: str | None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Every event after `after`, oldest first, until the job has finished and all are told."""
+    """Every event after `after`, oldest first, until the job has finished and all are sent."""
     jobs = serving.store.jobs
     while True:
-        # Asked before the events are read: what a finished job had to say is there by then.
+        # Read before the events: all events of a finished job are stored by then.
         finished = (await asyncio.to_thread(jobs.get, job_id)).finished
         paging = Paging(after, _STREAM_PAGE, newest_first=False)
         page = await asyncio.to_thread(jobs.events, job_id, paging)
@@ -259,7 +259,7 @@ def _method(body: JobBody) -> Method:
 
 
 def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTuneSpec:
-    """What the worker is told. Raises RequestValidationError where a value is out of bounds."""
+    """The worker's specification. Raises RequestValidationError where a value is out of bounds."""
     files = serving.store.files
     for param, file_id in (("training_file", body.training_file),
                            ("validation_file", body.validation_file)):  # fmt: skip

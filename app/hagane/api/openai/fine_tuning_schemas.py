@@ -1,4 +1,4 @@
-"""OpenAI's fine-tuning bodies and objects, and the `extra` block beside them.
+"""OpenAI's fine-tuning bodies and objects, and the `extra` block added to them.
 
 Numbers are checked by `FineTuneSpec`, which has their bounds; here are their kinds and places.
 """
@@ -42,11 +42,11 @@ class Method(Body):
 
 
 class Extra(Body):
-    """What OpenAI's contract lacks; fields left out keep the defaults of `FineTuneSpec`.
+    """Extensions of OpenAI's contract; fields left out keep the defaults of `FineTuneSpec`.
 
     `quantize` follows the server's own, so that an adapter is trained on what it will be served on.
     `promote` is the gate: whether the result goes live always, if its validation loss is below the
-    base model's, or when an admin says so.
+    base model's, or when an admin decides so.
     """
 
     rank: Count | None = None

@@ -93,7 +93,7 @@ class ResponseWriter:
         return [self._end("failed")]
 
     def stop(self) -> None:
-        """End what is being written; nothing is said of it."""
+        """End the open item without an event."""
         self._close("incomplete")
 
     def _write(self, event: Event, logprobs: list[msgspec.Raw]) -> list[Wire]:

@@ -1,4 +1,4 @@
-"""What a response goes on from: earlier responses, a conversation, items that are referred to."""
+"""The context of a response: earlier responses, a conversation, items that are referred to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GivenInput:
 
 
 def read_input(responses: Responses, owner: str, body: ResponseInput) -> GivenInput:
-    """What a body gives and refers to; reads the store.
+    """The items that a body contains and refers to; reads the store.
 
     Raises InvalidRequestError naming the field, also for what is not stored here.
     """

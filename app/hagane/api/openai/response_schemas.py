@@ -207,7 +207,7 @@ class ConversationRef(Body):
 
 
 class ResponseInput(Body):
-    """What becomes the prompt, and what counts its tokens without an answer."""
+    """The fields that make the prompt: also the body of the token count."""
 
     input: Annotated[
         Annotated[str, Tag("str")] | Annotated[Items, Tag("list")], either("str", "list")
@@ -258,7 +258,7 @@ class ResponseInput(Body):
         return GRAMMAR_WEIGHT if self.tools or (form and form.type != "text") else 1
 
     def wanted_grammar(self) -> Grammar | None:
-        """What the answer must follow. Raises InvalidRequestError."""
+        """The grammar of the answer. Raises InvalidRequestError."""
         form = self.text.format if self.text else None
         if form is None or form.type == "text":
             return None

@@ -224,7 +224,7 @@ async def input_items(
     order: Literal["asc", "desc"] = "desc",
     include: Annotated[list[str] | None, Query()] = None,
 ) -> Response:
-    """What a response was given, without what it went on from. Raises NotFoundError."""
+    """The input items of a response, without its context. Raises NotFoundError."""
     del include
     responses = get_serving(request).store.responses
     paging = Paging(after, limit, newest_first=order == "desc")

@@ -22,7 +22,7 @@ _COMPLETION = _COMPLETIONS + "/{completion_id}"
 _METADATA = re.compile(r"metadata\[(.+)\]")
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
-# Of the request, what OpenAI shows beside the answer.
+# Fields of the request that OpenAI shows with the answer.
 _SHOWN = (
     "frequency_penalty", "presence_penalty", "response_format", "seed", "service_tier",
     "temperature", "tool_choice", "tools", "top_p",

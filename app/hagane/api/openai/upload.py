@@ -93,7 +93,7 @@ def _parser(request: Request, form: _Form) -> MultipartParser:
 
 @dataclass
 class _Form:
-    """What the parser has seen: small fields whole, the file's content until it is taken."""
+    """The parser's results: small fields whole, the file's content until it is taken."""
 
     fields: dict[str, bytearray] = field(default_factory=dict)
     filename: str | None = None

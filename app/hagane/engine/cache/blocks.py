@@ -248,7 +248,7 @@ class KVCache:
 
 
 def _root(sequence: Sequence) -> bytes:
-    """Where chains begin: what the keys and values depend on beside the tokens, and the salt."""
+    """The start of a chain: the salt, and what keys and values depend on besides the tokens."""
     salt = _hash(b"salt", sequence.cache_salt.encode())
     return _hash(b"adapter", salt + sequence.adapter.encode())
 

@@ -156,7 +156,7 @@ def _sent(ids: Rows[int], device: torch.device) -> Tensor:
 
 
 def _adjust(logits: Tensor, sequences: Rows[Sequence], masks: Mapping[Sequence, Tensor]) -> Tensor:
-    """Penalties, bias, grammars, end masks; returns `logits` itself where no row asks for any."""
+    """Penalties, bias, grammars, end masks; returns `logits` itself where no row needs any."""
     rows = [i for i, sequence in enumerate(sequences) if sequence.adjusts]
     if not rows:
         return logits
@@ -170,7 +170,7 @@ def _adjust(logits: Tensor, sequences: Rows[Sequence], masks: Mapping[Sequence, 
             ids, values = send([ids, values], row.device)
             row[ids] += values
         if (allowed := masks.get(sequence)) is not None:
-            # A grammar says by itself when the text may end.
+            # The grammar itself decides when the text may end.
             row.masked_fill_(~send([allowed], row.device)[0], -torch.inf)
         elif sequence.sampled < sequence.sampling.min_tokens:
             ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)

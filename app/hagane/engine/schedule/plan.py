@@ -1,4 +1,4 @@
-"""What the scheduler decides, and what becomes of it: plain data.
+"""Decisions of the scheduler and their results: plain data.
 
 What there is one of for every sequence and step is a msgspec struct: made in a fifth of the time
 that a frozen dataclass takes.
@@ -65,7 +65,7 @@ class Schedule:
 
 
 class Continuation(msgspec.Struct, frozen=True):
-    """What a grammar says behind a sampled token: the tokens that must follow, or the end."""
+    """A grammar's answer to a sampled token: the tokens that must follow, or the end."""
 
     forced: tuple[int, ...] = ()
     ended: bool = False
@@ -74,7 +74,7 @@ class Continuation(msgspec.Struct, frozen=True):
 class Sampled(msgspec.Struct, frozen=True):
     """Tokens that became part of a sequence, and whether they were its last ones.
 
-    `stopped_on_token` says that the last token is an end-of-text or stop token, not text.
+    `stopped_on_token`: the last token is an end-of-text or stop token, not text.
     """
 
     sequence: Sequence

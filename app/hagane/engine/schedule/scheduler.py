@@ -20,7 +20,7 @@ The first sequence in order is never preempted for another, and always fits alon
 advances it, so there is no deadlock and no thrashing without progress.
 
 A step may be decided on before the tokens of the one before it are known: `advance` counts them,
-`update` says which they are. A sequence that turns out to have ended runs once more for nothing;
+`update` reports them. A sequence that turns out to have ended runs once more for nothing;
 one that will have all its tokens by then does not.
 """
 
@@ -132,11 +132,11 @@ class Scheduler:
                 self._remove(sequence)
 
     def schedule(self, now: float) -> Schedule:
-        """Decide the next step; at most the one before it has not been told to `update` yet."""
+        """Decide the next step; at most the previous one may still lack its `update`."""
         expired = self._expire(now)
         preemptions = self._preemptions
         copies = self._secure_blocks()
-        # Whoever was just preempted would fit again at once if others hold equal blocks by now.
+        # A sequence preempted just now would fit again at once if others hold equal blocks by now.
         chunks = self._fill_budget(now, admitting=self._preemptions == preemptions)
         self._steps += bool(chunks)
         return Schedule(chunks=tuple(chunks), copies=tuple(copies), expired=expired)

@@ -8,7 +8,7 @@ from enum import Enum
 from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
 
 PRIORITY_SECONDS = 10.0
-"""What one level of priority is worth, in seconds of waiting."""
+"""The worth of one level of priority, in seconds of waiting."""
 
 
 class Phase(Enum):
@@ -159,6 +159,6 @@ class Sequence:
         Its head is a virtual arrival time: each level of priority moves a request
         `PRIORITY_SECONDS` back or forth in time. All requests age at one rate, so the order of two
         of them never changes, and whatever a request's priority, those that arrive more than its
-        handicap later queue behind it: nobody starves.
+        handicap later queue after it: no request starves.
         """
         return (self.arrived + PRIORITY_SECONDS * self.priority, self.arrival, self.index)

@@ -13,11 +13,11 @@ from hagane.pool.messages import EngineConfig
 def cuda_cache_memory(
     model: Transformer, config: EngineConfig, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> int:
-    """Bytes of `gpu_memory_fraction` that remain beside weights, other programs and a full step,
-    and beside the adapters that requests will ask for. `beside_another` engine, the fraction is
+    """Bytes of `gpu_memory_fraction` that remain after weights, other programs, a full step
+    and the adapters that requests will need. With `beside_another` engine, the fraction is
     this one's own, and other programs do not count.
 
-    What a step needs is measured by running one of `tokens` tokens, the most that one ever has.
+    The need of a step is measured by running one of `tokens` tokens, the most that one ever has.
     """
     rows = min(config.max_sequences, tokens)
     before = torch.cuda.memory_allocated(device)

@@ -192,9 +192,9 @@ class StepPipeline:
         return [self._delta(result, sampled) for result in results]
 
     def _follow(self, samplers: Rows[Sequence], tokens: Rows[int]) -> dict[Sequence, Continuation]:
-        """What grammars say to the sampled tokens.
+        """The continuations that grammars require after the sampled tokens.
 
-        Where the next step is launched already, no tokens can be put between.
+        Once the next step is launched, no tokens can be put between.
         """
         found: dict[Sequence, Continuation] = {}
         for sequence, token in zip(samplers, tokens, strict=True):

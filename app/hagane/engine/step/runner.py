@@ -120,7 +120,7 @@ class ModelRunner:
 
     @property
     def asynchronous(self) -> bool:
-        """Whether `execute` returns before its result is there: a device runs beside Python.
+        """Whether `execute` returns before its result is there: a device runs alongside Python.
 
         The next step is then prepared and handed over meanwhile.
         """
@@ -252,7 +252,7 @@ def _huge_pages(caches: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
 
 
 def resolve_dtype(name: str, of_model: str) -> torch.dtype:
-    """`auto` is the dtype that the model's config.json asks for."""
+    """`auto` is the dtype in the model's config.json."""
     chosen = of_model if name == "auto" else name
     return {
         "float32": torch.float32,

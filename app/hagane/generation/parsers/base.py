@@ -32,7 +32,7 @@ class Parser(Protocol):
 
 
 class Chain:
-    """Parsers one behind the other: each sees the text that the one before it let through."""
+    """A pipeline of parsers: each sees the text that the previous one let through."""
 
     def __init__(self, parsers: Sequence[Parser]) -> None:
         self._parsers = parsers
@@ -43,7 +43,7 @@ class Chain:
         return self._pass([TextDelta(text)], self._parsers)
 
     def finish(self) -> list[Event]:
-        """What the parsers still hold, at the end of the text."""
+        """The events that the parsers still hold, at the end of the text."""
         events: list[Event] = []
         for place, parser in enumerate(self._parsers):
             events += self._pass(parser.finish(), self._parsers[place + 1 :])

@@ -56,7 +56,7 @@ class HarmonyParser:
         return events
 
     def finish(self) -> list[Event]:
-        """The rest of the last message. A header that was cut short says nothing."""
+        """The rest of the last message. A header that was cut short is dropped."""
         rest, self._buffer = self._buffer, ""
         if self._in_message:
             return self._content(rest)

@@ -52,7 +52,7 @@ class JsonCall:
     """Reads one object such as `{"name": "f", "arguments": {...}}`, members in any order.
 
     The arguments are passed on as they come once the name is known. Arguments that are a string
-    hold JSON themselves and are unpacked. `done` is set behind the object's last bracket.
+    hold JSON themselves and are unpacked. `done` is set after the object's last bracket.
     """
 
     index: int
@@ -120,7 +120,7 @@ class JsonCall:
         return self._token is not None and self._token.kind == '"'
 
     def _pass_arguments(self) -> list[Event]:
-        """What came of the arguments since the last time."""
+        """The part of the arguments that arrived since the last call."""
         if self._token is None or self._state != "value" or self._in_string:
             return []
         if self._key not in ARGUMENTS:

@@ -9,7 +9,7 @@ from hagane.generation.parsers.base import held_back
 class ReasoningParser:
     """Splits what stands between `opening` and `closing` from the answer.
 
-    Reasoning comes first or not at all: an opening marker behind text is text. With `begun` the
+    Reasoning comes first or not at all: an opening marker after text is text. With `begun` the
     template has written the opening marker already, so that the text begins with reasoning.
     White space next to the markers belongs to neither part.
     """
@@ -34,7 +34,7 @@ class ReasoningParser:
         return events
 
     def finish(self) -> list[Event]:
-        """What was held back: reasoning that was never closed stays reasoning."""
+        """The text held back: reasoning that was never closed stays reasoning."""
         rest, self._buffer = self._buffer, ""
         if self._state == "reasoning":
             return [ReasoningDelta(rest)] if rest.strip() else []

@@ -2,7 +2,7 @@
 
 Tensors go in by name. The extension reads their addresses, dtypes and shapes itself (arguments.h),
 and raises TypeError or ValueError for one that does not fit, before anything runs. Every function
-here says which shapes fit; results are written to the arguments named `out`, or as said.
+here documents the shapes; results are written to the arguments named `out`, or as documented.
 """
 
 from __future__ import annotations

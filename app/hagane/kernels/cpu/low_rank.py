@@ -25,7 +25,7 @@ from hagane.kernels.low_rank import MOST_TENSORS, Part
 
 @dataclass(frozen=True, eq=False)
 class PackedChange:
-    """What an adapter adds to a matrix, in the kernels' layout (drawn in cpu/ops.h)."""
+    """The change of a matrix by an adapter, in the kernels' layout (drawn in cpu/ops.h)."""
 
     a: PackedWeight
     tensors: tuple[Tensor, ...]

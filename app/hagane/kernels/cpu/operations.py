@@ -28,7 +28,7 @@ def linear(
 ) -> Tensor:
     """x [tokens, in] -> [tokens, out] in `dtype`, or else in x's, plus `residual` like the result.
 
-    `changes` are a bank, its changes in x's dtype, and int32 [tokens] that says which slot's each
+    `changes` are a bank, its changes in x's dtype, and int32 [tokens], the slot whose change each
     row gets, -1 for none. Raises ValueError for a residual that is not contiguous or not like the
     result.
     """

@@ -12,7 +12,7 @@ from hagane.kernels.arena import Arena, Arenas
 from hagane.kernels.cpu import extension
 
 _F32, _BF16, _INT8, _INT4, _GROUPED = range(5)  # Format in ops.h
-# What a format multiplies its weights by: inputs as they are, or quantized by token (grouped: 32).
+# Inputs of the products of each format: as they are, or quantized by token (grouped: 32).
 _INPUTS = (torch.float32, torch.bfloat16, torch.int8, torch.int8, torch.int8)
 LANES = 16  # outputs that a line of a packed matrix holds
 
@@ -80,7 +80,7 @@ def pack_int4(
     *,
     rotation: int = 0,
 ) -> PackedWeight:
-    """uint8 [out, in / 2], stored as `Int4` says, with bfloat16 scales [out, in / group]."""
+    """uint8 [out, in / 2], stored as by `Int4`, with bfloat16 scales [out, in / group]."""
     blocks = _by_lines(scale.bfloat16())
     return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size, rotation=rotation)
 

@@ -61,7 +61,7 @@ def record(step: Callable[[], Tensor], workspace: Workspace) -> Callable[[], Ten
     """A function that runs the kernels of `step` and returns its result: no Python in between.
 
     All that `step` computes must come from this backend, from tensors that stay where they are: it
-    is called, but nothing is computed before the function is. What that returns lies in the
+    is called, but nothing is computed before the function is. Its result lies in the
     workspace, until another recording of it runs.
     """
     global _workspace
@@ -72,8 +72,8 @@ def record(step: Callable[[], Tensor], workspace: Workspace) -> Callable[[], Ten
     finally:
         _workspace = None
         kernels = extension.recorded()
-    # One tensor for all replays: to make one takes torch a tenth of a millisecond behind kernels
-    # that have emptied the caches.
+    # One tensor for all replays: making one takes torch a tenth of a millisecond after kernels that
+    # have emptied the caches.
     alias = workspace.alias(result)
 
     def replay() -> Tensor:

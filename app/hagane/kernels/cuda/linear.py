@@ -157,7 +157,7 @@ def _quantize_row(x, codes, scales, inputs, x_row, LIMIT: tl.constexpr, BLOCK: t
     at = tl.arange(0, BLOCK)
     inside = at < inputs
     values = tl.load(x + row * x_row + at, mask=inside, other=0.0).to(tl.float32)
-    # What is no number makes the whole row so, as it would in floats.
+    # A NaN makes the whole row NaN, as it would in floats.
     broken = tl.sum(values * 0.0, axis=0)
     scale = tl.maximum(tl.max(tl.abs(values), axis=0), 1e-30) / LIMIT + broken
     scaled = values / scale

@@ -35,7 +35,7 @@ def _shrink(x, table, slots, out, inputs, x_row, MOST: tl.constexpr, DEPTH: tl.c
     rank = tl.program_id(1) * _RANKS + tl.arange(0, _RANKS)
     if tl.program_id(1) * _RANKS >= tl.load(table + slot * 3 + 2):
         return
-    # What the allocator promises, and the compiler cannot know: loads of 16 bytes.
+    # The allocator promises this, and the compiler cannot know it: loads of 16 bytes.
     a = tl.load(table + slot * 3).to(tl.pointer_type(x.dtype.element_ty))
     a = tl.multiple_of(a, 16)
     sums = tl.zeros([_RANKS, DEPTH], tl.float32)

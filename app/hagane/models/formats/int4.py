@@ -131,7 +131,7 @@ def int4_codes(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def pack_codes(codes: Tensor) -> Tensor:
-    """uint8 [out, in], values 0 to 15 -> uint8 [out, in / 2], stored as `formats` says."""
+    """uint8 [out, in], values 0 to 15 -> uint8 [out, in / 2], in the layout of `formats`."""
     low, high = codes.unflatten(1, (-1, 2, 4)).unbind(2)
     packed: Tensor = (low | (high << 4)).flatten(1)
     return packed

@@ -1,4 +1,4 @@
-"""What a layer does in any weight format."""
+"""The interface of layers in any weight format."""
 
 from __future__ import annotations
 

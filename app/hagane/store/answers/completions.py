@@ -30,7 +30,7 @@ class StoredCompletion:
     """One answer with the request that it answers.
 
     `key` is the label of the caller's API key, `model` the model that answered. Where the request
-    named an alias, `alias` is that name and `arm` tells "target" from "candidate". Requests of one
+    named an alias, `alias` is that name and `arm` is "target" or "candidate". Requests of one
     `conversation` share this hash. `bytes` counts `request` and `response` as JSON.
     """
 

@@ -18,7 +18,7 @@ from hagane.system.errors import NotFoundError
 _feedback = tables.feedback
 
 Thumbs = Literal["up", "down"]
-# What an author says; the other fields follow from the completion.
+# Given by the author; the other fields follow from the completion.
 _JUDGEMENT = (
     "thumbs", "score", "correction", "preferred_over", "preferred_over_choice", "comment", "tags",
 )  # fmt: skip
@@ -54,8 +54,8 @@ class Feedback:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What it says, in words that metrics count by."""
-        said = {
+        """The kinds of judgement it holds, as metrics count them."""
+        kinds = {
             "thumbs_up": self.thumbs == "up",
             "thumbs_down": self.thumbs == "down",
             "score": self.score is not None,
@@ -63,7 +63,7 @@ class Feedback:
             "preference": self.preferred_over is not None,
             "comment": self.comment is not None,
         }
-        return tuple(kind for kind, given in said.items() if given)
+        return tuple(kind for kind, given in kinds.items() if given)
 
 
 class FeedbackLog:
@@ -73,7 +73,7 @@ class FeedbackLog:
         self._database = database
 
     def put(self, given: Feedback) -> tuple[Feedback, bool]:
-        """Keep `given`, in place of what its author said of the same choice before.
+        """Keep `given`, in place of the author's earlier feedback on the same choice.
 
         Returns what is kept and whether anything changed: the same judgement again changes nothing.
         """

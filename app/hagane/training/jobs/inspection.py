@@ -54,7 +54,7 @@ async def inspect_files(spec: FineTuneSpec, gpu_memory_fraction: float) -> Inspe
         raise
     if process.returncode:
         raise TrainingError(
-            f"reading the files ended with {exit_reason(process.returncode)}; the log says more",
+            f"reading the files ended with {exit_reason(process.returncode)}; see the log",
             code="inspection_failed",
         )
     answer = json.loads(output)

@@ -84,7 +84,7 @@ class Supervisor:
                 raise
             logger.exception("job %s fails by a fault of this program", job.id)
             # The text may be what cannot be stored.
-            message = f"{type(error).__name__}: {str(error)!a}; the server's log says more."
+            message = f"{type(error).__name__}: {str(error)!a}; see the server's log."
             reason = {"code": "internal_error", "message": message, "param": None}
             event = Event(f"The job failed: {message}", "error", data=reason)
             await self._move(job, statuses, "failed", event, error=reason)
@@ -148,7 +148,7 @@ class Supervisor:
         started = time.time()
         while not (await asyncio.wait((ended,), timeout=_POLL_SECONDS))[0]:
             now = self._store.jobs.get(job.id)
-            # The last sign of life may be an earlier worker's, from before the server was off.
+            # The last heartbeat may be an earlier worker's, from before the server stopped.
             silent = time.time() - max(now.heartbeat_at or started, started)
             if now.status == "cancelled" or silent > _SILENCE_SECONDS:
                 await _kill(worker)
@@ -204,7 +204,7 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 def _refusal(inspection: Inspection) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Why the job cannot run, and the report that says more; None if nothing is in its way."""
+    """Why the job cannot run, with the full report; None if nothing prevents it."""
     for param, report in (
         ("training_file", inspection.training),
         ("validation_file", inspection.validation),

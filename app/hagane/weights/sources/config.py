@@ -24,7 +24,7 @@ def load_config(path: Path) -> ModelConfig:
 
 
 def config_dict(path: Path) -> dict[str, Any]:
-    """What the model's `config.json` holds, or would hold. Raises ModelError."""
+    """The content of the model's `config.json`, or its equivalent. Raises ModelError."""
     if is_gguf(path):
         return huggingface_config(GGUFModel(path))
     ModelConfig.load(path)

@@ -41,7 +41,7 @@ class BareCalls:
         return self._release()
 
     def finish(self) -> list[Event]:
-        """What was held back."""
+        """The text held back."""
         return self._release() if self._calls is None else self._calls.finish()
 
     def _release(self) -> list[Event]:

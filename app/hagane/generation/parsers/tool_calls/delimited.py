@@ -60,10 +60,10 @@ class DelimitedCalls:
         return events
 
     def finish(self) -> list[Event]:
-        """What was held back; a call that was cut short keeps what it had."""
+        """The text held back; a call that was cut short keeps what it had."""
         rest, self._buffer = self._buffer, ""
         if self._body is None:
-            # White space behind a call is not an answer.
+            # White space after a call is not an answer.
             return [TextDelta(rest)] if rest.strip() or not self._count else []
         events = self._body.feed(rest) if rest else []
         return events + self._end(self._body)

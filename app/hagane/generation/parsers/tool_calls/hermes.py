@@ -1,7 +1,7 @@
 """Hermes, Qwen 2.5 and 3: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
-Granite 3 and Phi-4-mini write a list of such objects behind a marker of their own, Mistral up to
-v3 behind `[TOOL_CALLS]`.
+Granite 3 and Phi-4-mini write a list of such objects after a marker of their own, Mistral up to
+v3 after `[TOOL_CALLS]`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Calls whose arguments stand in tags, one by one: Qwen3-Coder and GLM-4.5.
 
-Values are bare text; the tool's own schema says which of them are JSON.
+Values are bare text; the tool's own schema decides which of them are JSON.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TaggedCall:
         return [ToolCallStarted(self._index, self._name)]
 
     def _value(self, key: str, text: str) -> str:
-        """`text` as JSON: a string where the schema wants one, else what it says if it is JSON."""
+        """`text` as JSON: a string where the schema wants one, else its value if it is JSON."""
         properties = self._schemas.get(self._name or "", {}).get("properties", {})
         schema = properties.get(key, {})
         if isinstance(schema, Mapping) and schema.get("type") == "string":

@@ -42,7 +42,7 @@ _GEMMA_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
-# Tensors that only carry what the configuration says.
+# Tensors that only repeat the configuration.
 CONFIGURATION_TENSORS = frozenset({"rope_freqs.weight"})
 
 

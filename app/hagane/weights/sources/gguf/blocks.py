@@ -115,7 +115,7 @@ def _q3_k(blocks: Tensor) -> Groups:
 
 
 def _scales_and_minima(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """8 scales and 8 minima of 6 bits each, in the 12 bytes behind two float16."""
+    """8 scales and 8 minima of 6 bits each, in the 12 bytes after two float16."""
     first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scale = torch.cat((first & 63, (rest & 15) | ((first >> 2) & 48)), dim=1)
     minimum = torch.cat((second & 63, (rest >> 4) | ((second >> 2) & 48)), dim=1)

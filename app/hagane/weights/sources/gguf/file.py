@@ -165,7 +165,7 @@ class GGUFFile:
             raise self.error(f"has no UTF-8 text in {what}") from None
 
     def _take(self, size: int, what: str) -> int:
-        """Where the next `size` bytes begin; the cursor moves behind them."""
+        """Where the next `size` bytes begin; the cursor moves past them."""
         start = self._cursor
         if size > len(self.data) - start:
             raise self.error(
@@ -298,7 +298,7 @@ def expected_shards(path: Path) -> list[Path]:
         return [path]
     count = int(match[3])
     if not 0 < int(match[2]) <= count <= _MOST_SHARDS:
-        raise ModelError(f"{path}: a split file's name says which of how many parts it is")
+        raise ModelError(f"{path}: a split file's name holds its number and the count of parts")
     return [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 

@@ -28,7 +28,7 @@ _PERMUTED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
 
 @dataclass(frozen=True)
 class GGUFRows:
-    """One tensor of a file. `order` says which stored row each row is; None: in order.
+    """One tensor of a file. `order` is the stored row of each row; None: in order.
 
     `offset` is taken from every value.
     """

@@ -120,7 +120,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _rope_divisors(config: ModelConfig) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    """What llama.cpp divides the frequencies by, for Llama 3's scaling."""
+    """The divisors of the frequencies for Llama 3's scaling, as llama.cpp stores them."""
     if config.rope.kind == "default":
         return None
     plain = config.rope.theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
