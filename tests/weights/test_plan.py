@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from hagane.models.config import ModelConfig, Quantization
-from hagane.models.linear import Int4, Int8
+from hagane.models.formats.int4 import Int4
+from hagane.models.formats.int8 import Int8
 from hagane.weights.load import load_model
 from hagane.weights.plan import largest_column
 from hagane.weights.quantize import quantize_directory
