@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from hagane.training.pretrain.config import PretrainConfig
 from hagane.training.pretrain.group import ALONE
-from hagane.training.pretrain.loop import Run
+from hagane.training.pretrain.loop import PretrainRun
 from hagane.training.pretrain.preparation import prepare
 
 RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muon": (6e-3, 1.2e-2, 2.4e-2)}
@@ -30,7 +30,7 @@ def train(
 ) -> tuple[int, float, dict[str, float]]:
     """Steps, seconds and held-out scores. The fastest of a few steps gives the number that fits."""
     device = torch.device("cpu")
-    run = Run.load(config, folder, device, ALONE)
+    run = PretrainRun.load(config, folder, device, ALONE)
     times = []
     for step in range(PROBE):
         begin = time.monotonic()
@@ -38,7 +38,7 @@ def train(
         times.append(time.monotonic() - begin)
     steps = max(PROBE + 2, round(seconds / min(times)))
     planned = config.model_copy(update={"steps": steps, "warmup_steps": steps // 20})
-    run = Run.load(planned, folder, device, ALONE)
+    run = PretrainRun.load(planned, folder, device, ALONE)
     begin = time.monotonic()
     for step in range(steps):
         run.model.step(run.rows.batch(step, config.batch_rows), step)

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 from hagane.api.errors import PermissionDeniedError
-from hagane.api.limits import ANONYMOUS, Account, Accounts, Bucket, Usage, key_label
+from hagane.api.limits import ANONYMOUS, Account, Accounts, Bucket, KeyUsage, key_label
 from hagane.system.errors import RateLimitError
 from hagane.system.settings import Settings
 from prometheus_client import CollectorRegistry
@@ -26,7 +26,7 @@ class Clock:
 
 def account(clock: Clock, **limits: int) -> Account:
     settings = Settings(_cli_parse_args=False, **limits)
-    return Account("label", Usage(CollectorRegistry()), settings, clock)
+    return Account("label", KeyUsage(CollectorRegistry()), settings, clock)
 
 
 def test_a_bucket_refills_evenly_and_not_beyond_its_capacity():

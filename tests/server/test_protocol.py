@@ -17,7 +17,7 @@ import psutil
 import pytest
 import uvicorn
 from hagane.server.pacing import Pacer
-from hagane.server.protocol import BoundedProtocol, Bounds
+from hagane.server.protocol import BoundedProtocol, ConnectionBounds
 from hagane.system.settings import Settings
 
 from tests.support.server import Server, start_server, stop_server
@@ -303,7 +303,7 @@ async def test_a_reader_that_does_not_read_is_cut_off():
             await asyncio.sleep(0)
         ended.set()
 
-    bounds = Bounds(connections=4, header_bytes=8192, header_seconds=5, write_seconds=0.3)
+    bounds = ConnectionBounds(connections=4, header_bytes=8192, header_seconds=5, write_seconds=0.3)
     config = uvicorn.Config(
         endless,
         http=partial(BoundedProtocol, bounds=bounds, pacer=Pacer()),
@@ -323,6 +323,6 @@ async def test_a_reader_that_does_not_read_is_cut_off():
 
 def test_the_default_leaves_half_of_the_descriptors():
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    bounds = Bounds.of(Settings(_cli_parse_args=False))
+    bounds = ConnectionBounds.of(Settings(_cli_parse_args=False))
     assert bounds.connections == min(512, descriptors // 2)
-    assert Bounds.of(Settings(_cli_parse_args=False, max_connections=9)).connections == 9
+    assert ConnectionBounds.of(Settings(_cli_parse_args=False, max_connections=9)).connections == 9

@@ -6,7 +6,7 @@ import pytest
 from hagane.store.aliases import AliasGeneration
 from hagane.store.artifacts import ServedArtifact
 from hagane.store.catalogue import Catalogue
-from hagane.store.jobs import Checkpoint, Job, new_job_id
+from hagane.store.jobs import Job, JobCheckpoint, new_job_id
 from hagane.system.errors import ConflictError, ModelNotFoundError
 
 
@@ -78,7 +78,7 @@ def test_checkpoints_are_served_by_name(catalogue, store, directory):
     job = Job(new_job_id(), 1, "running", "base", "file", {}, {})
     store.jobs.add(job)
     name = job.checkpoint_name(7)
-    store.jobs.add_checkpoint(job.id, Checkpoint(name, 7, str(directory), "d7", {}))
+    store.jobs.add_checkpoint(job.id, JobCheckpoint(name, 7, str(directory), "d7", {}))
     served = catalogue.resolve(name)
     assert (served.id, served.digest, served.adapter_directory) == (name, "d7", directory)
     assert catalogue.list() == []
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_was_asked_for_is_not_pruned(catalogue, store, directo
     job = Job(new_job_id(), 1, "running", "base", "file", {}, {})
     store.jobs.add(job)
     for step in (1, 2, 3):
-        point = Checkpoint(
+        point = JobCheckpoint(
             job.checkpoint_name(step), step, str(directory), "d", {"valid_loss": step}
         )
         store.jobs.add_checkpoint(job.id, point)
@@ -104,7 +104,7 @@ def test_a_job_s_model_goes_with_its_checkpoints_unless_an_alias_needs_one(store
     store.jobs.add(job)
     store.artifacts.put(ServedArtifact(job.model_name, "base", str(directory), "d", True, job.id))
     name = job.checkpoint_name(7)
-    store.jobs.add_checkpoint(job.id, Checkpoint(name, 7, str(directory), "d7", {}))
+    store.jobs.add_checkpoint(job.id, JobCheckpoint(name, 7, str(directory), "d7", {}))
     store.aliases.set(AliasGeneration("best", "base", candidate=name, percentage=5))
     with pytest.raises(ConflictError, match="best"):
         store.artifacts.delete(job.model_name)

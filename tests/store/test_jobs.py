@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hagane.store.artifacts import ServedArtifact
-from hagane.store.jobs import Checkpoint, Event, Job, new_job_id
+from hagane.store.jobs import Event, Job, JobCheckpoint, new_job_id
 from hagane.store.paging import Paging
 from hagane.system.errors import NotFoundError
 
@@ -57,16 +57,16 @@ def test_the_oldest_job_is_first_and_running_ones_before_it(store):
 def test_deaths_are_counted_since_the_last_checkpoint(store):
     job = add(store, "running")
     assert [store.jobs.count_death(job.id, Event("died", "warn")) for _ in range(2)] == [1, 2]
-    store.jobs.add_checkpoint(job.id, Checkpoint(job.checkpoint_name(2), 2, "d", "x", {}))
+    store.jobs.add_checkpoint(job.id, JobCheckpoint(job.checkpoint_name(2), 2, "d", "x", {}))
     assert store.jobs.count_death(job.id, Event("died", "warn")) == 1
 
 
 def test_a_checkpoint_that_is_told_again_stays_and_forgives_no_death(store):
     job = add(store, "running")
-    first = Checkpoint(job.checkpoint_name(2), 2, "d", "x", {})
+    first = JobCheckpoint(job.checkpoint_name(2), 2, "d", "x", {})
     store.jobs.add_checkpoint(job.id, first)
     store.jobs.count_death(job.id, Event("died", "warn"))
-    store.jobs.add_checkpoint(job.id, Checkpoint(job.checkpoint_name(2), 2, "d", "x", {}))
+    store.jobs.add_checkpoint(job.id, JobCheckpoint(job.checkpoint_name(2), 2, "d", "x", {}))
     assert store.jobs.checkpoints(job.id, Paging()).items == [first]
     assert store.jobs.get(job.id).deaths == 1
 
@@ -75,7 +75,7 @@ def test_the_best_and_the_latest_checkpoints_are_kept(store):
     job, other = add(store, "running"), add(store, "running")
     for owner, losses in ((job, (2.0, 1.0, 3.0, 4.0, 5.0)), (other, (1.0, 1.0, 1.0))):
         for step, loss in enumerate(losses, 1):
-            point = Checkpoint(
+            point = JobCheckpoint(
                 owner.checkpoint_name(step), step, f"d{step}", "x", {"valid_loss": loss}
             )
             store.jobs.add_checkpoint(owner.id, point)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from hagane.weights.progress import Progress
+from hagane.weights.progress import LoadProgress
 
 
 def test_progress_is_logged_once_a_second_with_what_is_left(caplog):
     clock = iter([0.0, 0.5, 1.2, 1.9, 4.0, 5.0])
-    progress = Progress(100_000_000, now=lambda: next(clock))
+    progress = LoadProgress(100_000_000, now=lambda: next(clock))
     with caplog.at_level(logging.INFO):
         for _ in range(5):
             progress.advance(20_000_000)

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from hagane.api.schemas import ChatBody
 from hagane.store.answers.answers import Answers
-from hagane.store.answers.completions import Bounds
+from hagane.store.answers.completions import StorageBounds
 from hagane.store.catalogue import ModelRef
 from hagane.system.loops import BackgroundLoop, Changes
 
@@ -66,13 +66,13 @@ class AnswerLog:
     """
 
     def __init__(
-        self, answers: Answers, bounds: Bounds, registry: CollectorRegistry, *, durable: bool
+        self, answers: Answers, bounds: StorageBounds, registry: CollectorRegistry, *, durable: bool
     ) -> None:
         self._answers = answers
         self._bounds = bounds
         if not durable:
             most = min(bounds.most_bytes, _MOST_BYTES_IN_MEMORY)
-            self._bounds = Bounds(most, bounds.seconds)
+            self._bounds = StorageBounds(most, bounds.seconds)
         self._recent: OrderedDict[str, Origin] = OrderedDict()
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0

@@ -17,7 +17,7 @@ _KEPT_FINISHED = 64
 
 
 @dataclass
-class Run:
+class BackgroundRun:
     """An answer that is made in the background; `shown` is the object as it is now."""
 
     id: str
@@ -59,9 +59,9 @@ class BackgroundRuns:
     """The background runs of one server, and the last finished ones for their followers."""
 
     def __init__(self) -> None:
-        self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._runs: OrderedDict[str, BackgroundRun] = OrderedDict()
 
-    def find(self, run_id: str, owner: str) -> Run | None:
+    def find(self, run_id: str, owner: str) -> BackgroundRun | None:
         """A run of the owner's, while it is known."""
         run = self._runs.get(run_id)
         return run if run is not None and run.owner == owner else None
@@ -76,13 +76,13 @@ class BackgroundRuns:
             )
 
     def start(
-        self, run: Run, account: Account, events: AsyncGenerator[dict[str, Any], None]
+        self, run: BackgroundRun, account: Account, events: AsyncGenerator[dict[str, Any], None]
     ) -> None:
         """Begin to make an answer, whose events are `events`."""
         self._runs[run.id] = run
         run.task = asyncio.create_task(self._make(run, account, events))
 
-    async def cancel(self, run: Run) -> bool:
+    async def cancel(self, run: BackgroundRun) -> bool:
         """Stop a run; whether it was stopped before its end."""
         if run.task is None or run.done:
             return False
@@ -98,7 +98,7 @@ class BackgroundRuns:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _make(
-        self, run: Run, account: Account, events: AsyncGenerator[dict[str, Any], None]
+        self, run: BackgroundRun, account: Account, events: AsyncGenerator[dict[str, Any], None]
     ) -> None:
         try:
             with account.counted():

@@ -17,7 +17,7 @@ from hagane.generation.grammars import Grammar
 from hagane.generation.request import Parameters, sampling_params
 from hagane.generation.stop import StopStrings
 from hagane.generation.stream import Decoding, no_parsers
-from hagane.generation.tools import Answer
+from hagane.generation.tools import AnswerForm
 from hagane.generation.usage import Usage
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef, GenerateRequest, GrammarRef, TokenDelta
@@ -25,7 +25,7 @@ from hagane.store.catalogue import ModelRef
 from hagane.system.errors import InvalidRequestError
 from hagane.system.logging import request_id
 
-PLAIN = Answer(no_parsers, None)
+PLAIN = AnswerForm(no_parsers, None)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def prepare_generation(
     parameters: Parameters,
     *,
     max_tokens: int,
-    answer: Answer = PLAIN,
+    answer: AnswerForm = PLAIN,
     most_calls: int | None = None,
 ) -> Generation:
     """`max_tokens` is the room that was found. Takes time with the length of what was sent.

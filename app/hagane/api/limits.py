@@ -57,7 +57,7 @@ class Bucket:
         return max(level - self.level, 0.0) * _MINUTE / self.capacity
 
 
-class Usage:
+class KeyUsage:
     """Counters of what every key has used."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -82,7 +82,7 @@ class Account:
     def __init__(
         self,
         label: str,
-        usage: Usage,
+        usage: KeyUsage,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -176,7 +176,7 @@ class Accounts:
     """The accounts of all configured keys, the admin's among them, and one for who needs none."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
-        usage = Usage(registry)
+        usage = KeyUsage(registry)
         admin = settings.admin_key.get_secret_value()
         urgent = {key_label(key) for key in (*settings.urgent_keys, admin) if key}
         labels = {key_label(key) for key in settings.keys} | urgent

@@ -87,7 +87,7 @@ ToolChoice = Annotated[
 
 
 @dataclass(frozen=True)
-class Choice:
+class ToolSelection:
     """A dialect's `tool_choice`, normalised; `names` None is all tools.
 
     With `one`, exactly one of them is called.
@@ -98,7 +98,7 @@ class Choice:
     one: bool = False
 
 
-def choose(choice: Choice, functions: Sequence[Function], *, parallel: bool) -> Tools:
+def choose(choice: ToolSelection, functions: Sequence[Function], *, parallel: bool) -> Tools:
     """The tools that an answer may or must call.
 
     Raises InvalidRequestError for a choice among tools that are not there.
@@ -122,7 +122,7 @@ def choose(choice: Choice, functions: Sequence[Function], *, parallel: bool) -> 
     return Tools(schemas, choice.mode == "required", parallel and not choice.one)
 
 
-def allowed(choice: Choice, functions: Sequence[Function]) -> list[Function]:
+def allowed(choice: ToolSelection, functions: Sequence[Function]) -> list[Function]:
     """The functions that the model may see: none where none may be called."""
     if choice.mode == "none":
         return []
@@ -181,19 +181,19 @@ class ToolsBody(Body):
     def _functions(self) -> list[Function]:
         return [tool.function for tool in self.tools or ()] or list(self.functions or ())
 
-    def _choice(self) -> Choice:
+    def _choice(self) -> ToolSelection:
         if self.functions:
             older = self.function_call
             if isinstance(older, FunctionChoice):
-                return Choice("required", (older.name,), one=True)
-            return Choice(older or "auto")
+                return ToolSelection("required", (older.name,), one=True)
+            return ToolSelection(older or "auto")
         choice = self.tool_choice
         if isinstance(choice, NamedChoice):
-            return Choice("required", (choice.function.name,), one=True)
+            return ToolSelection("required", (choice.function.name,), one=True)
         if isinstance(choice, AllowedChoice):
             names = tuple(tool.function.name for tool in choice.allowed_tools.tools)
-            return Choice(choice.allowed_tools.mode, names)
-        return Choice(choice or "auto")
+            return ToolSelection(choice.allowed_tools.mode, names)
+        return ToolSelection(choice or "auto")
 
 
 def require_different(functions: Sequence[Function]) -> None:

@@ -33,7 +33,7 @@ _TAIL = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """The measurements to make: lengths are in tokens, every figure is the median of `rounds`."""
 
     streams: tuple[int, ...] = (1, 4, 16, 32)
@@ -51,10 +51,10 @@ class BenchOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of computation")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, description="default: one per usable core")
-    streams: list[int] = Field(list(Plan.streams), description="such as 1,4,16")
-    prompts: list[int] = Field(list(Plan.prompts), description="lengths to prefill")
-    new_tokens: int = Field(Plan.new_tokens, description="of a stream")
-    rounds: int = Field(Plan.rounds, description="figures are medians")
+    streams: list[int] = Field(list(BenchPlan.streams), description="such as 1,4,16")
+    prompts: list[int] = Field(list(BenchPlan.prompts), description="lengths to prefill")
+    new_tokens: int = Field(BenchPlan.new_tokens, description="of a stream")
+    rounds: int = Field(BenchPlan.rounds, description="figures are medians")
     as_json: bool = Field(False, alias="json", description="print one JSON object")
 
 
@@ -64,10 +64,10 @@ def run(arguments: list[str]) -> int:
     configure_logging("warning", "auto")
     directory = resolve_model(options.model)
     config = load_config(directory)
-    plan = Plan(
+    plan = BenchPlan(
         tuple(options.streams),
         tuple(options.prompts),
-        Plan.context,
+        BenchPlan.context,
         options.new_tokens,
         options.rounds,
     )
@@ -123,7 +123,7 @@ class Result:
         return "\n".join(lines)
 
 
-async def measure(config: EngineConfig, vocab_size: int, plan: Plan) -> Result:
+async def measure(config: EngineConfig, vocab_size: int, plan: BenchPlan) -> Result:
     """Run `plan` on an engine of its own. Raises HaganeError if the engine cannot start."""
     started = time.monotonic()
     client = EngineClient(config)

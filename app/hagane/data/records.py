@@ -28,7 +28,7 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True)
-class Conversation:
+class RecordedConversation:
     """Messages in the form that templates take; `weights` is true for those to train on."""
 
     messages: tuple[Message, ...]
@@ -44,7 +44,7 @@ class Completion:
     completion: str
 
 
-Answer = Conversation | Completion
+Answer = RecordedConversation | Completion
 Record = tuple[Answer] | tuple[Answer, Answer]
 
 
@@ -129,12 +129,12 @@ def _continued(
 
 def _answer(
     prompt: list[Any], answer: list[Any], key: str, tools: tuple[Any, ...] | None
-) -> Conversation:
+) -> RecordedConversation:
     """A conversation in which only the answer is trained on."""
     before = _conversation(prompt, "prompt", tools, trained=False) if prompt else None
     answered = _conversation(answer, key, tools)
     messages = before.messages if before else ()
-    return Conversation(
+    return RecordedConversation(
         messages + answered.messages,
         (False,) * len(messages) + answered.weights,
         answered.tools,
@@ -143,13 +143,13 @@ def _answer(
 
 def _conversation(
     messages: list[Any], path: str, tools: tuple[Any, ...] | None, *, trained: bool = True
-) -> Conversation:
+) -> RecordedConversation:
     if not messages:
         raise RecordError(f"{path} is empty")
     checked = tuple(_message(m, f"{path}[{i}]") for i, m in enumerate(messages))
     weights = tuple(_weight(raw, f"{path}[{i}]") for i, raw in enumerate(messages))
     if not trained:
-        return Conversation(checked, weights, tools)
+        return RecordedConversation(checked, weights, tools)
     if not any(weights):
         raise RecordError(f"{path} has no assistant message to learn from")
     for i, (message, weight) in enumerate(zip(checked, weights, strict=True)):
@@ -158,7 +158,7 @@ def _conversation(
                 f"{path}[{i}].content is empty: a model trained on it would answer nothing; remove "
                 "the message, or give it weight 0"
             )
-    return Conversation(checked, weights, tools)
+    return RecordedConversation(checked, weights, tools)
 
 
 def _weight(message: dict[str, Any], path: str) -> bool:

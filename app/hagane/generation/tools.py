@@ -34,7 +34,7 @@ NO_TOOLS = Tools()
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerForm:
     """The form of one answer: how its text is read, and the grammar that it follows."""
 
     make_chain: Callable[[], Chain]
@@ -43,7 +43,7 @@ class Answer:
 
 def shape_answer(
     template: str, prompt: str, tokenizer: Tokenizer, tools: Tools, grammar: Grammar | None
-) -> Answer:
+) -> AnswerForm:
     """How a model with this `template` answers the rendered `prompt`.
 
     `grammar` is what the answer must look like where it calls no tool.
@@ -64,7 +64,7 @@ def shape_answer(
     closing = registry.open_reasoning(template, prompt)
     if grammar is not None and closing is not None:
         grammar = grammars.after_reasoning(grammar, _marker(tokenizer, closing))
-    return Answer(partial(_chain, template, prompt, form, tools), grammar)
+    return AnswerForm(partial(_chain, template, prompt, form, tools), grammar)
 
 
 def _chain(template: str, prompt: str, form: ToolFormat | None, tools: Tools) -> Chain:

@@ -27,7 +27,7 @@ from hagane.models.spec import linear_shapes, parts_at
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainedPart:
     """The rows [start, end) of a fused matrix, and what their change is scaled by."""
 
     start: int
@@ -42,7 +42,7 @@ class LoRALinear(nn.Module):
     is false the layer is the frozen one.
     """
 
-    def __init__(self, base: Linear, parts: list[Part], rank: int) -> None:
+    def __init__(self, base: Linear, parts: list[TrainedPart], rank: int) -> None:
         super().__init__()
         self.base: DequantizedLinear | Int8TrainingLinear = DequantizedLinear(base)
         self.parts = parts
@@ -54,7 +54,7 @@ class LoRALinear(nn.Module):
         )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        parts: list[Part] = self.parts if self.enabled else []
+        parts: list[TrainedPart] = self.parts if self.enabled else []
         factors = (*self.a, *self.b) if parts else ()
         out: Tensor = _Adapted.apply(x, residual, self.base, parts, *factors)  # type: ignore[no-untyped-call]
         return out
@@ -72,7 +72,7 @@ class _Adapted(torch.autograd.Function):
         x: Tensor,
         residual: Tensor | None,
         base: DequantizedLinear | Int8TrainingLinear,
-        parts: list[Part],
+        parts: list[TrainedPart],
         *factors: Tensor,
     ) -> Tensor:
         out: Tensor = base(x, residual)
@@ -126,7 +126,7 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
         parts, start = [], 0
         for name, rows in (parts_at(model.config, path) or {}).items():
             if name in placed:
-                parts.append(Part(start, start + rows, placed[name][1]))
+                parts.append(TrainedPart(start, start + rows, placed[name][1]))
             start += rows
         adapted = LoRALinear(layer, parts, config.rank)
         for a in adapted.a:

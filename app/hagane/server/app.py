@@ -57,7 +57,7 @@ from hagane.server.middleware import (
     asked_by_machines,
 )
 from hagane.server.run import AdminListener
-from hagane.store.answers.completions import Bounds
+from hagane.store.answers.completions import StorageBounds
 from hagane.store.catalogue import Catalogue
 from hagane.store.responses import Retention
 from hagane.store.store import DATABASE_FILE, Store
@@ -244,10 +244,10 @@ def job_options(settings: Settings) -> JobOptions:
     )
 
 
-def answer_bounds(settings: Settings) -> Bounds:
+def answer_bounds(settings: Settings) -> StorageBounds:
     """The part of the settings that stored answers are bounded by."""
     seconds = settings.stored_completions_days * 86400
-    return Bounds(int(settings.stored_completions_bytes), seconds)
+    return StorageBounds(int(settings.stored_completions_bytes), seconds)
 
 
 def residency(settings: Settings) -> Residency:

@@ -47,7 +47,7 @@ _UPGRADE_HEADERS = (b"upgrade", b"connection", b"http2-settings")
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ConnectionBounds:
     """Limits of one listener: connections at a time, bytes and seconds of a request's head.
 
     `write_seconds` is how long a peer may not read what it is sent before it is cut off.
@@ -59,7 +59,7 @@ class Bounds:
     write_seconds: float = _WRITE_SECONDS
 
     @classmethod
-    def of(cls, settings: Settings) -> Bounds:
+    def of(cls, settings: Settings) -> ConnectionBounds:
         connections = settings.max_connections
         if connections is None:
             # The rest is for files, the engine's socket and the connections that are refused.
@@ -82,7 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        bounds: Bounds,
+        bounds: ConnectionBounds,
         pacer: Pacer,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from hagane.api.serving import Serving
 from hagane.server.pacing import Pacer
-from hagane.server.protocol import BoundedProtocol, Bounds
+from hagane.server.protocol import BoundedProtocol, ConnectionBounds
 from hagane.system.settings import Settings
 
 # The event loop gives the interpreter's lock up at every system call, some ten times for a request,
@@ -28,7 +28,7 @@ _SWITCH_SECONDS = 0.0005
 
 def _config(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Config:
     """Settings of both listeners: bounds, and no features that the server does not need."""
-    protocol = partial(BoundedProtocol, bounds=Bounds.of(settings), pacer=Pacer())
+    protocol = partial(BoundedProtocol, bounds=ConnectionBounds.of(settings), pacer=Pacer())
     return uvicorn.Config(
         app,
         http=protocol,  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class JobCheckpoint:
     """A checkpoint that can be served; `digest` is the hash of an adapter (`adapter_digest`).
 
     `digest` is empty for the standalone model that full fine-tuning writes. A checkpoint that a
@@ -239,7 +239,7 @@ class Jobs:
         with self._database.read() as connection:
             return select_page(connection, _events, paging, _event, _events.c.job == job_id)
 
-    def add_checkpoint(self, job_id: str, checkpoint: Checkpoint, *events: Event) -> None:
+    def add_checkpoint(self, job_id: str, checkpoint: JobCheckpoint, *events: Event) -> None:
         """Add a checkpoint, unless a worker that died right after adding it already did."""
         with self._database.write() as connection:
             known = sa.select(_checkpoints.c.id).where(_checkpoints.c.name == checkpoint.name)
@@ -249,7 +249,7 @@ class Jobs:
             connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(deaths=0))
             _insert_events(connection, job_id, events)
 
-    def prune_checkpoints(self, job_id: str, kept: int) -> Sequence[Checkpoint]:
+    def prune_checkpoints(self, job_id: str, kept: int) -> Sequence[JobCheckpoint]:
         """Remove all but `kept` checkpoints; the caller removes their directories.
 
         Keeps the one with the lowest validation loss, then the latest. Those that requests named
@@ -266,7 +266,7 @@ class Jobs:
             connection.execute(_checkpoints.delete().where(_checkpoints.c.name.in_(names)))
         return removed
 
-    def checkpoints(self, job_id: str, paging: Paging) -> Page[Checkpoint]:
+    def checkpoints(self, job_id: str, paging: Paging) -> Page[JobCheckpoint]:
         """A page of the job's checkpoints. Raises as `select_page` does."""
         own = _checkpoints.c.job == job_id
         with self._database.read() as connection:
@@ -283,5 +283,5 @@ def _event(row: dict[str, Any]) -> Event:
     return Event(**{name: value for name, value in row.items() if name != "job"})
 
 
-def _checkpoint(row: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(**{name: value for name, value in row.items() if name != "job"})
+def _checkpoint(row: dict[str, Any]) -> JobCheckpoint:
+    return JobCheckpoint(**{name: value for name, value in row.items() if name != "job"})

@@ -44,7 +44,7 @@ from hagane.weights.formats.grouped import common_form
 from hagane.weights.formats.grouped import pack as pack_groups
 from hagane.weights.opening import compare, open_weights
 from hagane.weights.plan import plan
-from hagane.weights.progress import Progress
+from hagane.weights.progress import LoadProgress
 from hagane.weights.sources.gguf.source import GGUFRows
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
@@ -101,7 +101,7 @@ def load_model(
         compare(directory, source, stored)
     loading = _Loading(model, directory, source, dtype, device, operations)
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, _Holder)]
-    progress = Progress(sum(_count(module) for _, module in modules))
+    progress = LoadProgress(sum(_count(module) for _, module in modules))
     size = 0
     for name, module in modules:
         size += loading.load(name, module)

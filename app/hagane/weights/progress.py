@@ -9,7 +9,7 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 
-class Progress:
+class LoadProgress:
     """Logs how much is loaded, once a second from the first second on."""
 
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:

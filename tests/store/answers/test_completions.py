@@ -8,12 +8,12 @@ import time
 
 import pytest
 from hagane.store.answers.answers import Answers
-from hagane.store.answers.completions import Bounds, CompletionFilter
+from hagane.store.answers.completions import CompletionFilter, StorageBounds
 from hagane.store.answers.feedback import Feedback
 from hagane.store.paging import Paging
 from hagane.system.errors import NotFoundError
 
-FOREVER = Bounds(1 << 30, 1e9)
+FOREVER = StorageBounds(1 << 30, 1e9)
 
 
 def row(name: str, *, age: float = 0, size: int = 100, **changes) -> dict:
@@ -37,18 +37,18 @@ def answers(request, tmp_path):
 
 
 def test_the_oldest_make_room_and_the_old_expire(answers):
-    store, bounds = answers.completions, Bounds(1000, 3600)
+    store, bounds = answers.completions, StorageBounds(1000, 3600)
     assert store.add([row(f"a{i}") for i in range(10)], bounds) == 0
     assert (store.bytes, len(ids(answers))) == (1000, 10)
     # Down to nine tenths, so that the next write does not prune again.
     assert store.add([row("b")], bounds) == 2
     assert ids(answers) == sorted([*(f"a{i}" for i in range(2, 10)), "b"])
     assert store.bytes == 900
-    assert store.add([row("late", age=7200)], Bounds(1 << 30, 3600)) == 0
-    assert store.add([row("next")], Bounds(1 << 30, 3600)) == 0
+    assert store.add([row("late", age=7200)], StorageBounds(1 << 30, 3600)) == 0
+    assert store.add([row("next")], StorageBounds(1 << 30, 3600)) == 0
     # In the order of insertion: an old one behind newer ones goes when it comes to its turn.
     fresh = Answers.open(None)
-    assert fresh.completions.add([row("old", age=7200), row("new")], Bounds(1000, 3600)) == 1
+    assert fresh.completions.add([row("old", age=7200), row("new")], StorageBounds(1000, 3600)) == 1
     assert ids(fresh) == ["new"]
 
 

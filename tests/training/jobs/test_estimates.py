@@ -12,7 +12,7 @@ from hagane.training.finetune.examples import Example
 from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.model import load_finetune_model
 from hagane.training.finetune.objective import supervised_loss
-from hagane.training.finetune.spec import FineTuneSpec, Plan
+from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan
 from hagane.training.jobs import estimates
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,7 +39,7 @@ def spec_of(model: Path) -> FineTuneSpec:
 
 def test_time_follows_from_work_and_threads(tmp_path):
     config = ModelConfig.from_dict(SMALL)
-    plan = Plan(
+    plan = TrainingPlan(
         epochs=2,
         batch_size=4,
         steps=100,

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from hagane.api.fields import Body, Count, Flag, Hint, ModelName, Number, either
 from hagane.api.structured import GRAMMAR_WEIGHT, JsonSchema
-from hagane.api.tools import MOST_TOOLS, Choice, Function, FunctionName, require_different
+from hagane.api.tools import MOST_TOOLS, Function, FunctionName, ToolSelection, require_different
 from hagane.generation import grammars
 from hagane.generation.grammars import Grammar
 
@@ -204,14 +204,16 @@ class MessagesInput(Body):
         return [tool.as_function() for tool in self.tools or ()]
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> ToolSelection:
         """`tool_choice` in the words that all dialects share."""
         choice = self.tool_choice
         if choice is None or choice.type == "auto":
-            return Choice()
+            return ToolSelection()
         if choice.type == "tool":
-            return Choice("required", (choice.name or "",), one=choice.disable_parallel_tool_use)
-        return Choice("none" if choice.type == "none" else "required")
+            return ToolSelection(
+                "required", (choice.name or "",), one=choice.disable_parallel_tool_use
+            )
+        return ToolSelection("none" if choice.type == "none" else "required")
 
     @property
     def parallel(self) -> bool:

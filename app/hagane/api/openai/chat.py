@@ -20,7 +20,7 @@ from hagane.api.json_body import body_size
 from hagane.api.limits import Account
 from hagane.api.logprobs import show_logprobs
 from hagane.api.messages import Message
-from hagane.api.openai.chat_answer import Answer
+from hagane.api.openai.chat_answer import ChatAnswer
 from hagane.api.schemas import ChatBody
 from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
@@ -184,7 +184,7 @@ async def _chunks(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The chunks of a stream; `keep` gets its choices at the end where they are to be stored."""
     started: set[int] = set()
-    stored = [Answer() for _ in range(generation.request.n)] if body.store else None
+    stored = [ChatAnswer() for _ in range(generation.request.n)] if body.store else None
 
     def chunk(
         index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
@@ -249,7 +249,7 @@ def write_delta(event: Event, older: bool = False) -> dict[str, Any] | None:
 async def _whole(
     generation: Generation, updates: AsyncGenerator[Update, None], body: ChatBody
 ) -> list[dict[str, Any]]:
-    answers = [Answer() for _ in range(generation.request.n)]
+    answers = [ChatAnswer() for _ in range(generation.request.n)]
     async with aclosing(updates):
         async for update in updates:
             logprobs = _logprobs(generation, body, update)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Answer:
+class ChatAnswer:
     """Puts one choice together."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from hagane.generation.events import TextDelta, Update
 from hagane.pool.messages import TokenLogprobs
 
 
-class Choice:
+class CompletionChoice:
     """One continuation, with the prompt before it where that is to be echoed."""
 
     def __init__(self, generation: Generation, body: CompletionBody) -> None:

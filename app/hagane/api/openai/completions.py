@@ -17,7 +17,7 @@ from hagane.api.answers import Origin
 from hagane.api.generation import Generation, prepare_generation
 from hagane.api.json_body import body_size
 from hagane.api.limits import Account
-from hagane.api.openai.completion_choice import Choice
+from hagane.api.openai.completion_choice import CompletionChoice
 from hagane.api.schemas import CompletionBody
 from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
@@ -25,7 +25,7 @@ from hagane.api.tracing import describe_request
 from hagane.generation.events import Update
 from hagane.generation.request import Parameters
 from hagane.generation.stream import no_parsers
-from hagane.generation.tools import Answer
+from hagane.generation.tools import AnswerForm
 from hagane.generation.usage import Usage
 from hagane.system.errors import InvalidRequestError
 
@@ -102,7 +102,7 @@ def _prepare(
     body: CompletionBody,
 ) -> list[Generation]:
     prompts, parameters = read_body(body)
-    answer = Answer(no_parsers, body.wanted_grammar())
+    answer = AnswerForm(no_parsers, body.wanted_grammar())
     generations = []
     for prompt in prompts:
         wanted = body.max_tokens or None
@@ -136,7 +136,9 @@ class _Running:
     ) -> None:
         self.body = body
         self.offload = serving.offload
-        self.choices = [[Choice(g, body) for _ in range(g.request.n)] for g in generations]
+        self.choices = [
+            [CompletionChoice(g, body) for _ in range(g.request.n)] for g in generations
+        ]
         self._generations = generations
         self._updates = [g.updates(serving, account) for g in generations]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hagane.api.fields import Body, Count, Flag, Number
-from hagane.store.jobs import Checkpoint, Event, Job
+from hagane.store.jobs import Event, Job, JobCheckpoint
 from hagane.system.weight_formats import FormatChoice
 
 IntegerOrAuto = Count | Literal["auto"]
@@ -157,7 +157,7 @@ def describe_event(event: Event) -> dict[str, Any]:
     return {"object": "fine_tuning.job.event", **vars(event)}
 
 
-def describe_checkpoint(checkpoint: Checkpoint, job_id: str) -> dict[str, Any]:
+def describe_checkpoint(checkpoint: JobCheckpoint, job_id: str) -> dict[str, Any]:
     """OpenAI's checkpoint object. The whole validation set is scored every time."""
     metrics = dict(checkpoint.metrics)
     for name in ("valid_loss", "valid_mean_token_accuracy"):

@@ -14,7 +14,7 @@ from hagane.api.decoding import DecodingBody
 from hagane.api.fields import Body, Count, Flag, Metadata, ModelName, either
 from hagane.api.messages import refuse_media
 from hagane.api.structured import GRAMMAR_WEIGHT, JsonSchema
-from hagane.api.tools import MOST_TOOLS, Choice, Function, FunctionName, require_different
+from hagane.api.tools import MOST_TOOLS, Function, FunctionName, ToolSelection, require_different
 from hagane.generation import grammars
 from hagane.generation.grammars import Grammar
 
@@ -236,14 +236,14 @@ class ResponseInput(Body):
         return value
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> ToolSelection:
         """`tool_choice` in the words that all dialects share."""
         choice = self.tool_choice
         if isinstance(choice, ResponseFunctionChoice):
-            return Choice("required", (choice.name,), one=True)
+            return ToolSelection("required", (choice.name,), one=True)
         if isinstance(choice, ResponseAllowedChoice):
-            return Choice(choice.mode, tuple(tool.name for tool in choice.tools))
-        return Choice(choice or "auto")
+            return ToolSelection(choice.mode, tuple(tool.name for tool in choice.tools))
+        return ToolSelection(choice or "auto")
 
     @property
     def conversation_id(self) -> str | None:

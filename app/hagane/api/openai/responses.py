@@ -13,7 +13,7 @@ from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
 from hagane.api.answering import prepare_answer, tokenize_chat
-from hagane.api.background import Run
+from hagane.api.background import BackgroundRun
 from hagane.api.errors import describe
 from hagane.api.json_body import body_size
 from hagane.api.limits import Account
@@ -112,10 +112,10 @@ def _prepare(
     )
 
 
-async def _start(serving: Serving, account: Account, prepared: PreparedResponse) -> Run:
+async def _start(serving: Serving, account: Account, prepared: PreparedResponse) -> BackgroundRun:
     """Make a response in the background; it is kept as queued first."""
     serving.runs.require_room()
-    run = Run(prepared.id, prepared.owner, prepared.writer.response)
+    run = BackgroundRun(prepared.id, prepared.owner, prepared.writer.response)
     for event in prepared.writer.queue():
         run.add(event)
     await asyncio.to_thread(prepared.save, serving.store.responses, inputs=True)

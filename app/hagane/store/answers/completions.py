@@ -83,7 +83,7 @@ class CompletionFilter:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class StorageBounds:
     """How much is kept: `most_bytes` of completions, each for `seconds` at most."""
 
     most_bytes: int
@@ -105,7 +105,7 @@ class Completions:
                 self._bytes = _total(connection)
         return self._bytes
 
-    def add(self, rows: Sequence[dict[str, Any]], bounds: Bounds) -> int:
+    def add(self, rows: Sequence[dict[str, Any]], bounds: StorageBounds) -> int:
         """Add completions, and delete the oldest beyond `bounds`; returns how many went.
 
         A row has the columns of the table; `request` and `response` are JSON text.
@@ -197,7 +197,7 @@ def _own(completion_id: str, key: str | None) -> list[sa.ColumnElement[bool]]:
     return [_completions.c.id == completion_id, *own]
 
 
-def _prune(connection: sa.Connection, total: int, bounds: Bounds) -> tuple[int, int]:
+def _prune(connection: sa.Connection, total: int, bounds: StorageBounds) -> tuple[int, int]:
     """Delete what is too old or too much; returns how many completions and how many bytes."""
     columns = _completions.c
     deleted, freed = 0, 0

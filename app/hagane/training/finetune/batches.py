@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from hagane.training.finetune.examples import Example
-from hagane.training.finetune.spec import Plan
+from hagane.training.finetune.spec import TrainingPlan
 from hagane.training.jobs.estimates import MICRO_TOKENS
 
 
-def batch(examples: list[Example], plan: Plan, seed: int, step: int) -> list[Example]:
+def batch(examples: list[Example], plan: TrainingPlan, seed: int, step: int) -> list[Example]:
     """The examples of `step`; every epoch is shuffled anew, and batches cross its end."""
     total = len(examples)
     end = min((step + 1) * plan.batch_size, plan.epochs * total)

@@ -19,7 +19,7 @@ _STATE, _SPEC = "checkpoint.pt", "spec.json"
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run is. The position in the data and all randomness follow from seed and step.
 
     `valid_loss` is the lowest so far, of the checkpoint after `best_step` steps.
@@ -63,7 +63,7 @@ class StateFile:
             )
 
     def save(
-        self, model: FineTuneModel, optimizer: torch.optim.Optimizer, progress: Progress
+        self, model: FineTuneModel, optimizer: torch.optim.Optimizer, progress: RunProgress
     ) -> None:
         """Write the state atomically: a crash leaves this checkpoint or the previous one."""
         state = {
@@ -76,13 +76,13 @@ class StateFile:
             torch.save(state, file)
         commit(partial, self._path)
 
-    def load(self, model: FineTuneModel, optimizer: torch.optim.Optimizer) -> Progress:
+    def load(self, model: FineTuneModel, optimizer: torch.optim.Optimizer) -> RunProgress:
         """Restore the last checkpoint; without one, the run starts from the beginning."""
         if not self._path.is_file():
-            return Progress()
+            return RunProgress()
         state = torch.load(self._path, weights_only=True, map_location=model.device)
         with torch.no_grad():
             for mine, saved in zip(model.parameters(), state["parameters"], strict=True):
                 mine.copy_(saved)
         optimizer.load_state_dict(state["optimizer"])
-        return Progress(**state["progress"])
+        return RunProgress(**state["progress"])

@@ -15,7 +15,7 @@ from hagane.data.records import Method, RecordError, parse
 from hagane.models.config import ModelConfig
 from hagane.system.errors import TrainingError
 from hagane.training.finetune.masking import MaskedSequence, Renderer
-from hagane.training.finetune.spec import FineTuneSpec, Plan, resolve
+from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan, resolve
 from hagane.training.jobs import estimates
 from hagane.weights.sources.config import load_config
 
@@ -65,7 +65,7 @@ class FileReport:
     seconds: float = 0.0
     memory_bytes: int = 0
     least_memory_bytes: int = 0
-    plan: Plan | None = None
+    plan: TrainingPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

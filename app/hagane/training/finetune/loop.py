@@ -22,11 +22,11 @@ from hagane.system.errors import ModelError, TrainingError, TrainingInterrupted
 from hagane.system.files import commit, is_full
 from hagane.system.machine import available_memory
 from hagane.training.finetune.batches import batch, micro_batches
-from hagane.training.finetune.checkpoint import Progress, StateFile
+from hagane.training.finetune.checkpoint import RunProgress, StateFile
 from hagane.training.finetune.examples import Data, Example, load
 from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.objective import dpo_loss, supervised_loss
-from hagane.training.finetune.spec import FineTuneSpec, Plan, resolve
+from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan, resolve
 from hagane.training.report.listener import CheckpointReport, FineTuneResult, Listener, StepReport
 
 _CLIP = 1.0
@@ -91,7 +91,7 @@ class _Run:
     spec: FineTuneSpec
     directory: Path
     data: Data
-    plan: Plan
+    plan: TrainingPlan
     model: FineTuneModel
     optimizer: torch.optim.Optimizer
 
@@ -158,7 +158,7 @@ class _Run:
         }
         return CheckpointReport(step, self.checkpoint_directory(step), metrics)
 
-    def finish(self, progress: Progress) -> FineTuneResult:
+    def finish(self, progress: RunProgress) -> FineTuneResult:
         final = self.directory / ("model" if self.spec.full else "adapter")
         final.mkdir(exist_ok=True)
         for file in sorted(self.checkpoint_directory(progress.best_step).iterdir()):
@@ -186,12 +186,12 @@ def _require_finite(*values: float) -> None:
 class _Meter:
     """Measures rates since this process started."""
 
-    def __init__(self, plan: Plan, progress: Progress, device: torch.device) -> None:
+    def __init__(self, plan: TrainingPlan, progress: RunProgress, device: torch.device) -> None:
         self._plan, self._device = plan, device
         self._steps, self._tokens = progress.step, progress.trained_tokens
         self._started = time.monotonic()
 
-    def report(self, progress: Progress, train: _Score, valid: _Score | None) -> StepReport:
+    def report(self, progress: RunProgress, train: _Score, valid: _Score | None) -> StepReport:
         elapsed = time.monotonic() - self._started
         left = (self._plan.steps - progress.step) / (progress.step - self._steps)
         return StepReport(

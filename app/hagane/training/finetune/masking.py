@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hagane.data.records import Answer, Completion, Conversation, RecordError
+from hagane.data.records import Answer, Completion, RecordedConversation, RecordError
 from hagane.system.errors import InvalidRequestError
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ class Renderer:
         tail += [] if self._end is None else [self._end]
         return _sequence([*head, *tail], [False] * len(head) + [True] * len(tail))
 
-    def _conversation(self, answer: Conversation) -> list[MaskedSequence]:
+    def _conversation(self, answer: RecordedConversation) -> list[MaskedSequence]:
         whole, marked = self._render(answer, len(answer.messages))
         if marked:
             kept = [w for m, w in zip(answer.messages, answer.weights, strict=True)
@@ -87,7 +87,7 @@ class Renderer:
                 apart.append(self._tokens(text, [(start, len(text))]))
         return [*([self._tokens(whole, spans)] if spans else []), *apart]
 
-    def _turn(self, answer: Conversation, index: int) -> tuple[int, str]:
+    def _turn(self, answer: RecordedConversation, index: int) -> tuple[int, str]:
         """The conversation through message `index`, and the offset where its content begins."""
         text, _ = self._render(answer, index + 1)
         prompt, _ = self._render(answer, index, add_generation_prompt=True)
@@ -102,7 +102,7 @@ class Renderer:
         return start, text
 
     def _render(
-        self, answer: Conversation, count: int, *, add_generation_prompt: bool = False
+        self, answer: RecordedConversation, count: int, *, add_generation_prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         if self.template is None:
             raise RecordError("has messages, but the model has no chat template: use text instead")

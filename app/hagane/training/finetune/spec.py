@@ -78,7 +78,7 @@ class FineTuneSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """The resolved numbers of a run. A step is one update from `batch_size` examples.
 
     `beta` is DPO's (Rafailov et al., 2023, arXiv:2305.18290): how strongly answers are
@@ -107,7 +107,7 @@ class Plan:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> Plan:
+def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> TrainingPlan:
     """Resolve the plan for `examples` training examples, without held-out ones."""
     chosen = min(max(examples // 50, 4), 32)
     batch: int = min(chosen if spec.batch_size == "auto" else spec.batch_size, examples)
@@ -116,7 +116,7 @@ def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> Plan:
     epochs: int = chosen if spec.n_epochs == "auto" else spec.n_epochs
     # Batches cross the end of an epoch, so only the last one may be smaller.
     steps = -(-epochs * examples // batch)
-    return Plan(
+    return TrainingPlan(
         epochs=epochs,
         batch_size=batch,
         steps=steps,

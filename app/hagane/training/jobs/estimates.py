@@ -6,7 +6,7 @@ from hagane.models.config import ModelConfig
 from hagane.models.spec import linear_shapes
 from hagane.system.machine import cuda_driver_present, usable_cores
 from hagane.system.weight_formats import WEIGHT_FORMATS
-from hagane.training.finetune.spec import FineTuneSpec, Plan
+from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan
 
 # Tokens of one forward and backward pass: enough for full speed, few enough for little memory.
 MICRO_TOKENS = 1024
@@ -21,7 +21,7 @@ def parameters(config: ModelConfig) -> int:
     return sum(rows * columns for rows, columns in linear_shapes(config).values())
 
 
-def seconds(config: ModelConfig, spec: FineTuneSpec, plan: Plan, tokens: int) -> float:
+def seconds(config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens: int) -> float:
     """Seconds of a run over `tokens` tokens per epoch."""
     weights = parameters(config) + config.vocab_size * config.hidden_size
     # Two in each direction, and two for the gradient of a weight.

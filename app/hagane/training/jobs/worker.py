@@ -25,7 +25,7 @@ from typing import Any
 
 from hagane.lora.config import adapter_digest
 from hagane.store.artifacts import ServedArtifact
-from hagane.store.jobs import Checkpoint, Event, Job, Status
+from hagane.store.jobs import Event, Job, JobCheckpoint, Status
 from hagane.store.store import Store
 from hagane.system.errors import DiskFullError, HaganeError, TrainingInterrupted
 from hagane.system.files import full, is_full
@@ -94,7 +94,7 @@ class StoreListener:
         metrics = {"step": report.step, **report.metrics}
         self._jobs.add_checkpoint(
             self._job.id,
-            Checkpoint(name, report.step, str(report.directory), digest, metrics),
+            JobCheckpoint(name, report.step, str(report.directory), digest, metrics),
             Event(f"Checkpoint created at step {report.step}", data={"step": report.step}),
         )
         for pruned in self._jobs.prune_checkpoints(self._job.id, self._kept_checkpoints):

@@ -2,7 +2,7 @@
 
 1. `prepare` trains the tokenizer and writes every corpus as token files, once.
 2. `PretrainModel` has the weights and optimizers, restored from the last checkpoint.
-3. `Run.train` updates, reports, validates and saves.
+3. `PretrainRun.train` updates, reports, validates and saves.
 4. `export` writes the model directory.
 """
 
@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig, listener: PretrainListener) -> PretrainResu
         if group.leads:
             prepare(config, state_dir)
         group.wait()
-        run = Run.load(config, state_dir, device, group)
+        run = PretrainRun.load(config, state_dir, device, group)
         base = run.base_scores()
         run.train(listener)
         if group.leads:
@@ -58,7 +58,7 @@ def pretrain(config: PretrainConfig, listener: PretrainListener) -> PretrainResu
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class PretrainRun:
     """A model, its data, and the files that a restart resumes from."""
 
     config: PretrainConfig
@@ -72,7 +72,7 @@ class Run:
     @classmethod
     def load(
         cls, config: PretrainConfig, state_dir: Path, device: torch.device, group: Group
-    ) -> Run:
+    ) -> PretrainRun:
         data = Prepared.load(config, state_dir)
         group.share(config.batch_rows)
         transformer = make_model(config, data.tokenizer).to(device)

@@ -28,7 +28,7 @@ class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
-class Checkpoint:
+class SafetensorsCheckpoint:
     """The safetensors files of a directory as one mapping from tensor name to tensor."""
 
     def __init__(self, directory: Path) -> None:

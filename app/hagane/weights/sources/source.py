@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from hagane.weights.sources.config import is_gguf
-from hagane.weights.sources.safetensors import Checkpoint
+from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 
 
 class Rows(Protocol):
@@ -47,7 +47,7 @@ class WeightSource(Protocol):
 def open_source(path: Path) -> WeightSource:
     """The weights in a Hugging Face directory or a GGUF file. Raises ModelError."""
     if not is_gguf(path):
-        return Checkpoint(path)
+        return SafetensorsCheckpoint(path)
     from hagane.weights.sources.gguf.source import GGUFSource
 
     return GGUFSource(path)
