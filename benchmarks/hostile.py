@@ -53,7 +53,7 @@ def every_body(bodies: Bodies, count: int, with_pairs: bool) -> Iterator[tuple[s
 
 
 async def attack(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every body once, from many clients, beside streams that are watched."""
+    """Every body once, from many clients, alongside watched streams."""
     report = Report()
     remaining = every_body(Bodies.of(url, arguments.seed), arguments.bodies, arguments.pairs)
     compared = different = 0

@@ -1,4 +1,4 @@
-"""Loss on texts by weight format, KV cache and all, beside llama.cpp with the same weights.
+"""Loss on texts by weight format, KV cache and all, compared with llama.cpp on the same weights.
 
 Usage: python benchmarks/quality.py MODEL NAME=TEXT... [--scores DIRECTORY] [--formats LIST]
                                     [--llama PYTHON]

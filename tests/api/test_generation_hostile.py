@@ -1,4 +1,4 @@
-"""A request cannot hurt another: odd bodies beside streams that must come out bit-equal."""
+"""A request cannot hurt another: odd bodies alongside streams that must stay bit-equal."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ async def attack(url: str, report: Report) -> tuple[list[str], list[str]]:
             return texts
 
         senders = [asyncio.create_task(hostile()) for _ in range(SENDERS)]
-        beside = await asyncio.gather(*(watched(seed) for seed in range(STREAMS)))
+        disturbed = await asyncio.gather(*(watched(seed) for seed in range(STREAMS)))
         await asyncio.gather(*senders)
-    repeated = [text for seed, texts in enumerate(beside) for text in [alone[seed]] * len(texts)]
-    return repeated, [text for texts in beside for text in texts]
+    repeated = [text for seed, texts in enumerate(disturbed) for text in [alone[seed]] * len(texts)]
+    return repeated, [text for texts in disturbed for text in texts]
 
 
 def test_a_request_cannot_hurt_another(server):
     restarts = server.metric("hagane_engine_restarts_total")
     report = Report()
-    alone, beside = asyncio.run(attack(server.url, report))
+    alone, disturbed = asyncio.run(attack(server.url, report))
     assert not report.wrong, report.wrong[:3]
-    assert beside == alone
-    assert len(beside) >= STREAMS
+    assert disturbed == alone
+    assert len(disturbed) >= STREAMS
     assert sum(report.statuses.values()) > 40
     assert {200, 400} <= set(report.statuses)
     assert server.metric("hagane_engine_restarts_total") == restarts

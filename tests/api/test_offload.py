@@ -1,4 +1,4 @@
-"""Text of all sizes read beside the event loop, and beside programs of strangers."""
+"""Text of all sizes, read off the event loop while other programs run."""
 
 from __future__ import annotations
 

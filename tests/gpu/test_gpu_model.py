@@ -1,4 +1,4 @@
-"""Whole models on a CUDA device against transformers, which runs on the same device."""
+"""Models on a CUDA device compared with transformers, which runs on the same device."""
 
 from __future__ import annotations
 

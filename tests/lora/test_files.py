@@ -101,7 +101,7 @@ def test_scales(saved, model, changes, scale):
         ({"init_lora_weights": "corda"}, "changes the base model"),
         ({"init_lora_weights": "lora_ga"}, "changes the base model"),
         ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
-        ({"target_modules": ".*", "layers_to_transform": [0]}, "is a regular expression, beside"),
+        ({"target_modules": ".*", "layers_to_transform": [0]}, "is a regular expression; with it"),
     ],
 )
 def test_what_would_be_served_wrong_is_refused(saved, model, changes, message):

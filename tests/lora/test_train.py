@@ -1,4 +1,4 @@
-"""LoRA layers beside PEFT's: the same gradients, files that each other reads, the same merge."""
+"""LoRA layers and PEFT's: the same gradients, files that each other reads, the same merge."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_gradients_equal_pefts(tiny_model_dir, saved, operations):
         pytest.skip("the kernels were not built")
     model, directory = saved
     use_operations(model, operations)
-    learnt = torch.ones(len(IDS), dtype=torch.bool)
-    learnt[0] = False
-    scores = score(model, [MaskedSequence(IDS.int().numpy(), learnt.numpy())])
+    trained = torch.ones(len(IDS), dtype=torch.bool)
+    trained[0] = False
+    scores = score(model, [MaskedSequence(IDS.int().numpy(), trained.numpy())])
     (-scores.logprobs.mean()).backward()
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     theirs = PeftModel.from_pretrained(base, directory, is_trainable=True)

@@ -1,4 +1,4 @@
-"""Products of integers beside the same weights in floats: results, and gradients by the input."""
+"""Products of integers and of the same weights in floats: results, gradients of the input."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def test_small_gradients_of_a_head_count(dtype):
 
 def gradients(model, values, config, ids):
     set_factors(model, config, values)
-    learnt = torch.ones(len(ids), dtype=torch.bool)
-    learnt[0] = False
-    scores = score(model, [MaskedSequence(ids.int().numpy(), learnt.numpy())])
+    trained = torch.ones(len(ids), dtype=torch.bool)
+    trained[0] = False
+    scores = score(model, [MaskedSequence(ids.int().numpy(), trained.numpy())])
     (-scores.logprobs.mean()).backward()
     return torch.cat([f.grad.flatten() for pair in factors(model, config).values() for f in pair])
 

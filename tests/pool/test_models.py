@@ -1,4 +1,4 @@
-"""Engines of whole models beside the base's: started when asked for, bounded, stopped."""
+"""Engines of standalone models: started when asked for, bounded, stopped."""
 
 from __future__ import annotations
 

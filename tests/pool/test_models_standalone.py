@@ -1,4 +1,4 @@
-"""Full fine-tuning by the stock client: the result answers at once, beside its base."""
+"""Full fine-tuning by the stock client: the result answers at once, alongside its base."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_checkpoints_and_aliases_lead_to_whole_models_and_one_is_kept_in_memory(
     assert list(residents(whole_server)) == [name]
     with pytest.raises(openai.ConflictError, match="cats"):
         client.models.delete(name)
-    with pytest.raises(openai.BadRequestError, match="whole model"):
+    with pytest.raises(openai.BadRequestError, match="standalone model"):
         client.post("/unload_lora_adapter", cast_to=httpx.Response, body={"lora_name": name})
     client.delete("/../admin/aliases/cats", cast_to=httpx.Response)
 

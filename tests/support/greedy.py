@@ -1,4 +1,4 @@
-"""Greedy text in bfloat16 beside that of transformers, token by token."""
+"""Greedy text in bfloat16 compared with that of transformers, token by token."""
 
 from __future__ import annotations
 

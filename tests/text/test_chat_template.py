@@ -140,14 +140,14 @@ def test_any_failure_is_the_requests_own(small, source, words):
         for _ in range(20):
             others.append(innocent.render([{"role": "user", "content": "{x}"}]))
 
-    beside = threading.Thread(target=chat)
-    beside.start()
+    client = threading.Thread(target=chat)
+    client.start()
     started = time.monotonic()
     with pytest.raises(InvalidRequestError, match="chat template refuses") as caught:
         template.render([{"role": "user", "content": "{x}"}])
     assert words in str(caught.value) and caught.value.param == "messages"
     assert time.monotonic() - started < 10
-    beside.join()
+    client.join()
     assert others == ["{x}"] * 20
 
 

@@ -1,4 +1,4 @@
-"""From a file on the disk to a conversation with what was learnt, through the pages alone."""
+"""From a file on the disk to a conversation with the trained model, through the pages alone."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, Torch
 from hagane.lora.files import Adapter
 from hagane.models.decoder import Transformer
 from hagane.models.serving import CudaLinear, Packed
-from hagane.models.spec import beside, projections
+from hagane.models.spec import projections, sibling
 
 if TYPE_CHECKING:
     from hagane.kernels.cuda.low_rank import CudaBank
@@ -108,7 +108,7 @@ class AdapterBanks:
         groups: dict[str, list[Part]] = {}
         for path, projection in projections(self.config):
             for part, first in projection.starts().items():
-                change = adapter.changes.get(beside(path, part))
+                change = adapter.changes.get(sibling(path, part))
                 if change is not None:
                     placed = Part(first, change.a, change.b, change.scale)
                     groups.setdefault(path, []).append(placed)

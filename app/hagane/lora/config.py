@@ -167,7 +167,7 @@ def _target_modules(path: Path, checked: _StoredConfig) -> str | tuple[str, ...]
         checked.layers_to_transform is not None or checked.layers_pattern is not None
     ):
         raise ModelError(
-            f"{path}: target_modules is a regular expression, beside which layers_to_transform "
+            f"{path}: target_modules is a regular expression; with it layers_to_transform "
             "and layers_pattern mean nothing: remove them"
         )
     if names is not None and not names:

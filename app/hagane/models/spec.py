@@ -78,7 +78,7 @@ def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"model.layers.{layer}.{path}.weight"] = (features,)
     for path, projection in projections(config):
         for part, rows in projection.parts.items():
-            name = f"model.{beside(path, part)}"
+            name = f"model.{sibling(path, part)}"
             shapes[f"{name}.weight"] = (rows, projection.columns)
             if projection.bias:
                 shapes[f"{name}.bias"] = (rows,)
@@ -99,7 +99,7 @@ def projections(config: ModelConfig) -> Iterator[tuple[str, ProjectionSpec]]:
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(rows, columns) of every matrix apart, by its path, such as `layers.0.self_attn.q_proj`."""
     return {
-        beside(path, part): (rows, projection.columns)
+        sibling(path, part): (rows, projection.columns)
         for path, projection in projections(config)
         for part, rows in projection.parts.items()
     }
@@ -111,9 +111,9 @@ def parts_at(config: ModelConfig, path: str) -> dict[str, int] | None:
     projection = layer_projections(config).get(within)
     if projection is None:
         return None
-    return {beside(path, part): rows for part, rows in projection.parts.items()}
+    return {sibling(path, part): rows for part, rows in projection.parts.items()}
 
 
-def beside(path: str, part: str) -> str:
+def sibling(path: str, part: str) -> str:
     """The path of a part of the projection at `path`."""
     return f"{path.rpartition('.')[0]}.{part}"

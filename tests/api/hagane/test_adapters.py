@@ -1,4 +1,4 @@
-"""Adapters over HTTP: loaded, chatted with beside their base, replaced, unloaded while in use."""
+"""Adapters over HTTP: loaded, chatted with, replaced, unloaded while in use."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_gate_decides_which_model_gets_a_name(admin_server, admin):
 
 
 def _live(server, admin, name: str, directory: Path) -> None:
-    """It answers beside the server's base, with its own tokenizer."""
+    """It answers alongside the server's base, with its own tokenizer."""
     listed = admin.models.retrieve(name)
     assert (listed.root, listed.parent, listed.max_model_len) == (name, None, 32)
     body = {"model": name, "prompt": "The dog is big."}

@@ -1,4 +1,4 @@
-"""Padded decode steps of a whole model through the Triton kernels, against the reference.
+"""Padded decode steps of a model through the Triton kernels, against the reference.
 
 Without a device steps are run instead of captured, through Triton's interpreter.
 """

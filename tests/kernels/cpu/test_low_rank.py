@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", params=SETS)
 def instruction_set(request):
-    """Two threads, so that what runs beside each other shows."""
+    """Two threads, so that work in parallel shows."""
     if not cpu.available():
         pytest.skip("kernels not built")
     try:

@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @pytest.fixture(scope="module", params=SETS, autouse=True)
 def instruction_set(request):
-    """Two threads, so that what runs beside each other shows."""
+    """Two threads, so that work in parallel shows."""
     cores = usable_cores()
     try:
         cpu.start(min(2, len(cores)), request.param)

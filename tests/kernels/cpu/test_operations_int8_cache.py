@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", params=SETS, autouse=True)
 def instruction_set(request):
-    """Two threads, so that what runs beside each other shows."""
+    """Two threads, so that work in parallel shows."""
     try:
         cpu.start(min(2, len(usable_cores())), request.param)
     except ValueError as error:

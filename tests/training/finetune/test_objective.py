@@ -1,4 +1,4 @@
-"""Losses beside transformers' logits and DPO's own formula."""
+"""Losses compared with transformers' logits and DPO's own formula."""
 
 from __future__ import annotations
 

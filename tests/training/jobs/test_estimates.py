@@ -1,4 +1,4 @@
-"""Estimates of memory beside what a run really holds."""
+"""Estimates of memory compared with the memory of a run."""
 
 from __future__ import annotations
 

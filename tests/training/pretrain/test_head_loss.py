@@ -1,4 +1,4 @@
-"""A whole model's loss and gradients through Hagane's kernels and through torch's operators."""
+"""A model's loss and gradients through Hagane's kernels and through torch's operators."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ constexpr int64_t kRowsThatWaitForMemory = 4;
 // What all rows of some blocks of outputs get added: written by one pass, read by the next.
 constexpr int64_t kBytesOfChanges = 131072;
 
-// The rows of one call by their changes, and their inputs beside each other, as `a` wants them.
+// The rows of one call by their changes, and their inputs next to each other, as `a` wants them.
 class ChangedRows {
  public:
   // `slots` [rows] says whose change in `bank` each row has, -1 for none. `bytes` is the distance of
@@ -157,7 +157,7 @@ class ChangedRows {
     bool finite = true;
     for (int i = 0; i < 16; ++i) finite &= std::fabs(values[i]) <= 3.0e38f;
     const float inverse = finite && largest > 1e-30f ? 127.0f / largest : 0.0f;
-    // What is no number shall stay so.
+    // A NaN stays NaN.
     hidden_.scale[(row * ranks_) / 16 + block] = finite ? largest / 127.0f : std::nanf("");
     for (int unit = 0; unit < 4; ++unit) {
       int32_t sum = 0;

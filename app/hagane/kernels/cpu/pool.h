@@ -20,7 +20,7 @@ class Pool {
   // Pin one thread to each of `cores`; the caller is the first of them.
   void start(const std::vector<int>& cores);
   // Let the threads of the process' OpenMP runtime, `threads` with the caller, do the work instead:
-  // between operations of a library that uses them, a pool beside them would wait for the cores on
+  // between operations of a library that uses them, a second pool would wait for the cores on
   // which they spin. False where GNU's runtime is not loaded.
   bool borrow(int threads);
   void stop();

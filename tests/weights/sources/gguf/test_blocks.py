@@ -1,4 +1,4 @@
-"""Decoded blocks beside the `gguf` package's own dequantization, bit for bit."""
+"""Decoded blocks compared with the `gguf` package's own dequantization, bit for bit."""
 
 from __future__ import annotations
 
