@@ -114,14 +114,14 @@ class Toy(QuantizedLinear):
     def __init__(self, in_features, out_features, bias):
         super().__init__()
         self.in_features = in_features
-        self.register_buffer("half", torch.empty(out_features, in_features, dtype=torch.float16))
+        self.register_buffer("weight_toy", torch.empty(out_features, in_features, dtype=torch.float16))
         self.bias = make_bias(out_features, bias)
 
     def quantize(self, weight):
-        return {"half": weight.half()}
+        return {"weight_toy": weight.half()}
 
     def matrix(self, dtype):
-        return self.half.to(dtype)
+        return self.weight_toy.to(dtype)
 
     def forward(self, x, residual=None):
         return added(F.linear(x, self.matrix(x.dtype), self.bias), residual)
