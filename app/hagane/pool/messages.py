@@ -272,7 +272,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `kv_cache_memory` is in bytes, None lets the engine decide from free memory, on a GPU within
     `gpu_memory_fraction` of all of it, and take no more than `kv_cache_limit` bytes unless one
     context needs more. That fraction is what all programs together may take, or this engine alone
-    where it runs `beside_another`. `max_batch_tokens` is the token budget of one step,
+    where another one `shares_device`. `max_batch_tokens` is the token budget of one step,
     `adapter_memory` the most bytes of packed adapters, `timeout` the seconds of silence after
     which an engine is taken to hang.
     """
@@ -288,7 +288,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_cache_limit: int | None = None
     kv_cache_dtype: Literal["auto", "model", "int8"]
     gpu_memory_fraction: float = 0.9
-    beside_another: bool = False
+    shares_device: bool = False
     max_batch_tokens: int
     max_sequences: int
     max_waiting: int

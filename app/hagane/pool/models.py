@@ -228,7 +228,7 @@ class Fleet:
             kv_cache_memory=None,
             kv_cache_limit=residency.cache_bytes,
             gpu_memory_fraction=residency.gpu_memory_fraction,
-            beside_another=True,
+            shares_device=True,
             adapter_memory=0,
         )
 

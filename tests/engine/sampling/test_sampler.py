@@ -17,7 +17,6 @@ VOCAB = 50
 
 
 @pytest.fixture(
-    autouse=True,
     params=[
         kernels.reference,
         pytest.param(
@@ -27,10 +26,8 @@ VOCAB = 50
     ],
     ids=["reference", "cpu"],
 )
-def backend(request, monkeypatch):
-    """Everything here holds whoever draws."""
-    monkeypatch.setattr(Sampler.__init__, "__defaults__", (request.param,))
-    return request.param
+def sampler(request) -> Sampler:
+    return Sampler(request.param)
 
 
 def sequence(tokens=(1, 2, 2, 3), generated=2, **params) -> Sequence:
@@ -45,10 +42,10 @@ def logits(seed: int = 0, rows: int = 1) -> torch.Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def frequencies(row: torch.Tensor, draws: int = 4000, **params) -> dict[int, float]:
+def frequencies(sampler: Sampler, row: torch.Tensor, draws: int = 4000, **params):
     rows = row.expand(draws, -1)
     made = [sequence(seed=i, **params) for i in range(draws)]
-    counts = Counter(Sampler().sample(rows, made).wait().tokens)
+    counts = Counter(sampler.sample(rows, made).wait().tokens)
     return {token: count / draws for token, count in counts.items()}
 
 
@@ -58,17 +55,17 @@ def expected(row: torch.Tensor, keep: list[int], temperature: float) -> dict[int
     return {i: weight / total for i, weight in weights.items()}
 
 
-def test_greedy_takes_the_first_of_equals():
+def test_greedy_takes_the_first_of_equals(sampler):
     row = torch.zeros(1, VOCAB)
     row[0, [7, 9]] = 1.0
-    assert Sampler().sample(row, [sequence(temperature=0)]).wait().tokens == [7]
+    assert sampler.sample(row, [sequence(temperature=0)]).wait().tokens == [7]
 
 
 @pytest.mark.parametrize(
     ("params", "count"),
     [({"top_k": 3}, 3), ({"top_p": 0.5}, None), ({"min_p": 0.3}, None), ({}, VOCAB)],
 )
-def test_frequencies_follow_the_filtered_distribution(params, count):
+def test_frequencies_follow_the_filtered_distribution(sampler, params, count):
     (row,) = logits(3)
     order = row.argsort(descending=True).tolist()
     probabilities = expected(row, order, 0.8)
@@ -81,23 +78,23 @@ def test_frequencies_follow_the_filtered_distribution(params, count):
         floor = params["min_p"] * probabilities[order[0]]
         count = sum(p >= floor for p in probabilities.values())
     reference = expected(row, order[:count], 0.8)
-    seen = frequencies(row[None], temperature=0.8, **params)
+    seen = frequencies(sampler, row[None], temperature=0.8, **params)
     assert set(seen) <= set(reference)
     for token, probability in reference.items():
         error = 4.5 * math.sqrt(probability * (1 - probability) / 4000)
         assert seen.get(token, 0) == pytest.approx(probability, abs=error + 1e-3)
 
 
-def test_seeded_rows_do_not_depend_on_the_batch():
+def test_seeded_rows_do_not_depend_on_the_batch(sampler):
     rows = logits(5, rows=8)
     made = [sequence(seed=i, temperature=1.3, top_p=0.7 + 0.04 * i) for i in range(8)]
-    together = Sampler().sample(rows, made).wait().tokens
-    alone = [Sampler().sample(rows[i : i + 1], made[i : i + 1]).wait().tokens[0] for i in range(8)]
-    reverse = Sampler().sample(rows.flip(0), made[::-1]).wait().tokens[::-1]
+    together = sampler.sample(rows, made).wait().tokens
+    alone = [sampler.sample(rows[i : i + 1], made[i : i + 1]).wait().tokens[0] for i in range(8)]
+    reverse = sampler.sample(rows.flip(0), made[::-1]).wait().tokens[::-1]
     assert together == alone == reverse
 
 
-def test_penalties_bias_and_minimum():
+def test_penalties_bias_and_minimum(sampler):
     row = torch.full((1, VOCAB), -1.0)
     row[0, 2] = 3.0
     greedy = {"temperature": 0, "tokens": (1, 5, 2, 2), "generated": 2}
@@ -105,7 +102,7 @@ def test_penalties_bias_and_minimum():
 
     def pick(**params) -> int:
         before = row.clone()
-        (token,) = Sampler().sample(row, [sequence(**greedy, **params)]).wait().tokens
+        (token,) = sampler.sample(row, [sequence(**greedy, **params)]).wait().tokens
         assert torch.equal(row, before)
         return token
 
@@ -133,10 +130,10 @@ def test_a_broken_row_fails_alone(operations, cut, bad):
     assert result.tokens[0] == rows[0].argmax().item()
 
 
-def test_logprobs_are_the_models_own():
+def test_logprobs_are_the_models_own(sampler):
     rows = logits(7, rows=2)
     made = [sequence(temperature=0, logprobs=2, logit_bias={4: 100}), sequence(temperature=0)]
-    result = Sampler().sample(rows, made).wait()
+    result = sampler.sample(rows, made).wait()
     assert list(result.logprobs) == made[:1]
     entry = result.logprobs[made[0]]
     reference = rows[0].double().log_softmax(0)

@@ -1,27 +1,29 @@
-"""What is left of a GPU for the KV cache. The device is played."""
+"""The part of a GPU's memory that is left for the KV cache."""
 
 from __future__ import annotations
 
-import torch
-from hagane.engine.step import memory
+import pytest
+from hagane.engine.step.memory import remaining_memory
 
 from tests.support.engine import config
 
 GB = 10**9
 
 
-def test_weights_others_a_step_and_adapters_have_their_room(monkeypatch, tmp_path):
-    allocated = iter((10 * GB, 13 * GB))  # before a step, and at its peak
-    played = {
-        "memory_allocated": lambda device: next(allocated),
-        "max_memory_allocated": lambda device: next(allocated),
-        "reset_peak_memory_stats": lambda device: None,
-        "empty_cache": lambda: None,
-        "mem_get_info": lambda device: (60 * GB, 80 * GB),  # free, of all
-    }
-    for name, function in played.items():
-        monkeypatch.setattr(torch.cuda, name, function)
-    monkeypatch.setattr(memory, "run_full_step", lambda *_: None)
-    settings = config(tmp_path, gpu_memory_fraction=0.5, adapter_memory=2 * GB)
-    left = memory.cuda_cache_memory(None, settings, 64, torch.device("cuda"), torch.bfloat16)
-    assert left == (40 - 20 - 3 - 2) * GB
+@pytest.mark.parametrize(
+    ("shares_device", "fraction", "left"),
+    [
+        (False, 0.5, 40 - 20 - 3 - 2),  # others have 9 of the 20 that are not free
+        (True, 0.5, 40 - 11 - 3 - 2),
+        (False, 1.0, 60 - 3 - 2),
+        (False, 0.3, 0),
+    ],
+)
+def test_weights_others_a_step_and_adapters_have_their_room(
+    tmp_path, shares_device, fraction, left
+):
+    settings = config(
+        tmp_path, gpu_memory_fraction=fraction, adapter_memory=2 * GB, shares_device=shares_device
+    )
+    found = remaining_memory(settings, free=60 * GB, total=80 * GB, reserved=11 * GB, step=3 * GB)
+    assert found == left * GB

@@ -129,15 +129,13 @@ async def test_a_fault_in_a_step_fails_its_job_and_the_queue_goes_on(store, tmp_
 )
 @pytest.mark.parametrize("status", ["validating_files", "queued"])
 async def test_an_error_of_one_job_fails_that_job_alone(
-    store, tiny_model_dir, tmp_path, monkeypatch, error, status
+    store, tiny_model_dir, tmp_path, error, status
 ):
     """Raised by what starts its process, of which every job has one."""
     first, second = (add(store, tiny_model_dir, tmp_path / "none", status) for _ in range(2))
-    supervisor = Supervisor(store, JobOptions())
+    supervisor = Supervisor(store, JobOptions(), spawn=raiser(error))
     step = supervisor.validate_next if status == "validating_files" else supervisor.train_next
-    with monkeypatch.context() as patch:
-        patch.setattr(asyncio, "create_subprocess_exec", raiser(error))
-        assert await step()
+    assert await step()
     failed = store.jobs.get(first.id)
     assert (failed.status, failed.error["code"]) == ("failed", "internal_error")
     assert store.jobs.first(status).id == second.id, "the next round takes the next job"
@@ -148,17 +146,14 @@ async def test_an_error_of_one_job_fails_that_job_alone(
     [OSError(errno.ENOSPC, "full"), OSError(errno.EMFILE, "too many open files"), None],
     ids=["full", "descriptors", "busy"],
 )
-async def test_what_strikes_all_jobs_fails_none(
-    store, tiny_model_dir, tmp_path, monkeypatch, error
-):
+async def test_what_strikes_all_jobs_fails_none(store, tiny_model_dir, tmp_path, error):
     if error is None:
         locked = sqlite3.OperationalError("database is locked")
         locked.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
         error = sa.exc.OperationalError("UPDATE", {}, locked)
     job = add(store, tiny_model_dir, tmp_path / "none", "queued")
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", raiser(error))
     with pytest.raises(type(error)):
-        await Supervisor(store, JobOptions()).train_next()
+        await Supervisor(store, JobOptions(), spawn=raiser(error)).train_next()
     assert store.jobs.get(job.id).status == "queued"
 
 

@@ -40,6 +40,7 @@ router = guarded_router()
 _JOBS = "/v1/fine_tuning/jobs"
 _JOB = _JOBS + "/{job_id}"
 _EXTRA = ("body", "extra")
+# Workers write events from processes of their own, of which SQLite gives no notice.
 _STREAM_POLL_SECONDS = 0.25
 _STREAM_PAGE = 100
 _METADATA = re.compile(r"metadata\[(.+)\]")

@@ -14,8 +14,8 @@ def cuda_cache_memory(
     model: Transformer, config: EngineConfig, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> int:
     """Bytes of `gpu_memory_fraction` that remain after weights, other programs, a full step
-    and the adapters that requests will need. With `beside_another` engine, the fraction is
-    this one's own, and other programs do not count.
+    and the adapters that requests will need. For an engine that `shares_device` with another one,
+    the fraction is its own, and other programs do not count.
 
     The need of a step is measured by running one of `tokens` tokens, the most that one ever has.
     """
@@ -26,7 +26,12 @@ def cuda_cache_memory(
     step = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    taken = torch.cuda.memory_reserved(device) if config.beside_another else total - free
+    return remaining_memory(config, free, total, torch.cuda.memory_reserved(device), step)
+
+
+def remaining_memory(config: EngineConfig, free: int, total: int, reserved: int, step: int) -> int:
+    """As `cuda_cache_memory`: `reserved` bytes are this process's, `step` those of a full step."""
+    taken = reserved if config.shares_device else total - free
     allowed = min(int(total * config.gpu_memory_fraction) - taken, free)
     return max(allowed - step - config.adapter_memory, 0)
 

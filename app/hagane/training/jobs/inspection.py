@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from hagane.system.errors import HaganeError, TrainingError
 from hagane.training.finetune.examples import report
@@ -33,12 +33,34 @@ class Inspection:
     allowed_memory: int
 
 
-async def inspect_files(spec: FineTuneSpec, gpu_memory_fraction: float) -> Inspection:
+class Spawn(Protocol):
+    """Starts a program with pipes for the given streams.
+
+    >>> process = await spawn(sys.executable, "-m", "hagane.training.jobs.worker", stdin=PIPE)
+    """
+
+    async def __call__(
+        self, *command: str, stdin: int | None = None, stdout: int | None = None
+    ) -> asyncio.subprocess.Process:
+        """Raises OSError if the process cannot be started."""
+        ...
+
+
+async def spawn_process(
+    *command: str, stdin: int | None = None, stdout: int | None = None
+) -> asyncio.subprocess.Process:
+    """A process of the operating system."""
+    return await asyncio.create_subprocess_exec(*command, stdin=stdin, stdout=stdout)
+
+
+async def inspect_files(
+    spec: FineTuneSpec, gpu_memory_fraction: float, spawn: Spawn = spawn_process
+) -> Inspection:
     """Read the files of `spec` completely. Raises TrainingError if that fails.
 
     On a GPU the run may take `gpu_memory_fraction` of its memory.
     """
-    process = await asyncio.create_subprocess_exec(
+    process = await spawn(
         sys.executable,
         "-m",
         "hagane.training.jobs.inspection",

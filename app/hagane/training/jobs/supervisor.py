@@ -23,11 +23,18 @@ from hagane.system.errors import DiskFullError, TrainingError
 from hagane.system.files import is_exhausted, is_full
 from hagane.system.loops import BackgroundLoop, Backoff
 from hagane.training.finetune.spec import FineTuneSpec
-from hagane.training.jobs.inspection import Inspection, exit_reason, inspect_files
+from hagane.training.jobs.inspection import (
+    Inspection,
+    Spawn,
+    exit_reason,
+    inspect_files,
+    spawn_process,
+)
 from hagane.training.jobs.options import JobOptions
 
 logger = logging.getLogger(__name__)
 
+# Workers write to the store from processes of their own, of which SQLite gives no notice.
 _POLL_SECONDS = 0.25
 # Without a sign of life for so long a worker is stuck: even on a busy machine it gets some time.
 _SILENCE_SECONDS = 300.0
@@ -37,8 +44,8 @@ _MOST_DEATHS = 3
 class Supervisor:
     """Two loops: one reads the files of new jobs, one keeps a worker on the oldest job."""
 
-    def __init__(self, store: Store, options: JobOptions) -> None:
-        self._store, self._options = store, options
+    def __init__(self, store: Store, options: JobOptions, spawn: Spawn = spawn_process) -> None:
+        self._store, self._options, self._spawn = store, options, spawn
         self.loops = (
             BackgroundLoop("job validation", _round(self.validate_next), Backoff(1.0, 5.0)),
             BackgroundLoop("job training", _round(self.train_next), Backoff(1.0, 5.0)),
@@ -93,7 +100,9 @@ class Supervisor:
     async def _validate(self, job: Job) -> None:
         try:
             fraction = self._options.gpu_memory_fraction
-            inspection = await inspect_files(FineTuneSpec.model_validate(job.spec), fraction)
+            inspection = await inspect_files(
+                FineTuneSpec.model_validate(job.spec), fraction, self._spawn
+            )
         except TrainingError as error:
             reason = {"code": error.code, "message": str(error), "param": "training_file"}
             await self._reject(job, reason, {})
@@ -109,7 +118,7 @@ class Supervisor:
         await self._move(job, ("validating_files",), "failed", event, error=reason)
 
     async def _train(self, job: Job) -> None:
-        self._worker = await asyncio.create_subprocess_exec(
+        self._worker = await self._spawn(
             sys.executable,
             "-m",
             "hagane.training.jobs.worker",
