@@ -114,7 +114,8 @@ class Toy(QuantizedLinear):
     def __init__(self, in_features, out_features, bias):
         super().__init__()
         self.in_features = in_features
-        self.register_buffer("weight_toy", torch.empty(out_features, in_features, dtype=torch.float16))
+        empty = torch.empty(out_features, in_features, dtype=torch.float16)
+        self.register_buffer("weight_toy", empty)
         self.bias = make_bias(out_features, bias)
 
     def quantize(self, weight):

@@ -99,7 +99,7 @@ def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]
 def _crashes(residents: Iterable[ResidentModel]) -> Metric:
     family = CounterMetricFamily(
         "hagane_engine_crashes",
-        "Ends of the engine process that nobody asked for, by their reason",
+        "Unexpected ends of the engine process, by reason",
         labels=["model", "reason"],
     )
     for resident in residents:

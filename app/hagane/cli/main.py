@@ -78,7 +78,7 @@ def describe(error: ValidationError) -> str:
 
 
 def main() -> None:
-    """Run a command; what the user can mend is one line on standard error and status 2."""
+    """Run a command; errors that the user can fix are one line on standard error and status 2."""
     try:
         sys.exit(dispatch(sys.argv[1:]))
     except HaganeError as error:

@@ -55,7 +55,7 @@ from hagane.text.tokenizer import Tokenizer
 # By its name in the package: as a program, this module is called __main__.
 logger = logging.getLogger("hagane.engine.loop")
 
-# How many of an engine's signs of life its client may miss.
+# How many of an engine's heartbeats its client may miss.
 _HEARTBEATS = 4
 # How long a start is put off for the KV cache's memory; an idle engine goes on with it.
 _PREFAULT_SECONDS = 0.75

@@ -25,7 +25,7 @@ from hagane.text.matcher import error_of, new_matcher
 # Bytes of a grammar as a client writes it. The largest schemas of public benchmarks have 200 kB.
 MOST_BYTES = 1 << 19
 MOST_CHOICES = 10_000
-# Like json.dumps, as models have seen most JSON; free whitespace would let a model pad for ever.
+# Like json.dumps, as models have seen most JSON; free whitespace would let a model pad forever.
 _JSON_OPTIONS: Any = {
     "whitespace_flexible": False,
     "key_separator": ": ",

@@ -186,7 +186,7 @@ def _unfrozen(value: Any) -> Any:
 def adapter_digest(directory: Path) -> str:
     """A hash of the adapter's content, hexadecimal, independent of its name.
 
-    Raises ModelError if a file is missing or is none.
+    Raises ModelError if a file is missing or not a regular file.
     """
     digest = hashlib.sha256()
     for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):

@@ -19,7 +19,7 @@ from hagane.system.weight_formats import WEIGHT_FORMATS, FormatName
 CONFIG_FILE = "config.json"
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 DTYPES = ("float32", "bfloat16", "float16")
-# Building what a mistyped number asks for would take for ever.
+# A mistyped number could make a model that takes forever to build.
 _MOST_LAYERS, _LARGEST_SIZE = 4096, 1 << 24
 
 

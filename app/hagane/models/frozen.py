@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class DequantizedLinear(nn.Module):
-    """A linear layer, dequantized anew for each product."""
+    """A linear layer, dequantized for each product."""
 
     def __init__(self, layer: Linear) -> None:
         super().__init__()

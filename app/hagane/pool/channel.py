@@ -90,7 +90,7 @@ class EngineChannel:
         self._socket.sendall(encode(message))
 
     def receive(self, timeout: float | None) -> list[ToEngine | MalformedMessage]:
-        """Every whole message at hand, waiting up to `timeout` seconds (None: for ever) for one.
+        """Every whole message at hand, waiting up to `timeout` seconds (None: forever) for one.
 
         Raises EOFError when the API process is gone.
         """

@@ -1,7 +1,7 @@
 """The API's only door to an engine: starts it, restarts it, and routes tokens back.
 
 States: `starting` -> `ready` -> (the process dies) `restarting` -> `ready`; `failed` when the
-engine reports that only the user can mend it; `draining` while the last streams finish, `stopped`
+engine reports that only the user can fix it; `draining` while the last streams finish, `stopped`
 at the end.
 
 A restart after a crash follows at once: a client whose request crashes the engine costs the

@@ -19,7 +19,7 @@ _MOST_NAMED = 8
 
 
 class CrashHistory:
-    """Ends that nobody asked for, by their reason, and the requests in flight at them.
+    """Unexpected ends, by reason, and the requests in flight at them.
 
     A request is known by its content, not by its id: sent again, it is the same suspect.
     """

@@ -260,7 +260,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
-    """The engine could not start, for a reason only the user can mend."""
+    """The engine could not start, for a reason that only the user can fix."""
 
     code: str
     message: str

@@ -3,7 +3,7 @@
 The model that the server was started on is pinned: it is there as long as the server. Others, such
 as the results of full fine-tuning and pretraining, share no weights with it and cannot run in its
 batches: the first request for one starts its engine, which is stopped when its place is needed for
-another, or when nobody has asked for it for a while.
+another, or when it was not requested for a while.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from hagane.pool.messages import EngineConfig, EngineReady, FromEngine, Shutdown
 
 EndReason = Literal["exited", "killed", "hung", "garbled"]
 
-# A start takes its time: imports, weights, buffers. Each stage that it reports begins anew.
+# A start takes its time: imports, weights, buffers. Each reported stage starts the count again.
 _LOADING_TIMEOUTS = 20
 _LONGEST_PAUSE_SECONDS = 1.0
 _REAP_SECONDS = 5.0

@@ -217,7 +217,7 @@ def _application(
 
 
 async def _announce(serving: Serving, shut_down: Callable[[], None]) -> float:
-    """Report once that the engine is ready; end the server when only the user can mend it."""
+    """Report once that the engine is ready; end the server when only the user can fix it."""
     client = serving.client
     if await client.reach("ready", "failed") == "failed":
         shut_down()

@@ -1,9 +1,9 @@
 """The error hierarchy: one class for each thing that a caller can do about it.
 
     HaganeError                      internal_error
-    ├── ConfigurationError           invalid_configuration    mend the setting or command line
-    ├── ModelError                   invalid_model            mend the model directory
-    ├── InvalidRequestError          invalid_value            mend the request
+    ├── ConfigurationError           invalid_configuration    fix the setting or command line
+    ├── ModelError                   invalid_model            fix the model directory
+    ├── InvalidRequestError          invalid_value            fix the request
     │   ├── ContextLengthError       context_length_exceeded  shorten the prompt or max_tokens
     │   ├── ModelNotFoundError       model_not_found
     │   ├── NotFoundError            not_found
@@ -15,7 +15,7 @@
     ├── EngineCrashedError           engine_crashed           retry; the engine restarts
     ├── DeadlineExceededError        deadline_exceeded
     ├── DiskFullError                disk_full                free space on the disk
-    ├── TrainingError                (one of several)         start the job again, mended
+    ├── TrainingError                (one of several)         fix the cause, start the job again
     └── TrainingInterrupted          interrupted              continue from the checkpoint
 
 The second column is `code`. Nothing here knows HTTP: `hagane.api.errors` maps these classes to

@@ -1,7 +1,7 @@
 """Runs programs of strangers: what comes with models and adapters, such as regular expressions.
 
 Each call runs in a worker process with bounded processor time and memory. A program that takes more
-loses its worker, and only its own caller hears of it:
+loses its worker, and only its own caller gets the error:
 
     sandbox = Sandbox(seconds=2.0, memory=512 << 20)
     found = sandbox.call("hagane.lora.targets:resolve_fields", fields, modules)

@@ -22,7 +22,7 @@ def new_matcher(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.L
 
 
 def error_of(matcher: llguidance.LLMatcher) -> str:
-    """Why the grammar is none or cannot go on; empty if nothing is wrong with it."""
+    """Why the grammar is invalid or cannot go on; empty if it can."""
     if not matcher.is_error():
         return ""
     return matcher.get_error().removesuffix("<non-verbose/>").strip()

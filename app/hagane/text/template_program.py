@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 def check(source: str) -> list[str]:
-    """The names that the environment gives to a template, which must not be given anew.
+    """The names that the environment gives to a template, which must not be redefined.
 
     Raises ValueError if it cannot be compiled.
     """

@@ -22,8 +22,8 @@ class DecodeGraphs:
 
     Where every sequence brings one token, and samples one, inputs lie in arrays of fixed addresses
     for up to `max_sequences` sequences with block tables of up to `max_blocks` entries: a batch is
-    copied there, then its recording replayed. Other steps are recorded anew: between kernels that
-    have emptied the caches Python is slow, and the other threads fall asleep.
+    copied there, then its recording replayed. Other steps are recorded each time. Between kernels
+    that have emptied the caches Python is slow, and the other threads fall asleep.
     """
 
     def __init__(

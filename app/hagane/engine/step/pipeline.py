@@ -263,7 +263,7 @@ class StepPipeline:
         self._fail(request_id, "engine_error", message)
 
     def _fail_everything(self, error: Exception) -> None:
-        """Begin anew: nobody knows what of the sequences and blocks is still right."""
+        """Start over: the state of sequences and blocks is unknown."""
         logger.error("a step failed and with it all requests", exc_info=error)
         self._in_flight = None
         self._prompt_logprobs.clear()

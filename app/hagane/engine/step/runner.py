@@ -43,7 +43,7 @@ _POOR_LOSS = 0.007
 class ModelRunner:
     """A model on its device, with as many KV blocks as memory and use allow.
 
-    `progress` hears of each stage of the start as it begins.
+    `progress` is called with each stage of the start as it begins.
     """
 
     def __init__(

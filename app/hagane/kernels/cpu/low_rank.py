@@ -73,7 +73,7 @@ class NativeBank:
         arena = arena or Arena(Arena.room(self.size(parts), MOST_TENSORS))
         ranks = sum(part.a.shape[0] for part in parts)
         factors = [part.factors(torch.float32) for part in parts]
-        # All ranks are computed whole blocks at a time, and those that are none as zeros.
+        # All ranks are computed whole blocks at a time, and those past the end as zeros.
         a = torch.zeros(padded(ranks), parts[0].a.shape[1])
         torch.cat([a for a, _ in factors], out=a[:ranks])
         b = torch.zeros(self._blocks * LANES, len(a))

@@ -1,4 +1,4 @@
-// Matrices on their way from a file: quantized, packed, searched for numbers that are none. Tasks are
+// Matrices on their way from a file: quantized, packed, searched for NaN and infinity. Tasks are
 // blocks of 16 rows, so that the pool's threads read a file side by side.
 #include <atomic>
 #include <limits>

@@ -25,7 +25,7 @@ _TILE = 2048
 
 @triton.jit
 def _weights(logits, start, vocab, largest, sharpness, TILE: tl.constexpr):
-    """Token ids [TILE] from `start`, and their weights; 0 for those that are none."""
+    """Token ids [TILE] from `start`, and their weights; 0 past the end of the vocabulary."""
     token = start + tl.arange(0, TILE)
     score = tl.load(logits + token, mask=token < vocab, other=-float("inf"))
     weight = tl.exp2((score - largest) * sharpness)

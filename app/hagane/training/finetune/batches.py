@@ -10,7 +10,7 @@ from hagane.training.jobs.estimates import MICRO_TOKENS
 
 
 def batch(examples: list[Example], plan: TrainingPlan, seed: int, step: int) -> list[Example]:
-    """The examples of `step`; every epoch is shuffled anew, and batches cross its end."""
+    """The examples of `step`; every epoch is shuffled again, and batches cross its end."""
     total = len(examples)
     end = min((step + 1) * plan.batch_size, plan.epochs * total)
     places = [divmod(position, total) for position in range(step * plan.batch_size, end)]

@@ -1,6 +1,6 @@
 """Looks after fine-tuning jobs from inside the server: files are read, workers kept alive.
 
-Needs no torch. Everything it knows is in the store: a server that starts anew goes on where the one
+Needs no torch. Everything it knows is in the store: a restarted server continues where the one
 before it was, however that ended.
 """
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Workers write to the store from processes of their own, of which SQLite gives no notice.
 _POLL_SECONDS = 0.25
-# Without a sign of life for so long a worker is stuck: even on a busy machine it gets some time.
+# Without a heartbeat for this long a worker is stuck: even on a busy machine it gets some time.
 _SILENCE_SECONDS = 300.0
 _MOST_DEATHS = 3
 
