@@ -12,7 +12,6 @@ import os
 import queue
 import sys
 import threading
-import time
 from contextvars import ContextVar
 
 from opentelemetry import trace
@@ -80,9 +79,9 @@ class _NeverWaiting(logging.Handler):
 
     def flush(self) -> None:
         """Wait until everything is written, but not for long: nobody may be reading."""
-        deadline = time.monotonic() + _FLUSH_SECONDS
-        while self._lines.unfinished_tasks and time.monotonic() < deadline:
-            time.sleep(0.005)
+        written = self._lines.all_tasks_done
+        with written:
+            written.wait_for(lambda: not self._lines.unfinished_tasks, _FLUSH_SECONDS)
 
     def _write(self) -> None:
         while True:
