@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hagane.generation.grammars import (
     MOST_BYTES,
@@ -12,7 +14,7 @@ from hagane.generation.grammars import (
     from_regex,
     from_text,
 )
-from hagane.system.errors import InvalidRequestError
+from hagane.system.errors import InvalidRequestError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,14 @@ def test_refused_with_the_field(checker, make):
     with pytest.raises(InvalidRequestError) as caught:
         checker.check(make())
     assert caught.value.param == "p"
+
+
+def test_a_tokenizer_that_cannot_follow_grammars_refuses_them_by_name(tiny_model_dir):
+    """One without a decoder, as some exporters write."""
+    stored = json.loads((tiny_model_dir / "tokenizer.json").read_text())
+    checker = GrammarChecker(json.dumps(stored | {"decoder": None}))
+    with pytest.raises(ModelError, match="cannot follow grammars"):
+        checker.prepare()
+    with pytest.raises(InvalidRequestError, match="p cannot be enforced with this model") as error:
+        checker.check(any_json_object("p"))
+    assert error.value.param == "p"

@@ -19,7 +19,7 @@ from typing import Any
 import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from hagane.system.errors import InvalidRequestError
+from hagane.system.errors import InvalidRequestError, ModelError
 from hagane.text.matcher import error_of, new_matcher
 
 # Bytes of a grammar as a client writes it. The largest schemas of public benchmarks have 200 kB.
@@ -217,10 +217,16 @@ class GrammarChecker:
         self._verdicts: OrderedDict[str, str] = OrderedDict()
 
     def prepare(self) -> llguidance.LLTokenizer:
-        """Read the vocabulary, which holds the interpreter's lock all the while."""
+        """Read the vocabulary, which holds the interpreter's lock all the while.
+
+        Raises ModelError for a tokenizer that llguidance cannot read.
+        """
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = llguidance.LLTokenizer(self._source)
+                try:
+                    self._tokenizer = llguidance.LLTokenizer(self._source)
+                except ValueError as error:
+                    raise ModelError(f"the tokenizer cannot follow grammars: {error}") from None
             return self._tokenizer
 
     def check(self, grammar: Grammar) -> None:
@@ -229,7 +235,14 @@ class GrammarChecker:
         Raises InvalidRequestError with llguidance's words: the place, or the keyword.
         """
         digest = grammar.digest
-        tokenizer = self.prepare()
+        try:
+            tokenizer = self.prepare()
+        except ModelError as error:
+            raise InvalidRequestError(
+                f"{grammar.param} cannot be enforced with this model: {error}. Leave it out.",
+                param=grammar.param,
+                code="unsupported_parameter",
+            ) from None
         verdict = self._verdicts.get(digest)
         if verdict is None:
             # Without the lock: a small grammar does not wait for a large one.

@@ -61,7 +61,7 @@ from hagane.store.answers.completions import StorageBounds
 from hagane.store.catalogue import Catalogue
 from hagane.store.responses import Retention
 from hagane.store.store import DATABASE_FILE, Store
-from hagane.system.errors import ConfigurationError
+from hagane.system.errors import ConfigurationError, ModelError
 from hagane.system.loops import BackgroundLoop
 from hagane.system.settings import Settings
 from hagane.text.hub import model_stores, resolve_model
@@ -120,7 +120,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await fleet.start()
         # Now, while the engine loads: it would hold up everything at the first grammar.
-        prepared = asyncio.get_running_loop().run_in_executor(None, model.grammars.prepare)
+        prepared = asyncio.get_running_loop().run_in_executor(None, _prepare, model)
         if store.durable:
             supervisor.start()
         await asyncio.to_thread(fail_interrupted, store.responses)
@@ -164,6 +164,14 @@ def open_store(settings: Settings) -> Store:
     if not key and not (settings.data_dir / DATABASE_FILE).is_file():
         return Store.empty(retention)
     return Store.open(settings.data_dir, retention)
+
+
+def _prepare(model: TextModel) -> None:
+    """Read the vocabulary for grammars; requests with one are refused where that fails."""
+    try:
+        model.grammars.prepare()
+    except ModelError as error:
+        logger.warning("%s", error)
 
 
 def _application(
