@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Set
 from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import llguidance
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from hagane.engine.schedule.sequence import Sequence
 from hagane.pool.messages import GrammarRef
 from hagane.system.errors import InvalidRequestError
 from hagane.text.matcher import error_of, new_matcher
+
+if TYPE_CHECKING:
+    import llguidance
 
 _KEPT_GRAMMARS = 256
 
@@ -101,6 +104,8 @@ class Grammars:
         Raises InvalidRequestError if it cannot be compiled.
         """
         if self._tokenizer is None:
+            import llguidance
+
             self._tokenizer = llguidance.LLTokenizer(self._read())
         matcher = new_matcher(self._tokenizer, grammar.text)
         compiled = Constraint(matcher, self._vocab_size)
