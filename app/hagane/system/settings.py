@@ -46,7 +46,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                                       "resident_gpu_memory_fraction", "resident_idle_seconds"),
         "Files and training": ("data_dir", "max_file_bytes", "training_threads",
                                "job_gpu_memory_fraction", "job_checkpoints",
-                               "stored_completions_bytes", "stored_completions_days"),
+                               "stored_completions_bytes", "stored_completions_days",
+                               "stored_responses", "stored_response_seconds"),
         "Logs": ("log_level", "log_format"),
     }
 )  # fmt: skip
