@@ -84,6 +84,7 @@ def prepare_generation(
         priority=parameters.priority,
         deadline=None if timeout is None else time.monotonic() + timeout,
         cache_salt=parameters.cache_salt,
+        speculates=parameters.speculates,
         adapter=_adapter(resolved.ref),
         grammar=_grammar(model, answer.grammar),
     )

@@ -89,6 +89,8 @@ def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]
         "adapter_loads": ("LoRA adapters loaded", adapters.loads),
         "adapter_evictions": ("LoRA adapters evicted for others", adapters.evictions),
         "engine_steps": ("Forward passes", stats.steps),
+        "speculation_proposed_tokens": ("Tokens guessed and verified", stats.proposed_tokens),
+        "speculation_accepted_tokens": ("Guessed tokens that were right", stats.accepted_tokens),
         "engine_restarts": ("Times the engine was restarted", client.restarts),
     }
     return {name: (GaugeMetricFamily, *rest) for name, rest in gauges.items()} | {

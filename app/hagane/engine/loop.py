@@ -29,6 +29,8 @@ from hagane.engine.sampling.constraints import Constraints, Grammars
 from hagane.engine.sampling.sampler import Sampler
 from hagane.engine.schedule.admission import check_token_ids
 from hagane.engine.schedule.scheduler import Scheduler
+from hagane.engine.speculative.costs import StepCosts
+from hagane.engine.speculative.lookup import PromptLookup
 from hagane.engine.step.pipeline import StepPipeline
 from hagane.engine.step.runner import ModelRunner
 from hagane.lora.files import Adapter, load_adapter
@@ -48,7 +50,7 @@ from hagane.pool.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from hagane.system.errors import HaganeError, QueueFullError
+from hagane.system.errors import ConfigurationError, HaganeError, QueueFullError
 from hagane.system.logging import configure_logging
 from hagane.text.tokenizer import Tokenizer
 
@@ -69,6 +71,7 @@ class Engine:
         channel: the way to and from the API's process.
         runner, sampler: taken instead of those that `config` describes.
         read_adapter: as `load_adapter`.
+        costs: what decode steps cost, for the number of tokens to guess; by default as measured.
         overlap: whether a step is launched before the one before it is finished; by default where
             a device runs alongside Python.
     """
@@ -82,18 +85,31 @@ class Engine:
         sampler: Sampler | None = None,
         read_adapter: Callable[[Path, ModelConfig], Adapter] = load_adapter,
         overlap: bool | None = None,
+        costs: StepCosts | None = None,
     ) -> None:
         started = time.monotonic()
         self.channel = channel
         self._heartbeat = config.timeout / _HEARTBEATS
         self.outbox = Outbox(channel, self._heartbeat)
         self.runner = runner = runner or ModelRunner(config, self._report_stage)
+        overlap = runner.asynchronous if overlap is None else overlap
+        grammars = Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)
+        constraints = Constraints(grammars)
+        proposer = None
+        if config.speculation != "off" and runner.verifies and not overlap:
+            rows = min(runner.decode_rows, config.max_batch_tokens)
+            proposer = PromptLookup(rows, constraints.valid, costs)
+        elif config.speculation == "lookup":
+            raise ConfigurationError(
+                "speculation lookup needs the native CPU kernels: leave it at auto"
+            )
         self.scheduler = Scheduler(
             KVCache(runner.blocks, runner.block_size, config.prefix_caching),
             max_batch_tokens=config.max_batch_tokens,
             max_sequences=config.max_sequences,
             max_waiting=config.max_waiting,
             context_length=runner.context_length,
+            proposer=proposer,
         )
         self.adapters = Adapters(
             runner.banks,
@@ -101,15 +117,15 @@ class Engine:
             BackgroundThread("adapters", channel.wake),
             read_adapter,
         )
-        grammars = Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)
         self.pipeline = StepPipeline(
             self.scheduler,
             runner,
             sampler or Sampler(runner.operations),
             self.adapters.slots,
-            Constraints(grammars),
+            constraints,
             self.outbox,
-            overlap=runner.asynchronous if overlap is None else overlap,
+            overlap=overlap,
+            proposer=proposer,
         )
         self.prerequisites = Prerequisites(
             self.adapters,

@@ -18,7 +18,8 @@ class Parameters:
     """How to continue a prompt, in any dialect. None leaves the choice to the model's defaults.
 
     `max_tokens` None is as many as there is room for. `stop` are strings that end the text without
-    being part of it. `timeout` is in seconds.
+    being part of it. `timeout` is in seconds. Unless it `speculates`,
+    every step yields one token.
     """
 
     max_tokens: int | None = None
@@ -39,6 +40,7 @@ class Parameters:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    speculates: bool = True
     priority: int = 0
     cache_salt: str = ""
     timeout: float | None = None

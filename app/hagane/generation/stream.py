@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from hagane.generation.detokenizer import Detokenizer
 from hagane.generation.events import (
@@ -72,19 +74,37 @@ async def _updates(
     """(delta, what it brought). A stop string ends a continuation from this side."""
     running = {index: _Continuation(decoding, request) for index in range(request.n)}
     async with aclosing(client.generate(request)) as deltas:
-        async for delta in deltas:
-            continuation = running.get(delta.index)
-            if continuation is None:
-                # Tokens computed before the cancellation of this continuation arrived.
-                continue
-            update = continuation.push(delta)
-            if update.finish_reason is not None:
-                del running[delta.index]
-                if delta.finish_reason is None:
-                    client.cancel(request.request_id, delta.index)
-            yield delta, update
+        async for step in deltas:
+            for delta in _token_by_token(step):
+                continuation = running.get(delta.index)
+                if continuation is None:
+                    # Tokens computed before the cancellation of this continuation arrived.
+                    break
+                update = continuation.push(delta)
+                if update.finish_reason is not None:
+                    del running[delta.index]
+                    if delta.finish_reason is None:
+                        client.cancel(request.request_id, delta.index)
+                yield delta, update
             if not running:
                 break
+
+
+def _token_by_token(delta: TokenDelta) -> Iterator[TokenDelta]:
+    """A step's tokens one after the other: where the text ends does not depend on steps."""
+    last = len(delta.tokens) - 1
+    if last < 1:
+        yield delta
+        return
+    for place, token in enumerate(delta.tokens):
+        yield replace(
+            delta,
+            tokens=(token,),
+            logprobs=None if delta.logprobs is None else delta.logprobs[place : place + 1],
+            prompt_logprobs=None if place else delta.prompt_logprobs,
+            finish_reason=delta.finish_reason if place == last else None,
+            stopped_on_token=delta.stopped_on_token and place == last,
+        )
 
 
 class _Continuation:

@@ -114,7 +114,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `n` continuations share one prefill and are distinguished by `TokenDelta.index`. Smaller
     `priority` runs first. `deadline` is a `time.monotonic()` moment. Requests share prefix-cache
     blocks only with requests of equal `cache_salt` and equal adapter. Answers follow `grammar` to
-    its end, which ends them.
+    its end, which ends them. Where it `speculates` and the engine does, several tokens may be
+    verified in one step, which changes the time that an answer takes and nothing else.
     """
 
     request_id: str
@@ -126,6 +127,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cache_salt: str = ""
     adapter: AdapterRef | None = None
     grammar: GrammarRef | None = None
+    speculates: bool = True
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what this process boundary cannot carry."""
@@ -221,6 +223,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     prefix_tokens_hit: int = 0
     preemptions: int = 0
     steps: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     adapters: AdapterStats = AdapterStats()
 
 
@@ -293,6 +297,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_sequences: int
     max_waiting: int
     prefix_caching: bool
+    speculation: Literal["auto", "off", "lookup"] = "auto"
     threads: int | None
     adapter_memory: int
     timeout: float = 30.0

@@ -303,6 +303,7 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
         prefix_caching=settings.prefix_caching,
+        speculation=settings.speculation,
         threads=settings.threads,
         log_level=settings.log_level,
         log_format=settings.log_format,

@@ -35,7 +35,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                   "group_size", "context_length", "threads"),
         "Memory and batching": ("kv_cache_dtype", "kv_cache_memory", "gpu_memory_fraction",
                                 "block_size", "max_batch_tokens", "max_sequences", "max_waiting",
-                                "prefix_caching", "engine_timeout"),
+                                "prefix_caching", "speculation", "engine_timeout"),
         "Listening": ("host", "port", "admin_host", "admin_port", "allowed_hosts", "cors_origins",
                       "max_connections", "max_header_bytes", "header_timeout", "max_body_bytes",
                       "body_timeout", "request_timeout", "keep_alive_seconds", "shutdown_grace"),
@@ -107,6 +107,11 @@ class Settings(BaseSettings):
     max_sequences: int = Field(64, ge=1, description="sequences generated at a time")
     max_waiting: int = Field(256, ge=1, description="waiting requests before 429")
     prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt beginnings")
+    speculation: Literal["auto", "off", "lookup"] = Field(
+        "auto",
+        description="guess tokens from what prompt and answer repeat (lookup), verified so that "
+        "answers stay the same bit for bit; auto: where the native CPU kernels run",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma-separated keys; empty: no key is asked for"

@@ -169,7 +169,7 @@ class Simulation:
         if first is not None and first.request_id not in schedule.expired:
             assert first.blocks, "the first in order was preempted"
             orders = [chunk.sequence.order for chunk in schedule.chunks]
-            assert scheduler._is_full(first) or min(orders) <= first.order
+            assert not scheduler._room(first) or min(orders) <= first.order
         assert schedule.tokens <= scheduler.max_batch_tokens
         assert len({id(chunk.sequence) for chunk in schedule.chunks}) == len(schedule.chunks)
         assert len({id(sequence) for sequence in schedule.samplers}) == len(schedule.samplers)

@@ -95,7 +95,7 @@ def test_any_composition_has_the_bits_of_one_prefill_alone(directory, dtype, qua
     shape = (BLOCKS, BLOCK, config.kv_heads, config.head_dim, cache_dtype)
     caches = [kernels.cpu.allocate_cache(*shape, torch.device("cpu")) for _ in range(config.layers)]
     graphs = DecodeGraphs(
-        model, caches, max_sequences=MOST, max_blocks=-(-LONGEST // BLOCK), block_size=BLOCK
+        model, caches, max_rows=MOST, max_blocks=-(-LONGEST // BLOCK), block_size=BLOCK
     )
 
     def compute(parts: list[Running]) -> Tensor:

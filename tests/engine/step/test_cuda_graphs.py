@@ -96,7 +96,7 @@ def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, q
     graphs = CudaGraphs(
         model,
         ours,
-        max_sequences=4,
+        max_rows=4,
         max_blocks=3,
         block_size=BLOCK,
         capture=None if DEVICE.type == "cuda" else lambda step: step,
@@ -133,7 +133,7 @@ def test_adapters_change_their_rows_of_a_padded_step(tiny_model_dir, tmp_path, m
     graphs = CudaGraphs(
         model,
         caches,
-        max_sequences=4,
+        max_rows=4,
         max_blocks=1,
         block_size=BLOCK,
         capture=None if DEVICE.type == "cuda" else lambda step: step,

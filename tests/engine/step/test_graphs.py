@@ -69,7 +69,7 @@ def test_replays_equal_steps_that_run_by_themselves(model):
     config = model.config
     graphed, plain = caches(config), caches(config)
     graphs = DecodeGraphs(
-        model, graphed, max_sequences=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
+        model, graphed, max_rows=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
     )
     contexts = [1] * MOST
     for _ in range(60):
@@ -112,7 +112,7 @@ def test_rows_that_nobody_wants_are_dropped_behind_the_last_attention(model):
     config = model.config
     graphed, plain = caches(config), caches(config)
     graphs = DecodeGraphs(
-        model, graphed, max_sequences=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
+        model, graphed, max_rows=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
     )
     for _ in range(40):
         starts = [rng.randint(0, 50) for _ in range(rng.randint(1, MOST))]

@@ -106,14 +106,16 @@ class KVCache:
         self._count(sequence)
         return True
 
-    def extend(self, sequence: Sequence) -> tuple[BlockCopy, ...] | None:
+    def extend(self, sequence: Sequence, ahead: int = 0) -> tuple[BlockCopy, ...] | None:
         """Make room for all tokens of a running sequence, in blocks it alone writes to.
+
+        `ahead` more tokens than there are have room, too.
 
         If its next token falls into a block it shares, it gets a block of its own instead
         (copy-on-write), and the copy to do before anything is written is returned. Returns None,
         and changes nothing, if there are not enough free blocks.
         """
-        missing = self.blocks_for(sequence.length) - len(sequence.blocks)
+        missing = max(self.blocks_for(sequence.length + ahead) - len(sequence.blocks), 0)
         tail, filled = divmod(sequence.computed, self.block_size)
         shared = filled > 0 and self._references[sequence.blocks[tail]] > 1
         # Most often the last block has room.

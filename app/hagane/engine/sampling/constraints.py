@@ -66,6 +66,12 @@ class Constraint:
         self._matcher.consume_tokens(list(tokens))
         self._check()
 
+    def valid(self, tokens: Rows[int]) -> int:
+        """How many of `tokens` could come next, one after the other."""
+        count: int = self._matcher.validate_tokens(list(tokens))
+        self._check()
+        return count
+
     @property
     def finished(self) -> bool:
         """Whether nothing may follow but the end of the text."""
@@ -148,6 +154,17 @@ class Constraints:
         if following:
             place.advance(*following)
         return Continuation(following, ended=place.finished)
+
+    def branch(self, sequence: Sequence, ahead: Sequence, tokens: Rows[int]) -> None:
+        """Have `ahead` stand where `sequence` would after `tokens`, which its grammar allows."""
+        if sequence.grammar is not None:
+            place = self._place(sequence).copy()
+            place.advance(*tokens)
+            self._places[ahead] = place
+
+    def valid(self, sequence: Sequence, tokens: Rows[int]) -> int:
+        """How many of `tokens` the grammar of a sequence lets follow."""
+        return self._place(sequence).valid(tokens)
 
     def _place(self, sequence: Sequence) -> Constraint:
         place = self._places.get(sequence)

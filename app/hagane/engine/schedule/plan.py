@@ -23,8 +23,9 @@ class Chunk(msgspec.Struct, frozen=True):
     `samplers` are the sequences that sample their next token from the logits of the chunk's last
     token: none while a prefill is unfinished, the sequence itself, and after it, when the prefill
     of a request with `n` > 1 is done, its siblings, which do not run before `advance`.
-    `proposed` are draft tokens at the chunk's end that this step verifies: each sampler then gets
-    1 to len(proposed) + 1 tokens in `Scheduler.update`.
+    `proposed` are guessed tokens at the end of a decoding sequence's chunk that this step verifies:
+    its only sampler samples from the logits of every token of the chunk, and gets 1 to
+    len(proposed) + 1 tokens in `Scheduler.update`.
     """
 
     sequence: Sequence
@@ -43,9 +44,9 @@ class Chunk(msgspec.Struct, frozen=True):
 class Schedule:
     """One step's work.
 
-    `chunks` of one token come first, as attention kernels like them. `copies` are to be done before
-    the step, in order (or all sources read before any destination is written: a source may be the
-    destination of a later copy, never of an earlier one).
+    `chunks` of decoding sequences come first, as attention kernels like them. `copies` are to be
+    done before the step, in order (or all sources read before any destination is written: a source
+    may be the destination of a later copy, never of an earlier one).
     `expired` are the ids of requests whose deadline has passed; they are gone already.
     """
 

@@ -37,6 +37,7 @@ from hagane.engine.cache.blocks import BlockCopy, KVCache
 from hagane.engine.schedule.admission import check_limits, check_request
 from hagane.engine.schedule.plan import Chunk, Continuation, Sampled, Schedule
 from hagane.engine.schedule.sequence import Phase, Sequence
+from hagane.engine.speculative.proposer import Proposer
 from hagane.pool.messages import EngineStats, FinishReason, GenerateRequest
 from hagane.system.errors import InvalidRequestError, QueueFullError
 
@@ -52,6 +53,7 @@ class Scheduler:
         max_sequences: most sequences running at a time.
         max_waiting: most sequences waiting before `add` refuses.
         context_length: most tokens of a sequence, prompt and generated.
+        proposer: guesses tokens that steps verify; None for one token a sequence and step.
 
     Raises:
         ConfigurationError: the figures cannot work together.
@@ -64,6 +66,7 @@ class Scheduler:
         max_sequences: int,
         max_waiting: int,
         context_length: int,
+        proposer: Proposer | None = None,
     ) -> None:
         check_limits(kv, max_batch_tokens, max_sequences, max_waiting, context_length)
         self.kv = kv
@@ -71,11 +74,13 @@ class Scheduler:
         self.max_sequences = max_sequences
         self.max_waiting = max_waiting
         self.context_length = context_length
+        self._proposer = proposer
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
         self._tickets = count()
         self._last_wait, self._preemptions, self._steps = 0.0, 0, 0
+        self._proposed, self._accepted = 0, 0
 
     @property
     def has_work(self) -> bool:
@@ -136,8 +141,9 @@ class Scheduler:
         expired = self._expire(now)
         preemptions = self._preemptions
         copies = self._secure_blocks()
+        proposals = self._propose()
         # A sequence preempted just now would fit again at once if others hold equal blocks by now.
-        chunks = self._fill_budget(now, admitting=self._preemptions == preemptions)
+        chunks = self._fill_budget(now, proposals, admitting=self._preemptions == preemptions)
         self._steps += bool(chunks)
         return Schedule(chunks=tuple(chunks), copies=tuple(copies), expired=expired)
 
@@ -188,7 +194,8 @@ class Scheduler:
         """
         copied = {destination for _, destination in schedule.copies}
         lost = [s for s in self._running if copied.intersection(s.blocks)] if copied else []
-        return list(dict.fromkeys(s.request_id for s in chain(_sequences(schedule), lost)))
+        planned = [chunk.sequence for chunk in schedule.chunks]
+        return list(dict.fromkeys(s.request_id for s in chain(planned, lost)))
 
     def reset(self) -> list[str]:
         """Drop every request and all that is cached; returns the ids of the requests."""
@@ -213,6 +220,8 @@ class Scheduler:
             prefix_tokens_hit=self.kv.prefix_tokens_hit,
             preemptions=self._preemptions,
             steps=self._steps,
+            proposed_tokens=self._proposed,
+            accepted_tokens=self._accepted,
         )
 
     def check(self) -> None:
@@ -248,10 +257,8 @@ class Scheduler:
         copies: list[BlockCopy] = []
         position = 0
         while position < len(self._running):
-            if self._is_full(self._running[position]):
-                position += 1
-                continue
-            granted = self.kv.extend(self._running[position])
+            sequence = self._running[position]
+            granted = self.kv.extend(sequence) if self._room(sequence) else ()
             if granted is None:
                 self._preempt(self._running[-1])
                 continue
@@ -266,21 +273,42 @@ class Scheduler:
         insort(self._waiting, sequence, key=_by_order)
         self._preemptions += 1
 
-    def _fill_budget(self, now: float, admitting: bool) -> list[Chunk]:
+    def _propose(self) -> dict[Sequence, tuple[int, ...]]:
+        """Tokens to verify with the next step, for which there is room; none beside a prefill."""
+        decoding = [s for s in self._running if self._room(s)]
+        if self._proposer is None or any(s.uncomputed > 1 for s in decoding):
+            return {}
+        room = {s: self._room(s) - 1 for s in decoding if s.speculates and s.generated}
+        proposals = self._proposer.propose(room, len(decoding)) if room else {}
+        # The others' next blocks go before guesses.
+        return {
+            sequence: tokens
+            for sequence, tokens in proposals.items()
+            if self.kv.free > len(decoding)
+            and self.kv.extend(sequence, ahead=len(tokens)) is not None
+        }
+
+    def _fill_budget(
+        self, now: float, proposals: Mapping[Sequence, tuple[int, ...]], admitting: bool
+    ) -> list[Chunk]:
         """Decoding sequences first, then prefills, running and newly admitted ones in order."""
         chunks: list[Chunk] = []
         prefills: deque[Sequence] = deque()
         for sequence in self._running:
             if sequence.uncomputed > 1:
                 prefills.append(sequence)
-            elif not self._is_full(sequence):
-                chunks.append(_chunk(sequence, 1))
-        budget = self.max_batch_tokens - len(chunks)
+            elif self._room(sequence):
+                chunks.append(_chunk(sequence, 1, proposals.get(sequence, ())))
+        budget = self.max_batch_tokens - sum(chunk.length for chunk in chunks)
         if len(chunks) >= len(prefills) + len(self._waiting):
             budget = min(budget, max(self.max_batch_tokens // 2, 1))
         while budget > 0:
             admitted = None
-            if admitting and self._waiting and _leads(self._waiting, prefills):
+            if (
+                admitting
+                and self._waiting
+                and (not prefills or self._waiting[0].order < prefills[0].order)
+            ):
                 admitted = self._admit(now)
                 admitting = admitted is not None
             if admitted is None and not prefills:
@@ -289,7 +317,7 @@ class Scheduler:
             length = min(sequence.uncomputed, budget)
             chunks.append(_chunk(sequence, length))
             budget -= length
-        return sorted(chunks, key=lambda chunk: chunk.length > 1)
+        return sorted(chunks, key=lambda chunk: chunk.length > 1 and not chunk.proposed)
 
     def _admit(self, now: float) -> Sequence | None:
         """Start the first waiting sequence if there is room for it to stay."""
@@ -332,12 +360,14 @@ class Scheduler:
         """
         sequence.in_flight -= 1 + proposed
         sequence.computed -= 1 + proposed - len(tokens)
+        self._proposed += proposed
+        self._accepted += len(tokens) - 1
         if continuation is not None:
             tokens += continuation.forced
         for kept, token in enumerate(tokens, start=1):
-            stopped = self._stops(sequence, token)
+            stopped = sequence.stops_on(token)
             sequence.tokens.append(token)
-            exhausted = self._is_full(sequence) and not sequence.in_flight
+            exhausted = not self._room(sequence) and not sequence.in_flight
             if stopped or exhausted:
                 self._remove(sequence)
                 reason: FinishReason = "stop" if stopped else "length"
@@ -347,18 +377,10 @@ class Scheduler:
             return Sampled(sequence, tokens, "stop")
         return Sampled(sequence, tokens)
 
-    def _stops(self, sequence: Sequence, token: int) -> bool:
-        """Whether `token`, as the next one, ends the text."""
-        sampling = sequence.sampling
-        ends = token in sampling.stop_token_ids or (
-            token in sampling.eos_token_ids and not sampling.ignore_eos
-        )
-        return ends and sequence.generated >= sampling.min_tokens
-
-    def _is_full(self, sequence: Sequence) -> bool:
-        """Whether it has all the tokens it may have; it ends when the last of them is known."""
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens it may still have, beside those in flight; it ends when the last one is known."""
         most = min(sequence.prompt_length + sequence.sampling.max_tokens, self.context_length)
-        return sequence.length >= most
+        return max(most - sequence.length, 0)
 
     def _remove(self, sequence: Sequence) -> None:
         running = sequence.phase is Phase.RUNNING
@@ -371,16 +393,8 @@ class Scheduler:
             del self._requests[sequence.request_id]
 
 
-def _chunk(sequence: Sequence, length: int) -> Chunk:
+def _chunk(sequence: Sequence, length: int, proposed: tuple[int, ...] = ()) -> Chunk:
     samplers: tuple[Sequence, ...] = ()
     if length == sequence.uncomputed:
         samplers = (sequence, *map(sequence.sibling, sequence.pending))
-    return Chunk(sequence, sequence.computed, length, samplers)
-
-
-def _sequences(schedule: Schedule) -> list[Sequence]:
-    return [chunk.sequence for chunk in schedule.chunks]
-
-
-def _leads(waiting: list[Sequence], prefills: deque[Sequence]) -> bool:
-    return not prefills or waiting[0].order < prefills[0].order
+    return Chunk(sequence, sequence.computed, length + len(proposed), samplers, proposed)

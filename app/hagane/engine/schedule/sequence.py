@@ -41,6 +41,7 @@ class Sequence:
         cache_salt: sequences of different salts never share blocks by content.
         adapter: digest of its adapter, "" for the base; they never share blocks either.
         grammar: what its answer must follow, or None for any text.
+        speculates: whether tokens may be guessed for it, to be verified several at a time.
         adjusts: whether its logits are to be changed before a token is chosen. Known once, since
             every step asks.
         pending: indices of the siblings to fork off after the prefill.
@@ -67,6 +68,7 @@ class Sequence:
     cache_salt: str = ""
     adapter: str = ""
     grammar: GrammarRef | None = None
+    speculates: bool = True
     adjusts: bool = False
     pending: list[int] = field(default_factory=list)
     in_flight: int = 0
@@ -94,6 +96,7 @@ class Sequence:
             cache_salt=request.cache_salt,
             adapter=request.adapter.digest if request.adapter else "",
             grammar=request.grammar,
+            speculates=request.speculates,
             adjusts=bool(
                 sampling.needs_history
                 or sampling.logit_bias
@@ -116,6 +119,15 @@ class Sequence:
             blocks=[],
             registered=0,
         )
+
+    def ahead(self, tokens: tuple[int, ...]) -> Sequence:
+        """The same sequence where `tokens` have followed, for the choice of the token after them.
+
+        Tokens are copied only where that choice asks which ones came before.
+        """
+        if self.adjusts:
+            return replace(self, tokens=[*self.tokens, *tokens])
+        return replace(self, in_flight=self.in_flight + len(tokens))
 
     @property
     def length(self) -> int:
@@ -141,6 +153,14 @@ class Sequence:
     def width(self) -> int:
         """Sequences this one is or will become: 1 and its siblings still to be forked off."""
         return 1 + len(self.pending)
+
+    def stops_on(self, token: int) -> bool:
+        """Whether `token`, as the next one, ends the text."""
+        sampling = self.sampling
+        ends = token in sampling.stop_token_ids or (
+            token in sampling.eos_token_ids and not sampling.ignore_eos
+        )
+        return ends and self.generated >= sampling.min_tokens
 
     @property
     def needs_prompt_logits(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -44,15 +44,17 @@ class Batch:
     numpy costs 20 microseconds, and into torch 30 to 50: as much as lists of all the tokens of a
     decode step.
 
-    Sequences are ordered so that those of one token come first: `decodes` of them. `token_ids`,
-    `positions` and `slots` (block * block_size + offset) have an entry for each token. `tables`
-    are the sequences' block tables, padded with 0 to equal lengths, `starts` their row offsets and
+    Sequences are ordered so that those of one token come first: `decodes` of them. Tokens that are
+    verified count as sequences of their own, each of which reads what those before it write: all
+    of them run as they would in steps of their own, bit for bit. `token_ids`, `positions` and
+    `slots` (block * block_size + offset) have an entry for each token. `tables` are the sequences'
+    block tables, padded with 0 to equal lengths, `starts` their row offsets and
     one more, and `lengths` count the tokens in the cache after this step.
 
     `logit_rows` selects the rows whose logits are needed: the last row of every chunk that samples,
-    and all rows of chunks whose prompt log-probabilities were asked for. These chunks are in
-    `prompts`, each with the first of its rows of logits. `sampled` has the row of logits of every
-    sampler; None where all rows are sampled from, in order.
+    all rows of those that verify, and all rows of chunks whose prompt log-probabilities were asked
+    for. These chunks are in `prompts`, each with the first of its rows of logits. `sampled` has the
+    row of logits of every sampled token; None where all rows are sampled from, in order.
 
     `adapters` has the slot of every row's adapter, -1 for none; None if there are none. `in_flight`
     are the tokens that the previous step is still sampling. `in_flight_rows` pairs each row that
@@ -122,28 +124,32 @@ def build_batch(
     every sequence's adapter by its digest. `before` is still sampling the tokens that the sequences
     do not know yet.
     """
-    lengths = [chunk.length for chunk in chunks]
-    contexts = [chunk.start + chunk.length for chunk in chunks]
-    starts = [0, *accumulate(lengths)]
+    runs = list(chain.from_iterable(map(_runs, chunks)))
+    lengths = [run.length for run in runs]
+    contexts = [run.start + run.length for run in runs]
     width = -(-max(contexts) // block_size)
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
     tables: list[list[int]] = []
-    for chunk, end in zip(chunks, contexts, strict=True):
-        known, blocks = chunk.sequence.tokens[chunk.start : end], chunk.sequence.blocks[:width]
+    for chunk in chunks:
+        end = chunk.start + chunk.length
+        known = [*chunk.sequence.tokens[chunk.start : end], *chunk.proposed]
         token_ids += known
         token_ids += [0] * (chunk.length - len(known))
         positions += range(chunk.start, end)
-        slots += _slots(blocks, chunk.start, end, block_size)
+        slots += _slots(chunk.sequence.blocks, chunk.start, end, block_size)
+    for run in runs:
+        blocks = run.sequence.blocks[:width]
         tables.append(blocks + [0] * (width - len(blocks)))
+    starts = [0, *accumulate(chunk.length for chunk in chunks)]
     rows, sampled, prompts = _logit_rows(chunks, starts)
     return Batch(
         token_ids=token_ids,
         positions=positions,
         slots=slots,
         tables=tables,
-        starts=starts,
+        starts=[0, *accumulate(lengths)],
         lengths=contexts,
         decodes=lengths.count(1),
         block_size=block_size,
@@ -155,6 +161,13 @@ def build_batch(
         in_flight=None if before is None else before.tokens,
         in_flight_rows=() if before is None else _in_flight_rows(chunks, starts, before),
     )
+
+
+def _runs(chunk: Chunk) -> Rows[Chunk]:
+    """The parts of a chunk that attend as sequences: every token of one that verifies."""
+    if not chunk.proposed:
+        return (chunk,)
+    return [Chunk(chunk.sequence, chunk.start + n, 1) for n in range(chunk.length)]
 
 
 def _slots(blocks: list[int], start: int, end: int, block_size: int) -> list[int]:
@@ -178,6 +191,10 @@ def _logit_rows(
         if chunk.sequence.needs_prompt_logits:
             prompts.append((chunk, len(rows)))
             rows += range(starts[index], starts[index + 1])
+        elif chunk.proposed:
+            sampled += range(len(rows), len(rows) + chunk.length)
+            rows += range(starts[index], starts[index + 1])
+            continue
         elif chunk.samplers:
             rows.append(starts[index + 1] - 1)
         sampled += [len(rows) - 1] * len(chunk.samplers)

@@ -20,7 +20,7 @@ Step = Callable[[], None]
 class CudaGraphs:
     """Steps in which every sequence brings one token, and samples one.
 
-    Inputs lie in arrays of fixed addresses for up to `max_sequences` sequences with block tables of
+    Inputs lie in arrays of fixed addresses for up to `max_rows` sequences with block tables of
     up to `max_blocks` entries; a batch is copied there, padded to the next captured size with rows
     of length 0, which the kernels pass over. `capture` makes of a step what runs it again.
     """
@@ -30,7 +30,7 @@ class CudaGraphs:
         model: Transformer,
         caches: Sequence[tuple[Tensor, Tensor]],
         *,
-        max_sequences: int,
+        max_rows: int,
         max_blocks: int,
         block_size: int,
         capture: Callable[[Step], Step] | None = None,
@@ -39,16 +39,16 @@ class CudaGraphs:
         self._capture = capture or Capture()
         device = caches[0][0].device
         with device:
-            self._token_ids = torch.zeros(max_sequences, dtype=torch.int64)
-            self._positions = torch.zeros(max_sequences, dtype=torch.int64)
-            self._slots = torch.zeros(max_sequences, dtype=torch.int64)
-            self._tables = torch.zeros(max_sequences, max_blocks, dtype=torch.int32)
-            self._starts = torch.arange(max_sequences + 1, dtype=torch.int32)
-            self._lengths = torch.zeros(max_sequences, dtype=torch.int32)
-            self._adapters = torch.full((max_sequences,), -1, dtype=torch.int32)
+            self._token_ids = torch.zeros(max_rows, dtype=torch.int64)
+            self._positions = torch.zeros(max_rows, dtype=torch.int64)
+            self._slots = torch.zeros(max_rows, dtype=torch.int64)
+            self._tables = torch.zeros(max_rows, max_blocks, dtype=torch.int32)
+            self._starts = torch.arange(max_rows + 1, dtype=torch.int32)
+            self._lengths = torch.zeros(max_rows, dtype=torch.int32)
+            self._adapters = torch.full((max_rows,), -1, dtype=torch.int32)
             # One for all graphs: results of each would take half a megabyte a row.
-            self._logits = torch.zeros(max_sequences, model.config.vocab_size)
-        self._sizes = batch_sizes(max_sequences)
+            self._logits = torch.zeros(max_rows, model.config.vocab_size)
+        self._sizes = batch_sizes(max_rows)
         # By rows, and whether any has an adapter: steps without pay nothing for those with.
         self._replays: dict[tuple[int, bool], Step] = {}
 

@@ -21,7 +21,7 @@ class DecodeGraphs:
     """The native kernels' steps.
 
     Where every sequence brings one token, and samples one, inputs lie in arrays of fixed addresses
-    for up to `max_sequences` sequences with block tables of up to `max_blocks` entries: a batch is
+    for up to `max_rows` sequences with block tables of up to `max_blocks` entries: a batch is
     copied there, then its recording replayed. Other steps are recorded each time. Between kernels
     that have emptied the caches Python is slow, and the other threads fall asleep.
     """
@@ -31,19 +31,19 @@ class DecodeGraphs:
         model: Transformer,
         caches: Sequence[tuple[Tensor, Tensor]],
         *,
-        max_sequences: int,
+        max_rows: int,
         max_blocks: int,
         block_size: int,
     ) -> None:
         self._model, self._caches, self._block_size = model, caches, block_size
         # numpy's: to copy a list or an array into torch's takes ten times as long.
-        self._token_ids = np.zeros(max_sequences, dtype=np.int64)
-        self._positions = np.zeros(max_sequences, dtype=np.int64)
-        self._slots = np.zeros(max_sequences, dtype=np.int64)
-        self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
-        self._starts = np.arange(max_sequences + 1, dtype=np.int32)
-        self._lengths = np.zeros(max_sequences, dtype=np.int32)
-        self._adapters = np.full(max_sequences, -1, dtype=np.int32)
+        self._token_ids = np.zeros(max_rows, dtype=np.int64)
+        self._positions = np.zeros(max_rows, dtype=np.int64)
+        self._slots = np.zeros(max_rows, dtype=np.int64)
+        self._tables = np.zeros((max_rows, max_blocks), dtype=np.int32)
+        self._starts = np.arange(max_rows + 1, dtype=np.int32)
+        self._lengths = np.zeros(max_rows, dtype=np.int32)
+        self._adapters = np.full(max_rows, -1, dtype=np.int32)
         self._workspace = Workspace()
         # By rows, and whether any has an adapter: steps without pay nothing for those with.
         self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from hagane.engine.outbox import Outbox
 from hagane.engine.sampling.constraints import Constraints
-from hagane.engine.sampling.sampler import SampledTokens, Sampler, TokensInFlight, prompt_logprobs
+from hagane.engine.sampling.sampler import Sampler, TokensInFlight, prompt_logprobs
 from hagane.engine.schedule.plan import Chunk, Continuation, Sampled, Schedule
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.schedule.sequence import Phase, Sequence
+from hagane.engine.speculative.proposer import Proposer
 from hagane.engine.step.batch import Batch, build_batch
 from hagane.engine.step.runner import ModelRunner
+from hagane.engine.step.verification import accept, rows_of
 from hagane.kernels.transfer import send
 from hagane.pool.messages import FailureCode, SamplingParams, TokenDelta, TokenLogprobs
 from hagane.system.errors import InvalidRequestError
@@ -58,7 +60,8 @@ class StepPipeline:
     """Runs the steps of one model.
 
     `slots` is the slot of every loaded adapter by its digest, `constraints` knows the grammars that
-    sequences follow. With `overlap` a step is launched before the previous one is finished.
+    sequences follow. With `overlap` a step is launched before the previous one is finished. The
+    scheduler's `proposer`, if any, hears how long decode steps take.
     """
 
     def __init__(
@@ -71,10 +74,11 @@ class StepPipeline:
         outbox: Outbox,
         *,
         overlap: bool,
+        proposer: Proposer | None = None,
     ) -> None:
         self._scheduler, self._runner, self._sampler = scheduler, runner, sampler
         self._slots, self._outbox, self._overlap = slots, outbox, overlap
-        self._constraints = constraints
+        self._constraints, self._proposer = constraints, proposer
         self._in_flight: InFlightStep | None = None
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
 
@@ -108,12 +112,17 @@ class StepPipeline:
             self._prompt_logprobs.pop(request_id, None)
 
     def _step(self) -> list[TokenDelta]:
+        started = time.perf_counter()
         forward = self._forward() if self._scheduler.has_work else None
         deltas = self._finish_previous()
         launched = None if forward is None else self._sample(forward)
-        if launched is not None and not self._overlap:
-            return self._finish(launched)
-        self._in_flight = launched
+        if forward is None or launched is None or self._overlap:
+            self._in_flight = launched
+            return deltas
+        deltas = self._finish(launched)
+        rows = len(forward.batch.token_ids)
+        if self._proposer is not None and rows == forward.batch.decodes:
+            self._proposer.observe(rows, time.perf_counter() - started)
         return deltas
 
     def _forward(self) -> ForwardPass | None:
@@ -142,14 +151,15 @@ class StepPipeline:
 
     def _sample(self, forward: ForwardPass) -> InFlightStep:
         """Launch the sampling of a step; every earlier token of its sequences is known."""
-        batch, logits, samplers = forward.batch, forward.logits, forward.schedule.samplers
+        batch, logits = forward.batch, forward.logits
+        sequences = rows_of(forward.schedule, self._constraints)
         for chunk, start in batch.prompts:
             if chunk.sequence.phase is Phase.RUNNING:
                 self._collect_prompt_logprobs(chunk, logits, start)
         if batch.sampled is not None:
             (rows,) = send([torch.tensor(batch.sampled, dtype=torch.int64)], logits.device)
             logits = logits[rows]
-        tokens = self._sample_rows(logits, samplers)
+        tokens = self._sample_rows(logits, sequences)
         self._scheduler.advance(forward.schedule)
         return InFlightStep(forward.schedule, tokens)
 
@@ -159,7 +169,7 @@ class StepPipeline:
             return self._sampler.sample(logits, sequences, self._constraints.masks(sequences))
         except Exception:
             logger.exception("a step could not be sampled; its rows are sampled one by one")
-        stand_ins = list(sequences)
+        stand_ins, failed = list(sequences), set[str]()
         for row, sequence in enumerate(sequences):
             try:
                 self._sampler.sample(
@@ -167,8 +177,9 @@ class StepPipeline:
                 )
             except Exception as error:
                 # One that finished with the previous step was answered already.
-                if sequence.phase is not Phase.FINISHED:
+                if sequence.phase is not Phase.FINISHED and sequence.request_id not in failed:
                     self._fail_for(error, sequence.request_id)
+                failed.add(sequence.request_id)
                 greedy = SamplingParams(max_tokens=1, temperature=0.0)
                 stand_ins[row] = replace(
                     sequence, request_id="", sampling=greedy, adjusts=False, grammar=None
@@ -177,36 +188,47 @@ class StepPipeline:
 
     def _finish(self, step: InFlightStep) -> list[TokenDelta]:
         """Wait for what a step sampled. Sequences that have ended since are passed over."""
-        sampled = step.tokens.wait()
         samplers = step.schedule.samplers
-        running = [row for row in sampled.failed if samplers[row].phase is Phase.RUNNING]
-        for request_id in {samplers[row].request_id for row in running}:
+        accepted = accept(step.schedule, step.tokens.sequences, step.tokens.wait())
+        failed = {
+            sequence.request_id
+            for sequence, found in zip(samplers, accepted, strict=True)
+            if found.failed and sequence.phase is Phase.RUNNING
+        }
+        for request_id in failed:
             self._fail(
                 request_id,
                 "engine_error",
                 "The model produced logits that are not numbers for this request.",
             )
-        continuations = self._follow(samplers, sampled.tokens)
-        accepted: list[tuple[int, ...]] = [(token,) for token in sampled.tokens]
-        results = self._scheduler.update(step.schedule, accepted, continuations)
-        return [self._delta(result, sampled) for result in results]
+        tokens = [found.tokens for found in accepted]
+        continuations: dict[Sequence, Continuation] = {}
+        for row, sequence in enumerate(samplers):
+            if sequence.grammar is not None and sequence.phase is Phase.RUNNING:
+                tokens[row] = self._follow(sequence, tokens[row], continuations)
+        logprobs = {s: found.logprobs for s, found in zip(samplers, accepted, strict=True)}
+        results = self._scheduler.update(step.schedule, tokens, continuations)
+        return [self._delta(result, logprobs[result.sequence]) for result in results]
 
-    def _follow(self, samplers: Rows[Sequence], tokens: Rows[int]) -> dict[Sequence, Continuation]:
-        """The continuations that grammars require after the sampled tokens.
+    def _follow(
+        self,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        continuations: dict[Sequence, Continuation],
+    ) -> tuple[int, ...]:
+        """Go on in a grammar; returns the tokens before its end, or before some that must follow.
 
         Once the next step is launched, no tokens can be put between.
         """
-        found: dict[Sequence, Continuation] = {}
-        for sequence, token in zip(samplers, tokens, strict=True):
-            if sequence.grammar is None or sequence.phase is not Phase.RUNNING:
-                continue
-            try:
-                found[sequence] = self._constraints.follow(
-                    sequence, [token], forced=not self._overlap
-                )
-            except Exception as error:
-                self._fail_for(error, sequence.request_id)
-        return found
+        try:
+            for count, token in enumerate(tokens, start=1):
+                found = self._constraints.follow(sequence, [token], forced=not self._overlap)
+                continuations[sequence] = found
+                if found.forced or found.ended:
+                    return tokens[:count]
+        except Exception as error:
+            self._fail_for(error, sequence.request_id)
+        return tokens
 
     def _collect_prompt_logprobs(self, chunk: Chunk, logits: Tensor, start: int) -> None:
         """Of the prompt tokens in `chunk`, whose first row of logits is `start`."""
@@ -224,11 +246,10 @@ class StepPipeline:
         except Exception as error:
             self._fail_for(error, sequence.request_id)
 
-    def _delta(self, result: Sampled, sampled: SampledTokens) -> TokenDelta:
+    def _delta(self, result: Sampled, logprobs: tuple[TokenLogprobs, ...] | None) -> TokenDelta:
         sequence = result.sequence
         first = sequence.generated == len(result.tokens)
         prompt = self._prompt_logprobs.pop(sequence.request_id, None) if first else None
-        logprobs = sampled.logprobs.get(sequence)
         if result.finish_reason is not None:
             logger.debug(
                 "finished (%s): %d tokens",
@@ -240,7 +261,7 @@ class StepPipeline:
             request_id=sequence.request_id,
             index=sequence.index,
             tokens=result.tokens,
-            logprobs=None if logprobs is None else (logprobs,),
+            logprobs=None if logprobs is None else logprobs[: len(result.tokens)],
             prompt_logprobs=None if prompt is None else tuple(prompt),
             finish_reason=result.finish_reason,
             stopped_on_token=result.stopped_on_token,

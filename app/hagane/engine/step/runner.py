@@ -36,6 +36,8 @@ _CPU_MEMORY_FRACTION = 0.5
 # faster there has not been measured.
 _INT8_CACHE_SETS = ("avx512", "avx512_bf16")
 _INT8_CACHE_FEATURES = 32
+# Of a step that verifies: one row more than are guessed for a sequence alone.
+_LEAST_ROWS = 16
 # Added to the loss: above it the load warns.
 _POOR_LOSS = 0.007
 
@@ -95,6 +97,7 @@ class ModelRunner:
             self.operations.allocate_cache(*shape, self.cache_dtype, self.device)
             for _ in range(model_config.layers)
         )
+        self.decode_rows = max(config.max_sequences, _LEAST_ROWS if self.verifies else 1)
         # A device allocates its memory at once.
         self._unfaulted = _huge_pages(self.caches if self.device.type == "cpu" else ())
         self._leave_cores_to_kernels()
@@ -110,13 +113,21 @@ class ModelRunner:
         graphs = kind(
             self.model,
             self.caches,
-            max_sequences=config.max_sequences,
+            max_rows=self.decode_rows,
             max_blocks=-(-self.context_length // self.block_size),
             block_size=self.block_size,
         )
         if isinstance(graphs, CudaGraphs):
             graphs.prepare()
         return graphs
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a row's bits are the same beside others of its own sequence as in steps alone.
+
+        Then guessed tokens can be verified. `decode_rows` is how many rows a decode step may have.
+        """
+        return self.operations is kernels.cpu
 
     @property
     def asynchronous(self) -> bool:
