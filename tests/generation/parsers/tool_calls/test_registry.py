@@ -16,7 +16,6 @@ from hagane.generation.parsers.harmony import HarmonyParser
 from hagane.generation.parsers.reasoning import ReasoningParser
 from hagane.generation.parsers.tool_calls.registry import (
     FORMATS,
-    named_format,
     reasoning_parser,
     tool_format,
 )
@@ -33,6 +32,7 @@ SCHEMAS = {
 }
 WEATHER = ("get_weather", {"city": "東京", "days": 3})
 TIME = ("get_time", {})
+NOTATIONS = {notation.name: notation for notation in FORMATS}
 BRACES = ("get_weather", {"city": 'a"}{[\\', "days": 1})
 
 
@@ -121,21 +121,21 @@ TEXTS = [
 
 @pytest.mark.parametrize(("name", "text", "said", "calls"), TEXTS)
 def test_calls(name, text, said, calls):
-    check(lambda: named_format(name).parser(SCHEMAS), text, ("", said, calls))
+    check(lambda: NOTATIONS[name].parser(SCHEMAS), text, ("", said, calls))
 
 
 def test_every_format_is_tested():
-    assert {name for name, *_ in TEXTS} | {"harmony", "pythonic"} == {each.name for each in FORMATS}
+    assert {name for name, *_ in TEXTS} | {"harmony", "pythonic"} == NOTATIONS.keys()
 
 
 def test_a_call_that_was_cut_short_keeps_its_name_and_what_there_was():
-    events = run(named_format("hermes").parser({}), ['<tool_call>{"name": "f", "arguments": {"a'])
+    events = run(NOTATIONS["hermes"].parser({}), ['<tool_call>{"name": "f", "arguments": {"a'])
     assert events[0] == ToolCallStarted(0, "f")
     assert "".join(event.text for event in events[1:]) == '{"a'
 
 
 def test_the_name_comes_at_once_and_arguments_as_they_come():
-    parser = named_format("hermes").parser({})
+    parser = NOTATIONS["hermes"].parser({})
     assert parser.feed('<tool_call>{"name": "f"') == [ToolCallStarted(0, "f")]
     assert parser.feed(', "arguments": {"a": [1,') == [ToolCallArguments(0, '{"a": [1,')]
 
@@ -158,7 +158,7 @@ def test_reasoning(text, begun, expected):
 
 def test_reasoning_before_calls():
     def make():
-        return Chain([ReasoningParser("<think>", "</think>"), named_format("hermes").parser({})])
+        return Chain([ReasoningParser("<think>", "</think>"), NOTATIONS["hermes"].parser({})])
 
     text = f"<think>I need <tool_call> now.</think>\n\nOne moment.\n{HERMES}"
     check(make, text, ("I need <tool_call> now.", "One moment.", [WEATHER]))

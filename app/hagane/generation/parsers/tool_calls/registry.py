@@ -66,11 +66,6 @@ def tool_format(template: str) -> ToolFormat | None:
     return None
 
 
-def named_format(name: str) -> ToolFormat:
-    """The notation that `--tool-format` names. Raises KeyError for an unknown name."""
-    return {each.name: each for each in FORMATS}[name]
-
-
 def open_reasoning(template: str, prompt: str) -> str | None:
     """The marker that closes the reasoning that a rendered `prompt` has begun; None if none."""
     for opening, closing in REASONING_MARKERS:
