@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hagane.system.errors import HaganeError, TrainingError
-from hagane.training.finetune.examples import report
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.allowance import allowed_memory, find_gpu
 from hagane.training.jobs.priority import step_back
@@ -103,6 +102,9 @@ def main() -> None:
 
 
 def _answer(spec: FineTuneSpec, gpu_memory_fraction: float) -> dict[str, Any]:
+    # For the inspection process alone: the server that starts it needs no numpy.
+    from hagane.training.finetune.examples import report
+
     training = report(spec).to_dict()
     validation = None
     if spec.validation_file is not None:

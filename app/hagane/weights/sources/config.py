@@ -7,7 +7,6 @@ from typing import Any
 
 from hagane.models.config import CONFIG_FILE, ModelConfig
 from hagane.system.files import read_json_object
-from hagane.weights.sources.gguf.architectures import huggingface_config
 from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, model_stem
 
 
@@ -26,6 +25,9 @@ def load_config(path: Path) -> ModelConfig:
 def config_dict(path: Path) -> dict[str, Any]:
     """The content of the model's `config.json`, or its equivalent. Raises ModelError."""
     if is_gguf(path):
+        # It needs numpy, which a server has no other use for.
+        from hagane.weights.sources.gguf.architectures import huggingface_config
+
         return huggingface_config(GGUFModel(path))
     ModelConfig.load(path)
     return read_json_object(path / CONFIG_FILE)

@@ -20,8 +20,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hagane.system.errors import ModelError
 from hagane.weights.sources.gguf.types import TYPES, UNREAD_TYPES, GGUFType
 
@@ -41,6 +39,7 @@ _LONGEST_MESSAGE = 1000
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
+# Names of numpy, which end in the size in bytes.
 _SCALARS = {
     0: "<u1",
     1: "<i1",
@@ -54,7 +53,7 @@ _SCALARS = {
     11: "<i8",
     12: "<f8",
 }
-_DTYPES = {code: np.dtype(name) for code, name in _SCALARS.items()}
+_SIZES = {code: int(name[2]) for code, name in _SCALARS.items()}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -125,15 +124,18 @@ class GGUFFile:
         code, start = self._values[key]
         if code == _STRING:
             return self._text(start, key)[0]
+        # A server that has no GGUF file needs no numpy.
+        import numpy as np
+
         if code != _ARRAY:
-            return np.frombuffer(self.data, _DTYPES[code], 1, start)[0].item()
+            return np.frombuffer(self.data, _SCALARS[code], 1, start)[0].item()
         (element,), (count,) = (
             _U32.unpack_from(self.data, start),
             _U64.unpack_from(self.data, start + 4),
         )
         start += 12
         if element != _STRING:
-            return np.frombuffer(self.data, _DTYPES[element], count, start)
+            return np.frombuffer(self.data, _SCALARS[element], count, start)
         return self._strings(start, count, key)
 
     def _strings(self, start: int, count: int, key: str) -> list[str]:
@@ -201,8 +203,8 @@ class GGUFFile:
         self._values[key] = code, self._cursor
         if code == _STRING:
             self._skip_string(key)
-        elif code in _DTYPES:
-            self._take(_DTYPES[code].itemsize, key)
+        elif code in _SIZES:
+            self._take(_SIZES[code], key)
         elif code == _ARRAY:
             self._skip_array(key)
         else:
@@ -215,8 +217,8 @@ class GGUFFile:
         element, count = self._u32(key), self._u64(key)
         if element == _ARRAY:
             raise self.error(f"has arrays of arrays in the metadata key {key!r}: none are read")
-        if element in _DTYPES:
-            self._take(_DTYPES[element].itemsize * count, key)
+        if element in _SIZES:
+            self._take(_SIZES[element] * count, key)
             return
         if element != _STRING:
             raise self.error(f"has the array {key!r} with elements of the unknown type {element}")
