@@ -234,7 +234,7 @@ def _feature(param: str | None) -> str | None:
 
 
 def _most(error: Any) -> int | None:
-    """The greatest length that the field may have; 0 where only empty values are accepted."""
+    """The maximum length of the field; 0 where only empty values are accepted."""
     most: int | None = (error.get("ctx") or {}).get("max_length")
     return most
 

@@ -47,8 +47,8 @@ def shape_answer(
     """How a model with this `template` answers the rendered `prompt`.
 
     `grammar` is what the answer must look like where it calls no tool.
-    Raises InvalidRequestError for invalid schemas, and where a model's calls cannot be told
-    from an answer that follows a grammar.
+    Raises InvalidRequestError for invalid schemas, and where a model's calls cannot be
+    distinguished from an answer that follows a grammar.
     """
     form = registry.tool_format(template)
     if tools.required:

@@ -1,6 +1,6 @@
 """Tries the regular expressions of a tokenizer on texts that make bad ones slow.
 
-Runs in a worker of `Sandbox`: an expression that takes too long, or that the engine behind
+Runs in a worker of `Sandbox`: an expression that takes too long, or that the engine below
 `tokenizers` gives up, ends the worker. Nothing is proved, but what repeats a repetition, or chains
 several of the same letters, is found.
 """

@@ -274,7 +274,7 @@ class Scheduler:
         self._preemptions += 1
 
     def _propose(self) -> dict[Sequence, tuple[int, ...]]:
-        """Tokens to verify with the next step, for which there is room; none beside a prefill."""
+        """Tokens to verify with the next step, for which there is room; none during a prefill."""
         decoding = [s for s in self._running if self._room(s)]
         if self._proposer is None or any(s.uncomputed > 1 for s in decoding):
             return {}
@@ -378,7 +378,7 @@ class Scheduler:
         return Sampled(sequence, tokens)
 
     def _room(self, sequence: Sequence) -> int:
-        """Tokens it may still have, beside those in flight; it ends when the last one is known."""
+        """Tokens it may still have, besides those in flight; it ends when the last one is known."""
         most = min(sequence.prompt_length + sequence.sampling.max_tokens, self.context_length)
         return max(most - sequence.length, 0)
 

@@ -17,7 +17,7 @@ _KEPT_STEPS = 400
 class StepCosts:
     """Seconds of a step of so many rows; between measured ones a straight line.
 
-    Steps are told by `observe`. The first one of each number of rows is passed over: it also
+    Steps are reported by `observe`. The first one of each number of rows is passed over: it also
     prepares the following ones.
     """
 

@@ -123,7 +123,7 @@ class ModelRunner:
 
     @property
     def verifies(self) -> bool:
-        """Whether a row's bits are the same beside others of its own sequence as in steps alone.
+        """Whether a row's bits are the same next to others of its own sequence as in steps alone.
 
         Then guessed tokens can be verified. `decode_rows` is how many rows a decode step may have.
         """
