@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 
 from hagane.cli.command import read
+from hagane.server.listening import listen
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging, configure_tracing
 from hagane.system.settings import GROUPS, Settings, refuse_unknown_variables
@@ -16,12 +18,22 @@ ORDER = (
 )
 
 
+def _listen(settings: Settings) -> list[socket.socket]:
+    """The common server's sockets, before anything is loaded for it."""
+    if settings.admin_port:
+        # It is bound when the server starts; a port that is taken is told now.
+        for probe in listen(settings.admin_host, settings.admin_port, "admin_port"):
+            probe.close()
+    return listen(settings.host, settings.port, "port")
+
+
 def run(arguments: list[str]) -> int:
     """Serve until a signal. Raises HaganeError when the engine cannot start."""
     refuse_unknown_variables()
     settings = read(Settings, arguments, "serve", GROUPS, ORDER)
     configure_logging(settings.log_level, settings.log_format)
     configure_tracing()
+    sockets = _listen(settings)
     from hagane.pool.launch import launch
 
     # Before the imports that follow: the engine's own take as long.
@@ -36,7 +48,7 @@ def run(arguments: list[str]) -> int:
     server = DrainingServer(app, settings)
     # Its servers raise the signals that they have handled again when they have shut down.
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets)
     failure = app.state.serving.client.failure
     if failure is not None:
         raise HaganeError(failure.message)

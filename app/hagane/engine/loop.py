@@ -93,8 +93,8 @@ class Engine:
         self.outbox = Outbox(channel, self._heartbeat)
         self.runner = runner = runner or ModelRunner(config, self._report_stage)
         overlap = runner.asynchronous if overlap is None else overlap
-        grammars = Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)
-        constraints = Constraints(grammars)
+        self.grammars = Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)
+        constraints = Constraints(self.grammars)
         proposer = None
         if config.speculation != "off" and runner.verifies and not overlap:
             rows = min(runner.decode_rows, config.max_batch_tokens)
@@ -129,10 +129,10 @@ class Engine:
         )
         self.prerequisites = Prerequisites(
             self.adapters,
-            GrammarCompiler(grammars, BackgroundThread("grammars", channel.wake)),
+            GrammarCompiler(self.grammars, BackgroundThread("grammars", channel.wake)),
             limit=config.max_waiting,
         )
-        self.running = True
+        self.running, self._prepared = True, False
         deadline = time.monotonic() + _PREFAULT_SECONDS
         self._report_stage("KV cache")
         while time.monotonic() < deadline and runner.prefault():
@@ -161,9 +161,21 @@ class Engine:
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
             idle = not (self.pipeline.busy or self.runner.prefault())
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
-            for message in self.channel.receive(timeout=pause if idle else 0.0):
+            messages = self.channel.receive(timeout=pause if idle else 0.0)
+            for message in messages:
                 self.handle(message)
+            if idle and not (messages or self.busy or self._prepared):
+                self._prepare()
             self.turn()
+
+    def _prepare(self) -> None:
+        """Do what would hold up streams if the first grammar came beside them."""
+        self._prepared = True
+        try:
+            self.grammars.prepare()
+        except ValueError as error:
+            # Requests with grammars are refused before they come here.
+            logger.debug("no grammars for this model: %s", error)
 
     def turn(self) -> None:
         """Run one step and report what became of it."""

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from hagane.api.serving import Serving
+from hagane.server.listening import listen
 from hagane.server.pacing import Pacer
 from hagane.server.protocol import BoundedProtocol, ConnectionBounds
 from hagane.system.settings import Settings
@@ -121,9 +122,9 @@ class AdminListener(uvicorn.Server):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listen until the context is left. Ends the process if the address cannot be had."""
-        listening = self.config.bind_socket()
-        serving = asyncio.create_task(self.serve([listening]))
+        """Listen until the context is left. Raises ConfigurationError for an address in use."""
+        sockets = listen(self.config.host, self.config.port, "admin_port")
+        serving = asyncio.create_task(self.serve(sockets))
         try:
             yield
         finally:

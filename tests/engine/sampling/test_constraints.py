@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 
 import jsonschema
 import pytest
@@ -107,3 +108,44 @@ def test_the_end_is_one_of_the_model_s_end_tokens(compiled, tokenizer):
     constraint.advance(*tokenizer.encode("ab", add_special_tokens=False).ids)
     assert set(torch.nonzero(constraint.allowed()).flatten().tolist()) <= {0}
     assert constraint.finished
+
+
+AMBIGUOUS = 'start: e\ne: e e | e e e | /[a-z ]/ | ""'
+
+
+def test_a_grammar_has_so_much_time_however_often_it_is_asked_for(compiled, tokenizer):
+    """Its masks are within the bounds of each; their sum is what others wait for."""
+    grammar = ref(grammars.from_text(AMBIGUOUS, "p"))
+    compiled.keep(grammar.digest, compiled.compile(grammar))
+    tokens = tokenizer.encode("there once was a cat who lived " * 6, add_special_tokens=False).ids
+    started, answers, reasons = time.thread_time(), 0, set()
+    while time.thread_time() - started < 30:
+        answers += 1
+        try:
+            place = compiled.start(grammar)
+            for token in tokens:
+                place.allowed()
+                place.advance(token)
+        except InvalidRequestError as error:
+            reasons.add(str(error).split(":")[0])
+        if "The grammar takes too much time" in reasons:
+            break
+    spent = time.thread_time() - started
+    assert "The grammar takes too much time" in reasons, (answers, reasons)
+    before = time.thread_time()
+    with pytest.raises(InvalidRequestError, match="too much time"):
+        for _ in tokens:
+            place = compiled.start(grammar)
+            place.allowed()
+    assert time.thread_time() - before < spent
+
+
+def test_a_schema_has_all_the_time_that_it_needs(compiled, tokenizer):
+    grammar = ref(grammars.any_json_object("p"))
+    compiled.keep(grammar.digest, compiled.compile(grammar))
+    text = json.dumps({f"key {i}": [i, "text", None] for i in range(100)})
+    for _ in range(20):
+        place = compiled.start(grammar)
+        for token in tokenizer.encode(text, add_special_tokens=False).ids:
+            place.allowed()
+            place.advance(token)

@@ -10,6 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from hagane.api.access import guarded_router
+from hagane.api.downloads import Download
 
 FOLDER = Path(__file__).resolve().parents[2] / "web"
 # Named here because mimetypes.guess_type() asks the operating system, which may disagree. Files of
@@ -66,9 +67,12 @@ class Pages(StaticFiles):
     ) -> Response:
         """Starlette's answer and our headers."""
         response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(_HEADERS)
         if response.status_code != 304:
-            response.headers["Content-Type"] = _TYPES[Path(full_path).suffix]
+            kind = _TYPES[Path(full_path).suffix]
+            response = Download(
+                full_path, status_code, stat_result=stat_result, headers={"Content-Type": kind}
+            )
+        response.headers.update(_HEADERS)
         return response
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
-from fastapi.responses import FileResponse
 
 from hagane.api.access import guarded_router
+from hagane.api.downloads import Download
 from hagane.api.openai.upload import FORM, receive
 from hagane.api.serving import get_serving
 from hagane.store.files import StoredFile
@@ -54,13 +54,13 @@ def get_file(file_id: str, request: Request) -> dict[str, Any]:
 
 
 @router.get(
-    PATH + "/{file_id}/content", response_class=FileResponse, responses={200: {"content": _BYTES}}
+    PATH + "/{file_id}/content", response_class=Download, responses={200: {"content": _BYTES}}
 )
-def get_content(file_id: str, request: Request) -> FileResponse:
+def get_content(file_id: str, request: Request) -> Download:
     """The uploaded content, byte for byte. Raises NotFoundError."""
     files = get_serving(request).store.files
     stored = files.get(file_id)
-    return FileResponse(
+    return Download(
         files.path(stored.id), media_type="application/octet-stream", filename=stored.filename
     )
 

@@ -7,9 +7,12 @@ together in the next step. So constrained answers take fewer steps than free one
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from collections.abc import Sequence as Rows
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -27,25 +30,57 @@ if TYPE_CHECKING:
     import llguidance
 
 _KEPT_GRAMMARS = 256
+# Every stream of a step waits for its masks. Schemas take some hundredths of a millisecond.
+_FREE_SECONDS = 0.25
+_SECONDS_PER_MASK = 0.002
+
+
+class Cost:
+    """What all sequences that follow one grammar have taken of the engine's time, CPU seconds.
+
+    By grammar, so that it is no way around the bound to ask again, or for many answers at once.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.masks = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Adds what runs in the context."""
+        started = time.thread_time()
+        yield
+        self.seconds += time.thread_time() - started
+
+    @property
+    def excessive(self) -> bool:
+        """Whether it is more than a grammar may take for as many masks."""
+        return self.seconds > _FREE_SECONDS + _SECONDS_PER_MASK * self.masks
 
 
 class Constraint:
     """Where one sequence stands in its grammar.
 
-    Methods raise InvalidRequestError where the grammar has become too complex to go on.
+    Methods raise InvalidRequestError where the grammar has become too complex to go on, or takes
+    too much time.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, cost: Cost) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._cost = cost
 
     def copy(self) -> Constraint:
-        """The same place; the two go on independently."""
-        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+        """The same place; the two go on independently, at the same account."""
+        with self._cost.counted():
+            matcher = self._matcher.deep_copy()
+        return Constraint(matcher, self._vocab_size, self._cost)
 
     def allowed(self) -> Tensor:
         """bool [vocab]: the tokens that may come next."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._cost.masks += 1
+        with self._cost.counted():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
         flags = np.unpackbits(bits, bitorder="little")[: self._vocab_size]
         if flags.size < self._vocab_size:
@@ -57,18 +92,21 @@ class Constraint:
         """The tokens that must come next; empty where there is a choice, and at the end."""
         if self._matcher.is_stopped():
             return ()
-        tokens = self._matcher.compute_ff_tokens()
+        with self._cost.counted():
+            tokens = self._matcher.compute_ff_tokens()
         self._check()
         return tuple(tokens)
 
     def advance(self, *tokens: int) -> None:
         """Go on over tokens that `allowed` or `forced` have named."""
-        self._matcher.consume_tokens(list(tokens))
+        with self._cost.counted():
+            self._matcher.consume_tokens(list(tokens))
         self._check()
 
     def valid(self, tokens: Rows[int]) -> int:
         """How many of `tokens` could come next, one after the other."""
-        count: int = self._matcher.validate_tokens(list(tokens))
+        with self._cost.counted():
+            count: int = self._matcher.validate_tokens(list(tokens))
         self._check()
         return count
 
@@ -80,24 +118,39 @@ class Constraint:
     def _check(self) -> None:
         if error := error_of(self._matcher):
             raise InvalidRequestError(f"The grammar cannot go on: {error}")
+        if self._cost.excessive:
+            raise InvalidRequestError(
+                f"The grammar takes too much time: {self._cost.seconds:.2f} s for "
+                f"{self._cost.masks} tokens, where others would wait. Make it simpler: say each "
+                "thing in one way only."
+            )
 
 
 class Grammars:
     """Compiled grammars of one model, of which the least recently used are forgotten.
 
     `tokenizer` gives the text of the model's tokenizer.json, `vocab_size` is the number of rows of
-    its head. Both are needed for the first grammar alone: reading a vocabulary of 150,000 tokens
-    takes most of a second.
+    its head. Reading a vocabulary of 150,000 tokens takes most of a second: see `prepare`.
     """
 
     def __init__(self, tokenizer: Callable[[], str], vocab_size: int) -> None:
         self._read = tokenizer
         self._tokenizer: llguidance.LLTokenizer | None = None
+        self._reading = threading.Lock()
         self._vocab_size = vocab_size
         self._compiled: OrderedDict[str, Constraint] = OrderedDict()
 
     def __contains__(self, grammar: GrammarRef) -> bool:
         return grammar.digest in self._compiled
+
+    def prepare(self) -> llguidance.LLTokenizer:
+        """Read the vocabulary, once, holding the interpreter's lock: best while nothing runs."""
+        with self._reading:
+            if self._tokenizer is None:
+                import llguidance
+
+                self._tokenizer = llguidance.LLTokenizer(self._read())
+            return self._tokenizer
 
     def start(self, grammar: GrammarRef) -> Constraint:
         """The beginning of a grammar that is kept. Raises KeyError for others."""
@@ -109,14 +162,11 @@ class Grammars:
 
         Raises InvalidRequestError if it cannot be compiled.
         """
-        if self._tokenizer is None:
-            import llguidance
-
-            self._tokenizer = llguidance.LLTokenizer(self._read())
-        matcher = new_matcher(self._tokenizer, grammar.text)
-        compiled = Constraint(matcher, self._vocab_size)
+        matcher = new_matcher(self.prepare(), grammar.text)
+        # The first mask is not counted: no step waits for it.
+        compiled = Constraint(matcher, self._vocab_size, Cost())
         compiled.allowed()
-        return compiled
+        return Constraint(matcher, self._vocab_size, Cost())
 
     def keep(self, digest: str, compiled: Constraint, in_use: Set[str] = frozenset()) -> None:
         """Keep a grammar; the least recently used ones that are not `in_use` go for it."""

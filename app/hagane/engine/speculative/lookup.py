@@ -10,6 +10,7 @@ from hagane.engine.schedule.sequence import Sequence
 from hagane.engine.speculative.costs import StepCosts
 from hagane.engine.speculative.ngram import NgramIndex
 from hagane.engine.speculative.pace import Pace, share_rows
+from hagane.system.errors import InvalidRequestError
 
 # Rows beyond those of one sequence that a step verifies of it.
 _MOST_GUESSES = 15
@@ -79,4 +80,10 @@ class PromptLookup:
             return 0
         ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)
         usable = next((place for place, token in enumerate(guess) if token in ends), len(guess))
-        return usable if sequence.grammar is None else self._follow(sequence, guess[:usable])
+        if sequence.grammar is None:
+            return usable
+        try:
+            return self._follow(sequence, guess[:usable])
+        except InvalidRequestError:
+            # A grammar that cannot go on says so again when its next token is sampled.
+            return 0
