@@ -1,10 +1,12 @@
 """Compare Hagane with its peers on this machine: alternating runs, medians, ratios, limits.
 
 Usage: python benchmarks/compare.py [--llama PYTHON] [--openvino PYTHON] [--model DIRECTORY]
-                                    [--rounds N] [--only NAME ...] [--prompts N ...]
-                                    [--streams N ...] [--json FILE]
+                                    [--gguf FILE ...] [--rounds N] [--only NAME ...]
+                                    [--prompts N ...] [--streams N ...] [--json FILE]
 
-The load is a random model in Qwen3-0.6B's shape. transformers is always compared; other peers are,
+The load is a random model in Qwen3-0.6B's shape, or the real one in DIRECTORY. A GGUF file, whose
+name ends in its type as in `qwen-Q4_K_M.gguf`, is served by both Hagane and llama.cpp: the same
+weights with the same bits. transformers is always compared; other peers are,
 too, where the interpreter of an environment that has them is given:
 
     python -m venv runs/llama && runs/llama/bin/pip install llama-cpp-python gguf
@@ -93,7 +95,7 @@ def prepare(model: Path, llama: str | None, openvino: str | None) -> dict[str, P
         files[bits] = model.with_name(f"{model.name}-{bits}")
         if not files[bits].is_dir():
             command = [sys.executable, "-m", "hagane.cli", "quantize", str(model), str(files[bits])]
-            subprocess.run([*command, f"--{bits}"], check=True)
+            subprocess.run([*command, f"--{bits}", "--no-measure"], check=True)
     for kind in ("Q8_0", "Q4_0") if llama else ():
         files[kind] = model.with_name(f"{model.name}-{kind}.gguf")
         if not files[kind].is_file():
@@ -130,6 +132,11 @@ def make_runners(
         runners[f"llama.cpp {kind}"] = peer(options.llama, "peer_llama.py", files[kind])
     if options.openvino:
         runners["OpenVINO int4 g64"] = peer(options.openvino, "peer_openvino.py", files["g64"])
+    for path in options.gguf:
+        kind = path.stem.rpartition("-")[2]
+        runners[f"Hagane GGUF {kind}"] = lambda path=path: hagane(path, plan)
+        if options.llama:
+            runners[f"llama.cpp GGUF {kind}"] = peer(options.llama, "peer_llama.py", path)
     chosen = options.only or list(runners)
     return {name: measure for name, measure in runners.items() if name in chosen}
 
@@ -139,6 +146,7 @@ def main() -> None:
     parser.add_argument("--llama", help="Python of an environment with llama-cpp-python and gguf")
     parser.add_argument("--openvino", help="Python of an environment with OpenVINO's packages")
     parser.add_argument("--model", type=Path, default=Path("runs/qwen3-0.6b-shape"))
+    parser.add_argument("--gguf", nargs="+", type=Path, default=[], help="files for both engines")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="names of the table's rows to measure")
     parser.add_argument("--prompts", nargs="+", type=int, default=PLAN["prompts"])
