@@ -23,6 +23,8 @@ from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
 from hagane.models.serving import for_serving
 from hagane.weights.load import load_model
+from hagane.weights.opening import open_weights
+from hagane.weights.plan import plan
 
 from tests.support.engine import make_adapter
 
@@ -91,7 +93,8 @@ def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, q
     stored, _ = load_model(
         tiny_model_dir, device=str(DEVICE), dtype=torch.float32, quantization=quantization
     )
-    model = served(stored, quantization)
+    planned = quantization and plan(*open_weights(tiny_model_dir), quantization)
+    model = served(stored, planned)
     ours, theirs = caches_of(model, cuda), caches_of(stored, reference)
     graphs = CudaGraphs(
         model,
