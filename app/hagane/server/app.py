@@ -24,6 +24,7 @@ from hagane.api.hagane import (
     admin,
     admin_page,
     aliases,
+    datasets,
     feedback,
     health,
     openapi,
@@ -74,7 +75,7 @@ logger = logging.getLogger(__name__)
 _RESOURCES = (
     chat, completions, responses, conversations, messages, models, tokenize,
     health, metrics, openapi, web, adapters, admin, admin_page, aliases, files,
-    fine_tuning, pretraining, stored_completions, feedback,
+    fine_tuning, pretraining, stored_completions, feedback, datasets,
 )  # fmt: skip
 
 # Reports on files at a time, each a process of its own; more of them wait.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hagane.store.answers.completions import Completions
+from hagane.store.answers.datasets import Datasets
 from hagane.store.answers.feedback import FeedbackLog
 from hagane.store.answers.migrations import MIGRATIONS
 from hagane.store.database import Database
@@ -18,14 +19,15 @@ ANSWERS_FILE = "answers.sqlite3"
 
 @dataclass(frozen=True)
 class Answers:
-    """Stored completions and feedback on them."""
+    """Stored completions, feedback on them, and data sets made of both."""
 
     database: Database
     completions: Completions
     feedback: FeedbackLog
+    datasets: Datasets
 
     @classmethod
     def open(cls, directory: Path | None) -> Answers:
         """Open or create `answers.sqlite3` in `directory`; in memory for None."""
         database = Database(None if directory is None else directory / ANSWERS_FILE, MIGRATIONS)
-        return cls(database, Completions(database), FeedbackLog(database))
+        return cls(database, Completions(database), FeedbackLog(database), Datasets(database))

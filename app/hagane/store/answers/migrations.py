@@ -55,4 +55,24 @@ _FIRST = (
     "CREATE INDEX feedback_alias ON feedback (alias, updated_at)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+_SECOND = (
+    """
+    CREATE TABLE datasets (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        name TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        method TEXT NOT NULL,
+        spec JSON NOT NULL,
+        digest TEXT NOT NULL,
+        card JSON NOT NULL,
+        training_file TEXT NOT NULL,
+        validation_file TEXT,
+        parent TEXT,
+        UNIQUE (name, version)
+    )
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)

@@ -51,3 +51,19 @@ feedback = sa.Table(
     sa.Column("comment", sa.Text),
     sa.Column("tags", sa.JSON, nullable=False),
 )
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("card", sa.JSON, nullable=False),
+    sa.Column("training_file", sa.Text, nullable=False),
+    sa.Column("validation_file", sa.Text),
+    sa.Column("parent", sa.Text),
+)
