@@ -44,8 +44,11 @@ class Generation:
             Timeline(serving.metrics, self.usage),
             _Charge(account, serving.metrics, self.request.adapter),
         )
-        engine = serving.engine(self.resolved.ref)
-        return stream.generate(engine, self.request, self.decoding, observers)
+        ref = self.resolved.ref
+        updates = stream.generate(serving.engine(ref), self.request, self.decoding, observers)
+        if ref.alias is None:
+            return updates
+        return serving.canaries.watch(ref, self.usage, updates)
 
 
 def prepare_generation(

@@ -14,6 +14,7 @@ from fastapi import Request
 
 from hagane.api.answers import AnswerLog
 from hagane.api.background import BackgroundRuns
+from hagane.api.canaries import CanaryWatch
 from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
 from hagane.api.offload import Offload
@@ -136,6 +137,7 @@ class Serving:
     store: Store
     catalogue: Catalogue
     answers: AnswerLog
+    canaries: CanaryWatch
     loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)

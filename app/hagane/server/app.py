@@ -19,6 +19,7 @@ from hagane.api.access import routes_of
 from hagane.api.answers import AnswerLog
 from hagane.api.anthropic import messages
 from hagane.api.body import Arriving
+from hagane.api.canaries import CanaryWatch
 from hagane.api.hagane import (
     adapters,
     admin,
@@ -104,6 +105,7 @@ def create_app(
         yield from fleet.loops()
         yield from supervisor.loops
         yield from answers.loops
+        yield canaries.loop
 
     recorded = metrics.Metrics(fleet, store.jobs, loops)
     accounts = Accounts(settings, recorded.registry)
@@ -114,7 +116,10 @@ def create_app(
     answers = AnswerLog(
         store.answers, answer_bounds(settings), recorded.registry, durable=store.durable
     )
-    serving = Serving(settings, model, fleet, recorded, accounts, store, catalogue, answers, loops)
+    canaries = CanaryWatch(store.aliases, store.answers, recorded.registry)
+    serving = Serving(
+        settings, model, fleet, recorded, accounts, store, catalogue, answers, canaries, loops
+    )
     announcing = BackgroundLoop("announcements", partial(_announce, serving, shut_down))
 
     @asynccontextmanager
@@ -127,6 +132,7 @@ def create_app(
         await asyncio.to_thread(fail_interrupted, store.responses)
         announcing.start()
         answers.start()
+        canaries.loop.start()
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
                 listener = AdminListener(admin_app(app), settings)
@@ -140,7 +146,7 @@ def create_app(
             fleet.stop(grace=settings.shutdown_grace),
         )
         # Last: streams that ended meanwhile have brought answers to store.
-        await answers.stop()
+        await asyncio.gather(answers.stop(), canaries.stop())
 
     app = _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -10,8 +11,11 @@ from pydantic import Field
 from hagane.api.access import guarded_router
 from hagane.api.fields import Body, Count, ModelName, Name, Number
 from hagane.api.serving import Serving, get_serving
+from hagane.evaluation.canary import CanaryPolicy
 from hagane.store.aliases import AliasGeneration
+from hagane.store.answers.canaries import Canary
 from hagane.store.artifacts import ServedArtifact
+from hagane.store.store import Store
 from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
 
 router = guarded_router(prefix="/admin")
@@ -28,6 +32,7 @@ class AliasBody(Body):
     candidate: ModelName | None = None
     percentage: Annotated[Number, Field(ge=0, le=100)] = 0.0
     expected_generation: Generation | None = None
+    policy: CanaryPolicy | None = None
 
 
 class RollbackBody(Body):
@@ -51,8 +56,28 @@ def set_alias(body: AliasBody, request: Request) -> dict[str, Any]:
     for param, model in (("target", body.target), ("candidate", body.candidate)):
         if model is not None:
             _require_model(serving, model, param)
+    if body.policy is not None and (body.candidate is None or not 0 < body.percentage < 100):
+        raise InvalidRequestError(
+            "'policy' compares a 'candidate' with the target: give one, and a 'percentage' above 0 "
+            "and below 100.",
+            param="policy",
+        )
     wanted = AliasGeneration(body.name, body.target, body.candidate, body.percentage)
-    return _describe(serving.store.aliases.set(wanted, body.expected_generation))
+    made = serving.store.aliases.set(wanted, body.expected_generation)
+    canaries = serving.store.answers.canaries
+    if body.policy is None or body.candidate is None:
+        canaries.supersede(body.name)
+    else:
+        canaries.add(
+            Canary(
+                alias=body.name,
+                generation=made.generation,
+                target=body.target,
+                candidate=body.candidate,
+                policy=body.policy.model_dump(mode="json"),
+            )
+        )
+    return _describe(made)
 
 
 @router.get("/aliases")
@@ -64,10 +89,11 @@ def list_aliases(request: Request) -> dict[str, Any]:
 
 @router.get("/aliases/{name:path}")
 def get_alias(name: str, request: Request) -> dict[str, Any]:
-    """One alias and all its generations, newest first. Raises NotFoundError."""
-    aliases = get_serving(request).store.aliases
-    history = [_describe(generation) for generation in aliases.history(name)]
-    return {**_describe(aliases.get(name)), "history": history}
+    """One alias, all its generations, newest first, and its canary. Raises NotFoundError."""
+    store = get_serving(request).store
+    history = [_describe(generation) for generation in store.aliases.history(name)]
+    canary = _describe_canary(store, store.answers.canaries.latest(name))
+    return {**_describe(store.aliases.get(name)), "history": history, "canary": canary}
 
 
 @router.post("/aliases/{name:path}/rollback")
@@ -117,6 +143,13 @@ def _describe(alias: AliasGeneration) -> dict[str, Any]:
         "generation": alias.generation,
         "created_at": alias.created_at,
     }
+
+
+def _describe_canary(store: Store, canary: Canary | None) -> dict[str, Any] | None:
+    if canary is None:
+        return None
+    events = [asdict(event) for event in store.answers.canaries.events(canary.id)]
+    return {"object": "canary", **asdict(canary), "events": events}
 
 
 def _adapter(stored: ServedArtifact) -> dict[str, Any]:

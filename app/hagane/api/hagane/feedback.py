@@ -51,9 +51,10 @@ def give(body: FeedbackBody, request: Request, answers: Written, key: Key) -> di
             "'preferred_over' names the answer itself; name the other one.", param="preferred_over"
         )
     origin = _origin(serving, body.completion_id, key, "completion_id")
-    if body.preferred_over is not None:
-        _origin(serving, body.preferred_over, key, "preferred_over")
     given = body.model_dump(exclude={"completion_id"})
+    if body.preferred_over is not None:
+        other = _origin(serving, body.preferred_over, key, "preferred_over")
+        given["preferred_over_arm"] = other.arm if other.alias == origin.alias else None
     feedback = Feedback(completion=body.completion_id, **vars(origin), **given)
     if not feedback.kinds:
         raise InvalidRequestError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hagane.store.answers.canaries import Canaries
 from hagane.store.answers.completions import Completions
 from hagane.store.answers.datasets import Datasets
 from hagane.store.answers.feedback import FeedbackLog
@@ -19,15 +20,22 @@ ANSWERS_FILE = "answers.sqlite3"
 
 @dataclass(frozen=True)
 class Answers:
-    """Stored completions, feedback on them, and data sets made of both."""
+    """Stored completions, feedback on them, data sets made of both, canaries judged by it."""
 
     database: Database
     completions: Completions
     feedback: FeedbackLog
     datasets: Datasets
+    canaries: Canaries
 
     @classmethod
     def open(cls, directory: Path | None) -> Answers:
         """Open or create `answers.sqlite3` in `directory`; in memory for None."""
         database = Database(None if directory is None else directory / ANSWERS_FILE, MIGRATIONS)
-        return cls(database, Completions(database), FeedbackLog(database), Datasets(database))
+        return cls(
+            database,
+            Completions(database),
+            FeedbackLog(database),
+            Datasets(database),
+            Canaries(database),
+        )

@@ -18,9 +18,12 @@ from hagane.system.errors import NotFoundError
 _feedback = tables.feedback
 
 Thumbs = Literal["up", "down"]
+# What one decision rests on at most.
+_MOST_JUDGED = 10_000
 # Given by the author; the other fields follow from the completion.
 _JUDGEMENT = (
-    "thumbs", "score", "correction", "preferred_over", "preferred_over_choice", "comment", "tags",
+    "thumbs", "score", "correction", "preferred_over", "preferred_over_choice",
+    "preferred_over_arm", "comment", "tags",
 )  # fmt: skip
 
 
@@ -30,7 +33,8 @@ class Feedback:
 
     `score` is from 0 to 1. `correction` is the answer as it should have been. `preferred_over` is
     the completion whose choice `preferred_over_choice` is worse than this one. `key`, `user`,
-    `model`, `alias` and `arm` are those of the completion.
+    `model`, `alias` and `arm` are those of the completion, `preferred_over_arm` is that of the
+    worse one, where the same alias answered.
     """
 
     completion: str
@@ -46,6 +50,7 @@ class Feedback:
     correction: str | None = None
     preferred_over: str | None = None
     preferred_over_choice: int = 0
+    preferred_over_arm: str | None = None
     comment: str | None = None
     tags: list[str] = field(default_factory=list)
     created_at: int = field(default_factory=lambda: int(time.time()))
@@ -111,6 +116,14 @@ class FeedbackLog:
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(_feedback.c.sequence)).mappings()
             return [_read(without_sequence(row)) for row in rows]
+
+    def of_alias(self, alias: str, since: int) -> Sequence[Feedback]:
+        """The latest judgements of answers of `alias` from the Unix second `since` on, in order."""
+        own = (_feedback.c.alias == alias, _feedback.c.created_at >= since)
+        query = sa.select(_feedback).where(*own).order_by(_feedback.c.sequence.desc())
+        with self._database.read() as connection:
+            rows = connection.execute(query.limit(_MOST_JUDGED)).mappings().all()
+        return [_read(without_sequence(row)) for row in reversed(rows)]
 
     def delete(self, feedback_id: str, key: str | None) -> None:
         """Raises NotFoundError."""

@@ -75,4 +75,38 @@ _SECOND = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
+_THIRD = (
+    "ALTER TABLE feedback ADD COLUMN preferred_over_arm TEXT",
+    """
+    CREATE TABLE canaries (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        alias TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        target TEXT NOT NULL,
+        candidate TEXT NOT NULL,
+        policy JSON NOT NULL,
+        state TEXT NOT NULL,
+        counts JSON NOT NULL,
+        reason TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        decided_at INTEGER
+    )
+    """,
+    "CREATE INDEX canaries_alias ON canaries (alias, sequence)",
+    "CREATE INDEX canaries_state ON canaries (state)",
+    """
+    CREATE TABLE canary_events (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        canary TEXT NOT NULL REFERENCES canaries (id),
+        created_at INTEGER NOT NULL,
+        level TEXT NOT NULL,
+        message TEXT NOT NULL,
+        data JSON NOT NULL
+    )
+    """,
+    "CREATE INDEX canary_events_canary ON canary_events (canary, sequence)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)

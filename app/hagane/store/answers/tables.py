@@ -50,6 +50,7 @@ feedback = sa.Table(
     sa.Column("preferred_over_choice", sa.Integer, nullable=False),
     sa.Column("comment", sa.Text),
     sa.Column("tags", sa.JSON, nullable=False),
+    sa.Column("preferred_over_arm", sa.Text),
 )
 datasets = sa.Table(
     "datasets",
@@ -66,4 +67,31 @@ datasets = sa.Table(
     sa.Column("training_file", sa.Text, nullable=False),
     sa.Column("validation_file", sa.Text),
     sa.Column("parent", sa.Text),
+)
+canaries = sa.Table(
+    "canaries",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("alias", sa.Text, nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("candidate", sa.Text, nullable=False),
+    sa.Column("policy", sa.JSON, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("decided_at", sa.Integer),
+)
+canary_events = sa.Table(
+    "canary_events",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("canary", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
 )
