@@ -96,7 +96,7 @@ def ask(server: Server, question: str) -> tuple[str, str]:
 
 
 def try_out(server: Server, candidate: str, expected: str) -> dict:
-    """Send traffic with feedback until the canary has decided: answers with the lesson are liked."""
+    """Send traffic with feedback until the canary decides; answers with the lesson are liked."""
     before = call(server, "GET", f"/admin/aliases/{ALIAS}")
     call(
         server, "POST", "/admin/aliases", name=ALIAS, target=before["target"],

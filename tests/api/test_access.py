@@ -42,7 +42,8 @@ async def statuses(app: FastAPI, key: str) -> dict[str, int]:
         for name in TABLE:
             method, path = name.split(" ")
             for part in ("{model_id:path}", "{name:path}", "{job_id}", "{file_id}",
-                         "{completion_id}", "{dataset_id}", "{feedback_id}"):  # fmt: skip
+                         "{completion_id}", "{dataset_id}", "{eval_id}", "{run_id}",
+                         "{output_item_id}", "{feedback_id}"):  # fmt: skip
                 path = path.replace(part, "nothing")
             answer = await client.request(method, path, headers=headers)
             found[name] = answer.status_code

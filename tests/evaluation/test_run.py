@@ -166,3 +166,33 @@ def test_what_cannot_be_evaluated_is_said_at_once(flags):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert ("nowhere.txt" if flags else "--text or --questions") in done.stderr
+
+
+def test_graders_and_two_models_side_by_side(tiny_model_dir, tmp_path):
+    plan = {
+        "template": [{"role": "user", "content": "Say {{item.word}}"}],
+        "testing_criteria": [
+            {"type": "string_check", "name": "empty", "operation": "ne", "reference": "",
+             "input": "{{sample.output_text}}"},
+            {"type": "text_similarity", "name": "like", "evaluation_metric": "fuzzy_match",
+             "input": "{{sample.output_text}}", "reference": "{{item.word}}"},
+        ],
+        "max_completion_tokens": 4,
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "items.jsonl").write_text('{"word": "cat"}\n{"item": {"word": "dog"}}\n')
+    command = [
+        *(sys.executable, "-m", "hagane.cli", "eval", "hagane-mini", "--json", "--threads", "1"),
+        *("--graders", str(tmp_path / "plan.json"), "--items", str(tmp_path / "items.jsonl")),
+        *("--baseline", str(tiny_model_dir)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ours, theirs = found["hagane-mini"], found[str(tiny_model_dir)]
+    assert ours["items"] == theirs["items"] == 2
+    assert ours["scores"]["empty"] == [1, 1]
+    assert all(0 <= score <= 1 for score in ours["scores"]["like"])
+    both = found[f"hagane-mini against {tiny_model_dir}"]
+    assert both["wins"] + both["ties"] + both["losses"] == 2
+    assert both["win_rate"]["low"] <= both["win_rate"]["share"] <= both["win_rate"]["high"]

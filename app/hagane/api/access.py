@@ -62,6 +62,7 @@ _CHANGES = replace(_ADMIN, refusals=(404, 409, 507))
 _FOLLOWS = replace(_MANAGES, events=True)
 _UPLOADS = replace(_ADMIN, refusals=(507,), streamed=True)
 
+_RUN = "/v1/evals/{eval_id}/runs/{run_id}"
 _JOB = "/v1/fine_tuning/jobs/{job_id}"
 _PRETRAINING_JOB = "/admin/pretraining/jobs/{job_id}"
 TABLE = MappingProxyType(
@@ -99,6 +100,19 @@ TABLE = MappingProxyType(
         "GET /v1/datasets/{dataset_id}": _MANAGES,
         "POST /v1/datasets/{dataset_id}/edit": _CHANGES,
         "DELETE /v1/datasets/{dataset_id}": _CHANGES,
+        "GET /v1/evals": _ADMIN,
+        "POST /v1/evals": _CHANGES,
+        "GET /v1/evals/{eval_id}": _MANAGES,
+        "POST /v1/evals/{eval_id}": _CHANGES,
+        "DELETE /v1/evals/{eval_id}": _CHANGES,
+        "GET /v1/evals/{eval_id}/compare": _MANAGES,
+        "GET /v1/evals/{eval_id}/runs": _MANAGES,
+        "POST /v1/evals/{eval_id}/runs": _CHANGES,
+        f"GET {_RUN}": _MANAGES,
+        f"POST {_RUN}": _CHANGES,
+        f"DELETE {_RUN}": _CHANGES,
+        f"GET {_RUN}/output_items": _MANAGES,
+        f"GET {_RUN}/output_items/{{output_item_id}}": _MANAGES,
         "GET /v1/models": _CHAT,
         "GET /v1/models/{model_id:path}": _FINDS,
         "POST /tokenize": _FINDS,

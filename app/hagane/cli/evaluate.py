@@ -7,14 +7,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import msgspec
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
+from hagane.evaluation.comparison import SideBySide, compare_scores
+from hagane.evaluation.graded import GradedEval, GradedResult, evaluate_graded, read_items
 from hagane.evaluation.run import Evaluation
 from hagane.evaluation.run import run as run_evaluation
+from hagane.pool.messages import EngineConfig
 from hagane.server.app import engine_config
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings
@@ -26,12 +30,17 @@ _LISTS = ("--text", "--questions")
 
 
 class EvaluateOptions(Options):
-    """Measure how well a model predicts text and answers multiple-choice questions."""
+    """Measure how well a model predicts text, answers questions, and does by graders."""
 
     model: CliPositionalArg[str] = Field(description="model directory, store name or hub id")
     text: list[Path] = Field([], description="text or JSON Lines files, one or several")
     questions: list[Path] = Field([], description="JSON Lines files, one or several")
-    limit: int | None = Field(None, description="documents or questions of a file at most")
+    graders: Path | None = Field(
+        None, description="JSON file with template and testing_criteria, as in the evals API"
+    )
+    items: Path | None = Field(None, description="JSON Lines file of items for the graders")
+    baseline: str | None = Field(None, description="another model to compare with by the graders")
+    limit: int | None = Field(None, description="documents, questions or items of a file at most")
     quantize: FormatChoice = Field("none", description="weights")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of computation")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -40,8 +49,12 @@ class EvaluateOptions(Options):
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if not self.text and not self.questions:
-            raise ValueError("give a file with --text or --questions")
+        if (self.graders is None) != (self.items is None):
+            raise ValueError("--graders and --items go together")
+        if not self.text and not self.questions and self.graders is None:
+            raise ValueError("give a file with --text or --questions, or --graders with --items")
+        if self.baseline is not None and self.graders is None:
+            raise ValueError("--baseline needs --graders")
         return self
 
     @property
@@ -67,13 +80,35 @@ def run(arguments: list[str]) -> int:
         quantize=options.quantize,
         threads=options.threads,
     )
-    results = asyncio.run(run_evaluation(engine_config(settings, str(directory)), options.plan))
+    results: dict[str, Any] = {}
+    config = engine_config(settings, str(directory))
+    if options.text or options.questions:
+        measured = asyncio.run(run_evaluation(config, options.plan))
+        results |= {str(path): result for path, result in measured.items()}
+    if options.graders is not None and options.items is not None:
+        results |= _grade(options, config, options.graders, options.items)
     if options.as_json:
-        print(json.dumps({str(path): asdict(result) for path, result in results.items()}))
+        print(json.dumps({name: asdict(result) for name, result in results.items()}))
         return 0
-    for path, result in results.items():
-        print(f"{path}: {result}")
+    for name, result in results.items():
+        print(f"{name}: {result}")
     return 0
+
+
+def _grade(
+    options: EvaluateOptions, config: EngineConfig, graders: Path, items: Path
+) -> dict[str, GradedResult | SideBySide]:
+    """The results by graders, of the baseline too where there is one, and both side by side."""
+    plan, asked = GradedEval.load(graders), read_items(items, options.limit)
+    ours = asyncio.run(evaluate_graded(config, plan, asked))
+    results: dict[str, GradedResult | SideBySide] = {options.model: ours}
+    if options.baseline is not None:
+        other = msgspec.structs.replace(config, model=str(resolve_model(options.baseline)))
+        theirs = asyncio.run(evaluate_graded(other, plan, asked))
+        results[options.baseline] = theirs
+        both = f"{options.model} against {options.baseline}"
+        results[both] = compare_scores(theirs.totals, ours.totals)
+    return results
 
 
 def _one_value_each(arguments: Sequence[str]) -> list[str]:

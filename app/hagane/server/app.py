@@ -20,6 +20,7 @@ from hagane.api.answers import AnswerLog
 from hagane.api.anthropic import messages
 from hagane.api.body import Arriving
 from hagane.api.canaries import CanaryWatch
+from hagane.api.eval_runs import EvalRunner
 from hagane.api.hagane import (
     adapters,
     admin,
@@ -33,11 +34,12 @@ from hagane.api.hagane import (
     tokenize,
     web,
 )
-from hagane.api.limits import Accounts
+from hagane.api.limits import ANONYMOUS, Accounts, key_label
 from hagane.api.openai import (
     chat,
     completions,
     conversations,
+    evals,
     files,
     fine_tuning,
     models,
@@ -76,7 +78,7 @@ logger = logging.getLogger(__name__)
 _RESOURCES = (
     chat, completions, responses, conversations, messages, models, tokenize,
     health, metrics, openapi, web, adapters, admin, admin_page, aliases, files,
-    fine_tuning, pretraining, stored_completions, feedback, datasets,
+    fine_tuning, pretraining, stored_completions, feedback, datasets, evals,
 )  # fmt: skip
 
 # Reports on files at a time, each a process of its own; more of them wait.
@@ -106,6 +108,7 @@ def create_app(
         yield from supervisor.loops
         yield from answers.loops
         yield canaries.loop
+        yield runner.loop
 
     recorded = metrics.Metrics(fleet, store.jobs, loops)
     accounts = Accounts(settings, recorded.registry)
@@ -120,6 +123,8 @@ def create_app(
     serving = Serving(
         settings, model, fleet, recorded, accounts, store, catalogue, answers, canaries, loops
     )
+    admin_key = settings.admin_key.get_secret_value()
+    runner = EvalRunner(serving, accounts[key_label(admin_key) if admin_key else ANONYMOUS])
     announcing = BackgroundLoop("announcements", partial(_announce, serving, shut_down))
 
     @asynccontextmanager
@@ -133,6 +138,8 @@ def create_app(
         announcing.start()
         answers.start()
         canaries.loop.start()
+        if store.durable:
+            runner.loop.start()
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
                 listener = AdminListener(admin_app(app), settings)
@@ -142,6 +149,7 @@ def create_app(
         await serving.runs.stop()
         await asyncio.gather(
             announcing.stop(),
+            runner.stop(),
             supervisor.stop(grace=settings.shutdown_grace),
             fleet.stop(grace=settings.shutdown_grace),
         )

@@ -39,13 +39,19 @@ class Sandbox:
     """Up to `processes` workers, started when needed and kept. Thread safe; calls block.
 
     A call may take `seconds` of processor time, and a worker `memory` bytes of addresses more than
-    it has when it starts. Arguments and results are JSON.
+    it has when it starts. Arguments and results are JSON. `confined` names a module that is
+    imported first; after that the worker has neither network nor files (see `lockdown`).
     """
 
     def __init__(
-        self, *, processes: int = 4, seconds: float = 2.0, memory: int = 512 << 20
+        self,
+        *,
+        processes: int = 4,
+        seconds: float = 2.0,
+        memory: int = 512 << 20,
+        confined: str = "",
     ) -> None:
-        self.seconds, self.memory = seconds, memory
+        self.seconds, self.memory, self.confined = seconds, memory, confined
         self._free = threading.Semaphore(processes)
         self._idle: list[_Worker] = []
 
@@ -78,7 +84,7 @@ class Sandbox:
     def warm(self) -> None:
         """Start a worker if there is none, without waiting for it."""
         if not self._idle:
-            self._idle.append(_Worker(self.seconds, self.memory))
+            self._idle.append(_Worker(self.seconds, self.memory, self.confined))
 
     def close(self) -> None:
         """End the idle workers."""
@@ -93,7 +99,7 @@ class Sandbox:
                 break
             if worker.process.poll() is None:
                 return worker
-        return _Worker(self.seconds, self.memory)
+        return _Worker(self.seconds, self.memory, self.confined)
 
     def _death(self, status: int) -> str:
         if sys.platform != "win32" and status in (-signal.SIGPROF, -signal.SIGALRM):
@@ -104,12 +110,15 @@ class Sandbox:
 class _Worker:
     """One process, which answers one request after the other."""
 
-    def __init__(self, seconds: float, memory: int) -> None:
+    def __init__(self, seconds: float, memory: int, confined: str) -> None:
         environment = {key: os.environ[key] for key in _PASSED if key in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["TOKENIZERS_PARALLELISM"] = "false"
         self.process = subprocess.Popen(  # noqa: S603 - this interpreter
-            [sys.executable, "-P", "-m", "hagane.system.sandbox_worker", str(seconds), str(memory)],
+            [
+                *(sys.executable, "-P", "-m", "hagane.system.sandbox_worker"),
+                *(str(seconds), str(memory), confined),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

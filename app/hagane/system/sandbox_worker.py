@@ -1,6 +1,6 @@
 """The worker process of `Sandbox`: reads a call, runs it within its limits, writes the answer.
 
-    python -m hagane.system.sandbox_worker SECONDS MEMORY
+    python -m hagane.system.sandbox_worker SECONDS MEMORY [MODULE]
 
 Calls and answers are a length in four bytes, then JSON. Needs no torch.
 """
@@ -15,25 +15,40 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
+from hagane.system.lockdown import LockdownError, lock_down
+
 # On a busy machine a call waits for its processor time; that many times as long.
 _PATIENCE = 20
 _LENGTH = struct.Struct("<I")
 
 
-def main(seconds: float, memory: int) -> None:
-    """Serve until the other side closes."""
+def main(seconds: float, memory: int, confined: str = "") -> None:
+    """Serve until the other side closes; confined after the module `confined` is imported."""
     answers = os.fdopen(os.dup(1), "wb")
     # A program's output is not the answer.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _limit_memory(memory)
+    refusal = _confine(confined) if confined else None
     while head := sys.stdin.buffer.read(_LENGTH.size):
         (length,) = _LENGTH.unpack(head)
-        _answer(sys.stdin.buffer.read(length), answers, seconds)
+        _answer(sys.stdin.buffer.read(length), answers, seconds, refusal)
 
 
-def _answer(request: bytes, answers: BinaryIO, seconds: float) -> None:
+def _confine(module: str) -> str | None:
+    """Why the process cannot be confined; None where it is from now on."""
+    importlib.import_module(module)
+    try:
+        lock_down()
+    except LockdownError as error:
+        return str(error)
+    return None
+
+
+def _answer(request: bytes, answers: BinaryIO, seconds: float, refusal: str | None) -> None:
     _limit_time(seconds)
     try:
+        if refusal is not None:
+            raise LockdownError(refusal)
         function, *arguments = json.loads(request)
         module, _, name = function.partition(":")
         answer: dict[str, Any] = {
@@ -69,4 +84,4 @@ def _limit_memory(memory: int) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(float(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

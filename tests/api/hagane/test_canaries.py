@@ -95,7 +95,7 @@ def test_a_faultless_candidate_is_promoted(admin_server, hook):
     assert [event["level"] for event in found["canary"]["events"]] == ["info", "info"]
     assert "is promoted" in found["canary"]["events"][0]["message"]
     counts = found["canary"]["counts"]
-    assert counts["target"]["requests"] + counts["candidate"]["requests"] == 20
+    assert min(counts[arm]["requests"] for arm in ("target", "candidate")) >= 3
     deadline = time.monotonic() + 20
     while not Hook.received:
         assert time.monotonic() < deadline, "the webhook was not called again"
@@ -107,7 +107,7 @@ def test_a_faultless_candidate_is_promoted(admin_server, hook):
 
 
 def test_a_disliked_candidate_is_rolled_back_and_a_liked_one_waits_for_certainty(admin_server):
-    alias = Alias(admin_server, "judged")
+    alias = Alias(admin_server, "disliked")
     alias.set(policy={"min_requests": 2, "min_win_rate": 0.5})
     count = {"target": 0, "candidate": 0}
     for _ in range(60):

@@ -11,6 +11,7 @@ from pathlib import Path
 from hagane.store.answers.canaries import Canaries
 from hagane.store.answers.completions import Completions
 from hagane.store.answers.datasets import Datasets
+from hagane.store.answers.evals import Evals
 from hagane.store.answers.feedback import FeedbackLog
 from hagane.store.answers.migrations import MIGRATIONS
 from hagane.store.database import Database
@@ -20,13 +21,14 @@ ANSWERS_FILE = "answers.sqlite3"
 
 @dataclass(frozen=True)
 class Answers:
-    """Stored completions, feedback on them, data sets made of both, canaries judged by it."""
+    """Stored completions and feedback, and what is made of them: data sets, canaries, evals."""
 
     database: Database
     completions: Completions
     feedback: FeedbackLog
     datasets: Datasets
     canaries: Canaries
+    evals: Evals
 
     @classmethod
     def open(cls, directory: Path | None) -> Answers:
@@ -38,4 +40,5 @@ class Answers:
             FeedbackLog(database),
             Datasets(database),
             Canaries(database),
+            Evals(database),
         )

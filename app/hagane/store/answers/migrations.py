@@ -109,4 +109,49 @@ _THIRD = (
     "CREATE INDEX canary_events_canary ON canary_events (canary, sequence)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)
+_FOURTH = (
+    """
+    CREATE TABLE evals (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        name TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        data_source_config JSON NOT NULL,
+        testing_criteria JSON NOT NULL,
+        metadata JSON NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE eval_runs (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        eval TEXT NOT NULL REFERENCES evals (id),
+        name TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        model TEXT NOT NULL,
+        total INTEGER NOT NULL,
+        data_source JSON NOT NULL,
+        error JSON,
+        metadata JSON NOT NULL
+    )
+    """,
+    "CREATE INDEX eval_runs_eval ON eval_runs (eval, sequence)",
+    "CREATE INDEX eval_runs_status ON eval_runs (status, sequence)",
+    """
+    CREATE TABLE eval_items (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        run TEXT NOT NULL REFERENCES eval_runs (id),
+        number INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        item JSON NOT NULL,
+        sample JSON NOT NULL,
+        results JSON NOT NULL,
+        UNIQUE (run, number)
+    )
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)

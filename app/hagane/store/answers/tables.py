@@ -95,3 +95,42 @@ canary_events = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
 )
+evals = sa.Table(
+    "evals",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("data_source_config", sa.JSON, nullable=False),
+    sa.Column("testing_criteria", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+)
+eval_runs = sa.Table(
+    "eval_runs",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("eval", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("data_source", sa.JSON, nullable=False),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("metadata", sa.JSON, nullable=False),
+)
+eval_items = sa.Table(
+    "eval_items",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("run", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("item", sa.JSON, nullable=False),
+    sa.Column("sample", sa.JSON, nullable=False),
+    sa.Column("results", sa.JSON, nullable=False),
+)
