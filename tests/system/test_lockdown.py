@@ -61,7 +61,7 @@ def test_time_and_memory_are_bounded_and_the_next_call_works(sandbox):
     ("source", "message"),
     [
         ("x = 1", "grade"),
-        ("def grade(sample, item) return 1", "syntax"),
+        ("def grade(sample, item) return 1", "expected ':'"),
         ("def grade(sample, item): return 'high'", "high"),
         ("def grade(sample, item): return float('nan')", "nan"),
     ],

@@ -73,7 +73,11 @@ def rouge(order: int) -> Callable[[str, str], float]:
     """F1 of the n-grams of one order (Lin, 2004)."""
 
     def measure(text: str, reference: str) -> float:
-        ours, theirs = _grams(words(text), order), _grams(words(reference), order)
+        said, wanted = words(text), words(reference)
+        ours, theirs = _grams(said, order), _grams(wanted, order)
+        if not ours and not theirs:
+            # Both are shorter than the n-grams.
+            return float(said == wanted)
         return _f1((ours & theirs).total(), ours.total(), theirs.total())
 
     return measure
