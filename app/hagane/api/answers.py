@@ -51,7 +51,7 @@ class Origin:
         return cls(key, user, ref.id, ref.alias, ref.arm)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     body: ChatBody
     response: dict[str, Any]
@@ -108,13 +108,12 @@ class AnswerLog:
         """The origin of one of the latest answers, stored or not."""
         return self._recent.get(completion_id)
 
-    def keep(self, body: ChatBody, response: dict[str, Any], size: int) -> None:
+    def keep(self, body: ChatBody, response: dict[str, Any], origin: Origin, size: int) -> None:
         """Store the complete answer `response` to `body`; both have about `size` bytes."""
         if self._waiting_bytes + size > _MOST_WAITING_BYTES:
             self._lost.labels("queue_full").inc()
             logger.warning("%s is not stored: too many others wait", response["id"])
             return
-        origin = self._recent[response["id"]]
         self._waiting.append(_Waiting(body, response, origin, size))
         self._waiting_bytes += size
         self._changes.notify()

@@ -61,7 +61,8 @@ async def chat(
         "model": resolved.ref.id,
     }
     user = body.user or body.safety_identifier
-    serving.answers.note(head["id"], Origin.of(resolved.ref, account.label, user))
+    origin = Origin.of(resolved.ref, account.label, user)
+    serving.answers.note(head["id"], origin)
 
     def finish(choices: list[dict[str, Any]]) -> dict[str, Any]:
         """The whole answer, which is stored if the body wants it."""
@@ -69,7 +70,7 @@ async def chat(
         whole = {**head, "object": "chat.completion", "choices": choices, "usage": usage.as_json()}
         if body.store:
             size = body_size(request) + _BYTES_PER_TOKEN * usage.completion_tokens
-            serving.answers.keep(body, whole, size)
+            serving.answers.keep(body, whole, origin, size)
         return whole
 
     if body.stream:
