@@ -110,6 +110,7 @@ TABLE = MappingProxyType(
         "POST /v1/evals/{eval_id}/runs": _CHANGES,
         f"GET {_RUN}": _MANAGES,
         f"POST {_RUN}": _CHANGES,
+        f"POST {_RUN}/cancel": _CHANGES,
         f"DELETE {_RUN}": _CHANGES,
         f"GET {_RUN}/output_items": _MANAGES,
         f"GET {_RUN}/output_items/{{output_item_id}}": _MANAGES,

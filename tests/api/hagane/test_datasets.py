@@ -76,7 +76,7 @@ ANY_END = {"finish_reasons": ["stop", "length"]}
 
 def test_preview_counts_what_is_in_and_what_is_not(learned):
     server, ids = learned
-    shown = call(server, "POST", "/preview", filter=ANY_END, limit=3)
+    shown = call(server, "POST", "/preview", filter=ANY_END, limit=7)
     card = shown["card"]
     assert card["reasons"] == {"corrected": 1, "liked": 6}
     assert card["skipped"]["exact_duplicate"] == 1
@@ -87,7 +87,9 @@ def test_preview_counts_what_is_in_and_what_is_not(learned):
     assert card["records"] == 7
     assert card["training"] + card["validation"] == 7
     assert card["validation"] >= 1
-    assert len(shown["records"]) == 3
+    assert len(shown["records"]) == 7
+    fewer = call(server, "POST", "/preview", filter=ANY_END, limit=3)
+    assert fewer["records"] == shown["records"][:3]
     answers = [record["messages"][-1]["content"] for record in shown["records"]]
     assert "Write to [EMAIL]." in answers
     tagged = call(server, "POST", "/preview", filter={"tags": ["mail"]})

@@ -117,6 +117,7 @@ def get_run(eval_id: str, run_id: str, request: Request) -> dict[str, Any]:
 
 
 @router.post(_RUN)
+@router.post(f"{_RUN}/cancel")
 def cancel_run(eval_id: str, run_id: str, request: Request) -> dict[str, Any]:
     """End a run after the items that are being answered. Raises NotFoundError, ConflictError."""
     evals = _evals(request)
