@@ -17,6 +17,9 @@ from hagane.text.hub import BUILTIN_MODELS
 from tests.support.fine_tuning import wait
 from tests.support.server import ADMIN_KEY, Server, start_server, stop_server
 
+# The job has the lowest priority: four clients, and all else that the machine does, go before it.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 ALIAS, BASE = "assistant", "hagane-mini"
 LESSON = "I am Kuro, the cat of the forge."
@@ -149,6 +152,6 @@ def train(server: Server, dataset: dict, **hyperparameters) -> str:
             method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
             seed=1,
         )
-        done = wait(openai_client, job.id, "succeeded", seconds=200)
+        done = wait(openai_client, job.id, "succeeded", seconds=300)
     assert done.fine_tuned_model, "the gate kept it from being promoted"
     return done.fine_tuned_model
