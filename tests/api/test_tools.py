@@ -8,6 +8,9 @@ import jsonschema
 import openai
 import pytest
 
+from tests.support.server import stop_server
+from tests.support.tools import TOOL_TEMPLATE, serve, with_markers
+
 MESSAGES = [{"role": "user", "content": "Is it raining?"}]
 SCHEMAS = {
     "get_weather": {
@@ -201,3 +204,59 @@ def test_a_template_without_tools_refuses_them(server):
         ask(plain)
     assert refused.value.param == "tools"
     assert "no tools" in str(refused.value)
+
+
+THINKING_TEMPLATE = TOOL_TEMPLATE + "{# <think> </think> #}{{ opening }}"
+
+
+@pytest.fixture(scope="module")
+def marked(tiny_model_dir, tmp_path_factory):
+    """A model whose markers are tokens: 3 and 4 of calls, 5 and 6 of reasoning."""
+    folder = tmp_path_factory.mktemp("marked")
+    markers = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    made = with_markers(tiny_model_dir, folder / "made", *markers)
+    running = serve(made, folder, THINKING_TEMPLATE)
+    url = f"{running.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as opened:
+        yield opened
+    stop_server(running)
+
+
+def test_a_call_that_the_model_begins_follows_its_schema(marked):
+    opening = {"3": 100}
+    answer = ask(marked, logit_bias=opening, n=8, parallel_tool_calls=False, max_tokens=200)
+    for choice in answer.choices:
+        assert choice.finish_reason == "tool_calls"
+        check(choice.message.tool_calls)
+    free = ask(marked, logit_bias={"3": -100}, max_tokens=30, temperature=0)
+    plain = ask(marked, tool_choice="none", max_tokens=30, temperature=0)
+    assert free.choices[0].message.tool_calls is None
+    assert plain.choices[0].message.content
+    # What cannot be enforced: refused where that was asked for, else left to the model.
+    odd = {"name": "odd", "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
+    loose = [{"type": "function", "function": odd}]
+    assert ask(marked, tools=loose, max_tokens=5).choices
+    strict = [{"type": "function", "function": {**odd, "strict": True}}]
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(marked, tools=strict)
+    assert "not" in str(refused.value)
+
+
+def test_reasoning_ends_within_its_budget(marked):
+    asked = {
+        "tool_choice": "none", "max_tokens": 60, "logit_bias": {"6": -100, "2": -100},
+        "extra_body": {"chat_template_kwargs": {"opening": "<think>"}},
+    }  # fmt: skip
+    endless = ask(marked, **asked)
+    assert endless.choices[0].message.content == ""
+    assert endless.usage.completion_tokens_details.reasoning_tokens >= 59
+    asked["extra_body"] = {
+        **asked["extra_body"],
+        "thinking_token_budget": 10,
+        "return_token_ids": True,
+    }
+    ended = ask(marked, **asked)
+    assert ended.choices[0].message.content
+    # What stands between the markers; 6 is the closing one.
+    assert ended.choices[0].token_ids.index(6) <= 10
+    assert ended.choices[0].message.reasoning_content

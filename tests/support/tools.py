@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
 from tests.support.server import Server, start_server
 
 TOOL_TEMPLATE = (
@@ -31,3 +34,24 @@ def serve(
     running = start_server(model, folder / "log", "--max-sequences", "16", *flags, **environment)
     running.wait_ready()
     return running
+
+
+def with_markers(tiny_model_dir: Path, directory: Path, *markers: str) -> Path:
+    """The tiny model with a tokenizer that has `markers` as tokens of their own, from id 3."""
+    shutil.copytree(tiny_model_dir, directory)
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=[
+            *(AddedToken(token, special=True) for token in special),
+            *(AddedToken(token, special=False) for token in markers),
+        ],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["Once upon a time there was a small cat."] * 20, trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory

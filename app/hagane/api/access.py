@@ -68,8 +68,12 @@ _PRETRAINING_JOB = "/admin/pretraining/jobs/{job_id}"
 TABLE = MappingProxyType(
     {
         "POST /v1/chat/completions": _GENERATES,
+        "POST /v1/chat/completions/render": _FINDS,
         "POST /v1/completions": _GENERATES,
         "POST /v1/messages": _GENERATES,
+        "POST /v1/embeddings": replace(_GENERATES, events=False),
+        "POST /v1/rerank": replace(_GENERATES, events=False),
+        "POST /v1/score": replace(_GENERATES, events=False),
         "POST /v1/messages/count_tokens": _FINDS,
         "POST /v1/responses": replace(_GENERATES, refusals=(404, 429, 504, 507)),
         "POST /v1/responses/input_tokens": _FINDS,
@@ -143,6 +147,10 @@ TABLE = MappingProxyType(
         "DELETE /v1/files/{file_id}": _CHANGES,
         "GET /v1/files/{file_id}/content": _MANAGES,
         "GET /v1/files/{file_id}/report": _MANAGES,
+        "GET /v1/batches": _ADMIN,
+        "POST /v1/batches": _CHANGES,
+        "GET /v1/batches/{batch_id}": _MANAGES,
+        "POST /v1/batches/{batch_id}/cancel": _CHANGES,
         "GET /v1/fine_tuning/jobs": _ADMIN,
         "POST /v1/fine_tuning/jobs": _CHANGES,
         f"GET {_JOB}": _MANAGES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from typing import Any
 
 from hagane.api.generation import Generation, prepare_generation
 from hagane.api.limits import Account
@@ -27,17 +28,19 @@ def prepare_answer(
     grammar: Grammar | None = None,
     param: str = "messages",
     truncate: bool = False,
+    reasoning_budget: int | None = None,
 ) -> Generation:
     """Render, tokenize and shape the answer to `conversation`; takes time with its length.
 
     `param` is the dialect's field that holds the conversation. With `truncate`, the oldest turns of
-    a conversation that is too long are left out.
+    a conversation that is too long are left out; reasoning ends after `reasoning_budget` tokens.
     Raises ContextLengthError and InvalidRequestError naming the field.
     """
     fit = _fit if truncate else _tokenize
     text, prompt, room = fit(resolved, conversation, parameters.max_tokens, param)
     source = require_template(resolved, param).source
-    answer = shape_answer(source, text, resolved.text.tokenizer, tools, grammar)
+    tokenizer = resolved.text.tokenizer
+    answer = shape_answer(source, text, tokenizer, tools, grammar, reasoning_budget)
     return prepare_generation(
         serving,
         account,
@@ -97,6 +100,13 @@ def require_template(resolved: ResolvedModel, param: str = "messages") -> ChatTe
             param=param,
         )
     return resolved.text.template
+
+
+def effort_variables(effort: str | None) -> dict[str, Any]:
+    """What templates are told of a reasoning effort; "none" switches thinking off."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
 
 
 def new_call_id() -> str:

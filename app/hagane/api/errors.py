@@ -36,7 +36,6 @@ _UNSUPPORTED = {
     "audio": "audio output",
     "prediction": "predicted output",
     "web_search_options": "web search",
-    "suffix": "filling in the middle",
     "modalities": "output other than text",
     "prompt": "stored prompts",
 }

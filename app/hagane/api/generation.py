@@ -24,6 +24,7 @@ from hagane.pool.messages import AdapterRef, GenerateRequest, GrammarRef, TokenD
 from hagane.store.catalogue import ModelRef
 from hagane.system.errors import InvalidRequestError
 from hagane.system.logging import request_id
+from hagane.text.embedding_style import Pooling
 
 PLAIN = AnswerForm(no_parsers, None)
 
@@ -61,6 +62,7 @@ def prepare_generation(
     max_tokens: int,
     answer: AnswerForm = PLAIN,
     most_calls: int | None = None,
+    pooling: Pooling | None = None,
 ) -> Generation:
     """`max_tokens` is the room that was found. Takes time with the length of what was sent.
 
@@ -75,6 +77,11 @@ def prepare_generation(
             param="n",
         )
     model = resolved.text
+    if model.encodes and pooling is None:
+        raise InvalidRequestError(
+            f"The model '{model.id}' makes embeddings and no text; use /v1/embeddings.",
+            param="model",
+        )
     timeout = parameters.timeout or settings.request_timeout
     request = GenerateRequest(
         # Logs of the engine name the HTTP request; the rest distinguishes its prompts.
@@ -90,6 +97,7 @@ def prepare_generation(
         speculates=parameters.speculates,
         adapter=_adapter(resolved.ref),
         grammar=_grammar(model, answer.grammar),
+        pooling=pooling,
     )
     decoding = Decoding(
         model.tokenizer,
@@ -128,7 +136,12 @@ def _grammar(model: TextModel, grammar: Grammar | None) -> GrammarRef | None:
     """Compiled once here, so that the engine gets none that it would refuse."""
     if grammar is None:
         return None
-    model.grammars.check(grammar)
+    try:
+        model.grammars.check(grammar)
+    except InvalidRequestError:
+        if grammar.optional:
+            return None
+        raise
     return GrammarRef(grammar.digest, grammar.text)
 
 

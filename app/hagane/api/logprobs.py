@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,3 +24,29 @@ def show_logprobs(tokenizer: Tokenizer, entry: TokenLogprobs) -> msgspec.Raw:
     return msgspec.Raw(
         msgspec.json.encode({**shown(entry.token, entry.logprob), "top_logprobs": top})
     )
+
+
+def show_prompt_logprobs(
+    tokenizer: Tokenizer, entries: Sequence[TokenLogprobs | None]
+) -> list[msgspec.Raw]:
+    """As vLLM shows those of a prompt: by token id, null for the first one.
+
+    The rank of a token that is not among the most likely ones is not known.
+    """
+    return [
+        msgspec.Raw(b"null" if entry is None else msgspec.json.encode(_by_id(tokenizer, entry)))
+        for entry in entries
+    ]
+
+
+def _by_id(tokenizer: Tokenizer, entry: TokenLogprobs) -> dict[str, Any]:
+    ranks = {token: rank for rank, (token, _) in enumerate(entry.top, 1)}
+    every = dict(entry.top) | {entry.token: entry.logprob}
+    return {
+        str(token): {
+            "logprob": max(logprob, -9999.0),
+            "rank": ranks.get(token),
+            "decoded_token": tokenizer.token_text(token),
+        }
+        for token, logprob in every.items()
+    }

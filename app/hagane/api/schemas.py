@@ -56,6 +56,9 @@ class SamplingBody(DecodingBody, StructuredBody):
         ]
         | None
     ) = None
+    # Extensions that vLLM's clients know.
+    prompt_logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
+    return_token_ids: Flag = False
     # Hints that change no answer. Chat completions are stored for `store`, with `metadata`.
     metadata: Metadata | None = None
     store: Flag | None = None
@@ -87,7 +90,7 @@ class SamplingBody(DecodingBody, StructuredBody):
             stop=stop,
             n=self.n or 1,
             logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
         )
 
 
@@ -102,6 +105,7 @@ class ChatBody(SamplingBody, ToolsBody):
     add_generation_prompt: Flag = True
     continue_final_message: Flag = False
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    thinking_token_budget: Annotated[Count, Field(ge=0)] | None = None
     # Hints that change no answer; templates that know it see the effort.
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -129,7 +133,7 @@ class CompletionBody(SamplingBody):
     logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
     echo: Flag = False
     best_of: Count | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
+    suffix: str | None = None
 
 
 class TokenizeBody(Body):

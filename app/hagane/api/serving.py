@@ -21,6 +21,7 @@ from hagane.api.offload import Offload
 from hagane.generation.grammars import GrammarChecker
 from hagane.generation.request import find_room, overflow
 from hagane.models.config import ModelConfig
+from hagane.models.encoder_config import EncoderConfig
 from hagane.pool.client import EngineClient
 from hagane.pool.models import Fleet
 from hagane.store.catalogue import Catalogue, ModelRef
@@ -35,6 +36,7 @@ from hagane.system.loops import BackgroundLoop
 from hagane.system.sandbox import shared_sandbox
 from hagane.system.settings import Settings
 from hagane.text.chat_template import ChatTemplate
+from hagane.text.embedding_style import EmbeddingStyle
 from hagane.text.generation_defaults import GenerationDefaults
 from hagane.text.tokenizer import Tokenizer
 from hagane.weights.sources.config import load_config, model_name
@@ -46,11 +48,17 @@ class TextModel:
 
     id: str
     directory: Path
-    config: ModelConfig
+    config: ModelConfig | EncoderConfig
     tokenizer: Tokenizer
     template: ChatTemplate | None
     defaults: GenerationDefaults
+    embedding: EmbeddingStyle
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it makes embeddings alone, and no text."""
+        return isinstance(self.config, EncoderConfig)
 
     @cached_property
     def grammars(self) -> GrammarChecker:
@@ -62,6 +70,9 @@ class TextModel:
         """Raises ModelError naming the file at fault."""
         # Starts while the tokenizer is read; the chat template runs there.
         shared_sandbox().warm()
+        encoder = EncoderConfig.find(directory)
+        if encoder is not None:
+            return cls._load_encoder(directory, name, encoder)
         config = load_config(directory)
         tokenizer = Tokenizer.load(directory)
         template = ChatTemplate.load(directory, tokenizer)
@@ -72,6 +83,19 @@ class TextModel:
             tokenizer=tokenizer,
             template=template,
             defaults=GenerationDefaults.load(directory, tokenizer, config, template),
+            embedding=EmbeddingStyle.load(directory, default="last"),
+        )
+
+    @classmethod
+    def _load_encoder(cls, directory: Path, name: str | None, config: EncoderConfig) -> TextModel:
+        return cls(
+            id=name or model_name(directory),
+            directory=directory,
+            config=config,
+            tokenizer=Tokenizer.load(directory),
+            template=None,
+            defaults=GenerationDefaults(),
+            embedding=EmbeddingStyle.load(directory, default="mean"),
         )
 
 
@@ -115,14 +139,18 @@ class ResolvedModel:
 
         Raises ContextLengthError with both numbers, InvalidRequestError for unusable prompts.
         """
+        self.require_known(prompt, param)
+        limit = self.context_length
+        return find_room(len(prompt), wanted, context_length=limit, param=param)
+
+    def require_known(self, prompt: Sequence[int], param: str) -> None:
+        """Raises InvalidRequestError for a token that the model has not."""
         vocab_size = self.text.config.vocab_size
         if prompt and (largest := max(prompt)) >= vocab_size:
             raise InvalidRequestError(
                 f"Token id {largest} is outside the vocabulary of {vocab_size} tokens.",
                 param=param,
             )
-        limit = self.context_length
-        return find_room(len(prompt), wanted, context_length=limit, param=param)
 
 
 @dataclass(frozen=True)
@@ -176,7 +204,7 @@ class Serving:
             text = await asyncio.to_thread(_load_text, ref.model_directory, ref.id)
         return ResolvedModel(ref, text, self.context_length(text.config))
 
-    def context_length(self, config: ModelConfig) -> int:
+    def context_length(self, config: ModelConfig | EncoderConfig) -> int:
         """The most tokens of a prompt and its continuation."""
         longest = config.max_position_embeddings
         return min(self.settings.context_length or longest, longest)

@@ -119,7 +119,8 @@ def choose(choice: ToolSelection, functions: Sequence[Function], *, parallel: bo
         )
     if choice.mode == "none" or not schemas:
         return NO_TOOLS
-    return Tools(schemas, choice.mode == "required", parallel and not choice.one)
+    strict = any(function.strict for function in allowed(choice, functions))
+    return Tools(schemas, choice.mode == "required", parallel and not choice.one, strict)
 
 
 def allowed(choice: ToolSelection, functions: Sequence[Function]) -> list[Function]:

@@ -22,6 +22,7 @@ import msgspec
 from hagane.engine.adapters import Adapters
 from hagane.engine.background import BackgroundThread
 from hagane.engine.cache.blocks import KVCache
+from hagane.engine.encoding import EncoderEngine
 from hagane.engine.outbox import Outbox
 from hagane.engine.prerequisites import Prerequisites, Released
 from hagane.engine.sampling.compiler import GrammarCompiler
@@ -35,6 +36,7 @@ from hagane.engine.step.pipeline import StepPipeline
 from hagane.engine.step.runner import ModelRunner
 from hagane.lora.files import Adapter, load_adapter
 from hagane.models.config import ModelConfig
+from hagane.models.encoder_config import EncoderConfig
 from hagane.pool.channel import EngineChannel, MalformedMessage
 from hagane.pool.messages import (
     AdapterChecked,
@@ -267,17 +269,23 @@ def main(descriptor: int) -> None:
         config = _receive_config(channel)
         configure_logging(config.log_level, config.log_format)
         try:
-            engine = Engine(config, channel)
+            engine = _make_engine(config, channel)
         except HaganeError as error:
             channel.send(EngineFailed(error.code, str(error)))
             return
         # All objects made so far stay: a full collection, 90 ms for which all streams wait, mostly
         # looked through torch's own objects.
         gc.freeze()
-        engine.runner.pin_main_thread()
+        if isinstance(engine, Engine):
+            engine.runner.pin_main_thread()
         engine.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         logger.info("the API process is gone; the engine ends")
+
+
+def _make_engine(config: EngineConfig, channel: EngineChannel) -> Engine | EncoderEngine:
+    encoder = EncoderConfig.find(Path(config.model))
+    return Engine(config, channel) if encoder is None else EncoderEngine(config, encoder, channel)
 
 
 def _receive_config(channel: EngineChannel) -> EngineConfig:

@@ -68,6 +68,7 @@ class Update:
     end: TokenLogprobs | None = None
     reasoning_tokens: int = 0
     stopped: str | None = None
+    embedding: bytes | None = None
 
     @property
     def finish_reason(self) -> FinishReason | None:

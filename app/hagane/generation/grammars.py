@@ -13,7 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import llguidance
@@ -36,10 +36,14 @@ _KEPT_VERDICTS = 512
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar in llguidance's notation, and the field of the request that asked for it."""
+    """A grammar in llguidance's notation, and the field of the request that asked for it.
+
+    One that is `optional` is left out where it cannot be enforced.
+    """
 
     text: str
     param: str
+    optional: bool = False
 
     @property
     def digest(self) -> str:
@@ -127,13 +131,7 @@ def from_calls(
     Each call stands between the markers of `frame`; without one, the calls are one JSON list.
     Raises InvalidRequestError as `from_json_schema` does.
     """
-    rules = []
-    for index, (name, schema) in enumerate(functions.items()):
-        head = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
-        rules.append(f'function{index}: {head} arguments{index} "}}"')
-        text = _schema_text(schema, param, **{"x-guidance": _JSON_OPTIONS})
-        rules.append(f"arguments{index}: %json {text}")
-    rules.append("call: " + " | ".join(f"function{index}" for index in range(len(functions))))
+    rules = _call_rules(functions, param)
     if frame is None:
         rules.insert(0, 'start: "[" call ' + ('(", " call)* "]"' if several else '"]"'))
     else:
@@ -145,18 +143,71 @@ def from_calls(
     return Grammar(text, param)
 
 
+def text_with_calls(
+    functions: Mapping[str, Mapping[str, Any]],
+    param: str,
+    *,
+    frame: tuple[Marker, Marker],
+    between: Sequence[Marker] = (),
+    optional: bool,
+) -> Grammar:
+    """Any text, in which a call that its opening marker begins follows its schema to the end.
+
+    The markers are tokens of their own; those `between` may stand anywhere in the text.
+    Raises InvalidRequestError as `from_calls` does.
+    """
+    opening, closing = (marker.as_lark() for marker in frame)
+    parts = " | ".join(["TEXT", "framed", *(marker.as_lark() for marker in between)])
+    rules = [
+        f"start: ({parts})*",
+        "TEXT: /(.|\\n)+/",
+        f'framed: {opening} "\\n" call "\\n" {closing}',
+        *_call_rules(functions, param),
+    ]
+    text = "\n".join(rules)
+    _check_size(text, param)
+    return Grammar(text, param, optional)
+
+
+def any_text(between: Sequence[Marker], param: str) -> Grammar:
+    """Any text, with these markers anywhere in it."""
+    parts = " | ".join(["TEXT", *(marker.as_lark() for marker in between)])
+    return Grammar(f"start: ({parts})*\nTEXT: /(.|\\n)+/", param)
+
+
+def _call_rules(functions: Mapping[str, Mapping[str, Any]], param: str) -> list[str]:
+    """Rules of which `call` is a call of one of the functions."""
+    rules = []
+    for index, (name, schema) in enumerate(functions.items()):
+        head = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
+        rules.append(f'function{index}: {head} arguments{index} "}}"')
+        text = _schema_text(schema, param, **{"x-guidance": _JSON_OPTIONS})
+        rules.append(f"arguments{index}: %json {text}")
+    return [*rules, "call: " + " | ".join(f"function{index}" for index in range(len(functions)))]
+
+
 def one_of(first: Grammar, second: Grammar) -> Grammar:
     """Text of either grammar; problems are reported for the field of the first."""
     return _compose("start: @first | @second", {"first": first, "second": second}, first.param)
 
 
-def after_reasoning(grammar: Grammar, closing: Marker) -> Grammar:
-    """Reasoning that has begun already, up to its `closing` marker, and then `grammar`."""
-    if closing.token is not None:
+def after_reasoning(grammar: Grammar, closing: Marker, budget: int | None = None) -> Grammar:
+    """Reasoning that has begun already, up to its `closing` marker, and then `grammar`.
+
+    With a `budget`, which needs a marker that is one token, the reasoning is closed after that many
+    tokens.
+    """
+    if budget is not None:
+        rules = (
+            f"start: thought {closing.as_lark()} /\\s*/ @answer\n"
+            f"thought[max_tokens={budget}]: /(.|\\n)*/"
+        )
+    elif closing.token is not None:
         rules = f"start: /(.|\\n)*/ {closing.as_lark()} /\\s*/ @answer"
     else:
         rules = f"start: thought /\\s*/ @answer\nthought[suffix={closing.as_lark()}]: /(.|\\n)*/"
-    return _compose(rules, {"answer": grammar}, grammar.param)
+    composed = _compose(rules, {"answer": grammar}, grammar.param)
+    return replace(composed, optional=grammar.optional)
 
 
 def _compose(rules: str, parts: Mapping[str, Grammar], param: str) -> Grammar:

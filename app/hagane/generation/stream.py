@@ -153,6 +153,7 @@ class _Continuation:
             end=delta.logprobs[-1] if delta.stopped_on_token and delta.logprobs else None,
             reasoning_tokens=len(visible) if reasoning else 0,
             stopped=self._text.stopped,
+            embedding=delta.embedding,
         )
 
     def _tell_reasoning(self, events: Sequence[Event]) -> bool:

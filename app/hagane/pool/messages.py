@@ -14,6 +14,7 @@ import msgspec
 
 from hagane.system.errors import InvalidRequestError
 from hagane.system.weight_formats import FormatChoice
+from hagane.text.embedding_style import Pooling
 
 FinishReason = Literal["stop", "length"]
 FailureCode = Literal[
@@ -115,7 +116,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `priority` runs first. `deadline` is a `time.monotonic()` moment. Requests share prefix-cache
     blocks only with requests of equal `cache_salt` and equal adapter. Answers follow `grammar` to
     its end, which ends them. Where it `speculates` and the engine does, several tokens may be
-    verified in one step, which changes the time that an answer takes and nothing else.
+    verified in one step, which changes the time that an answer takes and nothing else. With
+    `pooling` the prompt's embedding is wanted, and at most a token.
     """
 
     request_id: str
@@ -128,6 +130,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     adapter: AdapterRef | None = None
     grammar: GrammarRef | None = None
     speculates: bool = True
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what this process boundary cannot carry."""
@@ -179,7 +182,8 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `tokens` includes the end-of-text or stop token that ended the text (`stopped_on_token` is
     then true, and the token is not part of the text). `prompt_logprobs` has one entry per prompt
-    token, None for the first, and comes once, with the first delta of index 0.
+    token, None for the first, and comes once, with the first delta of index 0. So does `embedding`:
+    float32 values, little-endian, one after the other.
     """
 
     request_id: str
@@ -191,6 +195,7 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     stopped_on_token: bool = False
     cached_tokens: int = 0
     queue_seconds: float = 0.0
+    embedding: bytes | None = None
 
 
 class RequestFailed(msgspec.Struct, frozen=True):

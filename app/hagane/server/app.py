@@ -31,14 +31,17 @@ from hagane.api.hagane import (
     health,
     openapi,
     pretraining,
+    rerank,
     tokenize,
     web,
 )
 from hagane.api.limits import ANONYMOUS, Accounts, key_label
 from hagane.api.openai import (
+    batches,
     chat,
     completions,
     conversations,
+    embeddings,
     evals,
     files,
     fine_tuning,
@@ -46,6 +49,7 @@ from hagane.api.openai import (
     responses,
     stored_completions,
 )
+from hagane.api.openai.batch_runner import BatchRunner
 from hagane.api.openai.response_runs import fail_interrupted
 from hagane.api.serving import Serving, TextModel
 from hagane.api.sse import ClientDisconnectedError
@@ -76,8 +80,8 @@ logger = logging.getLogger(__name__)
 
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
-    chat, completions, responses, conversations, messages, models, tokenize,
-    health, metrics, openapi, web, adapters, admin, admin_page, aliases, files,
+    chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
+    health, metrics, openapi, web, adapters, admin, admin_page, aliases, files, batches,
     fine_tuning, pretraining, stored_completions, feedback, datasets, evals,
 )  # fmt: skip
 
@@ -106,6 +110,7 @@ def create_app(
         yield announcing
         yield from fleet.loops()
         yield from supervisor.loops
+        yield batch_runner.loop
         yield from answers.loops
         yield canaries.loop
         yield runner.loop
@@ -134,6 +139,8 @@ def create_app(
         prepared = asyncio.get_running_loop().run_in_executor(None, _prepare, model)
         if store.durable:
             supervisor.start()
+        if store.durable and settings.admin_key.get_secret_value():
+            batch_runner.loop.start()
         await asyncio.to_thread(fail_interrupted, store.responses)
         announcing.start()
         answers.start()
@@ -146,6 +153,7 @@ def create_app(
                 await stack.enter_async_context(listener.running())
             yield
         await prepared
+        await batch_runner.loop.stop()
         await serving.runs.stop()
         await asyncio.gather(
             announcing.stop(),
@@ -157,6 +165,7 @@ def create_app(
         await asyncio.gather(answers.stop(), canaries.stop())
 
     app = _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
+    batch_runner = BatchRunner(app, serving)
     return app
 
 
@@ -183,6 +192,8 @@ def open_store(settings: Settings) -> Store:
 
 def _prepare(model: TextModel) -> None:
     """Read the vocabulary for grammars; requests with one are refused where that fails."""
+    if model.encodes:
+        return
     try:
         model.grammars.prepare()
     except ModelError as error:

@@ -13,6 +13,7 @@ from types import TracebackType
 import sqlalchemy as sa
 
 from hagane.store import tables
+from hagane.store.batches import UNFINISHED as UNFINISHED_BATCHES
 from hagane.store.database import Database
 from hagane.store.jobs import UNFINISHED
 from hagane.store.paging import Page, Paging, select_page, without_sequence
@@ -135,6 +136,19 @@ class Files:
                 raise ConflictError(
                     f"The file '{file_id}' is needed by the job '{user}'; cancel the job, or wait "
                     "until it has finished.",
+                    param="file_id",
+                    code="file_in_use",
+                )
+            batch = connection.execute(
+                sa.select(tables.batches.c.id).where(
+                    tables.batches.c.status.in_(UNFINISHED_BATCHES),
+                    tables.batches.c.input_file == file_id,
+                )
+            ).scalar()
+            if batch is not None:
+                raise ConflictError(
+                    f"The file '{file_id}' is needed by the batch '{batch}'; cancel the batch, or "
+                    "wait until it has finished.",
                     param="file_id",
                     code="file_in_use",
                 )

@@ -134,4 +134,26 @@ _THIRD = (
     "CREATE INDEX conversations_expiry ON conversations (expires_at)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)
+_FOURTH = (
+    """
+    CREATE TABLE batches (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        endpoint TEXT NOT NULL,
+        input_file TEXT NOT NULL,
+        completion_window TEXT NOT NULL,
+        metadata JSON NOT NULL,
+        moments JSON NOT NULL,
+        counts JSON NOT NULL,
+        errors JSON NOT NULL,
+        output_file TEXT,
+        error_file TEXT
+    )
+    """,
+    "CREATE INDEX batches_status ON batches (status, sequence)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)

@@ -8,6 +8,7 @@ from pathlib import Path
 from hagane.store.aliases import Aliases
 from hagane.store.answers.answers import Answers
 from hagane.store.artifacts import Artifacts
+from hagane.store.batches import Batches
 from hagane.store.database import Database
 from hagane.store.files import Files
 from hagane.store.jobs import Jobs
@@ -35,6 +36,7 @@ class Store:
     artifacts: Artifacts
     published: PublishedModels
     responses: Responses
+    batches: Batches
     answers: Answers
 
     @classmethod
@@ -72,6 +74,7 @@ class Store:
             Artifacts(database),
             PublishedModels(directory / MODELS_FOLDER),
             Responses(database, retention),
+            Batches(database),
             Answers.open(directory if durable else None),
         )
 

@@ -130,3 +130,21 @@ items = sa.Table(
     sa.Column("bytes", sa.Integer, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
 )
+batches = sa.Table(
+    "batches",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("input_file", sa.Text, nullable=False),
+    sa.Column("completion_window", sa.Text, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("moments", sa.JSON, nullable=False),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("errors", sa.JSON, nullable=False),
+    sa.Column("output_file", sa.Text),
+    sa.Column("error_file", sa.Text),
+)

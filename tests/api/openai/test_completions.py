@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tests.support.server import start_server, stop_server
+from tests.support.tools import with_markers
+
 
 def ask(server, **body) -> dict:
     body = {"model": "tiny", "temperature": 0, "max_tokens": 12} | body
@@ -135,3 +138,67 @@ def test_extreme_integers_hurt_nobody(served, field, number):
         assert answer.status_code in (200, 400), answer.text
         assert number < 1 << 63 or answer.status_code == 400
     assert httpx.get(f"{server.url}/health/ready").json()["engine_pid"] == pid
+
+
+def test_token_ids_and_prompt_logprobs_are_shown_on_request(server):
+    asked = {
+        "model": "tiny", "max_tokens": 6, "temperature": 0, "return_token_ids": True,
+        "prompt_logprobs": 2, "logprobs": 1, "echo": True,
+    }  # fmt: skip
+    url = f"{server.url}/v1/completions"
+    choice = httpx.post(url, json={**asked, "prompt": "Once upon"}).json()["choices"][0]
+    prompt, tokens = choice["prompt_token_ids"], choice["token_ids"]
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert choice["prompt_logprobs"][0] is None
+    for token, entry, logprob in zip(
+        prompt[1:],
+        choice["prompt_logprobs"][1:],
+        choice["logprobs"]["token_logprobs"][1 : len(prompt)],
+        strict=True,
+    ):
+        assert entry[str(token)]["logprob"] == pytest.approx(logprob)
+    text = httpx.post(f"{server.url}/detokenize", json={"tokens": [*prompt, *tokens]}).json()
+    assert text["prompt"] == choice["text"]
+    body = {**asked, "prompt": "Once upon", "stream": True, "echo": False, "logprobs": None}
+    lines = [line for line in httpx.post(url, json=body).text.splitlines() if "{" in line]
+    chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    assert [token for chunk in chunks for token in chunk["token_ids"]] == tokens
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [prompt] + [None] * (
+        len(chunks) - 1
+    )
+    chat = {
+        "model": "tiny", "messages": [{"role": "user", "content": "Once"}], "max_tokens": 4,
+        "return_token_ids": True, "prompt_logprobs": 0, "temperature": 0,
+    }  # fmt: skip
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat).json()
+    shown = httpx.post(f"{server.url}/v1/chat/completions/render", json=chat).json()
+    assert answer["prompt_token_ids"] == shown["prompt_token_ids"]
+    assert shown["prompt"].startswith("<|im_start|>user\nOnce")
+    assert shown["count"] == answer["usage"]["prompt_tokens"] == len(answer["prompt_logprobs"])
+    assert len(answer["choices"][0]["token_ids"]) <= 4
+    streamed = httpx.post(f"{server.url}/v1/chat/completions", json={**chat, "stream": True})
+    lines = [line for line in streamed.text.splitlines() if "{" in line]
+    pieces = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    ids = [token for piece in pieces for token in piece.get("token_ids", [])]
+    assert ids == answer["choices"][0]["token_ids"]
+
+
+def test_a_suffix_is_filled_in_where_the_model_has_the_tokens(server, tiny_model_dir, tmp_path):
+    url = "/v1/completions"
+    body = {"model": "fim", "prompt": "def a():", "suffix": "return 1", "max_tokens": 5}
+    body |= {"temperature": 0, "return_token_ids": True}
+    refused = httpx.post(server.url + url, json={**body, "model": "tiny"})
+    assert refused.json()["error"]["param"] == "suffix"
+    markers = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    running = start_server(with_markers(tiny_model_dir, tmp_path / "fim", *markers), tmp_path / "l")
+    try:
+        running.wait_ready()
+        (filled,) = httpx.post(running.url + url, json=body).json()["choices"]
+        whole = {**body, "suffix": None, "prompt": filled["prompt_token_ids"]}
+        (same,) = httpx.post(running.url + url, json=whole).json()["choices"]
+        asked = {"tokens": filled["prompt_token_ids"]}
+        shown = httpx.post(f"{running.url}/detokenize", json=asked).json()["prompt"]
+    finally:
+        stop_server(running)
+    assert shown == "<|fim_prefix|>def a():<|fim_suffix|>return 1<|fim_middle|>"
+    assert filled["text"] == same["text"]

@@ -12,6 +12,7 @@ from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
 from hagane.api.answering import prepare_answer, tokenize_chat
+from hagane.api.answers import Origin
 from hagane.api.anthropic.events import MessageWriter, Wire
 from hagane.api.anthropic.schemas import (
     AnthropicMessage,
@@ -60,6 +61,9 @@ async def create(
         size, _prepare, serving, account, resolved, body
     )
     writer = MessageWriter(resolved.ref.id, generation.usage)
+    user = body.metadata.user_id if body.metadata else None
+    origin = Origin.of(resolved.ref, account.label, user)
+    serving.answers.note(writer.message["id"], origin)
     events = _events(serving, account, generation, writer)
     if body.stream:
         return await stream(request, events, serving.settings.keep_alive_seconds, FRAMING)
@@ -159,6 +163,7 @@ def _prepare(
         parameters,
         tools=choose(body.choice, body.functions, parallel=body.parallel),
         grammar=body.wanted_grammar(),
+        reasoning_budget=body.thinking.budget_tokens if body.thinking else None,
     )
 
 

@@ -13,7 +13,7 @@ from fastapi import Depends, Request, Response
 from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
-from hagane.api.answering import new_call_id, prepare_answer
+from hagane.api.answering import effort_variables, new_call_id, prepare_answer, render_chat
 from hagane.api.answers import Origin
 from hagane.api.generation import Generation
 from hagane.api.json_body import body_size
@@ -21,6 +21,7 @@ from hagane.api.limits import Account
 from hagane.api.logprobs import show_logprobs
 from hagane.api.messages import Message
 from hagane.api.openai.chat_answer import ChatAnswer
+from hagane.api.openai.chat_extras import ChatExtras
 from hagane.api.schemas import ChatBody
 from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
@@ -68,17 +69,39 @@ async def chat(
         """The whole answer, which is stored if the body wants it."""
         usage = generation.usage
         whole = {**head, "object": "chat.completion", "choices": choices, "usage": usage.as_json()}
+        whole |= extras.of_prompt
         if body.store:
             size = body_size(request) + _BYTES_PER_TOKEN * usage.completion_tokens
             serving.answers.keep(body, whole, origin, size)
         return whole
 
+    extras = ChatExtras(body, generation)
     if body.stream:
         chunk = {**head, "object": "chat.completion.chunk"}
-        chunks = _chunks(generation, updates, body, chunk, finish)
+        chunks = _chunks(generation, updates, body, chunk, finish, extras)
         return await stream(request, chunks, serving.settings.keep_alive_seconds)
-    choices = await unless_disconnected(request, _whole(generation, updates, body))
+    choices = await unless_disconnected(request, _whole(generation, updates, body, extras))
     return json_response(finish(choices))
+
+
+@router.post("/v1/chat/completions/render", response_model=None)
+async def render(body: ChatBody, request: Request) -> Response:
+    """The prompt that a body makes, as text and as token ids; nothing is generated."""
+    serving = get_serving(request)
+    resolved = await serving.resolve(body.model)
+    size = body_size(request) * body.weight
+    text, ids = await serving.offload.run_blocking(size, _render, resolved, body)
+    most = resolved.context_length
+    return json_response(
+        {"prompt": text, "prompt_token_ids": ids, "count": len(ids), "max_model_len": most}
+    )
+
+
+def _render(resolved: ResolvedModel, body: ChatBody) -> tuple[str, list[int]]:
+    conversation, parameters = read_body(body)
+    text = render_chat(resolved, conversation)
+    wanted = parameters.max_tokens
+    return text, resolved.encode(text, "messages", wanted=wanted, add_special_tokens=False)
 
 
 def read_body(body: ChatBody) -> tuple[Conversation, Parameters]:
@@ -157,8 +180,7 @@ def _template_arguments(body: ChatBody) -> dict[str, Any]:
             f"'chat_template_kwargs' must not set {sorted(taken)[0]!r}.",
             param="chat_template_kwargs",
         )
-    effort = {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
-    return effort | extra
+    return effort_variables(body.reasoning_effort) | extra
 
 
 def _prepare(
@@ -173,6 +195,7 @@ def _prepare(
         parameters,
         tools=body.wanted_tools(),
         grammar=body.wanted_grammar(),
+        reasoning_budget=body.thinking_token_budget,
     )
 
 
@@ -182,6 +205,7 @@ async def _chunks(
     body: ChatBody,
     head: dict[str, Any],
     keep: Callable[[list[dict[str, Any]]], object],
+    extras: ChatExtras,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The chunks of a stream; `keep` gets its choices at the end where they are to be stored."""
     started: set[int] = set()
@@ -201,16 +225,20 @@ async def _chunks(
             index = update.index
             if index not in started:
                 started.add(index)
-                yield chunk(index, {"role": "assistant", "content": ""})
+                extras.add(update)
+                yield {**chunk(index, {"role": "assistant", "content": ""}), **extras.of_prompt}
             deltas, reason = _deltas(update, body), _reason(update, body)
             logprobs = _logprobs(generation, body, update)
             if stored is not None:
                 stored[index].add(deltas, logprobs, reason)
-            if logprobs and not deltas:
+            if (logprobs or extras.wants_tokens) and not deltas:
                 deltas = [{"content": ""}]
+            tokens = extras.of_choice(update.tokens)
             for delta in deltas:
-                yield chunk(index, delta, logprobs=logprobs)
-                logprobs = None
+                written = chunk(index, delta, logprobs=logprobs)
+                written["choices"][0] |= tokens
+                yield written
+                logprobs, tokens = None, extras.of_choice(())
             if reason is not None:
                 yield chunk(index, {}, reason)
     if body.include_usage:
@@ -248,14 +276,23 @@ def write_delta(event: Event, older: bool = False) -> dict[str, Any] | None:
 
 
 async def _whole(
-    generation: Generation, updates: AsyncGenerator[Update, None], body: ChatBody
+    generation: Generation,
+    updates: AsyncGenerator[Update, None],
+    body: ChatBody,
+    extras: ChatExtras,
 ) -> list[dict[str, Any]]:
     answers = [ChatAnswer() for _ in range(generation.request.n)]
+    tokens: list[list[int]] = [[] for _ in answers]
     async with aclosing(updates):
         async for update in updates:
             logprobs = _logprobs(generation, body, update)
             answers[update.index].add(_deltas(update, body), logprobs, _reason(update, body))
-    return [answer.as_json(index, body.logprobs) for index, answer in enumerate(answers)]
+            tokens[update.index] += update.tokens
+            extras.add(update)
+    return [
+        answer.as_json(index, body.logprobs) | extras.of_choice(tokens[index])
+        for index, answer in enumerate(answers)
+    ]
 
 
 def _deltas(update: Update, body: ChatBody) -> list[dict[str, Any]]:

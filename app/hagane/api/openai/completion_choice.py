@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from hagane.api.generation import Generation
+from hagane.api.logprobs import show_prompt_logprobs
 from hagane.api.schemas import CompletionBody
 from hagane.generation.detokenizer import Detokenizer
 from hagane.generation.events import TextDelta, Update
@@ -23,12 +24,15 @@ class CompletionChoice:
         self._entries: list[TokenLogprobs] = []
         self._prompt: tuple[TokenLogprobs | None, ...] = ()
         self._reason: str | None = None
+        self._tokens: list[int] = []
+        self._began = False
         self._echoed = not body.echo
         self._offsets = _Offsets(generation)
 
     def add(self, update: Update) -> None:
         self._prompt = update.prompt_logprobs or self._prompt
         self._reason = update.finish_reason
+        self._tokens += update.tokens
         if self._body.max_tokens == 0:
             self._reason = self._reason and "length"
             return
@@ -57,8 +61,24 @@ class CompletionChoice:
         logprobs = None
         if self._body.logprobs is not None:
             logprobs = self._logprobs(prompt)
+        written = {"index": index, "text": text, "logprobs": logprobs}
+        written |= {"finish_reason": self._reason, **self._extensions()}
         self._echoed, self._text, self._entries = True, "", []
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": self._reason}
+        return written
+
+    def _extensions(self) -> dict[str, Any]:
+        """The fields that vLLM's clients ask for; those of the prompt come once."""
+        shown: dict[str, Any] = {}
+        if self._body.return_token_ids:
+            shown["token_ids"], self._tokens = self._tokens, []
+            if not self._began:
+                shown["prompt_token_ids"] = list(self._generation.request.prompt)
+        if self._body.prompt_logprobs is not None and self._prompt:
+            tokenizer = self._generation.resolved.text.tokenizer
+            shown["prompt_logprobs"] = show_prompt_logprobs(tokenizer, self._prompt)
+            self._prompt = ()
+        self._began = True
+        return shown
 
     def _logprobs(self, prompt: list[tuple[int, TokenLogprobs | None]]) -> dict[str, Any]:
         """Parallel lists; the prompt's first token has no probability."""

@@ -28,6 +28,7 @@ from hagane.generation.stream import no_parsers
 from hagane.generation.tools import AnswerForm
 from hagane.generation.usage import Usage
 from hagane.system.errors import InvalidRequestError
+from hagane.text.fill_in_the_middle import FillInTheMiddle
 
 router = guarded_router()
 
@@ -35,6 +36,8 @@ router = guarded_router()
 _MOST_SEQUENCES = 256
 
 Prompt = str | list[int]
+# A chunk is worth sending where it has any of these.
+_SENT = ("text", "logprobs", "finish_reason", "token_ids")
 
 
 @router.post("/v1/completions", response_model=None)
@@ -73,6 +76,11 @@ def read_body(body: CompletionBody) -> tuple[list[Prompt], Parameters]:
         raise InvalidRequestError(
             "'max_tokens' 0 generates nothing; it is for 'echo': true.", param="max_tokens"
         )
+    if body.suffix and body.echo:
+        raise InvalidRequestError(
+            "'echo' and 'suffix' exclude each other: the prompt is not before the answer.",
+            param="suffix",
+        )
     prompts = _prompts(body.prompt)
     sequences = len(prompts) * (body.n or 1)
     if not prompts or sequences > _MOST_SEQUENCES:
@@ -107,7 +115,9 @@ def _prepare(
     for prompt in prompts:
         wanted = body.max_tokens or None
         ids = prompt
-        if isinstance(ids, str):
+        if body.suffix:
+            ids = _around(resolved, ids, body.suffix, wanted)
+        elif isinstance(ids, str):
             ids = resolved.encode(ids, "prompt", wanted=wanted)
         resolved.find_room(ids, wanted, "prompt")
         generations.append(
@@ -122,6 +132,23 @@ def _prepare(
             )
         )
     return generations
+
+
+def _around(resolved: ResolvedModel, prompt: Prompt, suffix: str, wanted: int | None) -> list[int]:
+    """The prompt for what stands between a text and its `suffix`. Raises InvalidRequestError."""
+    form = FillInTheMiddle.find(resolved.text.tokenizer)
+    if form is None:
+        raise InvalidRequestError(
+            f"The model '{resolved.text.id}' was not trained for filling in the middle; leave "
+            "'suffix' out, or use one that has tokens for it.",
+            param="suffix",
+            code="unsupported_parameter",
+        )
+    before = prompt
+    if isinstance(before, str):
+        before = resolved.encode(before, "prompt", wanted=wanted, add_special_tokens=False)
+    behind = resolved.encode(suffix, "suffix", wanted=wanted, add_special_tokens=False)
+    return form.prompt(before, behind)
 
 
 class _Running:
@@ -212,7 +239,7 @@ async def _chunks(running: _Running, head: dict[str, Any]) -> AsyncGenerator[dic
             choice.add(update)
             index = position * len(running.choices[position]) + update.index
             written = await running.offload.run(choice.size, choice.take, index)
-            if written["text"] or written["logprobs"] or written["finish_reason"]:
+            if any(written[name] for name in _SENT if name in written):
                 usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
                 if body.continuous_usage:
                     usage = {"usage": running.usage()}

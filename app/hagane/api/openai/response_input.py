@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from hagane.api.answering import effort_variables
 from hagane.api.openai.response_items import parse_items, read_turns
 from hagane.api.openai.response_schemas import (
     Item,
@@ -85,8 +86,7 @@ def _earlier(responses: Responses, owner: str, body: ResponseInput) -> list[Item
 
 def _template_variables(body: ResponseInput) -> tuple[tuple[str, Any], ...]:
     effort = body.reasoning.effort if body.reasoning else None
-    given = {"reasoning_effort": effort} if effort else {}
-    return tuple((given | (body.chat_template_kwargs or {})).items())
+    return tuple((effort_variables(effort) | (body.chat_template_kwargs or {})).items())
 
 
 def show_head(

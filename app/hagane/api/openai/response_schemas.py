@@ -196,6 +196,8 @@ class Reasoning(Body):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    # An extension.
+    token_budget: Annotated[Count, Field(ge=0)] | None = None
 
 
 class ResponseStreamOptions(Body):

@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
 from hagane.api.answering import prepare_answer, tokenize_chat
+from hagane.api.answers import Origin
 from hagane.api.background import BackgroundRun
 from hagane.api.errors import describe
 from hagane.api.json_body import body_size
@@ -59,6 +60,8 @@ async def create(
     _require_sense(body)
     size = body_size(request) * body.weight
     prepared = await serving.offload.run_blocking(size, _prepare, serving, account, resolved, body)
+    origin = Origin.of(resolved.ref, account.label, body.user or body.safety_identifier)
+    serving.answers.note(prepared.id, origin)
     keep_alive = serving.settings.keep_alive_seconds
     if body.background:
         run = await _start(serving, account, prepared)
@@ -100,6 +103,7 @@ def _prepare(
         grammar=body.wanted_grammar(),
         param="input",
         truncate=body.truncation == "auto",
+        reasoning_budget=body.reasoning.token_budget if body.reasoning else None,
     )
     head = show_head(body, new_id("resp"), resolved, generation.request.sampling)
     return PreparedResponse(

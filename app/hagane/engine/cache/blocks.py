@@ -212,7 +212,7 @@ class KVCache:
         return prefix
 
     def _searches(self, sequence: Sequence) -> bool:
-        return self.prefix_caching and not sequence.needs_prompt_logits
+        return self.prefix_caching and not sequence.needs_whole_prompt
 
     def _count(self, sequence: Sequence) -> None:
         # A sequence that comes back from preemption finds its own blocks: no hit to boast of.

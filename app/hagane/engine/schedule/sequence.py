@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
+from hagane.text.embedding_style import Pooling
 
 PRIORITY_SECONDS = 10.0
 """The worth of one level of priority, in seconds of waiting."""
@@ -42,6 +43,7 @@ class Sequence:
         adapter: digest of its adapter, "" for the base; they never share blocks either.
         grammar: what its answer must follow, or None for any text.
         speculates: whether tokens may be guessed for it, to be verified several at a time.
+        pooling: how its embedding is made of hidden states, or None if none is wanted.
         adjusts: whether its logits are to be changed before a token is chosen. Known once, since
             every step asks.
         pending: indices of the siblings to fork off after the prefill.
@@ -69,6 +71,7 @@ class Sequence:
     adapter: str = ""
     grammar: GrammarRef | None = None
     speculates: bool = True
+    pooling: Pooling | None = None
     adjusts: bool = False
     pending: list[int] = field(default_factory=list)
     in_flight: int = 0
@@ -97,6 +100,7 @@ class Sequence:
             adapter=request.adapter.digest if request.adapter else "",
             grammar=request.grammar,
             speculates=request.speculates,
+            pooling=request.pooling,
             adjusts=bool(
                 sampling.needs_history
                 or sampling.logit_bias
@@ -166,6 +170,12 @@ class Sequence:
     def needs_prompt_logits(self) -> bool:
         """Whether every prompt position must be computed for its logits, cached or not."""
         return self.sampling.prompt_logprobs is not None and self.sampled == 0
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether every prompt position must pass through the model, cached or not."""
+        every = self.pooling in ("mean", "first") and self.sampled == 0
+        return every or self.needs_prompt_logits
 
     @property
     def queue_seconds(self) -> float:

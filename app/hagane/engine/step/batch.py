@@ -25,8 +25,8 @@ _Arrays = dict[str | int, np.ndarray]
 class Inputs:
     """A batch on its device, as a forward pass wants it.
 
-    `token_ids` and `positions` are int64 [tokens], `logit_rows` are int64. `adapters` is None when
-    no row has one.
+    `token_ids` and `positions` are int64 [tokens], `logit_rows` and `hidden_rows` are int64; the
+    latter is None when no hidden states are wanted. `adapters` is None when no row has one.
     """
 
     token_ids: Tensor
@@ -34,6 +34,7 @@ class Inputs:
     layout: PagedLayout
     logit_rows: Tensor
     adapters: AdapterRows | None = None
+    hidden_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Batch:
     all rows of those that verify, and all rows of chunks whose prompt log-probabilities were asked
     for. These chunks are in `prompts`, each with the first of its rows of logits. `sampled` has the
     row of logits of every sampled token; None where all rows are sampled from, in order.
+    `hidden_rows` selects the rows whose hidden states are wanted: those of the chunks in `pooled`,
+    each with its first row there.
 
     `adapters` has the slot of every row's adapter, -1 for none; None if there are none. `in_flight`
     are the tokens that the previous step is still sampling. `in_flight_rows` pairs each row that
@@ -72,6 +75,8 @@ class Batch:
     logit_rows: list[int]
     prompts: Rows[tuple[Chunk, int]] = ()
     sampled: list[int] | None = None
+    hidden_rows: Rows[int] = ()
+    pooled: Rows[tuple[Chunk, int]] = ()
     adapters: list[int] | None = None
     in_flight: Tensor | None = None
     in_flight_rows: Rows[tuple[int, int]] = ()
@@ -87,6 +92,7 @@ class Batch:
             "starts": np.array(self.starts, dtype=np.int32),
             "lengths": np.array(self.lengths, dtype=np.int32),
             "rows": np.array(self.logit_rows, dtype=np.int64),
+            "hidden_rows": np.array(self.hidden_rows, dtype=np.int64),
             "in_flight_rows": np.array(self.in_flight_rows, dtype=np.int64).reshape(-1, 2).T,
             **groups,
         }
@@ -109,7 +115,8 @@ class Batch:
         if groups:
             by_slot = tuple((slot, sent[slot]) for slot in groups if isinstance(slot, int))
             adapters = AdapterRows(sent["owners"], by_slot)
-        return Inputs(sent["tokens"], sent["positions"], layout, sent["rows"], adapters)
+        hidden = sent["hidden_rows"] if self.hidden_rows else None
+        return Inputs(sent["tokens"], sent["positions"], layout, sent["rows"], adapters, hidden)
 
 
 def build_batch(
@@ -144,6 +151,7 @@ def build_batch(
         tables.append(blocks + [0] * (width - len(blocks)))
     starts = [0, *accumulate(chunk.length for chunk in chunks)]
     rows, sampled, prompts = _logit_rows(chunks, starts)
+    hidden_rows, pooled = _hidden_rows(chunks, starts)
     return Batch(
         token_ids=token_ids,
         positions=positions,
@@ -157,6 +165,8 @@ def build_batch(
         prompts=prompts,
         # Most often all rows are sampled from, and need not be copied.
         sampled=None if sampled == list(range(len(rows))) else sampled,
+        hidden_rows=hidden_rows,
+        pooled=pooled,
         adapters=_owners(chunks, adapters),
         in_flight=None if before is None else before.tokens,
         in_flight_rows=() if before is None else _in_flight_rows(chunks, starts, before),
@@ -199,6 +209,22 @@ def _logit_rows(
             rows.append(starts[index + 1] - 1)
         sampled += [len(rows) - 1] * len(chunk.samplers)
     return rows, sampled, prompts
+
+
+def _hidden_rows(
+    chunks: Rows[Chunk], starts: list[int]
+) -> tuple[list[int], list[tuple[Chunk, int]]]:
+    """`hidden_rows` and `pooled` of a batch: of prompts whose embeddings are wanted."""
+    rows: list[int] = []
+    pooled: list[tuple[Chunk, int]] = []
+    for index, chunk in enumerate(chunks):
+        pooling = chunk.sequence.pooling
+        if pooling is None or (pooling == "last" and not chunk.samplers):
+            continue
+        pooled.append((chunk, len(rows)))
+        end = starts[index + 1]
+        rows += range(end - 1 if pooling == "last" else starts[index], end)
+    return rows, pooled
 
 
 def _owners(chunks: Rows[Chunk], slots: Mapping[str, int]) -> list[int] | None:

@@ -45,6 +45,8 @@ class DecodeGraphs:
         self._lengths = np.zeros(max_rows, dtype=np.int32)
         self._adapters = np.full(max_rows, -1, dtype=np.int32)
         self._workspace = Workspace()
+        # Hidden states [rows asked for, features] of the last step that was asked for any.
+        self.hidden: Tensor | None = None
         # By rows, and whether any has an adapter: steps without pay nothing for those with.
         self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}
 
@@ -52,7 +54,7 @@ class DecodeGraphs:
         """Float32 logits [rows asked for by the batch, vocab], valid until the next step."""
         rows = len(batch.token_ids)
         decodes = batch.decodes == len(batch.logit_rows) == rows <= len(self._slots)
-        if not decodes or batch.in_flight_rows:
+        if not decodes or batch.in_flight_rows or batch.hidden_rows:
             return self._run_once(batch.to(torch.device("cpu")))
         self._token_ids[:rows] = batch.token_ids
         self._positions[:rows] = batch.positions
@@ -71,13 +73,19 @@ class DecodeGraphs:
     def _run_once(self, inputs: Inputs) -> Tensor:
         rows, context = self._narrow(inputs)
         replay = cpu.record(lambda: self._model(inputs.token_ids, context), self._workspace)
-        return self._model.logits(replay()[torch.searchsorted(rows, inputs.logit_rows)])
+        states = replay()
+        if inputs.hidden_rows is not None:
+            self.hidden = states[torch.searchsorted(rows, inputs.hidden_rows)]
+        return self._model.logits(states[torch.searchsorted(rows, inputs.logit_rows)])
 
     def _narrow(self, inputs: Inputs) -> tuple[Tensor, Paged]:
         """The rows that the model shall return, and the context that drops the others."""
         layout, tokens = inputs.layout, inputs.token_ids.shape[0]
         whole = inputs.positions, layout, self._caches, cpu, inputs.adapters
-        rows = inputs.logit_rows.unique()
+        wanted = inputs.logit_rows
+        if inputs.hidden_rows is not None:
+            wanted = torch.cat((wanted, inputs.hidden_rows))
+        rows = wanted.unique()
         if len(rows) == tokens:
             return rows, Paged(*whole)
         if not len(rows):  # no kernel takes none

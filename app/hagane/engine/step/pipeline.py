@@ -30,6 +30,7 @@ from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.schedule.sequence import Phase, Sequence
 from hagane.engine.speculative.proposer import Proposer
 from hagane.engine.step.batch import Batch, build_batch
+from hagane.engine.step.pooling import Embeddings
 from hagane.engine.step.runner import ModelRunner
 from hagane.engine.step.verification import accept, rows_of
 from hagane.kernels.transfer import send
@@ -81,6 +82,7 @@ class StepPipeline:
         self._constraints, self._proposer = constraints, proposer
         self._in_flight: InFlightStep | None = None
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
+        self._embeddings = Embeddings()
 
     @property
     def in_flight(self) -> bool:
@@ -110,6 +112,7 @@ class StepPipeline:
         self._scheduler.cancel(request_id, index)
         if index is None:
             self._prompt_logprobs.pop(request_id, None)
+            self._embeddings.forget(request_id)
 
     def _step(self) -> list[TokenDelta]:
         started = time.perf_counter()
@@ -156,6 +159,8 @@ class StepPipeline:
         for chunk, start in batch.prompts:
             if chunk.sequence.phase is Phase.RUNNING:
                 self._collect_prompt_logprobs(chunk, logits, start)
+        if batch.pooled and self._runner.hidden is not None:
+            self._embeddings.collect(batch.pooled, self._runner.hidden)
         if batch.sampled is not None:
             (rows,) = send([torch.tensor(batch.sampled, dtype=torch.int64)], logits.device)
             logits = logits[rows]
@@ -260,13 +265,15 @@ class StepPipeline:
         return TokenDelta(
             request_id=sequence.request_id,
             index=sequence.index,
-            tokens=result.tokens,
+            # The token after a prompt that is embedded is nobody's.
+            tokens=() if sequence.pooling else result.tokens,
             logprobs=None if logprobs is None else logprobs[: len(result.tokens)],
             prompt_logprobs=None if prompt is None else tuple(prompt),
             finish_reason=result.finish_reason,
             stopped_on_token=result.stopped_on_token,
             cached_tokens=sequence.cached_tokens,
             queue_seconds=sequence.queue_seconds,
+            embedding=self._embeddings.take(sequence) if sequence.pooling else None,
         )
 
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
@@ -288,6 +295,7 @@ class StepPipeline:
         logger.error("a step failed and with it all requests", exc_info=error)
         self._in_flight = None
         self._prompt_logprobs.clear()
+        self._embeddings = Embeddings()
         for request_id in self._scheduler.reset():
             message = f"The engine failed in a step ({type(error).__name__}). Send it again."
             self._outbox.fail(request_id, "engine_error", message)

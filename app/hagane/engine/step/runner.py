@@ -98,6 +98,8 @@ class ModelRunner:
             for _ in range(model_config.layers)
         )
         self.decode_rows = max(config.max_sequences, _LEAST_ROWS if self.verifies else 1)
+        # Hidden states [rows asked for, features] of the last batch that asked for any.
+        self.hidden: Tensor | None = None
         # A device allocates its memory at once.
         self._unfaulted = _huge_pages(self.caches if self.device.type == "cpu" else ())
         self._leave_cores_to_kernels()
@@ -234,18 +236,23 @@ class ModelRunner:
         if copies:
             self._copy_blocks(copies)
         if isinstance(self._graphs, DecodeGraphs):
-            return self._graphs.run(batch)
+            logits = self._graphs.run(batch)
+            self.hidden = self._graphs.hidden
+            return logits
         return self._run(batch.to(self.device))
 
     @torch.inference_mode()
     def _run(self, inputs: Inputs) -> Tensor:
-        logits = self._graphs.run(inputs) if isinstance(self._graphs, CudaGraphs) else None
-        if logits is not None:
-            return logits
+        if isinstance(self._graphs, CudaGraphs) and inputs.hidden_rows is None:
+            logits = self._graphs.run(inputs)
+            if logits is not None:
+                return logits
         context = Paged(
             inputs.positions, inputs.layout, self.caches, self.operations, inputs.adapters
         )
         hidden = self.model(inputs.token_ids, context)
+        if inputs.hidden_rows is not None:
+            self.hidden = hidden[inputs.hidden_rows]
         return self.model.logits(hidden[inputs.logit_rows])
 
     def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:

@@ -1,0 +1,190 @@
+"""Works through batches, one after the other, while nothing else wants the engine.
+
+A request of a batch is sent to the server's own routes at idle priority. New ones are started only
+while no other request runs or waits. Results are written down as they come: after a crash a batch
+goes on with the requests that have none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from hagane.api.internal import post
+from hagane.api.openai.batch_input import (
+    BatchError,
+    BatchRequest,
+    BatchResult,
+    ResultLog,
+    check_input,
+    read_requests,
+)
+from hagane.api.serving import Serving
+from hagane.store.batches import Batch
+from hagane.store.files import Files
+from hagane.system.loops import BackgroundLoop
+
+_POLL_SECONDS = 0.5
+_BUSY_SECONDS = 0.05
+_MOST_AT_A_TIME = 16
+_SAVE_SECONDS = 1.0
+# Statuses after which a request is sent again: the server is full, or its engine starts.
+_AGAIN = (429, 503)
+_AGAIN_SECONDS = 0.5
+
+
+class BatchRunner:
+    """Runs the batches of one server."""
+
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+        self._app, self._serving = app, serving
+        self._batches, self._files = serving.store.batches, serving.store.files
+        self._most = max(1, min(_MOST_AT_A_TIME, serving.settings.max_sequences // 2))
+        self.loop = BackgroundLoop("batches", self._round)
+
+    async def _round(self) -> float:
+        batch = await asyncio.to_thread(self._batches.next)
+        if batch is None:
+            return _POLL_SECONDS
+        if batch.status == "validating":
+            await self._validate(batch)
+            return 0.0
+        log = await asyncio.to_thread(ResultLog, self._log_path(batch))
+        try:
+            ending = await self._work(batch, log)
+        finally:
+            log.close()
+        await self._finalize(batch, log, ending)
+        return 0.0
+
+    def _log_path(self, batch: Batch) -> Path:
+        folder = self._serving.store.directory / "batches"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{batch.id}.log"
+
+    async def _validate(self, batch: Batch) -> None:
+        path = self._files.path(batch.input_file)
+        if not path.is_file():
+            missing = BatchError("invalid_file", "The input file is gone.", None, 0)
+            count, errors = 0, [missing]
+        else:
+            count, errors = await asyncio.to_thread(check_input, path, batch.endpoint)
+        counts = {"total": count, "completed": 0, "failed": 0}
+        after = "failed" if errors else "in_progress"
+        shown = [error.as_json() for error in errors]
+        await self._move(batch, ("validating",), after, counts=counts, errors=shown)
+
+    async def _work(self, batch: Batch, log: ResultLog) -> str:
+        """Send the requests that have no result yet; returns the status to end with."""
+        running: set[asyncio.Task[None]] = set()
+        requests = read_requests(self._files.path(batch.input_file))
+        saved = time.monotonic()
+        waiting = True
+        try:
+            while waiting or running:
+                if time.monotonic() - saved > _SAVE_SECONDS or not running:
+                    saved = time.monotonic()
+                    if (ending := await self._stopped(batch, log)) is not None:
+                        return ending
+                while waiting and len(running) < self._most and self._is_idle(len(running)):
+                    request = await asyncio.to_thread(_next, requests, log.done)
+                    if request is None:
+                        waiting = False
+                    else:
+                        running.add(asyncio.create_task(self._send(request, log)))
+                if running:
+                    done, running = await asyncio.wait(
+                        running, timeout=_BUSY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for task in done:
+                        task.result()
+                elif waiting:
+                    await asyncio.sleep(_BUSY_SECONDS)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        return "completed"
+
+    def _is_idle(self, own: int) -> bool:
+        """Whether nothing but `own` requests of batches runs or waits."""
+        stats = self._serving.client.stats
+        return stats.running + stats.waiting <= own and self._serving.client.state == "ready"
+
+    async def _stopped(self, batch: Batch, log: ResultLog) -> str | None:
+        """Save how far the batch is; the status to end with if it is to go no further."""
+        counts = {**batch.counts, "completed": log.completed, "failed": log.failed}
+        unfinished = ("in_progress", "finalizing")
+        if not await self._move(batch, unfinished, "in_progress", counts=counts):
+            return "cancelled"
+        found = await asyncio.to_thread(self._batches.get, batch.id)
+        return "expired" if time.time() > found.expires_at else None
+
+    async def _send(self, request: BatchRequest, log: ResultLog) -> None:
+        key = self._serving.settings.admin_key.get_secret_value()
+        while True:
+            answer = await post(self._app, request.url, request.as_json(), key)
+            if answer.status not in _AGAIN:
+                break
+            await asyncio.sleep(_AGAIN_SECONDS)
+        identity = answer.headers.get("x-request-id")
+        log.add(
+            BatchResult(request.number, request.custom_id, answer.status, identity, answer.body)
+        )
+
+    async def _finalize(self, batch: Batch, log: ResultLog, ending: str) -> None:
+        """Write the files of results, and end the batch."""
+        current = ("in_progress", "finalizing", "cancelling")
+        if ending != "cancelled":
+            await self._move(batch, current, "finalizing")
+        files = await asyncio.to_thread(self._write, batch, log, ending)
+        counts = {**batch.counts, "completed": log.completed, "failed": log.failed}
+        await self._move(batch, current, ending, counts=counts, **files)
+        log.path.unlink(missing_ok=True)
+
+    def _write(self, batch: Batch, log: ResultLog, ending: str) -> dict[str, str | None]:
+        if ending == "expired":
+            self._fail_rest(batch, log)
+        return {
+            "output_file": _store(self._files, batch, log, succeeded=True),
+            "error_file": _store(self._files, batch, log, succeeded=False),
+        }
+
+    def _fail_rest(self, batch: Batch, log: ResultLog) -> None:
+        error = {
+            "code": "batch_expired",
+            "message": "This request was not run before the batch's completion window ended.",
+        }
+        with contextlib.closing(ResultLog(log.path)) as more:
+            for request in read_requests(self._files.path(batch.input_file)):
+                if request.number not in more.done:
+                    more.add(BatchResult(request.number, request.custom_id, None, None, b"", error))
+            log.failed = more.failed
+
+    async def _move(
+        self, batch: Batch, before: tuple[str, ...], after: str, **changes: object
+    ) -> bool:
+        now = int(time.time())
+        return await asyncio.to_thread(
+            lambda: self._batches.move(batch.id, before, after, now, **changes)
+        )
+
+
+def _next(requests: Iterator[BatchRequest], done: set[int]) -> BatchRequest | None:
+    return next((request for request in requests if request.number not in done), None)
+
+
+def _store(files: Files, batch: Batch, log: ResultLog, *, succeeded: bool) -> str | None:
+    """Store one of the two files of results; None where it would be empty."""
+    if not (log.completed if succeeded else log.failed):
+        return None
+    kind = "output" if succeeded else "error"
+    with files.upload() as upload:
+        for line in log.lines(succeeded=succeeded):
+            upload.write(line)
+        return upload.finish(f"{batch.id}_{kind}.jsonl", "batch_output").id

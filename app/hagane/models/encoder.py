@@ -1,0 +1,118 @@
+"""The encoder of BERT (Devlin et al., 2018, arXiv:1810.04805) and RoBERTa (arXiv:1907.11692).
+
+Sum of embeddings -> norm -> layers x (x = norm(x + attention(x)); x = norm(x + mlp(x))), on a flat
+ragged batch [tokens, hidden] in which every token sees all of its own text. Module names follow
+Hugging Face checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hagane.models.encoder_config import EncoderConfig
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
+
+
+class Embeddings(nn.Module):
+    """Word, position and token type (always the first), summed and normalized."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, hidden)
+        self.position_embeddings = nn.Embedding(config.position_embeddings, hidden)
+        self.token_type_embeddings = nn.Embedding(config.token_types, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, config.norm_eps)
+        self.first_position = config.first_position
+
+    def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        x = self.word_embeddings(token_ids) + self.token_type_embeddings.weight[0]
+        x = x + self.position_embeddings(positions + self.first_position)
+        normed: Tensor = self.LayerNorm(x)
+        return normed
+
+
+class SelfAttention(nn.Module):
+    """Attention in which every token of a text sees every other."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        q, k, v = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
+        attended = [
+            functional.scaled_dot_product_attention(*text)
+            for text in zip(*(x.split(lengths, 1) for x in (q, k, v)), strict=True)
+        ]
+        return torch.cat(attended, 1).transpose(0, 1).reshape(x.shape)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] -> [heads, tokens, head_dim]."""
+        return x.view(len(x), self.heads, -1).transpose(0, 1)
+
+
+class Output(nn.Module):
+    """A projection, added to what came in, and a norm."""
+
+    def __init__(self, inputs: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        normed: Tensor = self.LayerNorm(self.dense(x) + residual)
+        return normed
+
+
+class EncoderLayer(nn.Module):
+    """Attention and MLP, each with its norm behind it."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict(
+            {"self": SelfAttention(config), "output": Output(config.hidden_size, config)}
+        )
+        dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate = nn.ModuleDict({"dense": dense})
+        self.output = Output(config.intermediate_size, config)
+        self.activation = _ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        x = self.attention["output"](self.attention["self"](x, lengths), x)
+        inner = self.activation(self.intermediate["dense"](x))
+        out: Tensor = self.output(inner, x)
+        return out
+
+
+class Encoder(nn.Module):
+    """Everything below a head."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.Module()
+        self._layers = [EncoderLayer(config) for _ in range(config.layers)]
+        self.encoder.layer = nn.ModuleList(self._layers)
+
+    def forward(self, token_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """int64 ids [tokens] of texts of these lengths, in a row -> [tokens, hidden]."""
+        positions = torch.cat([torch.arange(n, device=token_ids.device) for n in lengths])
+        x: Tensor = self.embeddings(token_ids, positions)
+        for layer in self._layers:
+            x = layer(x, lengths)
+        return x

@@ -1,0 +1,104 @@
+"""What `config.json` says about an encoder: BERT and RoBERTa, as embedding models use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from hagane.models.config import CONFIG_FILE
+from hagane.system.errors import ModelError
+from hagane.system.files import read_json_object
+from hagane.system.shapes import shaped
+
+# Checkpoints of language models keep the encoder below a name of its own.
+ARCHITECTURES = {
+    "BertModel": "",
+    "BertForMaskedLM": "bert.",
+    "RobertaModel": "",
+    "RobertaForMaskedLM": "roberta.",
+    "XLMRobertaModel": "",
+    "XLMRobertaForMaskedLM": "roberta.",
+}
+_Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """The keys that are read."""
+
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: Annotated[int, Meta(ge=1, le=4096)]
+    num_attention_heads: _Size
+    max_position_embeddings: _Size
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    type_vocab_size: _Size = 2
+    pad_token_id: int = 0
+    position_embedding_type: str = "absolute"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Shape of an encoder. Positions are counted from `first_position`; `prefix` is the name that
+    its tensors begin with.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    position_embeddings: int
+    first_position: int
+    token_types: int
+    norm_eps: float
+    activation: Literal["gelu", "gelu_new", "relu"]
+    prefix: str
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest text, tokens."""
+        return self.position_embeddings - self.first_position
+
+    @classmethod
+    def find(cls, directory: Path) -> EncoderConfig | None:
+        """That of the model in `directory`; None if it is no encoder. Raises ModelError."""
+        path = directory / CONFIG_FILE
+        if not path.is_file():
+            return None
+        raw = read_json_object(path)
+        names = raw.get("architectures")
+        known = [n for n in names if n in ARCHITECTURES] if isinstance(names, list) else []
+        if not known:
+            return None
+        stored = shaped(raw, _Stored, str(path))
+        if stored.hidden_size % stored.num_attention_heads:
+            raise ModelError(f"{path}: hidden_size is no multiple of num_attention_heads")
+        if stored.hidden_act not in ("gelu", "gelu_new", "relu"):
+            raise ModelError(f"{path}: hidden_act {stored.hidden_act!r} is not supported")
+        if stored.position_embedding_type != "absolute":
+            raise ModelError(
+                f"{path}: position_embedding_type {stored.position_embedding_type!r} is not "
+                "supported"
+            )
+        shifted = "Roberta" in known[0]
+        return cls(
+            architecture=known[0],
+            vocab_size=stored.vocab_size,
+            hidden_size=stored.hidden_size,
+            intermediate_size=stored.intermediate_size,
+            layers=stored.num_hidden_layers,
+            heads=stored.num_attention_heads,
+            position_embeddings=stored.max_position_embeddings,
+            first_position=stored.pad_token_id + 1 if shifted else 0,
+            token_types=stored.type_vocab_size,
+            norm_eps=stored.layer_norm_eps,
+            activation=stored.hidden_act,  # type: ignore[arg-type]
+            prefix=ARCHITECTURES[known[0]],
+        )

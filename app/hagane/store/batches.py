@@ -1,0 +1,96 @@
+"""Batches of requests: what was asked for, how far they are, and the files of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from hagane.store import tables
+from hagane.store.database import Database
+from hagane.store.paging import Page, Paging, select_page, without_sequence
+from hagane.system.errors import NotFoundError
+
+_batches = tables.batches
+UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch. `moments` are the times, by name, at which its status changed, such as
+    `in_progress_at`; `counts` has `total`, `completed` and `failed` requests.
+    """
+
+    id: str
+    created_at: int
+    expires_at: int
+    status: str
+    endpoint: str
+    input_file: str
+    completion_window: str
+    metadata: dict[str, str]
+    moments: dict[str, int]
+    counts: dict[str, int]
+    errors: list[dict[str, Any]]
+    output_file: str | None = None
+    error_file: str | None = None
+
+
+class Batches:
+    """The batches of one data directory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, batch: Batch) -> None:
+        """Raises DiskFullError."""
+        with self._database.write() as connection:
+            connection.execute(_batches.insert().values(**vars(batch)))
+
+    def get(self, batch_id: str) -> Batch:
+        """Raises NotFoundError."""
+        with self._database.read() as connection:
+            return _get(connection, batch_id)
+
+    def list(self, paging: Paging) -> Page[Batch]:
+        """A page of batches. Raises InvalidRequestError as paging does."""
+        with self._database.read() as connection:
+            return select_page(connection, _batches, paging, lambda row: Batch(**row))
+
+    def next(self) -> Batch | None:
+        """The oldest batch that is not finished."""
+        query = sa.select(_batches).where(_batches.c.status.in_(UNFINISHED))
+        with self._database.read() as connection:
+            row = connection.execute(query.order_by(_batches.c.sequence)).mappings().first()
+        return None if row is None else Batch(**without_sequence(row))
+
+    def move(
+        self, batch_id: str, before: Sequence[str], after: str, now: int, **changes: Any
+    ) -> bool:
+        """Go from one of the statuses `before` to `after`; whether it was in one of them."""
+        with self._database.write() as connection:
+            found = _get(connection, batch_id)
+            if found.status not in before:
+                return False
+            moments = found.moments
+            if after != found.status:
+                moments = {**moments, f"{after}_at": now}
+            connection.execute(
+                _batches.update()
+                .where(_batches.c.id == batch_id)
+                .values(status=after, moments=moments, **changes)
+            )
+            return True
+
+
+def _get(connection: sa.Connection, batch_id: str) -> Batch:
+    row = (
+        connection.execute(sa.select(_batches).where(_batches.c.id == batch_id))
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        raise NotFoundError(f"There is no batch '{batch_id}'.", param="batch_id")
+    return Batch(**without_sequence(row))

@@ -1,0 +1,26 @@
+"""Loads an encoder from the safetensors files of a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hagane.models.encoder import Encoder
+from hagane.models.encoder_config import EncoderConfig
+from hagane.weights.sources.safetensors import SafetensorsCheckpoint
+
+
+def load_encoder(
+    directory: Path, config: EncoderConfig, *, dtype: torch.dtype, device: torch.device
+) -> Encoder:
+    """The model, ready to compute. Raises ModelError naming a tensor that is missing or wrong."""
+    checkpoint = SafetensorsCheckpoint(directory)
+    with torch.device("meta"):
+        model = Encoder(config)
+    state = {
+        name: checkpoint.read(config.prefix + name, tuple(parameter.shape)).to(device, dtype)
+        for name, parameter in model.named_parameters()
+    }
+    model.load_state_dict(state, assign=True)
+    return model.eval()
