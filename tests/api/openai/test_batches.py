@@ -15,7 +15,7 @@ from tests.support.server import ADMIN_KEY, CHAT_KEY, start_server, stop_server
 ENDPOINT = "/v1/chat/completions"
 COUNT = 150
 # Of the requests that a batch shall not get through at once.
-LONG = 120
+LONG = 400
 
 
 def lines(count: int, **fields) -> bytes:
