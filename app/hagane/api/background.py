@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,6 +12,8 @@ from typing import Any
 
 from hagane.api.limits import Account
 from hagane.system.errors import RateLimitError
+
+logger = logging.getLogger(__name__)
 
 _MOST_RUNNING = 256
 _KEPT_FINISHED = 64
@@ -105,6 +108,8 @@ class BackgroundRuns:
                 async with aclosing(events):
                     async for event in events:
                         run.add(event)
+        except Exception:
+            logger.exception("the answer %s could not be made in the background", run.id)
         finally:
             run.end()
             self._forget_oldest()

@@ -91,14 +91,19 @@ class CanaryWatch:
         """Judge every running canary by all that came until now."""
         canaries = await asyncio.to_thread(self._answers.canaries.running)
         since, self._since = self._since, defaultdict(ArmCounts)
+        failed: Exception | None = None
         for canary in canaries:
             try:
                 await asyncio.to_thread(self._judge, canary, since)
-            except BaseException:
-                for key, counts in since.items():
-                    self._since[key].add(counts)
-                raise
-            await self._announce(canary)
+                await self._announce(canary)
+            except Exception as error:
+                # The others are judged all the same; what was seen of this one counts next time.
+                logger.exception("the canary of %s could not be judged", canary.alias)
+                failed = error
+                for key in [key for key in since if key[0] == canary.alias]:
+                    self._since[key].add(since.pop(key))
+        if failed is not None:
+            raise failed
         return _ROUND_SECONDS
 
     def _judge(self, canary: Canary, since: dict[tuple[str, str, str], ArmCounts]) -> None:

@@ -29,6 +29,7 @@ from hagane.generation.events import TextDelta
 from hagane.generation.request import Parameters
 from hagane.store.answers.completions import CompletionFilter
 from hagane.store.answers.evals import EvalItem, EvalRun
+from hagane.store.database import strikes_all
 from hagane.system.errors import (
     EngineCrashedError,
     EngineUnavailableError,
@@ -51,6 +52,22 @@ _MOST_ROWS = 10_000
 _CRITERIA: TypeAdapter[list[Grader]] = TypeAdapter(list[Grader])
 
 
+def _first(error: Exception) -> Exception:
+    """What went wrong first in a group of tasks."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _reason(error: Exception, run: EvalRun) -> dict[str, str]:
+    if isinstance(error, HaganeError):
+        return {"code": error.code, "message": str(error)}
+    logger.error("run %s fails by a fault of this program", run.id, exc_info=error)
+    # The text may be what cannot be stored.
+    message = f"{type(error).__name__}: {str(error)!a}; see the server's log."
+    return {"code": "internal_error", "message": message}
+
+
 class EvalRunner:
     """Takes the oldest run that has not ended, until there is none; `loop` is its loop."""
 
@@ -71,8 +88,11 @@ class EvalRunner:
             return _POLL_SECONDS
         try:
             await self._work(run)
-        except HaganeError as error:
-            reason = {"code": error.code, "message": str(error)}
+        except Exception as raised:
+            error = _first(raised)
+            if strikes_all(error):
+                raise
+            reason = _reason(error, run)
             await asyncio.to_thread(evals.move, run.id, "failed", error=reason)
         return 0.0
 

@@ -16,8 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from hagane.store.migrations import MIGRATIONS
-from hagane.system.errors import ConfigurationError
-from hagane.system.files import full
+from hagane.system.errors import ConfigurationError, DiskFullError
+from hagane.system.files import full, is_exhausted, is_full
 
 _BUSY_SECONDS = 30.0
 # The latter where the index of the write-ahead log has to grow.
@@ -114,6 +114,13 @@ class Database:
                 for statement in step:
                     connection.exec_driver_sql(statement)
             connection.exec_driver_sql(f"PRAGMA user_version = {len(self._migrations)}")
+
+
+def strikes_all(error: BaseException) -> bool:
+    """Whether other work would fail as well now: the entry at hand is not to blame."""
+    if isinstance(error, DiskFullError):
+        return True
+    return is_full(error) or is_exhausted(error) or is_unusable(error)
 
 
 def is_unusable(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from hagane.api.serving import Serving
 from hagane.generation.events import Update
 from hagane.store.responses import Responses, StoredItem, StoredResponse
 from hagane.system.errors import HaganeError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,7 +81,7 @@ async def make_response(
                 for event in writer.add(update, _logprobs(prepared, update)):
                     yield event
         ending = writer.finish(prepared.generation.usage)
-    except HaganeError as error:
+    except Exception as error:
         if not (begun or queued):
             raise
         ending = writer.fail(*_reason(error))
@@ -91,8 +94,11 @@ async def make_response(
         yield event
 
 
-def _reason(error: HaganeError) -> tuple[str, str]:
+def _reason(error: Exception) -> tuple[str, str]:
     """(code, message) in the words of a response's `error`."""
+    if not isinstance(error, HaganeError):
+        logger.error("a response failed by a fault of this program", exc_info=error)
+        return "server_error", "Internal error; the log has the details."
     status, body, _ = describe(error)
     code = {429: "rate_limit_exceeded", 400: "invalid_prompt"}.get(status, "server_error")
     return code, body["error"]["message"]

@@ -16,11 +16,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
-from hagane.store.database import is_unusable
+from hagane.store.database import strikes_all
 from hagane.store.jobs import Event, Job, Status
 from hagane.store.store import Store
-from hagane.system.errors import DiskFullError, TrainingError
-from hagane.system.files import is_exhausted, is_full
+from hagane.system.errors import TrainingError
 from hagane.system.loops import BackgroundLoop, Backoff
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.inspection import (
@@ -87,7 +86,7 @@ class Supervisor:
         try:
             await step(job)
         except Exception as error:
-            if _strikes_all(error):
+            if strikes_all(error):
                 raise
             logger.exception("job %s fails by a fault of this program", job.id)
             # The text may be what cannot be stored.
@@ -188,13 +187,6 @@ class Supervisor:
     async def _move(self, job: Job, *arguments: Any, **values: Any) -> None:
         # Waits for other writers and for the disk.
         await asyncio.to_thread(self._store.jobs.transition, job.id, *arguments, **values)
-
-
-def _strikes_all(error: Exception) -> bool:
-    """Whether other jobs would fare no better now."""
-    if isinstance(error, DiskFullError):
-        return True
-    return is_full(error) or is_exhausted(error) or is_unusable(error)
 
 
 def _round(step: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[float]]:
