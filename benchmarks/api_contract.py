@@ -55,7 +55,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 
 def make_objects(client: httpx.Client) -> dict[str, list[str]]:
-    """A file, two aliases and a cancelled job, by the path parameter that names such."""
+    """One or two of each kind, by the path parameter that names such."""
     line = {"messages": [{"role": role, "content": "Hi"} for role in ("user", "assistant")]}
     example = (json.dumps(line) + "\n").encode() * 20
     form = {"files": {"file": ("a.jsonl", example)}, "data": {"purpose": "fine-tune"}}
@@ -66,7 +66,13 @@ def make_objects(client: httpx.Client) -> dict[str, list[str]]:
     wanted = {"model": MODEL, "training_file": file}
     job = client.post("/v1/fine_tuning/jobs", json=wanted).raise_for_status().json()["id"]
     client.post(f"/v1/fine_tuning/jobs/{job}/cancel").raise_for_status()
-    return {"file_id": [file], "name": names, "job_id": [job], "model_id": [MODEL, "fast"]}
+    asked = {"model": MODEL, "input": "Hi", "max_output_tokens": 4}
+    response = client.post("/v1/responses", json=asked).raise_for_status().json()["id"]
+    conversation = client.post("/v1/conversations", json={}).raise_for_status().json()["id"]
+    return {
+        "file_id": [file], "name": names, "job_id": [job], "model_id": [MODEL, "fast"],
+        "response_id": [response], "conversation_id": [conversation],
+    }  # fmt: skip
 
 
 def narrowed(url: str) -> dict[str, Any]:
@@ -78,8 +84,10 @@ def narrowed(url: str) -> dict[str, Any]:
     for item in document["paths"].values():
         for operation in item.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["in"] == "path":
-                    parameter["schema"] |= {"enum": objects[parameter["name"]]}
+                # Of other kinds there is nothing yet: any name is as good.
+                known = objects.get(parameter["name"])
+                if parameter["in"] == "path" and known is not None:
+                    parameter["schema"] |= {"enum": known}
     for schema in document["components"]["schemas"].values():
         if (timeout := schema.get("properties", {}).get("timeout")) is not None:
             # A deadline that passes is 504, as asked for.
