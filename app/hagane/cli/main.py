@@ -24,7 +24,7 @@ COMMANDS = MappingProxyType(
         "finetune": "Train an adapter from a file of examples; resumes an interrupted run.",
         "merge": "Write a model and an adapter as one Hugging Face directory.",
         "export": "Write a model, with an adapter or without, as a GGUF file for llama.cpp.",
-        "eval": "Measure how well a model predicts text and answers multiple-choice questions.",
+        "eval": "Measure how well a model predicts text, answers questions, and does by graders.",
         "bench": "Measure how fast a model runs on this machine.",
         "doctor": "Report what is found here, what a server would use, and what is missing.",
     }
