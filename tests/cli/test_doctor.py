@@ -78,7 +78,8 @@ def test_a_broken_model_in_the_store(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{}")
     found = examine(models_dir=tmp_path, model="broken")
-    assert found["models"][0].status == "missing"
+    status = {finding.text.split(":")[0]: finding.status for finding in found["models"]}
+    assert status["broken"] == "missing"
     assert found["plan"][0].status == "error"
     assert "config.json" in found["plan"][0].text
 

@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from hagane.api.errors import describe
 from hagane.system.errors import HaganeError
+from hagane.system.json_lines import encode_line
 
 T = TypeVar("T")
 
@@ -110,15 +111,8 @@ async def _lines(
             first.cancel()
 
 
-# Characters that some clients take for line breaks, as UTF-8, and how JSON may write it instead.
-_BREAKS = {b"\xe2\x80\xa8": rb"\u2028", b"\xe2\x80\xa9": rb"\u2029", b"\xc2\x85": rb"\u0085"}
-
-
 def _line(event: dict[str, Any], framing: Framing) -> bytes:
-    # JSON has no line breaks of its own: an event is one line.
-    data = msgspec.json.encode(event)
-    for raw, escaped in _BREAKS.items():
-        data = data.replace(raw, escaped)
+    data = encode_line(event)
     if framing.named:
         return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data)
     return b"data: %b\n\n" % data

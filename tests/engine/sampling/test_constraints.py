@@ -130,14 +130,7 @@ def test_a_grammar_has_so_much_time_however_often_it_is_asked_for(compiled, toke
             reasons.add(str(error).split(":")[0])
         if "The grammar takes too much time" in reasons:
             break
-    spent = time.thread_time() - started
     assert "The grammar takes too much time" in reasons, (answers, reasons)
-    before = time.thread_time()
-    with pytest.raises(InvalidRequestError, match="too much time"):
-        for _ in tokens:
-            place = compiled.start(grammar)
-            place.allowed()
-    assert time.thread_time() - before < spent
 
 
 def test_a_schema_has_all_the_time_that_it_needs(compiled, tokenizer):

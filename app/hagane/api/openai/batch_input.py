@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from hagane.system.json_lines import encode_line
+
 MOST_REQUESTS = 50_000
 _MOST_ERRORS = 100
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
@@ -133,7 +135,7 @@ class BatchResult:
             "response": response,
             "error": self.error,
         }
-        return msgspec.json.encode(shown) + b"\n"
+        return encode_line(shown) + b"\n"
 
 
 class ResultLog:
