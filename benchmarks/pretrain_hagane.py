@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import torch
-from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
+from hagane.models.families import read_config
 from hagane.training.pretrain.config import PretrainConfig
 from hagane.training.pretrain.model import PretrainModel
 from hagane.training.pretrain.shards import PackedRows
@@ -26,7 +26,7 @@ def main(tokens: Path) -> None:
         "num_key_value_heads": 6, "max_position_embeddings": LENGTH, "tie_word_embeddings": True,
         "eos_token_id": 0,
     }  # fmt: skip
-    model = Transformer(ModelConfig.from_dict(shape))
+    model = Transformer(read_config(shape))
     model.init_weights(torch.Generator().manual_seed(0))
     trained = PretrainModel.of(model, config)
     rows = PackedRows(tokens, LENGTH, seed=0)

@@ -77,8 +77,8 @@ def add_architecture(copy: Copy) -> None:
     """A family whose blocks are Llama's, under a name of its own."""
     copy.edit(
         "support another architecture",
-        r'^(SUPPORTED = \("LlamaForCausalLM",)',
-        r'\1 "ToyForCausalLM",',
+        r'^( +)("LlamaForCausalLM": Family\()',
+        r'\1"ToyForCausalLM": Family("Toy", "llama", Keys, llama.llama),\n\1\2',
     )
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from hagane.cli.quantize import run
 from hagane.engine.step.runner import ModelRunner
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config_file
 
 from tests.support.engine import config
 
@@ -18,7 +18,7 @@ def test_a_copy_states_the_loss_that_was_measured(tmp_path, capsys, caplog):
     assert run(["hagane-mini", str(target), "--int4"]) == 0
     shown = re.search(r"([+-]\d+\.\d+)% of the loss", capsys.readouterr().out)
     assert shown is not None
-    stated = ModelConfig.load(target).quantization
+    stated = read_config_file(target).quantization
     assert stated is not None
     assert stated.measured_loss == pytest.approx(float(shown[1]) / 100, abs=1e-4)
     assert -0.01 < stated.measured_loss < 0.05

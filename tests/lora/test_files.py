@@ -13,6 +13,7 @@ import torch
 from hagane.lora.config import AdapterConfig, adapter_digest
 from hagane.lora.files import load_adapter, save_adapter
 from hagane.models.config import ModelConfig
+from hagane.models.families import read_config_file
 from hagane.models.spec import linear_shapes
 from hagane.system.errors import ModelError
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ RANK = 4
 
 @pytest.fixture(scope="module")
 def model(tiny_model_dir: Path) -> ModelConfig:
-    return ModelConfig.load(tiny_model_dir)
+    return read_config_file(tiny_model_dir)
 
 
 @pytest.fixture

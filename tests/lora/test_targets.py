@@ -11,7 +11,7 @@ import pytest
 import torch
 from hagane.lora.config import AdapterConfig
 from hagane.lora.files import load_adapter
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config, read_config_file
 from hagane.models.spec import linear_shapes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -91,7 +91,7 @@ def test_ranks_and_strengths_are_pefts(tmp_path_factory, fields):
     directory = tmp_path_factory.mktemp("adapter")
     stored = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **fields}
     (directory / "adapter_config.json").write_text(json.dumps(stored))
-    sizes = ModelConfig.from_dict(base().config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
+    sizes = read_config(base().config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
     found = AdapterConfig.load(directory).resolve(list(linear_shapes(sizes)))
     assert found == judged(fields)
 
@@ -117,7 +117,7 @@ def test_factors_and_strengths_are_those_that_peft_computes_with(tmp_path: Path,
         made.save_pretrained(tmp_path / "adapter")
         fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         served = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
-    adapter = load_adapter(tmp_path / "adapter", ModelConfig.load(tmp_path / "base"))
+    adapter = load_adapter(tmp_path / "adapter", read_config_file(tmp_path / "base"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     with torch.no_grad():
         for module, change in adapter.changes.items():

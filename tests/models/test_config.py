@@ -7,6 +7,7 @@ import time
 
 import pytest
 from hagane.models.config import ModelConfig
+from hagane.models.families import read_config, read_config_file
 from hagane.system.errors import ModelError
 
 PLAIN = {
@@ -22,7 +23,7 @@ THETA = {"rope_type": "default", "rope_theta": 1e6}
 
 
 def read(**changes) -> ModelConfig:
-    return ModelConfig.from_dict(PLAIN | changes)
+    return read_config(PLAIN | changes)
 
 
 def test_old_names_of_dtypes_are_read():
@@ -96,9 +97,9 @@ def test_wrong_shapes_are_one_clear_line(changes):
 def test_files_that_hold_no_object_are_refused_by_name(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=rf"config\.json .*{message}"):
-        ModelConfig.load(tmp_path)
+        read_config_file(tmp_path)
 
 
 def test_a_byte_order_mark_is_read_over(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode())
-    assert ModelConfig.load(tmp_path) == read()
+    assert read_config_file(tmp_path) == read()

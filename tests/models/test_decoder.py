@@ -12,8 +12,9 @@ import torch
 from hagane import kernels
 from hagane.kernels import PagedLayout
 from hagane.models.attention import PackedCausal, Paged
-from hagane.models.config import ModelConfig, Quantization
+from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
+from hagane.models.families import read_config
 from hagane.weights.load import load_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -26,6 +27,9 @@ BASE = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 LLAMA3 = {
     "rope_type": "llama3",
@@ -40,6 +44,13 @@ YARN = {
     "rope_theta": 10000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [1.0, 2.5, 4.0, 9.0],
+    "original_max_position_embeddings": 256,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 FAMILIES = {
@@ -57,6 +68,35 @@ FAMILIES = {
     "qwen2-yarn": ("qwen2", {"rope_parameters": YARN}),
     "qwen3": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3-yarn": ("qwen3", {"rope_parameters": YARN}),
+    "ministral": ("ministral", {"sliding_window": 9}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"sliding_window": 9, "query_pre_attn_scalar": 30,
+                          "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+    "gemma3": ("gemma3_text", {"sliding_window": 9, "query_pre_attn_scalar": 30,
+                               "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
+    "gemma3-linear": ("gemma3_text", {"sliding_window": 9, "final_logit_softcapping": 2.0,
+                                      "sliding_window_pattern": 2,
+                                      "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "phi3": ("phi3", {"sliding_window": None, "head_dim": None}),
+    "phi4": ("phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True,
+                      "head_dim": None, "sliding_window": 20}),
+    "phi3-longrope": ("phi3", {"head_dim": None, "rope_parameters": LONGROPE}),
+    "olmo2": ("olmo2", {"hidden_size": 96, "tie_word_embeddings": True}),
+    "olmo3": ("olmo3", {"hidden_size": 96, "sliding_window": 9, "num_hidden_layers": 4}),
+    "granite": ("granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.4,
+                            "residual_multiplier": 0.3, "logits_scaling": 2.5, "hidden_size": 96,
+                            "attention_bias": True, "tie_word_embeddings": True}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "hidden_size": 96}),
+    "glm": ("glm", {"partial_rotary_factor": 0.5}),
+    "glm4": ("glm4", {"partial_rotary_factor": 0.5, "attention_bias": False}),
+    "starcoder2": ("starcoder2", {"sliding_window": 9}),
+    "stablelm": ("stablelm", {"hidden_size": 96, "use_qkv_bias": True}),
+    "stablelm-parallel": ("stablelm", {"hidden_size": 96, "use_parallel_residual": True}),
+    "exaone4": ("exaone4", {"sliding_window": 9, "num_hidden_layers": 4}),
+    "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "seed": ("seed_oss", {"attention_out_bias": True}),
+    "ernie": ("ernie4_5", {"use_bias": True}),
+    "helium": ("helium", {"hidden_size": 96}),
 }  # fmt: skip
 BLOCK = 16
 BACKENDS = [
@@ -73,7 +113,8 @@ def checkpoint(request, tmp_path_factory):
     """transformers' model, and the directory of its random weights."""
     kind, changes = FAMILIES[request.param]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(BASE | changes))
+    shape = {key: value for key, value in (BASE | changes).items() if value is not None}
+    config = AutoConfig.for_model(kind, **({"sliding_window": None} | shape))
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -235,12 +276,12 @@ def test_config_survives_a_round_trip(pair):
     raw = json.loads(json.dumps(theirs.config.to_dict())) | {
         "architectures": [ours.config.architecture]
     }
-    config = ModelConfig.from_dict(raw)
-    assert ModelConfig.from_dict(config.to_dict()) == config
+    config = read_config(raw)
+    assert read_config(config.to_dict()) == config
 
 
 def test_initialisation_is_reproducible(tmp_path: Path):
-    config = ModelConfig.from_dict(
+    config = read_config(
         {**BASE, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
     )
     first, second = Transformer(config), Transformer(config)

@@ -7,14 +7,14 @@ import torch
 from hagane import kernels
 from hagane.kernels import cpu
 from hagane.models.attention import PackedCausal, Paged
-from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
+from hagane.models.families import read_config
 from hagane.weights.load import load_model, save_model
 
 from tests.support.paging import layout_of
 
 TOKENS, BLOCK, BLOCKS = 200, 16, 16
-CONFIG = ModelConfig.from_dict(
+CONFIG = read_config(
     {
         "architectures": ["Qwen2ForCausalLM"],
         "vocab_size": 200,

@@ -14,7 +14,7 @@ import torch
 from hagane.engine.loop import Engine
 from hagane.lora.config import TARGETS, AdapterConfig, adapter_digest
 from hagane.lora.files import load_adapter, save_adapter
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config_file
 from hagane.models.spec import linear_shapes
 from hagane.pool.channel import EngineChannel, encode
 from hagane.pool.messages import (
@@ -48,7 +48,7 @@ def make_adapter(
             torch.randn(rank, width, generator=generator) / width**0.5,
             torch.randn(out, rank, generator=generator) / rank**0.5,
         )
-        for module, (out, width) in linear_shapes(ModelConfig.load(model)).items()
+        for module, (out, width) in linear_shapes(read_config_file(model)).items()
         if module.endswith(targets)
     }
     config = AdapterConfig(rank=rank, alpha=float(rank), target_modules=targets)
@@ -60,7 +60,7 @@ def merged(model: Path, adapter: AdapterRef | None) -> torch.nn.Module:
     """The adapter's changes added to the weights of transformers' model."""
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     if adapter is not None:
-        loaded = load_adapter(Path(adapter.directory), ModelConfig.load(model))
+        loaded = load_adapter(Path(adapter.directory), read_config_file(model))
         for module, change in loaded.changes.items():
             weight = reference.model.get_submodule(module).weight
             weight.data += change.scale * (change.b @ change.a)

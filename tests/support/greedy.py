@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config_file
 from hagane.pool.messages import GenerateRequest, SamplingParams
 from hagane.text.hub import BUILTIN_MODELS
 from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ def assert_greedy_text_is_transformers(device: str) -> None:
     """Every token after every prompt, but where bfloat16 does not tell transformers' two best
     apart: the text then goes on as transformers has it, and every later token is compared as well.
     """
-    ends = ModelConfig.load(BUILTIN).eos_token_ids
+    ends = read_config_file(BUILTIN).eos_token_ids
     tokenizer = Tokenizer.from_file(str(BUILTIN / "tokenizer.json"))
     peer = AutoModelForCausalLM.from_pretrained(BUILTIN, dtype=torch.bfloat16).to(device).eval()
     sizes = {"context_length": 256, "kv_cache_memory": 1 << 26}

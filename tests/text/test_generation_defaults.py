@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config_file
 from hagane.system.errors import ModelError
 from hagane.text.chat_template import ChatTemplate
 from hagane.text.generation_defaults import GenerationDefaults
@@ -18,7 +18,7 @@ TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_en
 @pytest.fixture
 def load(tiny_model_dir, tmp_path):
     tokenizer = Tokenizer.load(tiny_model_dir)
-    config = dataclasses.replace(ModelConfig.load(tiny_model_dir), eos_token_ids=())
+    config = dataclasses.replace(read_config_file(tiny_model_dir), eos_token_ids=())
 
     def read(stored, template=None, config=config, tokenizer=tokenizer):
         text = stored if isinstance(stored, str) else json.dumps(stored)

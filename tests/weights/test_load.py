@@ -12,8 +12,9 @@ import pytest
 import torch
 from hagane import kernels
 from hagane.models.attention import PackedCausal
-from hagane.models.config import ModelConfig, Quantization
+from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
+from hagane.models.families import read_config, read_config_file
 from hagane.models.formats.fp8 import Fp8
 from hagane.models.formats.int4 import Int4, unpack_int4
 from hagane.models.formats.layer import rotated
@@ -25,7 +26,7 @@ from hagane.weights.quantize import quantize_directory
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-CONFIG = ModelConfig.from_dict(
+CONFIG = read_config(
     {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 200,
@@ -119,13 +120,13 @@ def test_quantized_directory_gives_the_logits_of_quantizing_at_load(
     directory, tmp_path, quantization
 ):
     report = quantize_directory(directory, tmp_path / "small", quantization)
-    stored = ModelConfig.load(tmp_path / "small").quantization
+    stored = read_config_file(tmp_path / "small").quantization
     assert stored == report.quantization
     if quantization.format != "fp8":
         raw = json.loads((tmp_path / "small" / "config.json").read_text())
         bits = int(raw["quantization_config"].pop("format")[-1])
         raw["quantization_config"]["bits"] = bits
-        assert ModelConfig.from_dict(raw).quantization == stored
+        assert read_config(raw).quantization == stored
     assert report.bits_per_weight < 11
     again = logits(load(tmp_path / "small", stored))
     assert torch.equal(again, logits(load(directory, quantization)))
@@ -257,7 +258,7 @@ def test_scales_that_are_no_numbers_are_refused(directory, tmp_path, form):
     name = "model.layers.1.mlp.down_proj.scale"
     tensors[name][5] = float("inf")
     save_file(tensors, tmp_path / "small" / "model.safetensors", metadata={"format": "pt"})
-    stored = ModelConfig.load(tmp_path / "small").quantization
+    stored = read_config_file(tmp_path / "small").quantization
     with pytest.raises(ModelError, match=f"tensor {name} holds NaN or an infinity in row 5"):
         load(tmp_path / "small", stored)
 
@@ -273,7 +274,7 @@ def test_serving_straight_from_the_file_is_serving_what_was_quantized_before(
     quantize_directory(directory, tmp_path / "small", quantization)
     options = {"device": "cpu", "dtype": torch.float32, "operations": kernels.cpu}
     straight, report = load_model(directory, quantization=quantization, **options)
-    stored = ModelConfig.load(tmp_path / "small").quantization
+    stored = read_config_file(tmp_path / "small").quantization
     before, other = load_model(tmp_path / "small", quantization=stored, **options)
     assert report.parameters == other.parameters
     packed = (dict(model.named_modules()) for model in (straight, before))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.models.config import ModelConfig, Quantization
+from hagane.models.config import Quantization
+from hagane.models.families import read_config, read_config_file
 from hagane.models.formats.int4 import Int4
 from hagane.models.formats.int8 import Int8
 from hagane.weights.load import load_model
@@ -41,7 +42,7 @@ def test_attention_and_what_has_one_large_column_have_8_bits(tiny_model_dir, tmp
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
 
     quantize_directory(source, tmp_path / "small", Quantization("int4", 32, rotated))
-    stored = ModelConfig.load(tmp_path / "small").quantization
+    stored = read_config_file(tmp_path / "small").quantization
     assert stored is not None
     assert set(stored.eight_bits) == ATTENTION | {"layers.1.mlp.down_proj"}
     options = {"device": "cpu", "dtype": torch.float32}
@@ -61,7 +62,7 @@ def test_a_directory_of_before_has_4_bits_everywhere():
         "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
         "max_position_embeddings": 64, "quantization_config": stored,
     }  # fmt: skip
-    assert ModelConfig.from_dict(raw).quantization == Quantization("int4", 32, rotated=True)
+    assert read_config(raw).quantization == Quantization("int4", 32, rotated=True)
 
 
 @pytest.mark.parametrize("form", ["int8", "fp8"])

@@ -24,7 +24,7 @@ from torch import Tensor
 from hagane.kernels import cpu, reference
 from hagane.kernels.cpu import training
 from hagane.kernels.cpu.pretraining import Pretraining
-from hagane.kernels.layout import PagedLayout
+from hagane.kernels.layout import PagedLayout, Scoring
 from hagane.kernels.sampling import SamplingTensors
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "PagedLayout",
     "Pretraining",
     "SamplingTensors",
+    "Scoring",
     "choose",
     "cpu",
     "reference",
@@ -52,9 +53,24 @@ class Operations(Protocol):
         x = operations.rms_norm(x, weight, 1e-6)
     """
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float = 0.0,
+        residual: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor: ...
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor: ...
+
+    def activate(self, x: Tensor, kind: str, *, gated: bool) -> Tensor: ...
+
+    def scaled_add(self, x: Tensor, factor: float, residual: Tensor | None = None) -> Tensor: ...
+
+    def softcap(self, logits: Tensor, scale: float, cap: float) -> Tensor: ...
 
     def rope_tables(
         self, positions: Tensor, frequencies: Tensor, magnitude: float
@@ -63,14 +79,16 @@ class Operations(Protocol):
     def apply_rope(
         self,
         qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
         *,
         heads: int,
         kv_heads: int,
         norms: tuple[Tensor, Tensor] | None,
         eps: float,
         center: Tensor | None = None,
+        offset: float = 0.0,
+        interleaved: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def allocate_cache(
@@ -92,6 +110,8 @@ class Operations(Protocol):
         layout: PagedLayout,
         *,
         window: int | None,
+        scale: float | None = None,
+        cap: float = 0.0,
     ) -> Tensor: ...
 
     def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -109,11 +129,27 @@ class Differentiable(Operations, Protocol):
     """
 
     def causal_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        rows: int,
+        window: int | None,
+        scale: float | None = None,
+        cap: float = 0.0,
     ) -> Tensor: ...
 
     def sequence_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        lengths: Sequence[int],
+        window: int | None,
+        scale: float | None = None,
+        cap: float = 0.0,
     ) -> Tensor: ...
 
     def token_scores(

@@ -1,10 +1,22 @@
-"""Where the tokens of one step live in the KV cache."""
+"""Where the tokens of one step live in the KV cache, and how they see each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How attention scores its keys: products times `scale`, for the most recent `window` alone.
+
+    The token itself counts; None is all. With a `cap` scores become cap * tanh(score / cap).
+    """
+
+    scale: float
+    window: int | None = None
+    cap: float = 0.0
 
 
 @dataclass(frozen=True)

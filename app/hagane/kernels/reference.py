@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,29 +14,62 @@ from hagane.kernels.layout import PagedLayout
 from hagane.kernels.sampling import sample
 
 __all__ = [
+    "activate",
     "allocate_cache",
     "apply_rope",
     "argmax",
     "causal_attention",
     "hadamard",
+    "layer_norm",
     "paged_attention",
     "rms_norm",
     "rope_tables",
     "sample",
+    "scaled_add",
     "sequence_attention",
     "silu_and_mul",
+    "softcap",
     "token_scores",
 ]
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., features] / rms(x) * weight [features], computed in float32.
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None
+) -> Tensor:
+    """x [..., features] / rms(x) * (weight [features] + offset), computed in float32.
 
-    Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467.
+    Added to `residual`, if given. Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467.
     """
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * (wide * scale).to(x.dtype)
+    if offset:
+        out = (wide * scale * (weight.float() + offset)).to(x.dtype)
+    else:
+        out = weight * (wide * scale).to(x.dtype)
+    return out if residual is None else residual + out
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """(x [..., features] - mean) / deviation * weight + bias [features], computed in float32.
+
+    Ba et al., 2016, https://arxiv.org/abs/1607.06450.
+    """
+    wide = None if bias is None else bias.float()
+    return F.layer_norm(x.float(), (x.shape[-1],), weight.float(), wide, eps).to(x.dtype)
+
+
+def scaled_add(x: Tensor, factor: float, residual: Tensor | None = None) -> Tensor:
+    """x [tokens, features] times `factor`, added to `residual` if given."""
+    return x * factor if residual is None else torch.add(residual, x, alpha=factor)
+
+
+def softcap(logits: Tensor, scale: float, cap: float) -> Tensor:
+    """Float32 logits [rows, vocab] times `scale`; bounded to cap * tanh(x / cap) unless cap is 0.
+
+    They may be overwritten.
+    """
+    scaled = logits * scale
+    return torch.tanh(scaled / cap) * cap if cap else scaled
 
 
 def hadamard(x: Tensor, block: int) -> Tensor:
@@ -63,6 +97,20 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def activate(x: Tensor, kind: str, *, gated: bool) -> Tensor:
+    """The activation of x [tokens, features]; if `gated`, of its first half times the second.
+
+    `kind` is "silu", "gelu" (Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415), or
+    "gelu_tanh", its approximation.
+    """
+    gate, up = x.chunk(2, dim=-1) if gated else (x, None)
+    if kind == "silu":
+        out = F.silu(gate)
+    else:
+        out = F.gelu(gate, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return out if up is None else out * up
+
+
 def rope_tables(positions: Tensor, frequencies: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
     """cos and sin, times `magnitude`, of int64 positions [tokens] times float32 frequencies [n].
 
@@ -74,59 +122,121 @@ def rope_tables(positions: Tensor, frequencies: Tensor, magnitude: float) -> tup
 
 def apply_rope(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     *,
     heads: int,
     kv_heads: int,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
     center: Tensor | None = None,
+    offset: float = 0.0,
+    interleaved: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values out of qkv [tokens, (heads + 2 * kv_heads) * head_dim].
 
-    Queries and keys are normalised per head if `norms` (of q and of k, [head_dim] each) are given,
-    and rotated by cos, sin float32 [tokens, head_dim / 2]: feature i is paired with
-    i + head_dim / 2, as in Hugging Face checkpoints (Su et al., 2021, arXiv:2104.09864). `center`
-    float32 [kv_heads, head_dim] is taken off the keys. Returns [tokens, heads, head_dim] and twice
-    [tokens, kv_heads, head_dim]; qkv may be overwritten.
+    Queries and keys are normalised if `norms` (of q and of k) are given, per head by [head_dim], or
+    all heads together by [heads * head_dim] and [kv_heads * head_dim], as `rms_norm` with `offset`.
+    Their first features are turned by cos, sin float32 [tokens, features / 2], or None: feature i
+    is paired with i + features / 2, as in Hugging Face checkpoints (Su et al., 2021,
+    arXiv:2104.09864), or neighbours if `interleaved`. `center` float32 [kv_heads, head_dim] is
+    taken off the keys. Returns [tokens, heads, head_dim] and twice [tokens, kv_heads, head_dim];
+    qkv may be overwritten.
     """
-    rows = qkv.unflatten(1, (-1, 2 * cos.shape[1]))
+    rows = qkv.unflatten(1, (heads + 2 * kv_heads, -1))
     q, k, v = rows.split((heads, kv_heads, kv_heads), dim=1)
     if norms is not None:
-        q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
-    return apply_rotation(q, cos, sin), apply_rotation(k, cos, sin, center), v
+        q, k = (_normed(part, norm, eps, offset) for part, norm in zip((q, k), norms, strict=True))
+    if cos is not None and sin is not None:
+        q = apply_rotation(q, cos, sin, interleaved=interleaved)
+        k = apply_rotation(k, cos, sin, center, interleaved=interleaved)
+    return q, k, v
 
 
-def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor, center: Tensor | None = None) -> Tensor:
-    """x [tokens, heads, head_dim], rotated as in `apply_rope`, less `center`."""
-    first, second = x.float().chunk(2, dim=-1)
+def _normed(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    """x [tokens, heads, head_dim], normalised per head or over all of them."""
+    if weight.shape[0] == x.shape[2]:
+        return rms_norm(x, weight, eps, offset)
+    return rms_norm(x.flatten(1), weight, eps, offset).view(x.shape)
+
+
+def apply_rotation(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    center: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+) -> Tensor:
+    """x [tokens, heads, head_dim], turned as in `apply_rope`, less `center`."""
+    wide, half = x.float(), cos.shape[1]
+    turned, rest = wide[..., : 2 * half], wide[..., 2 * half :]
+    if interleaved:
+        first, second = turned.unflatten(-1, (half, 2)).unbind(-1)
+    else:
+        first, second = turned.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    pair = first * cos - second * sin, second * cos + first * sin
+    turned = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
+    rotated = torch.cat((turned, rest), dim=-1)
     return (rotated if center is None else rotated - center).to(x.dtype)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None) -> Tensor:
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rows: int,
+    window: int | None,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> Tensor:
     """Attention of each token to the earlier ones of its own row.
 
-    q [rows * length, heads, head_dim]; k, v [rows * length, kv_heads, head_dim]. Returns
-    [rows * length, heads * head_dim]. Differentiable.
+    q [rows * length, heads, head_dim]; k, v [rows * length, kv_heads, head_dim]; `window`, `scale`
+    (None: 1 / sqrt(head_dim)) and `cap` as in `Scoring`. Returns [rows * length, heads * head_dim].
+    Differentiable.
     """
     heads, head_dim = q.shape[1:]
     q, k, v = (x.view(rows, -1, x.shape[1], head_dim).transpose(1, 2) for x in (q, k, v))
     length = q.shape[2]
-    mask = None if window is None or window >= length else _mask(length, length, window, q.device)
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-    )
+    every = window is None or window >= length
+    mask = None if every and not cap else _mask(length, length, window, q.device)
+    out = _attention(q, k, v, mask, scale, cap)
     return out.transpose(1, 2).reshape(-1, heads * head_dim)
 
 
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, cap: float
+) -> Tensor:
+    """torch's, of [batch, heads, tokens, head_dim], or what it does with capped scores.
+
+    Without a mask it is causal.
+    """
+    if not cap or mask is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=scale
+        )
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    scores = (q @ k.transpose(2, 3)).float() * (scale or q.shape[-1] ** -0.5)
+    capped = (torch.tanh(scores / cap) * cap).masked_fill(~mask, -torch.inf)
+    return capped.softmax(-1).to(v.dtype) @ v
+
+
 def sequence_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lengths: Sequence[int],
+    window: int | None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """`causal_attention` of sequences of these lengths, one after the other: none sees another."""
-    return each_sequence(causal_attention, q, k, v, lengths, window)
+    return each_sequence(causal_attention, q, k, v, lengths, window=window, scale=scale, cap=cap)
 
 
 def each_sequence(
@@ -135,11 +245,11 @@ def each_sequence(
     k: Tensor,
     v: Tensor,
     lengths: Sequence[int],
-    window: int | None,
+    **options: Any,
 ) -> Tensor:
     """`sequence_attention` by one call of `attention` for each."""
     parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
-    return torch.cat([attention(*part, rows=1, window=window) for part in parts])
+    return torch.cat([attention(*part, rows=1, **options) for part in parts])
 
 
 def allocate_cache(
@@ -169,18 +279,20 @@ def paged_attention(
     layout: PagedLayout,
     *,
     window: int | None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """Put new keys and values into the cache, then let every new token look at its sequence.
 
-    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window` is the number of most
-    recent tokens seen, the token itself included, None for all. Returns [tokens, heads * head_dim].
+    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window`, `scale` and `cap` as
+    in `causal_attention`. Returns [tokens, heads * head_dim].
     """
     keys, values = cache
     keys.view(-1, *k.shape[1:]).index_copy_(0, layout.slots, k.to(keys.dtype))
     values.view(-1, *v.shape[1:]).index_copy_(0, layout.slots, v.to(values.dtype))
     out = torch.empty_like(q)
     if layout.decodes:
-        out[: layout.decodes] = _decode(q, keys, values, layout, window)
+        out[: layout.decodes] = _decode(q, keys, values, layout, window, scale, cap)
     for sequence in range(layout.decodes, len(layout.context_lengths)):
         start, end = layout.query_starts[sequence : sequence + 2]
         context = layout.context_lengths[sequence]
@@ -190,15 +302,19 @@ def paged_attention(
         )
         mask = _mask(end - start, context, window, q.device)
         queries = q[start:end].transpose(0, 1)[None]
-        result = F.scaled_dot_product_attention(
-            queries, past_keys, past_values, attn_mask=mask, enable_gqa=True
-        )
+        result = _attention(queries, past_keys, past_values, mask, scale, cap)
         out[start:end] = result[0].transpose(0, 1)
     return out.flatten(1)
 
 
 def _decode(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, window: int | None
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    layout: PagedLayout,
+    window: int | None,
+    scale: float | None,
+    cap: float,
 ) -> Tensor:
     """One query row per sequence, all at once; shorter contexts are masked."""
     n = layout.decodes
@@ -213,9 +329,7 @@ def _decode(
     mask = positions < lengths
     if window is not None:
         mask &= positions >= lengths - window
-    out = F.scaled_dot_product_attention(
-        q[:n, :, None], k, v, attn_mask=mask[:, None, None], enable_gqa=True
-    )
+    out = _attention(q[:n, :, None], k, v, mask[:, None, None], scale, cap)
     return out[:, :, 0]
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from hagane.lora.config import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
-    TARGETS,
     AdapterConfig,
     adapter_digest,
 )
@@ -67,9 +66,10 @@ def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
     shapes = linear_shapes(model)
     placed = config.resolve(list(shapes))
     if not placed:
+        names = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in shapes))
         raise ModelError(
             f"{directory / ADAPTER_CONFIG_FILE}: target_modules {config.target_modules!r} names no "
-            f"matrix of the model; there are {', '.join(TARGETS)}"
+            f"matrix of the model; there are {names}"
         )
     expected = {
         f"base_model.model.model.{module}.lora_{letter}.weight": shape

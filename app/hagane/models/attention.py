@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hagane import kernels
+from hagane.kernels.layout import Scoring
 from hagane.kernels.low_rank import AdapterRows
 
 
@@ -33,11 +34,15 @@ class AttentionContext(Protocol):
         """Apply `layer` to x [tokens, in], with each row's adapter; add `residual` if given."""
         ...
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """Attend with q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim].
 
-        Returns [tokens, heads * head_dim]. `window` limits how far back a token sees.
+        Returns [tokens, heads * head_dim]; fewer rows where the context wants some alone.
         """
+        ...
+
+    def remaining(self, x: Tensor, rows: int) -> Tensor:
+        """Those rows of x that attention left, if it left fewer: `rows` of them."""
         ...
 
 
@@ -60,10 +65,12 @@ class Paged:
         out: Tensor = layer(x, residual, *changes)
         return out
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return self.operations.paged_attention(
-            q, k, v, self.caches[layer], self.layout, window=window
-        )
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        cache = self.caches[layer]
+        return self.operations.paged_attention(q, k, v, cache, self.layout, **vars(scoring))
+
+    def remaining(self, x: Tensor, rows: int) -> Tensor:
+        return x
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ class Fetching(Paged):
     Their attention waits for memory, which the products before it leave idle: these fetch for it.
     """
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        attended = super().attention(layer, q, k, v, window)
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        attended = super().attention(layer, q, k, v, scoring)
         if layer + 1 < len(self.caches):
             kernels.cpu.prefetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
         return attended
@@ -96,17 +103,18 @@ class Narrowing(Paged):
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.shape[0] == self.positions.shape[0]:
             return super().linear(layer, x, residual)
-        if residual is not None and residual.shape[0] != x.shape[0]:
-            residual = kernels.cpu.gather(residual, self.rows)
         changes = () if self.changes is None else (self.changes,)
         out: Tensor = layer(x, residual, *changes)
         return out
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         layout, cache = self.layout, self.caches[layer]
         if layer == len(self.caches) - 1:
             q, layout = kernels.cpu.gather(q, self.rows), self.ends
-        return self.operations.paged_attention(q, k, v, cache, layout, window=window)
+        return self.operations.paged_attention(q, k, v, cache, layout, **vars(scoring))
+
+    def remaining(self, x: Tensor, rows: int) -> Tensor:
+        return x if x.shape[0] == rows else kernels.cpu.gather(x, self.rows)
 
 
 class _Training:
@@ -116,6 +124,9 @@ class _Training:
         out: Tensor = layer(x, residual)
         return out
 
+    def remaining(self, x: Tensor, rows: int) -> Tensor:
+        return x
+
 
 class PackedCausal(_Training):
     """Training: `rows` rows of `length` tokens, flattened; causal within a row, no cache."""
@@ -124,8 +135,8 @@ class PackedCausal(_Training):
         self.rows = rows
         self.positions = torch.arange(length, device=device).repeat(rows)
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return kernels.reference.causal_attention(q, k, v, rows=self.rows, window=window)
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        return kernels.reference.causal_attention(q, k, v, rows=self.rows, **vars(scoring))
 
 
 class PackedLearning(PackedCausal):
@@ -138,8 +149,8 @@ class PackedLearning(PackedCausal):
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.operations.linear(x, layer.weight, layer.bias, residual)  # type: ignore[arg-type]
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return self.operations.causal_attention(q, k, v, rows=self.rows, window=window)
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        return self.operations.causal_attention(q, k, v, rows=self.rows, **vars(scoring))
 
 
 class PackedSequences(_Training):
@@ -155,5 +166,5 @@ class PackedSequences(_Training):
         self.operations = operations
         self.positions = torch.cat([torch.arange(n, device=device) for n in self.lengths])
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return self.operations.sequence_attention(q, k, v, lengths=self.lengths, window=window)
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        return self.operations.sequence_attention(q, k, v, lengths=self.lengths, **vars(scoring))

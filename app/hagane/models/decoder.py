@@ -1,10 +1,11 @@
 """The Transformer: one decoder for serving, fine-tuning and pretraining.
 
 embedding -> layers x (x += attention(norm(x)); x += mlp(norm(x))) -> norm -> head, on a flat
-ragged batch [tokens, hidden]. Which tokens see which, and whose adapter changes which row, is the
-context's business, how weights are stored is the linear layers', and who computes is the
-operations'. Module names follow Hugging Face checkpoints, except that query, key and value, and
-gate and up, are one fused matrix each: fewer, larger products.
+ragged batch [tokens, hidden]; other families put their norms elsewhere (`ModelConfig`). Which
+tokens see which, and whose adapter changes which row, is the context's business, how weights are
+stored is the linear layers', and who computes is the operations'. Module names follow Hugging Face
+checkpoints of Llama, except that query, key and value, and gate and up, are one fused matrix each:
+fewer, larger products.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import Operations, reference
+from hagane.kernels import Operations, Scoring, reference
 from hagane.models.attention import AttentionContext
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.formats.dense import DenseEmbedding
@@ -21,11 +22,15 @@ from hagane.models.formats.layer import Linear
 from hagane.models.frozen import Int8TrainingEmbedding
 from hagane.models.linear import make_embedding, make_linear
 from hagane.models.rope import RotaryEmbedding
+from hagane.models.rope_parameters import RopeParameters
 from hagane.models.serving import CudaEmbedding, PackedEmbedding
-from hagane.models.spec import layer_projections
+from hagane.models.spec import layer_norms, layer_projections
 
 # Where keys are centered on average: later positions turn slow features a little further.
 _CENTERED_POSITIONS = 4096
+
+# Cosines and sines of a layer's rotation; None where it has none.
+Rotation = tuple[Tensor, Tensor] | tuple[None, None]
 
 
 def _projection(
@@ -41,17 +46,25 @@ def _projection(
     )
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation with a learned scale."""
+class Norm(nn.Module):
+    """Root-mean-square or layer normalisation with a learned scale."""
 
-    def __init__(self, features: int, eps: float, operations: Operations) -> None:
+    def __init__(
+        self, features: int, config: ModelConfig, operations: Operations, *, bias: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(features))
-        self.eps = eps
+        self.bias = nn.Parameter(torch.zeros(features)) if bias else None
+        self.centered = config.norm == "layer"
+        self.eps, self.offset = config.norm_eps, config.norm_offset
         self.operations = operations
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.operations.rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [tokens, features], normalised and added to `residual` if given."""
+        if not self.centered:
+            return self.operations.rms_norm(x, self.weight, self.eps, self.offset, residual)
+        out = self.operations.layer_norm(x, self.weight, self.bias, self.eps)
+        return out if residual is None else self.operations.scaled_add(out, 1.0, residual)
 
 
 class Attention(nn.Module):
@@ -66,41 +79,49 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.eps = config.rms_norm_eps
+        self.eps, self.offset = config.norm_eps, config.norm_offset
         self.layer = layer
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.kv_heads
-        self.window = config.sliding_windows[layer] if config.sliding_windows else None
+        spec = config.layer_specs[layer]
+        self.scoring = Scoring(
+            config.attention_scale or config.head_dim**-0.5, spec.window, config.attention_cap
+        )
+        self.rope = spec.rope
         self.qkv_proj = _projection(config, layer, "self_attn.qkv_proj", quantization)
         self.o_proj = _projection(config, layer, "self_attn.o_proj", quantization)
         # Float32 [kv_heads, head_dim], or None: what is taken off every key (see `center_keys`).
         self.key_center: Tensor | None = None
-        self.q_norm: RMSNorm | None = None
-        self.k_norm: RMSNorm | None = None
+        self.q_norm: Norm | None = None
+        self.k_norm: Norm | None = None
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, operations)
+            norms = layer_norms(config)
+            self.q_norm = Norm(norms["self_attn.q_norm"], config, operations)
+            self.k_norm = Norm(norms["self_attn.k_norm"], config, operations)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext, residual: Tensor
+        self, x: Tensor, rotation: Rotation, context: AttentionContext, residual: Tensor | None
     ) -> Tensor:
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight)
         q, k, v = self.operations.apply_rope(
             context.linear(self.qkv_proj, x),
-            cos,
-            sin,
+            *rotation,
             heads=self.heads,
             kv_heads=self.kv_heads,
             norms=norms,
             eps=self.eps,
             center=self.key_center,
+            offset=self.offset,
+            interleaved=self.rope is not None and self.rope.interleaved,
         )
-        attended = context.attention(self.layer, q, k, v, self.window)
+        attended = context.attention(self.layer, q, k, v, self.scoring)
+        if residual is not None:
+            residual = context.remaining(residual, attended.shape[0])
         return context.linear(self.o_proj, attended, residual)
 
-    def center_keys(self, rotary: RotaryEmbedding) -> None:
+    def center_keys(self) -> None:
         """Take the mean of the rotated key bias off every key, unless a norm follows it.
 
         The softmax ignores what all keys have in common. Where a bias is large, as in Qwen2.5, it
@@ -108,17 +129,19 @@ class Attention(nn.Module):
         (SageAttention, Zhang et al., 2024, arXiv:2410.02367, takes off the keys' own mean).
         """
         bias, first, last = self.qkv_proj.bias, self.heads, self.heads + self.kv_heads
-        if bias is None or self.k_norm is not None:
+        if bias is None or self.k_norm is not None or self.rope is None or self.scoring.cap:
             return
-        positions = torch.arange(_CENTERED_POSITIONS)
-        cos, sin = reference.rope_tables(positions, rotary.inverse_frequencies, rotary.magnitude)
+        rotary = RotaryEmbedding(self.rope, reference)
+        cos, sin = rotary(torch.arange(_CENTERED_POSITIONS))
         keys = bias.detach().float().view(-1, self.head_dim)[first:last]
-        rotated = reference.apply_rotation(keys.expand(len(positions), -1, -1), cos, sin)
+        rotated = reference.apply_rotation(
+            keys.expand(_CENTERED_POSITIONS, -1, -1), cos, sin, interleaved=self.rope.interleaved
+        )
         self.key_center = rotated.mean(0).contiguous()
 
 
 class MLP(nn.Module):
-    """The SwiGLU feed-forward block."""
+    """The feed-forward block: SwiGLU, or what the family has instead."""
 
     def __init__(
         self,
@@ -129,16 +152,24 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.operations = operations
+        self.activation, self.gated = config.activation, config.gated
         self.gate_up_proj = _projection(config, layer, "mlp.gate_up_proj", quantization)
         self.down_proj = _projection(config, layer, "mlp.down_proj", quantization)
 
-    def forward(self, x: Tensor, context: AttentionContext, residual: Tensor) -> Tensor:
-        inner = self.operations.silu_and_mul(context.linear(self.gate_up_proj, x))
+    def forward(self, x: Tensor, context: AttentionContext, residual: Tensor | None) -> Tensor:
+        inner = context.linear(self.gate_up_proj, x)
+        if self.gated and self.activation == "silu":
+            inner = self.operations.silu_and_mul(inner)
+        else:
+            inner = self.operations.activate(inner, self.activation, gated=self.gated)
         return context.linear(self.down_proj, inner, residual)
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm, each adding to the residual stream."""
+    """Attention and MLP, each adding to the residual stream; norms are where the family has them.
+
+    Products add to the stream themselves, unless what they give is normalised or scaled first.
+    """
 
     def __init__(
         self,
@@ -148,15 +179,46 @@ class DecoderLayer(nn.Module):
         operations: Operations,
     ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.operations = operations
         self.self_attn = Attention(config, layer, quantization, operations)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
         self.mlp = MLP(config, layer, quantization, operations)
+        norms = layer_norms(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
-        x = self.self_attn(self.input_layernorm(x), cos, sin, context, residual=x)
-        out: Tensor = self.mlp(self.post_attention_layernorm(x), context, residual=x)
-        return out
+        def norm(name: str) -> Norm | None:
+            if name not in norms:
+                return None
+            return Norm(norms[name], config, operations, bias=config.norm_bias)
+
+        self.input_layernorm = norm("input_layernorm")
+        self.attention_output_norm = norm("attention_output_norm")
+        self.post_attention_layernorm = norm("post_attention_layernorm")
+        self.mlp_output_norm = norm("mlp_output_norm")
+        self.parallel = config.norms in ("parallel", "shared")
+        self.scale = config.residual_scale
+        self.fused = self.scale == 1.0 and config.norms not in ("after", "around")
+
+    def forward(self, x: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
+        normed = x if self.input_layernorm is None else self.input_layernorm(x)
+        out = self.self_attn(normed, rotation, context, x if self.fused else None)
+        if not self.fused:
+            x = context.remaining(x, out.shape[0])
+            out = self._add(x, out, self.attention_output_norm)
+        inner = out
+        if self.parallel:
+            inner = context.remaining(
+                normed if self.post_attention_layernorm is None else x, out.shape[0]
+            )
+        if self.post_attention_layernorm is not None:
+            inner = self.post_attention_layernorm(inner)
+        added = self.mlp(inner, context, out if self.fused else None)
+        return added if self.fused else self._add(out, added, self.mlp_output_norm)
+
+    def _add(self, x: Tensor, out: Tensor, norm: Norm | None) -> Tensor:
+        """x + what a block gives."""
+        if norm is None:
+            return self.operations.scaled_add(out, self.scale, x)
+        added: Tensor = norm(out, x)
+        return added
 
 
 class Decoder(nn.Module):
@@ -166,18 +228,26 @@ class Decoder(nn.Module):
         self, config: ModelConfig, quantization: Quantization | None, operations: Operations
     ) -> None:
         super().__init__()
+        self.operations = operations
         self.embed_tokens = make_embedding(config.vocab_size, config.hidden_size, quantization)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, quantization, operations) for layer in range(config.layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
-        self.rotary = RotaryEmbedding(config.rope, operations)
+        self.norm = Norm(config.hidden_size, config, operations, bias=config.norm_bias)
+        self.embedding_scale = config.embedding_scale
+        # One table for each kind of rotation, of which most models have one.
+        self.ropes = tuple(dict.fromkeys(spec.rope for spec in config.layer_specs if spec.rope))
+        self.rotaries = nn.ModuleList(RotaryEmbedding(rope, operations) for rope in self.ropes)
 
     def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
         x = self.embed_tokens(token_ids)
-        cos, sin = self.rotary(context.positions)
+        if self.embedding_scale != 1.0:
+            x = self.operations.scaled_add(x, self.embedding_scale)
+        rotations: dict[RopeParameters | None, Rotation] = {None: (None, None)}
+        for rope, rotary in zip(self.ropes, self.rotaries, strict=True):
+            rotations[rope] = rotary(context.positions)
         for layer in self.layers:
-            x = layer(x, cos, sin, context)
+            x = layer(x, rotations[layer.self_attn.rope], context)  # type: ignore[union-attr,index]
         normed: Tensor = self.norm(x)
         return normed
 
@@ -207,6 +277,9 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]. Apart from forward: only some rows need it."""
         scores: Tensor = self.head.logits(hidden)
+        scale, cap = self.config.logit_scale, self.config.logit_cap
+        if cap or scale != 1.0:
+            scores = self.operations.softcap(scores, scale, cap)
         return scores
 
     @property
@@ -225,7 +298,8 @@ class Transformer(nn.Module):
         residual = (2 * self.config.layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                one = 1.0 - self.config.norm_offset
+                parameter.fill_(0.0 if name.endswith("bias") else one)
                 continue
             writes = name.endswith(("o_proj.weight", "down_proj.weight"))
             parameter.normal_(0.0, 0.02 * (residual if writes else 1.0), generator=generator)

@@ -1,7 +1,8 @@
 """Rotary position embeddings (Su et al., 2021, https://arxiv.org/abs/2104.09864).
 
-Scalings: linear (position interpolation, Chen et al., 2023), llama3 (Llama 3.1's frequency bands)
-and yarn (Peng et al., 2023, https://arxiv.org/abs/2309.00071).
+Scalings: linear (position interpolation, Chen et al., 2023), llama3 (Llama 3.1's frequency bands),
+yarn (Peng et al., 2023, https://arxiv.org/abs/2309.00071) and longrope (Ding et al., 2024,
+https://arxiv.org/abs/2402.13753).
 """
 
 from __future__ import annotations
@@ -30,16 +31,20 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each float32 [tokens, head_dim / 2], for int64 positions [tokens]."""
+        """cos and sin, each float32 [tokens, rotated / 2], for int64 positions [tokens]."""
         return self.operations.rope_tables(positions, self.inverse_frequencies, self.magnitude)
 
 
 def inverse_frequencies(parameters: RopeParameters) -> Tensor:
-    """Angle per position of every pair of features: float32 [head_dim / 2]."""
-    exponents = torch.arange(0, parameters.head_dim, 2, dtype=torch.float32) / parameters.head_dim
+    """Angle per position of every pair of features: float32 [rotated / 2]."""
+    exponents = torch.arange(0, parameters.rotated, 2, dtype=torch.float32) / parameters.rotated
     plain = 1.0 / parameters.theta**exponents
     if parameters.kind == "linear":
         return plain / parameters.factor
+    if parameters.kind == "longrope":
+        return plain / torch.tensor(
+            parameters.long_factor if parameters.long else parameters.short_factor
+        )
     if parameters.kind == "llama3":
         return _llama3(parameters, plain)
     if parameters.kind == "yarn":
@@ -58,14 +63,14 @@ def _llama3(parameters: RopeParameters, plain: Tensor) -> Tensor:
 def _yarn(parameters: RopeParameters, plain: Tensor) -> Tensor:
     def dimension(rotations: float) -> float:
         periods = parameters.original_context / (rotations * 2 * math.pi)
-        return parameters.head_dim * math.log(periods) / (2 * math.log(parameters.theta))
+        return parameters.rotated * math.log(periods) / (2 * math.log(parameters.theta))
 
     low, high = dimension(parameters.beta_fast), dimension(parameters.beta_slow)
     if parameters.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, parameters.head_dim - 1)
+    low, high = max(low, 0), min(high, parameters.rotated - 1)
     # A ramp of no width would divide by zero.
     width = (high - low) or 0.001
-    pairs = torch.arange(parameters.head_dim // 2, dtype=torch.float32)
+    pairs = torch.arange(parameters.rotated // 2, dtype=torch.float32)
     interpolate = ((pairs - low) / width).clamp(0, 1)
     return interpolate * plain / parameters.factor + (1 - interpolate) * plain

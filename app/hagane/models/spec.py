@@ -17,6 +17,13 @@ from dataclasses import dataclass
 
 from hagane.models.config import ModelConfig
 
+_LLAMA = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "o_proj": ("o_proj",),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "down_proj": ("down_proj",),
+}
+
 
 @dataclass(frozen=True)
 class ProjectionSpec:
@@ -46,43 +53,79 @@ def layer_projections(config: ModelConfig) -> dict[str, ProjectionSpec]:
     """The projections of one layer, by their path within it."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    gate = {"gate_proj": inner} if config.gated else {}
+    stored = part_names(config)
+
+    def declare(name: str, columns: int, bias: bool, parts: dict[str, int]) -> ProjectionSpec:
+        if name in config.fused:
+            parts = {name: sum(parts.values())}
+        return ProjectionSpec(
+            columns, {stored.get(part, part): rows for part, rows in parts.items()}, bias
+        )
+
+    apart = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
     return {
-        "self_attn.qkv_proj": ProjectionSpec(
-            hidden, {"q_proj": queries, "k_proj": keys, "v_proj": keys}, bias=config.qkv_bias
+        "self_attn.qkv_proj": declare("qkv_proj", hidden, config.qkv_bias, apart),
+        "self_attn.o_proj": declare("o_proj", queries, config.output_bias, {"o_proj": hidden}),
+        "mlp.gate_up_proj": declare(
+            "gate_up_proj", hidden, config.mlp_bias, {**gate, "up_proj": inner}
         ),
-        "self_attn.o_proj": ProjectionSpec(queries, {"o_proj": hidden}, bias=config.output_bias),
-        "mlp.gate_up_proj": ProjectionSpec(
-            hidden, {"gate_proj": inner, "up_proj": inner}, bias=config.mlp_bias
-        ),
-        "mlp.down_proj": ProjectionSpec(inner, {"down_proj": hidden}, bias=config.mlp_bias),
+        "mlp.down_proj": declare("down_proj", inner, config.mlp_bias, {"down_proj": hidden}),
     }
+
+
+def part_names(config: ModelConfig) -> dict[str, str]:
+    """What checkpoints and adapters call the matrices that are these of Llama."""
+    found = {}
+    for fused, parts in _LLAMA.items():
+        for part in parts:
+            found[part] = fused if fused in config.fused else config.names.get(part, part)
+    if not config.gated and "gate_up_proj" not in config.fused:
+        del found["gate_proj"]
+    return found
 
 
 def layer_norms(config: ModelConfig) -> dict[str, int]:
     """Features of each norm of one layer, by its path within it."""
-    norms = {
-        "input_layernorm": config.hidden_size,
-        "post_attention_layernorm": config.hidden_size,
-    }
+    outer = {
+        "before": ("input_layernorm", "post_attention_layernorm"),
+        "parallel": ("input_layernorm", "post_attention_layernorm"),
+        "shared": ("input_layernorm",),
+        "after": ("attention_output_norm", "mlp_output_norm"),
+        "around": ("input_layernorm", "attention_output_norm", "post_attention_layernorm",
+                   "mlp_output_norm"),
+    }[config.norms]  # fmt: skip
+    norms = dict.fromkeys(outer, config.hidden_size)
     if config.qk_norm:
-        norms |= {"self_attn.q_norm": config.head_dim, "self_attn.k_norm": config.head_dim}
+        heads = (config.heads, config.kv_heads) if config.qk_norm == "width" else (1, 1)
+        norms["self_attn.q_norm"] = heads[0] * config.head_dim
+        norms["self_attn.k_norm"] = heads[1] * config.head_dim
     return norms
+
+
+def norm_at(config: ModelConfig, path: str) -> str:
+    """What checkpoints call the norm at `path`, such as `layers.0.input_layernorm`."""
+    parent, _, name = path.rpartition(".")
+    stored = config.names.get(name, name)
+    return f"{parent}.{stored}" if parent else stored
 
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of an unquantized checkpoint, by its name."""
     table = (config.vocab_size, config.hidden_size)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
+    norms = {"norm": config.hidden_size}
     for layer in range(config.layers):
-        for path, features in layer_norms(config).items():
-            shapes[f"model.layers.{layer}.{path}.weight"] = (features,)
+        norms |= {f"layers.{layer}.{path}": size for path, size in layer_norms(config).items()}
+    for path, features in norms.items():
+        kinds = ("weight", "bias") if config.norm_bias and "self_attn" not in path else ("weight",)
+        shapes |= {f"model.{norm_at(config, path)}.{kind}": (features,) for kind in kinds}
     for path, projection in projections(config):
         for part, rows in projection.parts.items():
             name = f"model.{sibling(path, part)}"
             shapes[f"{name}.weight"] = (rows, projection.columns)
             if projection.bias:
                 shapes[f"{name}.bias"] = (rows,)
-    shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = table
     return shapes

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hagane.kernels import Operations, cpu, reference
 from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
-from hagane.models.decoder import Attention, RMSNorm, Transformer
+from hagane.models.decoder import Attention, Norm, Transformer
 from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
@@ -37,7 +37,7 @@ from hagane.models.serving import (
     pack_for_serving,
     quantize_natively,
 )
-from hagane.models.spec import parts_at
+from hagane.models.spec import norm_at, parts_at
 from hagane.system.files import commit, write_text
 from hagane.weights.finite import check_finite, naming
 from hagane.weights.formats.grouped import common_form
@@ -59,7 +59,7 @@ _NATIVE_BLOCK_ELEMENTS = 1 << 20
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 # The dtypes that the native kernels read and quantize.
 _NATIVE = (torch.float32, torch.bfloat16)
-_Holder = Stored | RMSNorm
+_Holder = Stored | Norm
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def load_model(
     for name, module in modules:
         size += loading.load(name, module)
         progress.advance(_count(module))
-    model.model.rotary.to(device)
+    model.model.rotaries.to(device)
     return model, LoadReport(progress.total, size, time.monotonic() - started, quantization)
 
 
@@ -216,7 +216,7 @@ class _Loading:
     def _center_keys(self, name: str, module: _Holder) -> None:
         owner = self.model.get_submodule(name.rpartition(".")[0])
         if self.operations is cpu and isinstance(owner, Attention) and module is owner.qkv_proj:
-            owner.center_keys(self.model.model.rotary)
+            owner.center_keys()
 
     def _replace(self, name: str, module: nn.Module) -> None:
         parent, _, leaf = name.rpartition(".")
@@ -235,7 +235,7 @@ class _Loading:
     def _parts(self, name: str, module: _Holder, kind: str) -> list[_Part]:
         """The parts of a module's weight or bias in a checkpoint."""
         shape: tuple[int, ...] = ()
-        if kind == "weight" and not isinstance(module, RMSNorm):
+        if kind == "weight" and not isinstance(module, Norm):
             wide = module.in_features if isinstance(module, Linear) else None
             shape = (wide or self.model.config.hidden_size,)
         return [
@@ -337,13 +337,15 @@ def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str,
     if parts is not None:
         return [(f"{_DECODER}{part}", rows) for part, rows in parts.items()]
     state = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if isinstance(module, Norm):
+        name = norm_at(config, name)
     return [(name, state[0].shape[0])]
 
 
 def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """The unquantized model's tensors under their Hugging Face names, fused ones taken apart."""
     for name, module in model.named_modules():
-        if not isinstance(module, Dense | DenseEmbedding | RMSNorm):
+        if not isinstance(module, Dense | DenseEmbedding | Norm):
             continue
         parts = _parts(name, module, model.config)
         for key, parameter in module.named_parameters(recurse=False):

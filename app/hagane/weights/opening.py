@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hagane.models.config import ModelConfig
-from hagane.models.spec import checkpoint_shapes
+from hagane.models.spec import checkpoint_shapes, layer_norms, norm_at
 from hagane.system.errors import ModelError
 from hagane.weights.sources.config import load_config
 from hagane.weights.sources.source import Rows, WeightSource, open_source
@@ -18,8 +18,6 @@ from hagane.weights.sources.source import Rows, WeightSource, open_source
 logger = logging.getLogger(__name__)
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Every family has this one in every layer.
-_IN_EVERY_LAYER = "model.layers.{}.post_attention_layernorm.weight"
 # Rows compared at a time.
 _ROWS = 4096
 
@@ -90,11 +88,15 @@ def _count(names: list[str]) -> str:
 
 def _check_layers(path: Path, config: ModelConfig, source: WeightSource) -> None:
     """Before the tensors are named one by one: a count is clearer than the first of many names."""
-    has = [source.shape(_IN_EVERY_LAYER.format(config.layers + n)) for n in (-1, 0)]
-    if has[0] is not None and has[1] is None:
+    norm = next(iter(layer_norms(config)))
+    stored_name = norm if config.quantization is not None else norm_at(config, norm)
+
+    def has(layer: int) -> bool:
+        return source.shape(f"model.layers.{layer}.{stored_name}.weight") is not None
+
+    if has(config.layers - 1) and not has(config.layers):
         return
-    names = map(_IN_EVERY_LAYER.format, range(1 << 24))
-    stored = next(n for n, name in enumerate(names) if source.shape(name) is None)
+    stored = next(layer for layer in range(1 << 24) if not has(layer))
     raise ModelError(
         f"{path}: the config has num_hidden_layers {config.layers}, but the weights have {stored} "
         "layers: they do not belong together, or a file is missing"

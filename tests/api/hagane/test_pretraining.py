@@ -12,7 +12,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config_file
 from hagane.text.hub import local_model
 from hagane.text.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ def test_a_job_survives_its_worker_and_writes_a_model(admin_server, admin):
     done = wait(admin_server, made["id"], lambda job: job["status"] == "succeeded")
     assert done["trained_tokens"] == 120 * 2 * 32
     directory = Path(done["result"]["directory"])
-    assert ModelConfig.load(directory).vocab_size == 300
+    assert read_config_file(directory).vocab_size == 300
     assert (directory / "loss.png").is_file()
 
     answer = ask(admin_server, "GET", f"/{made['id']}/events?limit=1000").json()

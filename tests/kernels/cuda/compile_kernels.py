@@ -94,11 +94,11 @@ def build_all() -> dict[str, dict]:
         "silu_and_mul": build(rows._silu_and_mul, None, {}, BLOCK=1024),
         "decode": build(
             attention._decode, decode, {"slots": "*i64"}, **paged, GROUP_ROWS=16,
-            COLUMNS=decode.columns, WINDOW=0, SPLITS=16,
+            COLUMNS=decode.columns, WINDOW=0, CAP=0.0, SPLITS=16,
         ),
         "prefill": build(
             attention._prefill, prefill, {}, **paged, ROWS=prefill.rows, COLUMNS=prefill.columns,
-            WINDOW=0,
+            WINDOW=0, CAP=0.0,
         ),
         "int8 by int8": build(
             linear._int8_matmul, LARGE, scaled | {"weight": "*i8", "codes": "*i8"}, **many,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config
 from hagane.training.finetune.examples import Example
 from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.model import load_finetune_model
@@ -38,7 +38,7 @@ def spec_of(model: Path) -> FineTuneSpec:
 
 
 def test_time_follows_from_work_and_threads(tmp_path):
-    config = ModelConfig.from_dict(SMALL)
+    config = read_config(SMALL)
     plan = TrainingPlan(
         epochs=2,
         batch_size=4,
@@ -61,7 +61,7 @@ def test_time_follows_from_work_and_threads(tmp_path):
 @pytest.mark.parametrize("length", [512, 1024])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_lora_on_8b_in_int4_fits_24_gb(length, checkpointing):
-    config = ModelConfig.from_dict(LLAMA_8B)
+    config = read_config(LLAMA_8B)
     found = estimates.memory(config, spec_of(Path()), length, checkpointing=checkpointing)
     # The weights alone: 7 G of 4 bits, and an embedding and a head of 0.5 G each in 16.
     assert 5.6e9 < found < 24e9
@@ -69,7 +69,7 @@ def test_lora_on_8b_in_int4_fits_24_gb(length, checkpointing):
 
 def test_the_estimate_holds_what_a_step_on_torch_s_operators_does(tmp_path):
     """As a GPU has it: weights, what is kept for the backward pass, gradients and moments."""
-    config = ModelConfig.from_dict(SMALL)
+    config = read_config(SMALL)
     LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path)
     made = load_finetune_model(spec_of(tmp_path), LENGTH, checkpointing=False, native=False)
     weights = storages([*made.transformer.parameters(), *made.transformer.buffers()])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from hagane.kernels import Pretraining, cpu
-from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer, use_operations
+from hagane.models.families import read_config
 from hagane.training.pretrain.head_loss import CpuLoss, TorchLoss
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
@@ -25,7 +25,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_native_kernels_compute_what_torch_does(kind):
-    model = Transformer(ModelConfig.from_dict(SHAPE | KINDS[kind]))
+    model = Transformer(read_config(SHAPE | KINDS[kind]))
     model.init_weights(torch.Generator().manual_seed(0))
     rows = torch.randint(200, (3, 141), generator=torch.Generator().manual_seed(1))
     found = {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
+from hagane.models.families import read_config
 from hagane.training.pretrain.head_loss import TorchLoss
 from hagane.training.pretrain.utilisation import Utilisation, flops_per_token
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 def model(tied: bool) -> Transformer:
     made = Transformer(
-        ModelConfig.from_dict(
+        read_config(
             {"architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 64,
              "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 64, "eos_token_id": 0,

@@ -92,11 +92,13 @@ class ModelRunner:
         self.block_size = config.block_size
         self.cache_dtype = self._cache_dtype(config, model_config, quantization)
         self.blocks = self._count_blocks(config, model_config)
-        shape = (self.blocks, self.block_size, model_config.kv_heads, model_config.head_dim)
         self.caches = tuple(
-            self.operations.allocate_cache(*shape, self.cache_dtype, self.device)
-            for _ in range(model_config.layers)
-        )
+            self.operations.allocate_cache(
+                self.blocks, self.block_size, cache.kv_heads, cache.head_dim, self.cache_dtype,
+                self.device,
+            )
+            for cache in model_config.caches
+        )  # fmt: skip
         self.decode_rows = max(config.max_sequences, _LEAST_ROWS if self.verifies else 1)
         # Hidden states [rows asked for, features] of the last batch that asked for any.
         self.hidden: Tensor | None = None
@@ -196,8 +198,10 @@ class ModelRunner:
 
     def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:
         scale = 4 if self.cache_dtype == torch.int8 else 0
-        head_bytes = model.head_dim * self.cache_dtype.itemsize + scale
-        token_bytes = 2 * model.layers * model.kv_heads * head_bytes
+        token_bytes = sum(
+            2 * cache.kv_heads * (cache.head_dim * self.cache_dtype.itemsize + scale)
+            for cache in model.caches
+        )
         block_bytes = token_bytes * self.block_size
         per_context = -(-self.context_length // self.block_size)
         memory = config.kv_cache_memory

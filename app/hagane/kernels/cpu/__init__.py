@@ -2,18 +2,22 @@
 
 from hagane.kernels.cpu.extension import find_nonfinite
 from hagane.kernels.cpu.operations import (
+    activate,
     allocate_cache,
     apply_rope,
     argmax,
     embed,
     gather,
+    layer_norm,
     linear,
     paged_attention,
     prefetch,
     rms_norm,
     rope_tables,
     sample,
+    scaled_add,
     silu_and_mul,
+    softcap,
 )
 from hagane.kernels.cpu.packing import (
     LANES,
@@ -37,6 +41,7 @@ __all__ = [
     "GroupedForm",
     "NonFiniteError",
     "PackedWeight",
+    "activate",
     "allocate_cache",
     "apply_rope",
     "argmax",
@@ -45,6 +50,7 @@ __all__ = [
     "find_nonfinite",
     "gather",
     "instruction_set",
+    "layer_norm",
     "linear",
     "pack_dense",
     "pack_grouped",
@@ -60,7 +66,9 @@ __all__ = [
     "rms_norm",
     "rope_tables",
     "sample",
+    "scaled_add",
     "silu_and_mul",
+    "softcap",
     "start",
     "start_beside_torch",
 ]

@@ -8,22 +8,42 @@ stand side by side.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hagane.kernels.cpu import extension
+from hagane.kernels import reference
+from hagane.kernels.cpu import training_extension
 
 # Queries that attend together: fewer would make for small products, more for more that is masked.
 _QUERIES = 128
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int, window: int | None) -> Tensor:
-    """`reference.causal_attention`, of float32 or bfloat16."""
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rows: int,
+    window: int | None,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> Tensor:
+    """`reference.causal_attention`, of float32 or bfloat16; natively without a cap."""
+    if cap:
+        return reference.causal_attention(q, k, v, rows=rows, window=window, scale=scale, cap=cap)
+    q = prescaled(q, scale)
     out: Tensor = _Attention.apply(q, k, v, rows, window)  # type: ignore[no-untyped-call]
     return out
+
+
+def prescaled(q: Tensor, scale: float | None) -> Tensor:
+    """q [tokens, heads, head_dim], so that 1 / sqrt(head_dim) makes `scale` of it."""
+    factor = 1.0 if scale is None else scale * math.sqrt(q.shape[2])
+    return q if math.isclose(factor, 1.0, rel_tol=1e-6) else q * factor
 
 
 class _Attention(torch.autograd.Function):
@@ -109,7 +129,7 @@ def _softmax(
     `gradients`, by the probabilities, become those by the products. The first of every `queries`
     rows is the key at `offset`.
     """
-    extension.causal_softmax(
+    training_extension.causal_softmax(
         scores.flatten(0, 1),
         gradients if gradients is None else gradients.flatten(0, 1),
         queries=queries,

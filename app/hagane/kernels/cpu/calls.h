@@ -34,13 +34,19 @@ inline Rotary rotary_arguments(Arguments& in) {
   const int64_t heads = r.heads + 2 * r.kv_heads;
   r.head_dim = heads > 0 ? qkv.columns / heads : 0;
   in.expect(heads > 0 && r.head_dim * heads == qkv.columns && r.head_dim % 2 == 0, "qkv and its heads");
-  r.cos = in.array<const float>("cos", qkv.rows * (r.head_dim / 2));
-  r.sin = in.array<const float>("sin", qkv.rows * (r.head_dim / 2));
-  r.q_norm = in.optional_array_like("q_norm", qkv.dtype, r.head_dim);
-  r.k_norm = in.optional_array_like("k_norm", qkv.dtype, r.head_dim);
+  r.rotated = in.integer("rotated");
+  in.expect(r.rotated >= 0 && r.rotated <= r.head_dim && r.rotated % 2 == 0, "rotated");
+  r.interleaved = in.integer("interleaved") != 0;
+  r.whole = in.integer("whole") != 0;
+  r.cos = in.optional_array<const float>("cos", qkv.rows * (r.rotated / 2));
+  r.sin = in.optional_array<const float>("sin", qkv.rows * (r.rotated / 2));
+  in.expect(!r.rotated || (r.cos && r.sin), "cos and sin");
+  r.q_norm = in.optional_array_like("q_norm", qkv.dtype, r.head_dim * (r.whole ? r.heads : 1));
+  r.k_norm = in.optional_array_like("k_norm", qkv.dtype, r.head_dim * (r.whole ? r.kv_heads : 1));
   in.expect(!r.q_norm == !r.k_norm, "q_norm without k_norm");
   r.center = in.optional_array<const float>("center", r.kv_heads * r.head_dim);
   r.eps = in.real("eps");
+  r.offset = in.real("offset");
   return r;
 }
 

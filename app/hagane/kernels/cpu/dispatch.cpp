@@ -128,9 +128,20 @@ void run_linear(const LinearWork& work) {
   });
 }
 
-RowWork rms_norm_rows(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
-                      const Matrix& out) {
-  return {rows, features * 4, {[=](int64_t row) { active->rms_norm(x, weight, eps, features, out, row); }}};
+RowWork norm_rows(const RowNorm& n) {
+  return {n.rows, n.features * 4, {[=](int64_t row) { active->row_norm(n, row); }}};
+}
+
+RowWork activation_rows(const Activation& a) {
+  return {a.rows, a.features * 8, {[=](int64_t row) { active->activate(a, row); }}};
+}
+
+RowWork scaled_add_rows(const ScaledAdd& s) {
+  return {s.rows, s.features * 4, {[=](int64_t row) { active->scaled_add(s, row); }}};
+}
+
+void run_softcap(const Softcap& s) {
+  split(s.rows, s.vocab * 16, [&](int64_t row) { active->softcap(s, row); });
 }
 
 RowWork silu_and_mul_rows(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out) {

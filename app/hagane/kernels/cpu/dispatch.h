@@ -53,8 +53,9 @@ void run_pack_grouped(const GroupedCodes& codes);
 int64_t run_find_nonfinite(const Matrix& x, int64_t rows, int64_t columns);
 void run_rows(const RowWork& work);
 void run_linear(const LinearWork& work);
-RowWork rms_norm_rows(const Matrix& x, const void* weight, float eps, int64_t rows, int64_t features,
-                      const Matrix& out);
+RowWork norm_rows(const RowNorm& norm);
+RowWork activation_rows(const Activation& activation);
+RowWork scaled_add_rows(const ScaledAdd& add);
 RowWork silu_and_mul_rows(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
 RowWork rotary_rows(const Rotary& rotary);
 RowWork store_rows(const Store& store);
@@ -64,6 +65,7 @@ void run_rope_tables(const RopeTables& a);
 void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t features, const Matrix& out);
 // What that attention reads: to be fetched by the products before it.
 void run_prefetch(const Attention& attention);
+void run_softcap(const Softcap& softcap);
 void run_attention(const Attention& attention);
 void run_sample(const Sampling& sampling);
 void run_argmax(const Argmax& argmax);

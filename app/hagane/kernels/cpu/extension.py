@@ -1,4 +1,4 @@
-"""The C++ extension `_cpu`, typed: nothing else imports it.
+"""The C++ extension `_cpu`, typed: this and `training_extension` alone import it.
 
 Tensors go in by name. The extension reads their addresses, dtypes and shapes itself (arguments.h),
 and raises TypeError or ValueError for one that does not fit, before anything runs. Every function
@@ -175,9 +175,40 @@ def embed(weight: Weight, ids: Tensor, out: Tensor) -> None:
 # Between the matrices.
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-    """x and out [rows, features], weight [features], of one dtype."""
-    _cpu.rms_norm(x=x, weight=weight, eps=eps, out=out)
+def row_norm(
+    x: Tensor,
+    out: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    offset: float,
+    *,
+    centered: bool,
+) -> None:
+    """x, out and residual [rows, features], weight and bias [features], of one dtype."""
+    _cpu.row_norm(
+        x=x, out=out, weight=weight, bias=bias, residual=residual, eps=eps, offset=offset,
+        centered=int(centered),
+    )  # fmt: skip
+
+
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+
+
+def activate(x: Tensor, out: Tensor, kind: str, *, gated: bool) -> None:
+    """x [rows, features], twice as wide if gated -> out [rows, features]."""
+    _cpu.activate(x=x, out=out, kind=_ACTIVATIONS[kind], gated=int(gated))
+
+
+def scaled_add(x: Tensor, out: Tensor, residual: Tensor | None, factor: float) -> None:
+    """All [rows, features], of one dtype."""
+    _cpu.scaled_add(x=x, out=out, residual=residual, factor=factor)
+
+
+def softcap(logits: Tensor, scale: float, cap: float) -> None:
+    """float32 [rows, vocab] in place; cap 0 is none."""
+    _cpu.softcap(logits=logits, scale=scale, cap=cap)
 
 
 def silu_and_mul(gate_up: Tensor, out: Tensor) -> None:
@@ -203,17 +234,22 @@ def apply_rope(
     qkv: Tensor,
     heads: int,
     kv_heads: int,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     norms: tuple[Tensor, Tensor] | None,
     center: Tensor | None,
     eps: float,
+    offset: float = 0.0,
+    *,
+    interleaved: bool = False,
 ) -> None:
     """qkv [tokens, (heads + 2 * kv_heads) * head_dim] in place; center [kv_heads, head_dim]."""
     q_norm, k_norm = (None, None) if norms is None else norms
+    head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
     _cpu.apply_rope(
-        qkv=qkv, heads=heads, kv_heads=kv_heads, cos=cos, sin=sin,
-        q_norm=q_norm, k_norm=k_norm, center=center, eps=eps,
+        qkv=qkv, heads=heads, kv_heads=kv_heads, rotated=0 if cos is None else 2 * cos.shape[1],
+        interleaved=int(interleaved), whole=int(q_norm is not None and len(q_norm) != head_dim),
+        cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm, center=center, eps=eps, offset=offset,
     )  # fmt: skip
 
 
@@ -237,8 +273,9 @@ def paged_attention(
     query_starts: Tensor,
     window: int,
     scale: float,
+    cap: float,
 ) -> None:
-    """q [tokens, heads, head_dim] -> out [tokens, heads * head_dim]; window 0 is none.
+    """q [tokens, heads, head_dim] -> out [tokens, heads * head_dim]; window and cap 0 are none.
 
     int32: block_tables [sequences, blocks], context_lengths [sequences], query_starts
     [sequences + 1].
@@ -247,6 +284,7 @@ def paged_attention(
         q=q, out=out, keys=cache[0], values=cache[1], kv_heads=kv_heads, head_dim=q.shape[2],
         block_size=block_size, sequences=len(context_lengths), block_tables=block_tables,
         context_lengths=context_lengths, query_starts=query_starts, window=window, scale=scale,
+        cap=cap,
     )  # fmt: skip
 
 
@@ -286,105 +324,3 @@ def sample(
 def argmax(logits: Tensor, tokens: Tensor, finite: Tensor) -> None:
     """float32 logits [rows, vocab] -> int64 tokens and bool finite, [rows] each."""
     _cpu.argmax(logits=logits, tokens=tokens, finite=finite)
-
-
-# Training.
-
-
-def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-    """All [rows, features] but weight [features], of one dtype."""
-    _cpu.rms_norm_backward(grad=grad, x=x, weight=weight, eps=eps, out=out)
-
-
-def silu_and_mul_backward(grad: Tensor, gate_up: Tensor, out: Tensor) -> None:
-    """grad [rows, features], gate_up and out [rows, 2 * features]."""
-    _cpu.silu_and_mul_backward(grad=grad, gate_up=gate_up, out=out)
-
-
-def apply_rope_backward(
-    grad: Tensor,
-    heads: int,
-    kv_heads: int,
-    cos: Tensor,
-    sin: Tensor,
-    norms: tuple[Tensor, Tensor] | None,
-    eps: float,
-    before: Tensor,
-) -> None:
-    """grad, like the qkv `before` that was rotated, in place."""
-    q_norm, k_norm = (None, None) if norms is None else norms
-    _cpu.apply_rope_backward(
-        qkv=grad, heads=heads, kv_heads=kv_heads, cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm,
-        center=None, eps=eps, before=before,
-    )  # fmt: skip
-
-
-def token_scores(
-    logits: Tensor, targets: Tensor, logprobs: Tensor, first: Tensor, *, gradients: bool
-) -> None:
-    """logits [rows, vocab], int64 targets -> float32 logprobs, bool first, [rows] each."""
-    _cpu.token_scores(
-        logits=logits, targets=targets, logprobs=logprobs, first=first, gradients=int(gradients)
-    )
-
-
-def sequence_attention(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, starts: Tensor, window: int, scale: float
-) -> None:
-    """bfloat16 [tokens, heads, head_dim], int64 starts [sequences + 1]; window 0 is none."""
-    _cpu.sequence_attention(
-        q=q, k=k, v=v, out=out, sequences=len(starts) - 1, starts=starts, window=window, scale=scale
-    )
-
-
-def sequence_attention_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
-    starts: Tensor,
-    window: int,
-    scale: float,
-    out: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    """The gradient of the result -> those of q, k and v in `out`."""
-    _cpu.sequence_attention_backward(
-        q=q, k=k, v=v, out=grad, sequences=len(starts) - 1, starts=starts, window=window,
-        scale=scale, grad_q=out[0], grad_k=out[1], grad_v=out[2],
-    )  # fmt: skip
-
-
-def norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-    """float32 x [rows, features], weight [features] -> out in its own dtype."""
-    _cpu.norm(out=out, x=x, weight=weight, eps=eps)
-
-
-def norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    out: Tensor,
-    parts: Tensor,
-    weights: Tensor,
-) -> None:
-    """Gradients by x to `out`, by weight to `weights`; `parts` [rows / 64, features] is scratch."""
-    _cpu.norm_backward(
-        grad=grad, x=x, weight=weight, eps=eps, out=out, parts=parts, weights=weights
-    )
-
-
-def causal_softmax(
-    scores: Tensor,
-    gradients: Tensor | None,
-    *,
-    queries: int,
-    offset: int,
-    window: int,
-    scale: float,
-) -> None:
-    """scores [rows, keys] in place; `gradients` like scores (CausalSoftmax in ops.h)."""
-    _cpu.causal_softmax(
-        scores=scores, gradients=gradients, queries=queries, offset=offset, window=window,
-        scale=scale,
-    )  # fmt: skip

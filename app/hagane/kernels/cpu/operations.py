@@ -45,10 +45,36 @@ def embed(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None
+) -> Tensor:
     out = empty(*x.shape, dtype=x.dtype)
-    extension.rms_norm(x, weight, eps, out)
+    extension.row_norm(x, out, weight, None, residual, eps, offset, centered=False)
     return out
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    out = empty(*x.shape, dtype=x.dtype)
+    extension.row_norm(x, out, weight, bias, None, eps, 0.0, centered=True)
+    return out
+
+
+def activate(x: Tensor, kind: str, *, gated: bool) -> Tensor:
+    out = empty(x.shape[0], x.shape[1] // (2 if gated else 1), dtype=x.dtype)
+    extension.activate(x, out, kind, gated=gated)
+    return out
+
+
+def scaled_add(x: Tensor, factor: float, residual: Tensor | None = None) -> Tensor:
+    out = empty(*x.shape, dtype=x.dtype)
+    extension.scaled_add(x, out, residual, factor)
+    return out
+
+
+def softcap(logits: Tensor, scale: float, cap: float) -> Tensor:
+    """In place."""
+    extension.softcap(logits, scale, cap)
+    return logits
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
@@ -73,20 +99,24 @@ def rope_tables(positions: Tensor, frequencies: Tensor, magnitude: float) -> tup
 
 def apply_rope(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     *,
     heads: int,
     kv_heads: int,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
     center: Tensor | None = None,
+    offset: float = 0.0,
+    interleaved: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In place: the results are views of `qkv`."""
-    tokens, head_dim = qkv.shape[0], 2 * cos.shape[1]
-    extension.apply_rope(qkv, heads, kv_heads, cos, sin, norms, center, eps)
+    counts = (heads, kv_heads, kv_heads)
+    extension.apply_rope(
+        qkv, heads, kv_heads, cos, sin, norms, center, eps, offset, interleaved=interleaved
+    )
     # The builtin itself: Tensor.split takes several times as long, in every layer of every step.
-    q, k, v = torch.split_with_sizes(qkv.view(tokens, -1, head_dim), (heads, kv_heads, kv_heads), 1)
+    q, k, v = torch.split_with_sizes(qkv.view(qkv.shape[0], sum(counts), -1), counts, 1)
     return q, k, v
 
 
@@ -121,6 +151,8 @@ def paged_attention(
     layout: PagedLayout,
     *,
     window: int | None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """Queries may be fewer than keys: `layout.slots` count these, `layout.starts` those."""
     tokens, heads, head_dim = q.shape
@@ -136,7 +168,8 @@ def paged_attention(
         context_lengths=layout.lengths,
         query_starts=layout.starts,
         window=window or 0,
-        scale=head_dim**-0.5,
+        scale=scale or head_dim**-0.5,
+        cap=cap,
     )
     return out
 

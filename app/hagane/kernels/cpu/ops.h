@@ -183,7 +183,7 @@ struct Attention {
   int64_t table_stride;
   const int32_t *query_starts, *context_lengths;  // [sequences + 1], [sequences]
   int64_t sequences, window;                      // window 0: none
-  float scale;
+  float scale, cap;                               // cap 0: none
 };
 
 // Queries [first, last) of one sequence, for its key/value heads [head, last_head).
@@ -201,14 +201,53 @@ struct RopeTables {
 };
 
 // Normalises (if weights are given) and rotates queries and keys of qkv rows in place, and takes the
-// center off the keys: a constant, which the softmax does not see.
+// center off the keys: a constant, which the softmax does not see. The first `rotated` features of a head
+// turn: i with i + rotated / 2, or neighbours if `interleaved`.
 struct Rotary {
   Matrix qkv;                // [tokens, (heads + 2 * kv_heads) * head_dim]
-  const float *cos, *sin;    // [tokens, head_dim / 2]
-  const void *q_norm, *k_norm;  // [head_dim] in qkv's dtype, or null
+  const float *cos, *sin;    // [tokens, rotated / 2]
+  const void *q_norm, *k_norm;  // [head_dim] in qkv's dtype, or null; of all heads together if `whole`
   const float* center;          // [kv_heads * head_dim], or null
-  float eps;
-  int64_t tokens, heads, kv_heads, head_dim;
+  float eps, offset;            // what is added to the norms' weights
+  int64_t tokens, heads, kv_heads, head_dim, rotated;
+  bool interleaved, whole;
+
+  bool plain() const { return rotated == head_dim && !interleaved && !whole && offset == 0; }
+};
+
+// x / rms(x) * (weight + offset), or if `centered` (x - mean) / deviation * weight + bias; plus a residual.
+struct RowNorm {
+  Matrix x, out;                           // [rows, features]
+  const void *weight, *bias;               // [features] in x's dtype, bias may be null
+  const void* residual;                    // [rows, features] in x's dtype, or null
+  float eps, offset;
+  bool centered;
+  int64_t rows, features;
+};
+
+// The activation of x, if `gated` of its first half times the second.
+struct Activation {
+  enum Kind : int { silu = 0, gelu = 1, gelu_tanh = 2 };
+
+  Matrix x, out;  // [rows, features], x twice as wide if gated
+  Kind kind;
+  bool gated;
+  int64_t rows, features;
+};
+
+// x * factor, plus a residual.
+struct ScaledAdd {
+  Matrix x, out;         // [rows, features]
+  const void* residual;  // [rows, features] in x's dtype, or null
+  float factor;
+  int64_t rows, features;
+};
+
+// x * scale, then cap * tanh(x / cap) unless the cap is 0; in place.
+struct Softcap {
+  float* logits;
+  int64_t rows, vocab, stride;
+  float scale, cap;
 };
 
 struct Store {
@@ -337,8 +376,10 @@ struct Kernels {
   void (*linear)(const Linear&, int64_t first, int64_t last);
   // What Linear::added is, of blocks [first, last).
   void (*expand)(const Changes&, int64_t first, int64_t last, float* added);
-  void (*rms_norm)(const Matrix& x, const void* weight, float eps, int64_t features, const Matrix& out,
-                   int64_t row);
+  void (*row_norm)(const RowNorm&, int64_t row);
+  void (*activate)(const Activation&, int64_t row);
+  void (*scaled_add)(const ScaledAdd&, int64_t row);
+  void (*softcap)(const Softcap&, int64_t row);
   void (*silu_and_mul)(const Matrix& gate_up, int64_t features, const Matrix& out, int64_t row);
   void (*embed)(const Weight&, const int64_t* ids, const Matrix& out, int64_t row);
   void (*rotary)(const Rotary&, int64_t token);

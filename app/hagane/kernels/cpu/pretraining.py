@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hagane.kernels import reference
-from hagane.kernels.cpu import extension, operations, training
+from hagane.kernels.cpu import operations, training, training_extension
 from hagane.kernels.cpu.blocked_attention import causal_attention
 
 # Rows whose share of a norm's gradient is added up by one task (`NormBackward` in cpu/ops.h).
@@ -42,23 +42,41 @@ class Pretraining:
     argmax = staticmethod(reference.argmax)
     sample = staticmethod(reference.sample)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    layer_norm = staticmethod(reference.layer_norm)
+    activate = staticmethod(reference.activate)
+    scaled_add = staticmethod(reference.scaled_add)
+    softcap = staticmethod(reference.softcap)
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float = 0.0,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         """Float32 x [rows, features] -> [rows, features] in `dtype`."""
+        if offset or residual is not None:
+            raise NotImplementedError("pretraining has the norms of plain models")
         out: Tensor = _Norm.apply(x, weight, eps, self.dtype)  # type: ignore[no-untyped-call]
         return out
 
     def apply_rope(
         self,
         qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
         *,
         heads: int,
         kv_heads: int,
         norms: tuple[Tensor, Tensor] | None,
         eps: float,
         center: Tensor | None = None,
+        offset: float = 0.0,
+        interleaved: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if cos is None or sin is None or offset or interleaved:
+            raise NotImplementedError("pretraining has the rotation of plain models")
         counts = heads, kv_heads, kv_heads
         if norms is not None:
             head_dim = 2 * cos.shape[1]
@@ -103,7 +121,7 @@ class _Norm(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         out = torch.empty_like(x, dtype=dtype)
-        extension.norm(x, weight, eps, out)
+        training_extension.norm(x, weight, eps, out)
         return out
 
     @staticmethod
@@ -114,7 +132,7 @@ class _Norm(torch.autograd.Function):
         rows, features = x.shape
         out, of_weight = torch.empty_like(x), torch.empty_like(weight)
         parts = torch.empty(-(-rows // _NORM_ROWS), features)
-        extension.norm_backward(grad, x, weight, ctx.eps, out, parts, of_weight)
+        training_extension.norm_backward(grad, x, weight, ctx.eps, out, parts, of_weight)
         return out, of_weight, None, None
 
 
@@ -137,7 +155,9 @@ class _ApplyRope(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         cos, sin = ctx.saved_tensors
         grad = torch.cat([part.flatten(1) for part in grads], dim=1)
-        extension.apply_rope_backward(grad, ctx.heads, ctx.kv_heads, cos, sin, None, 0.0, grad)
+        training_extension.apply_rope_backward(
+            grad, ctx.heads, ctx.kv_heads, cos, sin, None, 0.0, grad
+        )
         return grad, None, None, None, None
 
 

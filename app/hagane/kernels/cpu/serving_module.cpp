@@ -4,15 +4,69 @@
 namespace hagane {
 namespace {
 
-PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+PyObject* row_norm(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
-  Rows x = in.rows("x");
-  void* weight = in.array_like("weight", x.dtype, x.columns);
-  float eps = in.real("eps");
-  Rows out = in.rows("out");
+  Rows x = in.rows("x"), out = in.rows("out");
   in.expect(same_shape(x, out) && x.dtype == out.dtype, "x and out");
+  RowNorm n{};
+  n.x = x;
+  n.out = out;
+  n.rows = x.rows;
+  n.features = x.columns;
+  n.weight = in.array_like("weight", x.dtype, x.columns);
+  n.bias = in.optional_array_like("bias", x.dtype, x.columns);
+  n.residual = in.optional_array_like("residual", x.dtype, x.rows * x.columns);
+  n.eps = in.real("eps");
+  n.offset = in.real("offset");
+  n.centered = in.integer("centered") != 0;
   if (!in.complete()) return nullptr;
-  return perform_rows(rms_norm_rows(x, weight, eps, x.rows, x.columns, out));
+  return perform_rows(norm_rows(n));
+}
+
+PyObject* activate(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows x = in.rows("x"), out = in.rows("out");
+  Activation a{};
+  a.x = x;
+  a.out = out;
+  a.rows = out.rows;
+  a.features = out.columns;
+  a.kind = static_cast<Activation::Kind>(in.integer("kind"));
+  a.gated = in.integer("gated") != 0;
+  in.expect(x.rows == out.rows && x.columns == (a.gated ? 2 : 1) * out.columns && x.dtype == out.dtype,
+            "x and out");
+  if (!in.complete()) return nullptr;
+  return perform_rows(activation_rows(a));
+}
+
+PyObject* scaled_add(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows x = in.rows("x"), out = in.rows("out");
+  in.expect(same_shape(x, out) && x.dtype == out.dtype, "x and out");
+  ScaledAdd s{};
+  s.x = x;
+  s.out = out;
+  s.rows = x.rows;
+  s.features = x.columns;
+  s.residual = in.optional_array_like("residual", x.dtype, x.rows * x.columns);
+  s.factor = in.real("factor");
+  if (!in.complete()) return nullptr;
+  return perform_rows(scaled_add_rows(s));
+}
+
+PyObject* softcap(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows logits = in.rows("logits");
+  in.expect(logits.dtype == DType::f32, "logits must be float32");
+  Softcap s{};
+  s.logits = static_cast<float*>(logits.data);
+  s.rows = logits.rows;
+  s.vocab = logits.columns;
+  s.stride = logits.stride;
+  s.scale = in.real("scale");
+  s.cap = in.real("cap");
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_softcap(s); });
 }
 
 PyObject* silu_and_mul(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
@@ -103,6 +157,7 @@ PyObject* paged_attention(PyObject*, PyObject* const* values, Py_ssize_t count, 
   a.query_starts = in.array<const int32_t>("query_starts", a.sequences + 1);
   a.window = in.integer("window");
   a.scale = in.real("scale");
+  a.cap = in.real("cap");
   if (!in.complete()) return nullptr;
   return perform([=] { run_attention(a); });
 }
@@ -152,7 +207,9 @@ PyObject* argmax(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject*
 }  // namespace
 
 PyMethodDef serving_methods[] = {
-    HAGANE_METHOD("rms_norm", rms_norm),       HAGANE_METHOD("silu_and_mul", silu_and_mul),
+    HAGANE_METHOD("row_norm", row_norm),       HAGANE_METHOD("silu_and_mul", silu_and_mul),
+    HAGANE_METHOD("activate", activate),       HAGANE_METHOD("scaled_add", scaled_add),
+    HAGANE_METHOD("softcap", softcap),
     HAGANE_METHOD("apply_rope", apply_rope),   HAGANE_METHOD("rope_tables", rope_tables),
     HAGANE_METHOD("gather", gather),           HAGANE_METHOD("store", store),
     HAGANE_METHOD("paged_attention", paged_attention), HAGANE_METHOD("prefetch", prefetch),

@@ -15,23 +15,37 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hagane.kernels import reference
-from hagane.kernels.cpu import extension, operations, threads
-from hagane.kernels.cpu.blocked_attention import causal_attention
+from hagane.kernels.cpu import operations, threads, training_extension
+from hagane.kernels.cpu.blocked_attention import causal_attention, prescaled
 from hagane.kernels.cpu.packing import pack_transposed
-from hagane.kernels.reference import allocate_cache, argmax, paged_attention, rope_tables, sample
+from hagane.kernels.reference import (
+    activate,
+    allocate_cache,
+    argmax,
+    layer_norm,
+    paged_attention,
+    rope_tables,
+    sample,
+    scaled_add,
+    softcap,
+)
 
 __all__ = [
+    "activate",
     "allocate_cache",
     "apply_rope",
     "argmax",
     "causal_attention",
+    "layer_norm",
     "pack_transposed",
     "paged_attention",
     "rms_norm",
     "rope_tables",
     "sample",
+    "scaled_add",
     "sequence_attention",
     "silu_and_mul",
+    "softcap",
     "token_scores",
 ]
 
@@ -87,9 +101,13 @@ class _ApplyRope(torch.autograd.Function):
         return grad, None, None, None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None
+) -> Tensor:
+    if offset:
+        return reference.rms_norm(x, weight, eps, offset, residual)
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return out
+    return out if residual is None else residual + out
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
@@ -98,18 +116,42 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 def apply_rope(
-    qkv: Tensor, cos: Tensor, sin: Tensor, **options: Any
+    qkv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    *,
+    offset: float = 0.0,
+    interleaved: bool = False,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    counts = options["heads"], options["kv_heads"], options["kv_heads"]
+    head_dim = qkv.shape[1] // sum(counts)
+    norms = options["norms"]
+    per_head = norms is None or len(norms[0]) == head_dim
+    whole = cos is not None and 2 * cos.shape[1] == head_dim
+    if not (whole and per_head) or interleaved or offset:
+        return reference.apply_rope(
+            qkv, cos, sin, offset=offset, interleaved=interleaved, **options
+        )
     q, k, v = _ApplyRope.apply(qkv.contiguous(), cos, sin, options)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
 def sequence_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int], window: int | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lengths: Sequence[int],
+    window: int | None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """`reference.sequence_attention`; of bfloat16 in one native pass each way."""
-    if q.dtype != torch.bfloat16:
-        return reference.each_sequence(causal_attention, q, k, v, lengths, window)
+    if q.dtype != torch.bfloat16 or cap:
+        options = {"window": window, "scale": scale, "cap": cap}
+        return reference.each_sequence(causal_attention, q, k, v, lengths, **options)
+    q = prescaled(q, scale)
     out: Tensor = _SequenceAttention.apply(q, k, v, lengths, window)  # type: ignore[no-untyped-call]
     return out
 
@@ -123,7 +165,7 @@ class _SequenceAttention(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype)
         ctx.save_for_backward(q, k, v, starts)
         ctx.window = window
-        extension.sequence_attention(q, k, v, out, starts, window or 0, q.shape[2] ** -0.5)
+        training_extension.sequence_attention(q, k, v, out, starts, window or 0, q.shape[2] ** -0.5)
         return out.flatten(1)
 
     @staticmethod
@@ -132,7 +174,7 @@ class _SequenceAttention(torch.autograd.Function):
         q, k, v, starts = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
         grad = grad.contiguous().view(q.shape)
-        extension.sequence_attention_backward(
+        training_extension.sequence_attention_backward(
             q, k, v, grad, starts, ctx.window or 0, q.shape[2] ** -0.5, (grad_q, grad_k, grad_v)
         )
         return grad_q, grad_k, grad_v, None, None
@@ -142,14 +184,14 @@ def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> T
     """The gradient by x of `rms_norm`; all contiguous, of one dtype."""
     out = torch.empty_like(x)
     flat = (-1, x.shape[-1])
-    extension.rms_norm_backward(grad.view(flat), x.view(flat), weight, eps, out.view(flat))
+    training_extension.rms_norm_backward(grad.view(flat), x.view(flat), weight, eps, out.view(flat))
     return out
 
 
 def _silu_and_mul_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient by gate_up of `silu_and_mul`; contiguous, of one dtype."""
     out = torch.empty_like(gate_up)
-    extension.silu_and_mul_backward(grad, gate_up, out)
+    training_extension.silu_and_mul_backward(grad, gate_up, out)
     return out
 
 
@@ -169,11 +211,11 @@ def _apply_rope_backward(
 
     The center is a constant: it has no part in this.
     """
-    extension.apply_rope_backward(grad, heads, kv_heads, cos, sin, norms, eps, qkv)
+    training_extension.apply_rope_backward(grad, heads, kv_heads, cos, sin, norms, eps, qkv)
 
 
 def token_scores(logits: Tensor, targets: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor]:
     logprobs = torch.empty(len(logits), dtype=torch.float32)
     first = torch.empty(len(logits), dtype=torch.bool)
-    extension.token_scores(logits, targets, logprobs, first, gradients=gradients)
+    training_extension.token_scores(logits, targets, logprobs, first, gradients=gradients)
     return logprobs, first

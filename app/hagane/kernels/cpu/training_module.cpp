@@ -34,6 +34,7 @@ PyObject* apply_rope_backward(PyObject*, PyObject* const* values, Py_ssize_t cou
   Rotary r = rotary_arguments(in);
   Rows before = in.rows("before");
   in.expect(before.rows == r.tokens && before.dtype == r.qkv.dtype, "qkv and before");
+  in.expect(r.plain(), "only whole heads turn backwards");
   if (!in.complete()) return nullptr;
   run_rotary_backward(r, before);
   Py_RETURN_NONE;

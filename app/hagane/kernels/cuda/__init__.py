@@ -7,15 +7,27 @@ that, the same kernels run on the CPU, slowly: that is how they are tested witho
 from hagane.kernels.cuda.attention import paged_attention
 from hagane.kernels.cuda.rows import apply_rope, rms_norm, silu_and_mul
 from hagane.kernels.cuda.sampling import sample
-from hagane.kernels.reference import allocate_cache, argmax, rope_tables
+from hagane.kernels.reference import (
+    activate,
+    allocate_cache,
+    argmax,
+    layer_norm,
+    rope_tables,
+    scaled_add,
+    softcap,
+)
 
 __all__ = [
+    "activate",
     "allocate_cache",
     "apply_rope",
     "argmax",
+    "layer_norm",
     "paged_attention",
     "rms_norm",
     "rope_tables",
     "sample",
+    "scaled_add",
     "silu_and_mul",
+    "softcap",
 ]

@@ -23,17 +23,26 @@ from hagane.kernels.cuda.tiles import (
     power_of_two,
     prefill_tiles,
 )
-from hagane.kernels.layout import PagedLayout
+from hagane.kernels.layout import PagedLayout, Scoring
 
+_LOG2_E = math.log2(math.e)
 # Finite, so that a row that has seen nothing yet does not become NaN.
 _NOTHING = tl.constexpr(-1e30)
+
+
+@triton.jit
+def _capped(scores, CAP: tl.constexpr):
+    """CAP * tanh(scores / CAP), both in powers of two; CAP 0 is none."""
+    if CAP > 0:
+        scores = CAP - 2 * CAP / (tl.exp2(scores * (2.8853900817779268 / CAP)) + 1)
+    return scores
 
 
 @triton.jit
 def _span(
     q, keys, values, table, kv_head, positions, scale, top, total, mixed, begin, end,
     BLOCK_SIZE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr,
-    COLUMNS: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
+    COLUMNS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Let queries [rows, DEPTH] at `positions` [rows] look at keys begin to end of one sequence.
 
@@ -50,7 +59,7 @@ def _span(
         k = tl.load(
             keys + row[None, :] + feature[:, None], mask=there[None, :] & real[:, None], other=0.0
         )
-        scores = tl.dot(q, k, input_precision="ieee") * scale
+        scores = _capped(tl.dot(q, k, input_precision="ieee") * scale, CAP)
         if MASKED:
             seen = there[None, :] & (key[None, :] <= positions[:, None])
             if WINDOW > 0:
@@ -74,7 +83,7 @@ def _decode(
     q_row, k_row, v_row, table_row, scale,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DEPTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr,
+    CAP: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """One new token of one sequence: the query heads of a KV head, over a part of its keys.
 
@@ -109,6 +118,7 @@ def _decode(
     tl.store(values + slot * HEAD_DIM + feature, value, mask=real & newest)
 
     score = tl.sum(queries.to(tl.float32) * key[None, :].to(tl.float32), axis=1) * scale
+    score = _capped(score, CAP)
     top = tl.where(newest, score, _NOTHING)
     total = tl.where(newest, 1.0, 0.0) + tl.zeros([GROUP_ROWS], tl.float32)
     mixed = tl.where(newest, value[None, :].to(tl.float32), 0.0) + tl.zeros(
@@ -118,7 +128,7 @@ def _decode(
     top, total, mixed = _span(
         queries, keys, values, tables + row.to(tl.int64) * table_row, kv_head, position, scale,
         top, total, mixed, begin, end,
-        BLOCK_SIZE, KV_HEADS, HEAD_DIM, DEPTH, COLUMNS, 0, True,
+        BLOCK_SIZE, KV_HEADS, HEAD_DIM, DEPTH, COLUMNS, 0, CAP, True,
     )  # fmt: skip
     at = row.to(tl.int64) * KV_HEADS * GROUP + head
     if SPLITS == 1:
@@ -164,6 +174,7 @@ def _prefill(
     q, keys, values, out, tables, starts, lengths, q_row, table_row, scale, first_sequence,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
 ):  # fmt: skip
     """A tile of one sequence's new tokens, one query head; its keys are in the cache already."""
     sequence = first_sequence + tl.program_id(2)
@@ -201,12 +212,12 @@ def _prefill(
     top, total, mixed = _span(
         queries, keys, values, table, head // GROUP, positions, scale,
         top, total, mixed, begin, whole,
-        BLOCK_SIZE, KV_HEADS, HEAD_DIM, DEPTH, COLUMNS, WINDOW, False,
+        BLOCK_SIZE, KV_HEADS, HEAD_DIM, DEPTH, COLUMNS, WINDOW, CAP, False,
     )  # fmt: skip
     top, total, mixed = _span(
         queries, keys, values, table, head // GROUP, positions, scale,
         top, total, mixed, whole, end,
-        BLOCK_SIZE, KV_HEADS, HEAD_DIM, DEPTH, COLUMNS, WINDOW, True,
+        BLOCK_SIZE, KV_HEADS, HEAD_DIM, DEPTH, COLUMNS, WINDOW, CAP, True,
     )  # fmt: skip
     result = mixed / tl.maximum(total, 1e-30)[:, None]
     at = (row * KV_HEADS * GROUP + head) * HEAD_DIM
@@ -232,14 +243,18 @@ def paged_attention(
     layout: PagedLayout,
     *,
     window: int | None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """Rows of q, k and v may be apart, their heads and features not."""
     tokens, heads, head_dim = q.shape
     out = q.new_empty(tokens, heads * head_dim)
+    # Softmax and cap count in powers of two.
+    scoring = Scoring((scale or head_dim**-0.5) * _LOG2_E, window, cap * _LOG2_E)
     if layout.decodes:
-        _attend_decodes(q, k, v, cache, layout, window or 0, out)
+        _attend_decodes(q, k, v, cache, layout, scoring, out)
     if tokens > layout.decodes:
-        _attend_chunks(q, k, v, cache, layout, window or 0, out)
+        _attend_chunks(q, k, v, cache, layout, scoring, out)
     return out
 
 
@@ -249,7 +264,7 @@ def _attend_decodes(
     v: Tensor,
     cache: tuple[Tensor, Tensor],
     layout: PagedLayout,
-    window: int,
+    scoring: Scoring,
     out: Tensor,
 ) -> None:
     rows, (heads, head_dim), kv_heads = layout.decodes, q.shape[1:], k.shape[1]
@@ -263,10 +278,10 @@ def _attend_decodes(
         q, k, v, *cache, out, tops, totals, mixes,
         layout.slots, layout.block_tables, layout.lengths,
         q.stride(0), k.stride(0), v.stride(0), layout.block_tables.stride(0),
-        head_dim**-0.5 * math.log2(math.e),
+        scoring.scale,
         GROUP=heads // kv_heads, GROUP_ROWS=max(MIN_DOT, power_of_two(heads // kv_heads)),
         KV_HEADS=kv_heads, HEAD_DIM=head_dim, DEPTH=depth, BLOCK_SIZE=layout.block_size,
-        COLUMNS=tiles.columns, WINDOW=window, SPLITS=splits,
+        COLUMNS=tiles.columns, WINDOW=scoring.window or 0, CAP=scoring.cap, SPLITS=splits,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
@@ -282,7 +297,7 @@ def _attend_chunks(
     v: Tensor,
     cache: tuple[Tensor, Tensor],
     layout: PagedLayout,
-    window: int,
+    scoring: Scoring,
     out: Tensor,
 ) -> None:
     (tokens, heads, head_dim), kv_heads, first = q.shape, k.shape[1], layout.decodes
@@ -296,9 +311,9 @@ def _attend_chunks(
     tiles = prefill_tiles(head_dim, q.element_size())
     _prefill[(triton.cdiv(longest, tiles.rows), heads, len(starts) - 1)](
         q, *cache, out, layout.block_tables, layout.starts, layout.lengths,
-        q.stride(0), layout.block_tables.stride(0), head_dim**-0.5 * math.log2(math.e), first,
+        q.stride(0), layout.block_tables.stride(0), scoring.scale, first,
         GROUP=heads // kv_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim,
         DEPTH=max(MIN_DOT, power_of_two(head_dim)), BLOCK_SIZE=layout.block_size,
-        ROWS=tiles.rows, COLUMNS=tiles.columns, WINDOW=window,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        ROWS=tiles.rows, COLUMNS=tiles.columns, WINDOW=scoring.window or 0,
+        CAP=scoring.cap, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty_like
 
+from hagane.kernels import reference
 from hagane.kernels.cuda.tiles import power_of_two
 
 _COLUMNS = 1024
@@ -28,7 +29,11 @@ def _rms_norm(x, weight, out, features, eps, BLOCK: tl.constexpr):
     tl.store(out + row + at, scaled.to(values.dtype), mask=inside)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None
+) -> Tensor:
+    if offset or residual is not None:
+        return reference.rms_norm(x, weight, eps, offset, residual)
     x = x.contiguous()
     out = empty_like(x)
     features = x.shape[-1]
@@ -91,16 +96,26 @@ def _rotate(
 
 def apply_rope(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     *,
     heads: int,
     kv_heads: int,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
     center: Tensor | None = None,
+    offset: float = 0.0,
+    interleaved: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """In place: the results are views of `qkv`."""
+    """In place: the results are views of `qkv`. Other rotations than Llama's are torch's."""
+    head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
+    per_head = norms is None or len(norms[0]) == head_dim
+    whole = cos is not None and 2 * cos.shape[1] == head_dim
+    if cos is None or sin is None or not (whole and per_head) or interleaved or offset:
+        return reference.apply_rope(
+            qkv, cos, sin, heads=heads, kv_heads=kv_heads, norms=norms, eps=eps, center=center,
+            offset=offset, interleaved=interleaved,
+        )  # fmt: skip
     tokens, half = cos.shape
     rotated = heads + kv_heads
     q_norm, k_norm = norms or (qkv, qkv)

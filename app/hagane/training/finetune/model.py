@@ -20,6 +20,7 @@ from hagane.lora.train import attach, factors
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer, use_operations
 from hagane.models.frozen import use_int8_training
+from hagane.models.spec import part_names
 from hagane.system.errors import TrainingError
 from hagane.system.machine import available_memory
 from hagane.training.finetune.spec import FineTuneSpec
@@ -92,10 +93,14 @@ def load_finetune_model(
     )
     adapter = None
     if not spec.full:
+        names = part_names(config)
         adapter = AdapterConfig(
             rank=spec.rank,
             alpha=spec.alpha,
-            target_modules=spec.target_modules,
+            # By the family's own names, of which one may be several of Llama's.
+            target_modules=tuple(
+                dict.fromkeys(names[name] for name in spec.target_modules if name in names)
+            ),
             rslora=spec.rslora,
             base_model=model_name(spec.model),
         )

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from hagane.kernels import Differentiable, reference, training
 from hagane.lora.train import disabled
 from hagane.models.attention import PackedSequences
+from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
@@ -103,7 +104,9 @@ def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tens
             if isinstance(head, Int8TrainingEmbedding)
             else DequantizedHead(head.matrix(hidden.dtype))
         )
-        logprobs, correct = _FrozenHead.apply(hidden, frozen, targets, _operations(model))  # type: ignore[no-untyped-call]
+        logprobs, correct = _FrozenHead.apply(
+            hidden, frozen, targets, _operations(model), model.config
+        )  # type: ignore[no-untyped-call]
         return logprobs, correct
     parts = [
         checkpoint(_chunk, model, rows, wanted, use_reentrant=False)
@@ -118,6 +121,16 @@ def _chunk(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor,
     return chosen - logits.logsumexp(1), (chosen >= logits.amax(1)).detach()
 
 
+def _bounded(logits: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor | None]:
+    """A head's products as logits, and the derivative of these by the former; None: it is 1."""
+    scale, cap = config.logit_scale, config.logit_cap
+    if scale == 1 and not cap:
+        return logits, None
+    bounded = reference.softcap(logits.float(), scale, cap)
+    slope = scale * (1 - (bounded / cap).square()) if cap else torch.full_like(bounded, scale)
+    return bounded.to(logits.dtype), slope.to(logits.dtype)
+
+
 class _FrozenHead(torch.autograd.Function):
     """hidden [n, hidden], a head, int64 targets [n] -> log-probabilities, bools."""
 
@@ -128,17 +141,18 @@ class _FrozenHead(torch.autograd.Function):
         head: DequantizedHead | Int8TrainingEmbedding,
         targets: Tensor,
         operations: Differentiable,
+        config: ModelConfig,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         parts, gradients = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
-            logits = head.logits(hidden[rows])
+            logits, slope = _bounded(head.logits(hidden[rows]), config)
             parts.append(
                 operations.token_scores(logits, targets[rows], gradients=gradients is not None)
             )
             if gradients is not None:
-                gradients[rows] = head.gradient(logits)
+                gradients[rows] = head.gradient(logits if slope is None else logits.mul_(slope))
         logprobs, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(correct)
         ctx.gradients = gradients
@@ -146,7 +160,7 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None, None
-        return ctx.gradients * grad[:, None].to(ctx.gradients.dtype), None, None, None
+            return None, None, None, None, None
+        return ctx.gradients * grad[:, None].to(ctx.gradients.dtype), None, None, None, None

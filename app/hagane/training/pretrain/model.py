@@ -17,6 +17,7 @@ from hagane.data.documents import END_OF_TEXT, TURN_END
 from hagane.kernels import Pretraining, cpu, training
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer, use_operations
+from hagane.models.families import read_config
 from hagane.system.errors import ConfigurationError
 from hagane.system.files import commit
 from hagane.training.pretrain.config import PretrainConfig, Shape
@@ -52,7 +53,8 @@ class PretrainModel:
         dtype: torch.dtype = getattr(torch, config.dtype)
         micro_rows = config.micro_rows or config.batch_rows
         optimizers = make_optimizers(transformer, config)
-        if training.usable(next(transformer.parameters()).device, dtype):
+        native = training.usable(next(transformer.parameters()).device, dtype)
+        if native and transformer.config.plain:
             operations = Pretraining(dtype)
             cpu.start_beside_torch(torch.get_num_threads())
             use_operations(transformer, operations)
@@ -140,7 +142,7 @@ def make_model(config: PretrainConfig, tokenizer: tokenizers.Tokenizer) -> Trans
 
 def model_config(shape: Shape, tokenizer: tokenizers.Tokenizer) -> ModelConfig:
     """The configuration of a new model; its vocabulary size is the trained tokenizer's."""
-    return ModelConfig.from_dict(
+    return read_config(
         {
             "architectures": ["LlamaForCausalLM"],
             "vocab_size": tokenizer.get_vocab_size(),

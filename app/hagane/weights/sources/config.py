@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hagane.models.config import CONFIG_FILE, ModelConfig
+from hagane.models.families import read_config, read_config_file
 from hagane.system.files import read_json_object
 from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, model_stem
 
@@ -18,8 +19,8 @@ def is_gguf(path: Path) -> bool:
 def load_config(path: Path) -> ModelConfig:
     """The configuration of a Hugging Face directory or a GGUF file. Raises ModelError."""
     if not is_gguf(path):
-        return ModelConfig.load(path)
-    return ModelConfig.from_dict(config_dict(path), source=str(path))
+        return read_config_file(path)
+    return read_config(config_dict(path), source=str(path))
 
 
 def config_dict(path: Path) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def config_dict(path: Path) -> dict[str, Any]:
         from hagane.weights.sources.gguf.architectures import huggingface_config
 
         return huggingface_config(GGUFModel(path))
-    ModelConfig.load(path)
+    read_config_file(path)
     return read_json_object(path / CONFIG_FILE)
 
 

@@ -103,7 +103,7 @@ def test_vectors_in_blocks_are_refused(tmp_path):
     )
     writer.add_tensor("token_embd.weight", np.ones((4, 64), np.float32))
     writer.add_tensor("blk.0.attn_q.weight", np.ones((64, 64), np.float32))
-    writer.add_tensor("blk.0.attn_norm.weight", np.ones(64, np.float32))
+    writer.add_tensor("blk.0.attn_output.weight", np.ones((64, 64), np.float32))
     for add in ("context_length", "embedding_length", "block_count", "feed_forward_length"):
         getattr(writer, f"add_{add}")(1 if add == "block_count" else 64)
     writer.add_head_count(4)

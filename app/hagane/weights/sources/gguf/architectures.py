@@ -35,15 +35,27 @@ _LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    # Where files have one matrix for several, or another name.
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
 }
-_GEMMA_NORMS = {
+# Norms of what blocks add.
+_OUTPUT_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_GLM_NORMS = {
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+}
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 # Tensors that only repeat the configuration.
-CONFIGURATION_TENSORS = frozenset({"rope_freqs.weight"})
+CONFIGURATION_TENSORS = frozenset(
+    {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+)
 
 
 class Metadata:
@@ -89,21 +101,25 @@ class Metadata:
     def layers(self) -> int:
         """The number of layers, not more than there are tensors for."""
         count = self.integer("block_count")
-        if not self.has(f"blk.{count - 1}.attn_norm.weight"):
+        last = f"blk.{count - 1}.attn_output.weight"
+        if not self.has(last):
             raise self.file.error(
-                f"has {count} layers by {self.architecture}.block_count, but no tensor "
-                f"'blk.{count - 1}.attn_norm.weight'"
+                f"has {count} layers by {self.architecture}.block_count, but no tensor {last!r}"
             )
         return count
 
-    def head_dim(self, hidden: int, heads: int) -> int:
+    def head_dim(self, hidden: int, heads: int, kv_heads: int) -> int:
         """Features of a head, as many as the rows of the first query matrix are for."""
         size = self.integer("attention.key_length", max(1, hidden // heads))
-        rows = self.rows("blk.0.attn_q.weight")
-        if size * heads != rows:
+        fused = self.has("blk.0.attn_qkv.weight")
+        tensor, count = "blk.0.attn_q.weight", heads
+        if fused:
+            tensor, count = "blk.0.attn_qkv.weight", heads + 2 * kv_heads
+        rows = self.rows(tensor)
+        if size * count != rows:
             raise self.file.error(
-                f"has {heads} heads of {size} features by its metadata, but {rows} rows of "
-                "'blk.0.attn_q.weight'"
+                f"has {count} heads of {size} features by its metadata, but {rows} rows of "
+                f"{tensor!r}"
             )
         return size
 
@@ -112,6 +128,15 @@ class Metadata:
         if tensor not in self.model.tensors:
             raise self.file.error(f"has no tensor {tensor!r}")
         return self.model.tensors[tensor][1].shape[0]
+
+    def floats(self, tensor: str, count: int) -> list[float]:
+        """The numbers of a float32 tensor that only carries what the configuration says."""
+        self.rows(tensor)
+        file, info = self.model.tensors[tensor]
+        if info.type.name != "F32" or info.shape != (count,):
+            raise file.error(f"has {tensor} of shape {list(info.shape)} in {info.type.name}")
+        values: list[float] = np.frombuffer(file.data, "<f4", count, info.start).tolist()
+        return values
 
     def has(self, tensor: str) -> bool:
         return tensor in self.model.tensors
@@ -126,12 +151,14 @@ class Architecture:
     """How one of GGUF's architectures reads as one of Hugging Face's.
 
     `permuted`: rows of query and key are stored with the two halves of each head interleaved.
-    `norm_offset`: what norms' stored weights have been raised by.
+    `norm_offset`: what norms' stored weights have been raised by. `writable`: whether `writer`
+    knows all that the file must say.
     """
 
     name: str
     permuted: bool = False
     norm_offset: float = 0.0
+    writable: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     config: Callable[[Metadata], dict[str, Any]] = _nothing
 
@@ -152,14 +179,30 @@ def _llama(metadata: Metadata) -> dict[str, Any]:
     }
 
 
+def _gemma(metadata: Metadata) -> dict[str, Any]:
+    return {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _gemma2(metadata: Metadata) -> dict[str, Any]:
+    layers = metadata.layers()
+    # Only the 27B model scales queries by something else than a head's size.
+    scalar = 144 if layers == 46 else metadata.integer("attention.key_length")
+    return {
+        **_gemma(metadata),
+        "sliding_window": metadata.integer("attention.sliding_window", 4096),
+        "query_pre_attn_scalar": scalar,
+        "attn_logit_softcapping": metadata.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": metadata.number("final_logit_softcapping", 30.0),
+    }
+
+
 def _gemma3(metadata: Metadata) -> dict[str, Any]:
     layers = metadata.layers()
     # Five layers with a window, then one without.
     kinds = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
     return {
+        **_gemma(metadata),
         "model_type": "gemma3_text",
-        "hidden_act": None,
-        "hidden_activation": "gelu_pytorch_tanh",
         "sliding_window": metadata.integer("attention.sliding_window"),
         "layer_types": kinds,
         # Only the 27B model scales queries by something else than a head's size.
@@ -169,13 +212,79 @@ def _gemma3(metadata: Metadata) -> dict[str, Any]:
     }
 
 
+def _phi3(metadata: Metadata) -> dict[str, Any]:
+    window = metadata.get("attention.sliding_window")
+    # 0 or the context's length is none.
+    context = metadata.integer("context_length")
+    return {"sliding_window": window if window and window < context else None}
+
+
+def _granite(metadata: Metadata) -> dict[str, Any]:
+    return {
+        **_llama(metadata),
+        "embedding_multiplier": metadata.number("embedding_scale", 1.0),
+        "attention_multiplier": metadata.number("attention.scale", 1.0),
+        "residual_multiplier": metadata.number("residual_scale", 1.0),
+        "logits_scaling": metadata.number("logit_scale", 1.0),
+    }
+
+
+def _glm4(metadata: Metadata) -> dict[str, Any]:
+    return {"attention_bias": metadata.has("blk.0.attn_q.bias")}
+
+
+def _starcoder2(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_epsilon": metadata.number("attention.layer_norm_epsilon"),
+        "use_bias": metadata.has("blk.0.attn_q.bias"),
+    }
+
+
+def _stablelm(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "layer_norm_eps": metadata.number("attention.layer_norm_epsilon"),
+        "use_qkv_bias": metadata.has("blk.0.attn_q.bias"),
+        "qk_layernorm": metadata.has("blk.0.attn_q_norm.weight"),
+        "use_parallel_residual": not metadata.has("blk.0.ffn_norm.weight"),
+    }
+
+
+def _seed(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "attention_bias": metadata.has("blk.0.attn_q.bias"),
+        "attention_out_bias": metadata.has("blk.0.attn_output.bias"),
+    }
+
+
+def _ernie(metadata: Metadata) -> dict[str, Any]:
+    return {"use_bias": metadata.has("blk.0.attn_q.bias")}
+
+
 ARCHITECTURES = {
-    "llama": Architecture("LlamaForCausalLM", permuted=True, config=_llama),
-    "qwen2": Architecture("Qwen2ForCausalLM"),
-    "qwen3": Architecture("Qwen3ForCausalLM"),
-    "gemma3": Architecture(
-        "Gemma3ForCausalLM", norm_offset=1.0, names=_GEMMA_NORMS, config=_gemma3
+    "llama": Architecture("LlamaForCausalLM", permuted=True, writable=True, config=_llama),
+    "qwen2": Architecture("Qwen2ForCausalLM", writable=True),
+    "qwen3": Architecture("Qwen3ForCausalLM", writable=True),
+    "gemma": Architecture("GemmaForCausalLM", norm_offset=1.0, config=_gemma),
+    "gemma2": Architecture(
+        "Gemma2ForCausalLM", norm_offset=1.0, names=_OUTPUT_NORMS, config=_gemma2
     ),
+    "gemma3": Architecture(
+        "Gemma3ForCausalLM", norm_offset=1.0, names=_OUTPUT_NORMS, config=_gemma3
+    ),
+    "phi3": Architecture("Phi3ForCausalLM", config=_phi3),
+    "olmo2": Architecture("Olmo2ForCausalLM", names=_OUTPUT_NORMS),
+    "granite": Architecture("GraniteForCausalLM", permuted=True, config=_granite),
+    "smollm3": Architecture("SmolLM3ForCausalLM", permuted=True, config=_llama),
+    "glm4": Architecture("Glm4ForCausalLM", names=_GLM_NORMS, config=_glm4),
+    "starcoder2": Architecture("Starcoder2ForCausalLM", config=_starcoder2),
+    "stablelm": Architecture("StableLmForCausalLM", config=_stablelm),
+    "seed_oss": Architecture(
+        "SeedOssForCausalLM",
+        names={"post_attention_layernorm": "post_attention_norm"},
+        config=_seed,
+    ),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM", config=_ernie),
 }
 
 
@@ -193,7 +302,8 @@ def huggingface_config(model: GGUFModel) -> dict[str, Any]:
     """The `config.json` of the model. Raises ModelError naming the metadata key at fault."""
     found, metadata = architecture(model), Metadata(model)
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
-    head_dim = metadata.head_dim(hidden, heads)
+    kv_heads = metadata.integer("attention.head_count_kv", heads)
+    head_dim = metadata.head_dim(hidden, heads, kv_heads)
     floats = all(info.type.name == "F32" for _, info in model.tensors.values())
     return {
         "architectures": [found.name],
@@ -202,10 +312,10 @@ def huggingface_config(model: GGUFModel) -> dict[str, Any]:
         "intermediate_size": metadata.integer("feed_forward_length"),
         "num_hidden_layers": metadata.layers(),
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "max_position_embeddings": metadata.integer("context_length"),
-        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon", 1e-5),
         "tie_word_embeddings": not metadata.has("output.weight"),
         "torch_dtype": "float32" if floats else "bfloat16",
         "bos_token_id": model.metadata.get("tokenizer.ggml.bos_token_id"),
@@ -216,14 +326,16 @@ def huggingface_config(model: GGUFModel) -> dict[str, Any]:
 
 
 def _rope(metadata: Metadata, head_dim: int) -> dict[str, Any]:
-    if metadata.integer("rope.dimension_count", head_dim) != head_dim:
-        raise metadata.file.error("rotates a part of each head: that is not supported")
+    turned = metadata.integer("rope.dimension_count", head_dim)
     theta = metadata.number("rope.freq_base", 10000.0)
+    plain = {"rope_theta": theta, "partial_rotary_factor": turned / head_dim}
     if metadata.has("rope_freqs.weight"):
-        return {"rope_theta": theta, "rope_scaling": _llama3_scaling(metadata, head_dim, theta)}
+        return plain | {"rope_scaling": _llama3_scaling(metadata, turned, theta)}
+    if metadata.has("rope_factors_long.weight"):
+        return plain | {"rope_scaling": _longrope_scaling(metadata, turned)}
     kind = metadata.get("rope.scaling.type") or "none"
     if kind == "none":
-        return {"rope_theta": theta}
+        return plain
     if kind not in ("linear", "yarn"):
         raise metadata.file.error(f"has the rope.scaling.type {kind!r}; read are linear and yarn")
     scaling: dict[str, Any] = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
@@ -233,7 +345,22 @@ def _rope(metadata: Metadata, head_dim: int) -> dict[str, Any]:
         )
         if metadata.get("rope.scaling.attn_factor") is not None:
             scaling["attention_factor"] = metadata.number("rope.scaling.attn_factor")
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    return plain | {"rope_scaling": scaling}
+
+
+def _longrope_scaling(metadata: Metadata, turned: int) -> dict[str, Any]:
+    """Phi-3's scaling, whose divisors of short and long contexts are tensors."""
+    scaling: dict[str, Any] = {
+        "rope_type": "longrope",
+        "short_factor": metadata.floats("rope_factors_short.weight", turned // 2),
+        "long_factor": metadata.floats("rope_factors_long.weight", turned // 2),
+        "original_max_position_embeddings": metadata.integer(
+            "rope.scaling.original_context_length"
+        ),
+    }
+    if metadata.get("rope.scaling.attn_factor") is not None:
+        scaling["attention_factor"] = metadata.number("rope.scaling.attn_factor")
+    return scaling
 
 
 def _llama3_scaling(metadata: Metadata, head_dim: int, theta: float) -> dict[str, Any]:
@@ -241,10 +368,8 @@ def _llama3_scaling(metadata: Metadata, head_dim: int, theta: float) -> dict[str
 
     All of these models have the same bounds; the divisors are computed again to be sure.
     """
-    file, info = metadata.model.tensors["rope_freqs.weight"]
-    if info.type.name != "F32" or info.shape != (head_dim // 2,):
-        raise file.error(f"has rope_freqs.weight of shape {list(info.shape)} in {info.type.name}")
-    stored = np.frombuffer(file.data, "<f4", info.shape[0], info.start)
+    file = metadata.file
+    stored = np.array(metadata.floats("rope_freqs.weight", head_dim // 2))
     factor, low, high, context = float(stored[-1]), 1.0, 4.0, 8192
     wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     smooth = ((context / wavelength - low) / (high - low)).clip(0, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config
 from hagane.system.errors import ModelError
 from hagane.weights.sources.gguf.architectures import (
     CONFIGURATION_TENSORS,
@@ -95,7 +95,7 @@ class GGUFSource:
         self.path = path
         self._model = GGUFModel(path)
         self._architecture = architecture(self._model)
-        self._config = ModelConfig.from_dict(huggingface_config(self._model), source=str(path))
+        self._config = read_config(huggingface_config(self._model), source=str(path))
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         stored = self._model.tensors.get(self._architecture.tensor_name(name))

@@ -81,9 +81,9 @@ def _architecture(config: ModelConfig) -> tuple[str, Architecture]:
     # llama.cpp's llama is Mistral, too.
     wanted = config.architecture.replace("Mistral", "Llama")
     found = next((pair for pair in ARCHITECTURES.items() if pair[1].name == wanted), None)
-    if found is None:
+    if found is None or not found[1].writable:
         raise ConfigurationError(f"{config.architecture} has no form in GGUF that is written here")
-    if any(config.sliding_windows):
+    if any(spec.window for spec in config.layer_specs):
         raise ConfigurationError("models with sliding windows cannot be written as GGUF")
     if config.rope.kind not in ("default", "llama3"):
         raise ConfigurationError(f"rope scaling {config.rope.kind!r} cannot be written as GGUF")
@@ -102,7 +102,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig, kind: gguf.LlamaFil
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope.theta)
 
 
@@ -124,7 +124,7 @@ def _rope_divisors(config: ModelConfig) -> np.ndarray[Any, np.dtype[np.float32]]
     if config.rope.kind == "default":
         return None
     plain = config.rope.theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-    scaled, _ = inverse_frequencies(config.rope)
+    scaled = inverse_frequencies(config.rope)
     return np.asarray(plain / scaled.double().numpy(), np.float32)
 
 

@@ -1,0 +1,96 @@
+"""The model families: what their `config.json` says, as a `ModelConfig`.
+
+A family is a function from the keys that were read to a `ModelConfig`, and a line in `FAMILIES`:
+
+    config = read_config_file(directory)        "architectures" decides which family reads it
+    config.norms, config.layer_specs[0].window  the model never asks which family it is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hagane.models.config import CONFIG_FILE, ModelConfig
+from hagane.models.families import (
+    exaone,
+    gemma,
+    glm,
+    granite,
+    llama,
+    olmo,
+    others,
+    phi,
+    smollm,
+    stablelm,
+    starcoder,
+)
+from hagane.models.families.keys import Found, Keys
+from hagane.system.errors import ModelError
+from hagane.system.files import read_json_object
+from hagane.system.shapes import shaped
+
+
+@dataclass(frozen=True)
+class Family:
+    """`declare` turns `keys` of `config.json` into a configuration; `models` are for people."""
+
+    models: str
+    model_type: str
+    keys: type[Keys]
+    declare: Callable[[Found[Any]], ModelConfig]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "LlamaForCausalLM": Family("Llama 2, 3; SmolLM 1, 2; Falcon 3; Yi", "llama", Keys, llama.llama),
+    "MistralForCausalLM": Family("Mistral", "mistral", Keys, llama.windowed),
+    "MinistralForCausalLM": Family("Ministral", "ministral", Keys, llama.windowed),
+    "Qwen2ForCausalLM": Family("Qwen 1.5, 2, 2.5", "qwen2", llama.QwenKeys, llama.qwen2),
+    "Qwen3ForCausalLM": Family("Qwen 3", "qwen3", llama.QwenKeys, llama.qwen3),
+    "GemmaForCausalLM": Family("Gemma 1", "gemma", gemma.GemmaKeys, gemma.gemma),
+    "Gemma2ForCausalLM": Family("Gemma 2", "gemma2", gemma.Gemma2Keys, gemma.gemma2),
+    "Gemma3ForCausalLM": Family("Gemma 3 text", "gemma3_text", gemma.Gemma3Keys, gemma.gemma3),
+    "Phi3ForCausalLM": Family("Phi-3, 3.5, 4", "phi3", phi.Phi3Keys, phi.phi3),
+    "Olmo2ForCausalLM": Family("OLMo 2", "olmo2", olmo.OlmoKeys, olmo.olmo2),
+    "Olmo3ForCausalLM": Family("OLMo 3", "olmo3", olmo.Olmo3Keys, olmo.olmo3),
+    "GraniteForCausalLM": Family("Granite 3", "granite", granite.GraniteKeys, granite.granite),
+    "SmolLM3ForCausalLM": Family("SmolLM 3", "smollm3", smollm.SmolLM3Keys, smollm.smollm3),
+    "GlmForCausalLM": Family("GLM-4 9B (2024)", "glm", glm.GlmKeys, glm.glm),
+    "Glm4ForCausalLM": Family("GLM-4 (2025)", "glm4", glm.GlmKeys, glm.glm4),
+    "Starcoder2ForCausalLM": Family(
+        "StarCoder2", "starcoder2", starcoder.Starcoder2Keys, starcoder.starcoder2
+    ),
+    "StableLmForCausalLM": Family(
+        "StableLM 1, 2", "stablelm", stablelm.StableLmKeys, stablelm.stablelm
+    ),
+    "Exaone4ForCausalLM": Family("EXAONE 4", "exaone4", exaone.Exaone4Keys, exaone.exaone4),
+    "SeedOssForCausalLM": Family("Seed-OSS", "seed_oss", others.SeedKeys, others.seed_oss),
+    "Ernie4_5ForCausalLM": Family("ERNIE 4.5", "ernie4_5", others.ErnieKeys, others.ernie),
+    "HeliumForCausalLM": Family("Helium", "helium", Keys, others.helium),
+}
+
+
+def read_config(raw: Mapping[str, Any], *, source: str = CONFIG_FILE) -> ModelConfig:
+    """The configuration in a decoded `config.json`, which errors call `source`.
+
+    Raises ModelError naming the key that is missing, malformed or not supported.
+    """
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and len(names) == 1 else None
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise ModelError(
+            f"{source}: architectures is {names!r}; supported are {', '.join(FAMILIES)}"
+        )
+    config = family.declare(Found(shaped(raw, family.keys, source), raw, source))
+    return replace(config, model_type=family.model_type)
+
+
+def read_config_file(directory: Path) -> ModelConfig:
+    """Read `directory/config.json`. Raises ModelError naming the file and the key."""
+    path = directory / CONFIG_FILE
+    if not path.exists():
+        raise ModelError(f"{path} does not exist: a model is a directory in Hugging Face layout")
+    return read_config(read_json_object(path), source=str(path))
