@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import random
@@ -11,11 +12,16 @@ import pytest
 import torch
 from hagane import kernels
 from hagane.kernels import PagedLayout
+from hagane.kernels.low_rank import AdapterRows
+from hagane.lora.banks import AdapterBanks
+from hagane.lora.config import AdapterConfig
+from hagane.lora.files import load_adapter, save_adapter
 from hagane.models.attention import PackedCausal, Paged
 from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
 from hagane.models.families import read_config
-from hagane.weights.load import load_model
+from hagane.models.spec import linear_shapes
+from hagane.weights.load import load_model, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 BASE = {
@@ -150,8 +156,13 @@ class PagedRun:
     """Runs sequences through scattered cache blocks, in whatever chunks a test chooses."""
 
     def __init__(
-        self, model: Transformer, blocks: int = 128, dtype: torch.dtype = torch.float32
+        self,
+        model: Transformer,
+        blocks: int = 128,
+        dtype: torch.dtype = torch.float32,
+        adapter: int | None = None,
     ) -> None:
+        self.adapter = adapter
         config = model.config
         shape = (blocks, BLOCK, config.kv_heads, config.head_dim)
         self.model = model
@@ -190,7 +201,10 @@ class PagedRun:
             decodes=sum(end - start == 1 for _, _, start, end in chunks),
             block_size=BLOCK,
         )
-        context = Paged(torch.tensor(positions), layout, self.caches, self.model.operations)
+        rows = None
+        if self.adapter is not None:
+            rows = AdapterRows(torch.full((len(ids),), self.adapter, dtype=torch.int32))
+        context = Paged(torch.tensor(positions), layout, self.caches, self.model.operations, rows)
         logits = self.model.logits(self.model(torch.tensor(ids), context))
         parts = [logits[a:b] for a, b in itertools.pairwise(starts)]
         return [parts[order.index(i)] for i in range(len(order))]
@@ -245,8 +259,14 @@ def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
 
 
 @pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
-@pytest.mark.parametrize("quantization", [None, Quantization("int8"), Quantization("int4", 32)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("quantization", "dtype"),
+    [
+        (None, torch.float32),
+        (Quantization("int8"), torch.bfloat16),
+        (Quantization("int4", 32), torch.bfloat16),
+    ],
+)
 def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dtype):
     _, directory = checkpoint
     model = load(directory, kernels.cpu, quantization, dtype)
@@ -269,6 +289,50 @@ def test_training_context_matches_transformers(pair):
         logits = ours.logits(ours(flat, PackedCausal(rows=3, length=24))).view(3, 24, -1)
     for row, tokens in enumerate(rows):
         torch.testing.assert_close(logits[row], reference(theirs, tokens), atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantized_models_say_nearly_the_same(checkpoint, kind):
+    theirs, directory = checkpoint
+    model = load(directory, kernels.cpu, Quantization(kind, 32, rotated=True))
+    tokens = random_tokens(6, 40)
+    (logits,) = PagedRun(model).step([(0, tokens, 0, 40)])
+    close = torch.nn.functional.cosine_similarity(logits, reference(theirs, tokens))
+    assert close.mean() > (0.995 if kind == "int8" else 0.95)
+
+
+def test_transformers_reads_what_is_saved(checkpoint, tmp_path):
+    theirs, directory = checkpoint
+    save_model(load(directory, None), tmp_path / "saved", dtype=torch.float32)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", attn_implementation="eager")
+    tokens = random_tokens(7, 20)
+    torch.testing.assert_close(
+        reference(again, tokens), reference(theirs, tokens), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+def test_an_adapter_of_every_matrix_changes_what_merging_it_does(checkpoint, tmp_path):
+    theirs, directory = checkpoint
+    ours = load(directory, kernels.cpu)
+    shapes = linear_shapes(ours.config)
+    factors = {
+        path: (torch.randn(2, columns) * 0.1, torch.randn(rows, 2) * 0.1)
+        for path, (rows, columns) in shapes.items()
+    }
+    names = tuple(dict.fromkeys(path.rpartition(".")[2] for path in shapes))
+    save_adapter(tmp_path, AdapterConfig(rank=2, alpha=4.0, target_modules=names), factors)
+    banks = AdapterBanks(ours, torch.float32, torch.device("cpu"))
+    banks.place(0, banks.pack(load_adapter(tmp_path, ours.config)))
+    tokens = random_tokens(8, 30)
+    merged = copy.deepcopy(theirs)
+    state = dict(merged.named_parameters())
+    for path, (a, b) in factors.items():
+        state[f"model.{path}.weight"].data += 2.0 * b @ a
+    run = PagedRun(ours, adapter=0)
+    (logits,) = run.step([(0, tokens, 0, 30)])
+    torch.testing.assert_close(logits, reference(merged, tokens), atol=3e-4, rtol=0)
 
 
 def test_config_survives_a_round_trip(pair):
