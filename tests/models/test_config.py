@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from hagane.models.config import ModelConfig
-from hagane.models.families import read_config, read_config_file
+from hagane.models.families import FAMILIES, read_config, read_config_file
 from hagane.system.errors import ModelError
+from hagane.weights.sources.gguf.architectures import ARCHITECTURES
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 PLAIN = {
     "architectures": ["Qwen2ForCausalLM"],
     "vocab_size": 100,
@@ -103,3 +106,21 @@ def test_files_that_hold_no_object_are_refused_by_name(tmp_path, content, messag
 def test_a_byte_order_mark_is_read_over(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode())
     assert read_config_file(tmp_path) == read()
+
+
+@pytest.mark.parametrize("name", ["MambaForCausalLM", None, 3])
+def test_an_unknown_family_is_refused_in_one_line_that_names_the_others(name):
+    with pytest.raises(ModelError, match=r"architectures is .*supported are Llama") as caught:
+        read_config({"architectures": [name]})
+    assert "\n" not in str(caught.value)
+    assert all(family in str(caught.value) for family in FAMILIES)
+
+
+def test_the_document_lists_the_families_that_are_read():
+    files = {found.name: name for name, found in ARCHITECTURES.items()}
+    files["MistralForCausalLM"] = "llama"
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name, family in FAMILIES.items():
+        gguf = f"`{files[name]}`" if name in files else "no"
+        assert f"| {family.models} | `{name}` | {gguf} |" in text
+    assert set(files) <= set(FAMILIES)
