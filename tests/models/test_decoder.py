@@ -19,7 +19,7 @@ from hagane.lora.files import load_adapter, save_adapter
 from hagane.models.attention import PackedCausal, Paged
 from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
-from hagane.models.families import read_config
+from hagane.models.families import read_config, read_config_file
 from hagane.models.spec import linear_shapes
 from hagane.weights.load import load_model, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -104,6 +104,8 @@ FAMILIES = {
     "ernie": ("ernie4_5", {"use_bias": True}),
     "helium": ("helium", {"hidden_size": 96}),
 }  # fmt: skip
+# One for each operation that backends have by themselves.
+BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2")
 BLOCK = 16
 BACKENDS = [
     kernels.reference,
@@ -112,6 +114,15 @@ BACKENDS = [
         marks=pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built"),
     ),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """torch's threads wait for each other longer than they compute with tensors this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -144,6 +155,8 @@ def load(directory: Path, operations, quantization=None, dtype=torch.float32) ->
 def pair(request, checkpoint):
     """(transformers' model, ours) with the same random weights."""
     theirs, directory = checkpoint
+    if request.param is kernels.reference and theirs.config.model_type not in BY_REFERENCE:
+        pytest.skip("training contexts try the reference on this family")
     return theirs, load(directory, request.param)
 
 
@@ -225,9 +238,9 @@ def test_prefill_matches_transformers(pair):
 
 def test_token_by_token_decode_matches_transformers(pair):
     theirs, ours = pair
-    tokens = random_tokens(2, 27)
+    tokens = random_tokens(2, 18)
     run = PagedRun(ours)
-    logits = torch.cat([run.step([(0, tokens, i, i + 1)])[0] for i in range(27)])
+    logits = torch.cat([run.step([(0, tokens, i, i + 1)])[0] for i in range(18)])
     torch.testing.assert_close(logits, reference(theirs, tokens), atol=1e-4, rtol=0)
 
 
@@ -253,7 +266,7 @@ def run_in_random_chunks(
 def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
     theirs, ours = pair
     rng = random.Random(3)
-    sequences = {key: random_tokens(10 + key, rng.randint(5, 60)) for key in range(6)}
+    sequences = {key: random_tokens(10 + key, rng.randint(5, 60)) for key in range(4)}
     for key, logits in run_in_random_chunks(PagedRun(ours), sequences, rng).items():
         torch.testing.assert_close(logits, reference(theirs, sequences[key]), atol=1e-4, rtol=0)
 
@@ -271,7 +284,7 @@ def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dty
     _, directory = checkpoint
     model = load(directory, kernels.cpu, quantization, dtype)
     rng = random.Random(5)
-    sequences = {key: random_tokens(40 + key, rng.randint(5, 150)) for key in range(5)}
+    sequences = {key: random_tokens(40 + key, rng.randint(5, 100)) for key in range(4)}
     alone = {
         key: PagedRun(model, dtype=dtype).step([(key, tokens, 0, len(tokens))])[0]
         for key, tokens in sequences.items()
@@ -281,25 +294,30 @@ def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dty
         assert torch.equal(mixed[key], logits)
 
 
-def test_training_context_matches_transformers(pair):
-    theirs, ours = pair
-    rows = [random_tokens(20 + row, 24) for row in range(3)]
+def test_training_context_matches_transformers(checkpoint):
+    theirs, directory = checkpoint
+    ours = load(directory, None)
+    rows = [random_tokens(20 + row, 24) for row in range(2)]
     flat = torch.tensor(rows).flatten()
     with torch.no_grad():
-        logits = ours.logits(ours(flat, PackedCausal(rows=3, length=24))).view(3, 24, -1)
+        logits = ours.logits(ours(flat, PackedCausal(rows=2, length=24))).view(2, 24, -1)
     for row, tokens in enumerate(rows):
         torch.testing.assert_close(logits[row], reference(theirs, tokens), atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
 @pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_models_say_nearly_the_same(checkpoint, kind):
-    theirs, directory = checkpoint
-    model = load(directory, kernels.cpu, Quantization(kind, 32, rotated=True))
+def test_quantized_weights_are_computed_with(checkpoint, kind):
+    """Beside the same weights dequantized: codes of inputs are all that differs."""
+    _, directory = checkpoint
+    quantization = Quantization(kind, 32, rotated=True)
     tokens = random_tokens(6, 40)
-    (logits,) = PagedRun(model).step([(0, tokens, 0, 40)])
-    close = torch.nn.functional.cosine_similarity(logits, reference(theirs, tokens))
-    assert close.mean() > (0.995 if kind == "int8" else 0.95)
+    (logits,) = PagedRun(load(directory, kernels.cpu, quantization)).step([(0, tokens, 0, 40)])
+    stored = load(directory, None, quantization)
+    expected = stored.logits(stored(torch.tensor(tokens), PackedCausal(rows=1, length=40)))
+    close = torch.nn.functional.cosine_similarity(logits, expected)
+    assert close.mean() > 0.98
 
 
 def test_transformers_reads_what_is_saved(checkpoint, tmp_path):
@@ -335,13 +353,12 @@ def test_an_adapter_of_every_matrix_changes_what_merging_it_does(checkpoint, tmp
     torch.testing.assert_close(logits, reference(merged, tokens), atol=3e-4, rtol=0)
 
 
-def test_config_survives_a_round_trip(pair):
-    theirs, ours = pair
-    raw = json.loads(json.dumps(theirs.config.to_dict())) | {
-        "architectures": [ours.config.architecture]
-    }
+def test_config_survives_a_round_trip(checkpoint):
+    theirs, directory = checkpoint
+    stored = read_config_file(directory)
+    raw = json.loads(json.dumps(theirs.config.to_dict())) | {"architectures": [stored.architecture]}
     config = read_config(raw)
-    assert read_config(config.to_dict()) == config
+    assert read_config(config.to_dict()) == config == stored
 
 
 def test_initialisation_is_reproducible(tmp_path: Path):
