@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hagane.evaluation.graders.grade import Grading
 from hagane.evaluation.graders.spec import Grader, GraderMessage
 from hagane.evaluation.graders.template import fill
-from hagane.models.config import ModelConfig
+from hagane.models.families import read_config_file
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import EngineConfig, GenerateRequest, SamplingParams
 from hagane.system.errors import InvalidRequestError
@@ -140,7 +140,7 @@ class _Asker:
             raise InvalidRequestError(
                 f"{directory} has no chat template, so that nothing can be asked.", param="model"
             )
-        config = ModelConfig.load(directory)
+        config = read_config_file(directory)
         defaults = GenerationDefaults.load(directory, tokenizer, config, template)
         return cls(client, tokenizer, template, defaults)
 
