@@ -97,15 +97,16 @@ def test_the_first_row_that_is_not_finite_is_named(value, group, dtype):
 def test_arguments_that_do_not_fit_run_nothing():
     x, out, weight = torch.randn(3, 16), torch.zeros(3, 16), torch.ones(16)
     with pytest.raises(ValueError, match="weight must be in one piece, of 16 elements"):
-        extension.rms_norm(x, weight[:15], 0.0, out)
+        extension.row_norm(x, out, weight[:15], None, None, 0.0, 0.0, centered=False)
     with pytest.raises(TypeError, match="weight is float64, not float32"):
-        extension.rms_norm(x, weight.double(), 0.0, out)
+        extension.row_norm(x, out, weight.double(), None, None, 0.0, 0.0, centered=False)
     with pytest.raises(TypeError, match="x is not float32, bfloat16 or int8"):
-        extension.rms_norm(x.double(), weight, 0.0, out)
+        extension.row_norm(x.double(), out, weight, None, None, 0.0, 0.0, centered=False)
     with pytest.raises(ValueError, match="x and out"):
-        extension.rms_norm(x, weight, 0.0, out[:2])
+        extension.row_norm(x, out[:2], weight, None, None, 0.0, 0.0, centered=False)
     with pytest.raises(ValueError, match="each row of x"):
-        extension.rms_norm(x.t().contiguous().t(), weight, 0.0, out)
+        across = x.t().contiguous().t()
+        extension.row_norm(across, out, weight, None, None, 0.0, 0.0, centered=False)
     packed = cpu.pack_int8(*quantize_int8(torch.randn(16, 8)).values())
     with pytest.raises(ValueError, match="x and out, or the weight"):
         extension.linear(packed.handle, x, out, None, None, None)
