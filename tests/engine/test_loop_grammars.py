@@ -94,6 +94,27 @@ def test_an_answer_ends_with_its_grammar(tiny_model_dir, text_of):
     assert len(answers[2].logprobs) == len(answers[2].tokens)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_text_that_may_end_ends_on_each_of_the_models_ends(tiny_model_dir, overlap):
+    """Also on those that the tokenizer's file does not name: the turn's end of chat models."""
+    open_ended = grammars.from_regex(r"(.|\n)*", "p")
+    last = 2
+    with RunningEngine(config(tiny_model_dir), overlap=overlap) as engine:
+        ended, stopped, ignored, closed = ask(
+            engine,
+            request("a", open_ended, eos_token_ids=(END, last), logit_bias={last: 100.0}),
+            request("b", open_ended, stop_token_ids=(last,), logit_bias={last: 100.0}),
+            request("c", open_ended, eos_token_ids=(last,), ignore_eos=True, max_tokens=5,
+                    logit_bias={last: 100.0, END: -100.0}),
+            request("d", grammars.from_choices(["yes"], "p"), eos_token_ids=(last,),
+                    logit_bias={last: 100.0}),
+        )  # fmt: skip
+    assert [ended.tokens, stopped.tokens] == [[last], [last]]
+    assert len(ignored.tokens) == 5
+    assert last not in ignored.tokens
+    assert last not in closed.tokens, "a text that may not end yet goes on"
+
+
 def test_every_continuation_goes_its_own_way(tiny_model_dir, text_of):
     choices = [f"{a}{b}" for a in "abcdef" for b in "xyz"]
     grammar = grammars.from_choices(choices, "p")

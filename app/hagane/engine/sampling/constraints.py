@@ -111,6 +111,13 @@ class Constraint:
         return count
 
     @property
+    def may_end(self) -> bool:
+        """Whether the text may end here."""
+        with self._cost.counted():
+            accepting: bool = self._matcher.is_accepting()
+        return accepting
+
+    @property
     def finished(self) -> bool:
         """Whether nothing may follow but the end of the text."""
         return self._matcher.is_stopped()
@@ -188,10 +195,16 @@ class Constraints:
     def masks(self, sequences: Rows[Sequence]) -> dict[Sequence, Tensor]:
         """bool [vocab] of the sequences among these that follow a grammar."""
         return {
-            sequence: self._place(sequence).allowed()
-            for sequence in sequences
-            if sequence.grammar is not None
+            sequence: self._mask(sequence) for sequence in sequences if sequence.grammar is not None
         }
+
+    def _mask(self, sequence: Sequence) -> Tensor:
+        """The tokens that may come next. llguidance knows one end of text, models have several."""
+        place = self._place(sequence)
+        allowed = place.allowed()
+        if place.may_end:
+            allowed[[token for token in _ends(sequence) if 0 <= token < len(allowed)]] = True
+        return allowed
 
     def follow(self, sequence: Sequence, tokens: Rows[int], *, forced: bool) -> Continuation:
         """Go on over the tokens that a sequence drew; with `forced`, over those that must follow.
@@ -199,6 +212,12 @@ class Constraints:
         Tokens whose log-probabilities are wanted are never forced: nothing would compute these.
         """
         place = self._place(sequence)
+        *before, last = tokens
+        if last in _ends(sequence):
+            place.advance(*before)
+            if place.may_end and not place.valid([last]):
+                return Continuation(ended=True)
+            tokens = [last]
         place.advance(*tokens)
         following = place.forced() if forced and sequence.sampling.logprobs is None else ()
         if following:
@@ -224,3 +243,9 @@ class Constraints:
         if place is None:
             raise KeyError("the sequence follows no grammar")
         return place
+
+
+def _ends(sequence: Sequence) -> tuple[int, ...]:
+    """The tokens that end a sequence without being part of its text."""
+    sampling = sequence.sampling
+    return sampling.stop_token_ids + (() if sampling.ignore_eos else sampling.eos_token_ids)
