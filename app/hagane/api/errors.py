@@ -161,11 +161,13 @@ def _http_message(request: Request, error: HTTPException) -> str:
 def _methods(request: Request) -> list[str]:
     """Those of all routes on the request's path; the framework names those of the first.
 
-    Of patterns that match, the longest is meant: a name in the path may hold slashes.
+    Of patterns that match, the path itself is meant if it is one of them, and else the longest: a
+    name in the path may hold slashes.
     """
     routes = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
     paths = [getattr(route, "path", "") for route in routes]
-    meant = (r for r, path in zip(routes, paths, strict=True) if path == max(paths, key=len))
+    path = request.url.path if request.url.path in paths else max(paths, key=len)
+    meant = (r for r, its_path in zip(routes, paths, strict=True) if its_path == path)
     return sorted({method for route in meant for method in getattr(route, "methods", None) or ()})
 
 

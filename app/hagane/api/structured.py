@@ -14,7 +14,7 @@ from hagane.system.errors import InvalidRequestError
 
 # A megabyte a second, where tokenizing does some twenty.
 GRAMMAR_WEIGHT = 16
-JsonSchema = dict[str, Any] | bool
+JsonSchema = dict[str, Any] | Flag
 Choices = Annotated[list[str], Field(min_length=1, max_length=grammars.MOST_CHOICES)]
 
 

@@ -37,8 +37,8 @@ class Corpus(BaseModel):
 
     path: Path
     format: Literal["auto", "text", "jsonl"] = "auto"
-    epochs: Annotated[float, Field(gt=0, le=100)] = 1.0
-    weight: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=100, strict=True)] = 1.0
+    weight: Annotated[float, Field(gt=0, strict=True)] | None = None
 
 
 class _Text(BaseModel):

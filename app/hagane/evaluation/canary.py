@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hagane.evaluation.sequential import Interval, confidence_sequence
 
 Verdict = Literal["promote", "hold", "roll_back"]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class CanaryPolicy(BaseModel):

@@ -45,7 +45,7 @@ class PretrainingBody(Body):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pretrained"
     config: dict[str, Any]
     promote: Policy = "if_better"
-    max_bits_per_byte: Annotated[float, Field(gt=0)] | None = None
+    max_bits_per_byte: Annotated[float, Field(strict=True, gt=0)] | None = None
     metadata: dict[str, str] | None = None
 
 

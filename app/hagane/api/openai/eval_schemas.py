@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hagane.api.fields import Body, Count, Metadata, ModelName, Number
+from hagane.api.fields import Body, Count, Flag, Metadata, ModelName, Number
 from hagane.evaluation.graders.spec import Grader, GraderMessage
 from hagane.store.answers.evals import Eval, EvalItem, EvalRun
 
@@ -21,7 +21,7 @@ class DataSourceConfig(Body):
 
     type: Literal["custom", "stored_completions", "logs"]
     item_schema: dict[str, Any] | None = None
-    include_sample_schema: bool = False
+    include_sample_schema: Flag = False
     metadata: Metadata | None = None
 
 

@@ -10,7 +10,7 @@ from hagane.evaluation.graders.arithmetic import check_formula
 
 Text = Annotated[str, Field(max_length=100_000)]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
-Share = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
 class _Grader(BaseModel):

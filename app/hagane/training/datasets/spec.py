@@ -10,7 +10,7 @@ from hagane.data.personal import Kind, Treatment
 
 Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=512)]], Field(max_length=64)]
 Moment = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 
 
 class DatasetSpec(BaseModel):
@@ -41,9 +41,9 @@ class DatasetSpec(BaseModel):
     max_characters: int = Field(100_000, ge=1, strict=True)
     max_prompt_characters: int = Field(1_000_000, ge=1, strict=True)
     duplicates: Literal["keep", "exact", "near"] = "near"
-    similarity: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.85
+    similarity: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] = 0.85
     personal_data: dict[Kind, Treatment] = Field({})
-    validation: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)] = 0.1
+    validation: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False, strict=True)] = 0.1
     max_records: int = Field(100_000, ge=1, le=1_000_000, strict=True)
 
     def treatment(self, kind: Kind) -> Treatment:
