@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hagane.kernels import PagedLayout, cpu
+from hagane.kernels import cpu
 from hagane.kernels.arena import Arena
 from hagane.kernels.cpu import extension, operations
 from hagane.kernels.cpu.recording import Workspace
+from hagane.kernels.layout import PagedLayout
 from hagane.models.attention import Fetching, Paged
 from hagane.models.decoder import Transformer
 from hagane.system.machine import usable_cores

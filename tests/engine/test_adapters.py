@@ -6,7 +6,8 @@ import threading
 
 import pytest
 import torch
-from hagane import kernels
+from hagane.engine.step.runner import ModelRunner
+from hagane.kernels import cpu, reference
 from hagane.lora.config import TARGETS, adapter_digest
 from hagane.lora.files import load_adapter
 from hagane.pool.messages import AdapterRef, CancelRequest, CheckAdapter, UnloadAdapter
@@ -15,7 +16,12 @@ from safetensors.torch import load_file, save_file
 from tests.support.engine import RunningEngine, config, logprobs_of, make_adapter, merged
 
 PROMPT = tuple(range(40, 75))
-BACKENDS = ("cpu", "reference")
+BACKENDS = (
+    pytest.param(
+        cpu, marks=pytest.mark.skipif(not cpu.available(), reason="kernels not built"), id="cpu"
+    ),
+    pytest.param(reference, id="reference"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +35,14 @@ def adapters(tiny_model_dir, tmp_path_factory) -> list[AdapterRef]:
     ]
 
 
-@pytest.fixture
-def backend(request, monkeypatch):
-    operations = getattr(kernels, request.param)
-    if operations is kernels.cpu and not kernels.cpu.available():
-        pytest.skip("kernels not built")
-    monkeypatch.setattr(kernels, "choose", lambda *_: operations)
-
-
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("operations", BACKENDS)
 @pytest.mark.parametrize("memory", [1 << 22, 48 << 10], ids=["room", "preemption"])
-def test_each_row_is_its_merged_models(backend, tiny_model_dir, adapters, memory):
+def test_each_row_is_its_merged_models(operations, tiny_model_dir, adapters, memory):
     wanted = [None, *adapters, *adapters]
     prompts = [PROMPT[i : i + 20] for i in range(len(wanted))]
     settings = config(tiny_model_dir, kv_cache_memory=memory, context_length=64)
-    with RunningEngine(settings) as engine:
+    runner = ModelRunner(settings, operations=operations)
+    with RunningEngine(settings, runner=runner) as engine:
         for i, adapter in enumerate(wanted):
             engine.ask(str(i), prompts[i], adapter, tokens=40)
         answers = engine.wait(*map(str, range(len(wanted))))
@@ -56,7 +55,7 @@ def test_each_row_is_its_merged_models(backend, tiny_model_dir, adapters, memory
 
 
 def test_a_result_does_not_depend_on_what_else_runs(tiny_model_dir, adapters):
-    if not kernels.cpu.available():
+    if not cpu.available():
         pytest.skip("kernels not built")
     wanted = [None, *adapters, adapters[0]]
     with RunningEngine(config(tiny_model_dir, prefix_caching=False)) as engine:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hagane import kernels
+from hagane.kernels import cpu
 
 from tests.support.greedy import assert_greedy_text_is_transformers, needs_builtin
 
 
 @needs_builtin
-@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 def test_greedy_bfloat16_text_equals_transformers():
     assert_greedy_text_is_transformers("cpu")

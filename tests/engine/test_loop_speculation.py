@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 
 import pytest
-from hagane import kernels
 from hagane.engine.speculative.costs import StepCosts
 from hagane.generation import grammars
+from hagane.kernels import cpu
 from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
 from hagane.system.errors import ConfigurationError
 
 from tests.support.engine import RunningEngine, config, make_adapter
 
-pytestmark = pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 REQUESTS = 240
 SCHEMA = {
     "type": "object",

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import PagedLayout, SamplingTensors, reference
+from hagane.kernels import reference
+from hagane.kernels.layout import PagedLayout
+from hagane.kernels.sampling import SamplingTensors
 from hagane.kernels.sampling import sample as sample_by_sorting
 from hagane.models.formats.fp8 import Fp8
 from hagane.models.formats.int4 import Int4

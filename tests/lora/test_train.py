@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import cpu, reference, training
+from hagane.kernels import cpu, reference
+from hagane.kernels.cpu import training
 from hagane.lora.config import TARGETS, AdapterConfig
 from hagane.lora.files import load_adapter, save_adapter
 from hagane.lora.merge import merge_directory

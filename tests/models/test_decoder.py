@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hagane import kernels
-from hagane.kernels import PagedLayout
+from hagane.kernels import cpu, reference
+from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
 from hagane.lora.banks import AdapterBanks
 from hagane.lora.config import AdapterConfig
@@ -108,10 +108,10 @@ FAMILIES = {
 BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2")
 BLOCK = 16
 BACKENDS = [
-    kernels.reference,
+    reference,
     pytest.param(
-        kernels.cpu,
-        marks=pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built"),
+        cpu,
+        marks=pytest.mark.skipif(not cpu.available(), reason="kernels not built"),
     ),
 ]
 
@@ -155,7 +155,7 @@ def load(directory: Path, operations, quantization=None, dtype=torch.float32) ->
 def pair(request, checkpoint):
     """(transformers' model, ours) with the same random weights."""
     theirs, directory = checkpoint
-    if request.param is kernels.reference and theirs.config.model_type not in BY_REFERENCE:
+    if request.param is reference and theirs.config.model_type not in BY_REFERENCE:
         pytest.skip("training contexts try the reference on this family")
     return theirs, load(directory, request.param)
 
@@ -271,7 +271,7 @@ def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
         torch.testing.assert_close(logits, reference(theirs, sequences[key]), atol=1e-4, rtol=0)
 
 
-@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize(
     ("quantization", "dtype"),
     [
@@ -282,7 +282,7 @@ def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
 )
 def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dtype):
     _, directory = checkpoint
-    model = load(directory, kernels.cpu, quantization, dtype)
+    model = load(directory, cpu, quantization, dtype)
     rng = random.Random(5)
     sequences = {key: random_tokens(40 + key, rng.randint(5, 100)) for key in range(4)}
     alone = {
@@ -306,14 +306,14 @@ def test_training_context_matches_transformers(checkpoint):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantized_weights_are_computed_with(checkpoint, kind):
     """Beside the same weights dequantized: codes of inputs are all that differs."""
     _, directory = checkpoint
     quantization = Quantization(kind, 32, rotated=True)
     tokens = random_tokens(6, 40)
-    (logits,) = PagedRun(load(directory, kernels.cpu, quantization)).step([(0, tokens, 0, 40)])
+    (logits,) = PagedRun(load(directory, cpu, quantization)).step([(0, tokens, 0, 40)])
     stored = load(directory, None, quantization)
     expected = stored.logits(stored(torch.tensor(tokens), PackedCausal(rows=1, length=40)))
     close = torch.nn.functional.cosine_similarity(logits, expected)
@@ -330,10 +330,10 @@ def test_transformers_reads_what_is_saved(checkpoint, tmp_path):
     )
 
 
-@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 def test_an_adapter_of_every_matrix_changes_what_merging_it_does(checkpoint, tmp_path):
     theirs, directory = checkpoint
-    ours = load(directory, kernels.cpu)
+    ours = load(directory, cpu)
     shapes = linear_shapes(ours.config)
     factors = {
         path: (torch.randn(2, columns) * 0.1, torch.randn(rows, 2) * 0.1)

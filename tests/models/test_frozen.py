@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import cpu, training
+from hagane.kernels import cpu
+from hagane.kernels.cpu import training
 from hagane.lora.config import AdapterConfig
 from hagane.lora.train import attach, factors, set_factors
 from hagane.models.config import Quantization

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 import torch
-from hagane.kernels import PagedLayout
+from hagane.kernels.layout import PagedLayout
 from torch import Tensor
 
 SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")

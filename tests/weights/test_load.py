@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hagane import kernels
+from hagane.kernels import cpu, reference
 from hagane.models.attention import PackedCausal
 from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
@@ -85,7 +85,7 @@ def test_quantized_products_equal_dequantized_ones(rows, dtype, quantization):
         setattr(layer, name, tensor)
     reference = x.double() @ dequantized(layer).T
     tolerance = {torch.float32: 4e-3, torch.float16: 4e-3, torch.bfloat16: 1.2e-2}[dtype]
-    for serving in (layer, for_serving(layer, kernels.reference, dtype)):
+    for serving in (layer, for_serving(layer, reference, dtype)):
         error = (serving(x).double() - reference).abs().max() / reference.abs().max()
         assert error < tolerance
 
@@ -182,7 +182,8 @@ MEASURE_LOADING = """
 import sys
 from pathlib import Path
 import psutil, torch
-from hagane import kernels
+from hagane.kernels import cpu, reference
+from hagane.kernels.backend import choose
 from hagane.models.config import Quantization
 from hagane.weights.load import load_model
 
@@ -190,7 +191,7 @@ def load(directory, name):
     return load_model(
         directory, device="cpu", dtype=torch.bfloat16,
         quantization=None if name == "none" else Quantization(name),
-        operations=kernels.choose(torch.device("cpu"), torch.bfloat16),
+        operations=choose(torch.device("cpu"), torch.bfloat16),
     )
 
 name = sys.argv[1]
@@ -227,7 +228,7 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path, name):
     assert ratio < 1.3 + largest / size
 
 
-@pytest.mark.parametrize("operations", [None, kernels.reference, kernels.cpu])
+@pytest.mark.parametrize("operations", [None, reference, cpu])
 @pytest.mark.parametrize("form", [None, "int8", "int4", "fp8"])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize(
@@ -268,11 +269,11 @@ def test_serving_straight_from_the_file_is_serving_what_was_quantized_before(
     directory, tmp_path, form
 ):
     """One pass that quantizes and packs, against quantizing, writing, reading and packing."""
-    if not kernels.cpu.available():
+    if not cpu.available():
         pytest.skip("kernels not built")
     quantization = Quantization(form, 32, rotated=True)
     quantize_directory(directory, tmp_path / "small", quantization)
-    options = {"device": "cpu", "dtype": torch.float32, "operations": kernels.cpu}
+    options = {"device": "cpu", "dtype": torch.float32, "operations": cpu}
     straight, report = load_model(directory, quantization=quantization, **options)
     stored = read_config_file(tmp_path / "small").quantization
     before, other = load_model(tmp_path / "small", quantization=stored, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hagane import kernels
+from hagane.kernels import cpu
 from hagane.models.attention import PackedCausal
 from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
@@ -63,7 +63,7 @@ def expected(directory: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("change", [head_alone, same_head, other_head])
-@pytest.mark.parametrize("operations", [None, kernels.cpu], ids=["plain", "native"])
+@pytest.mark.parametrize("operations", [None, cpu], ids=["plain", "native"])
 def test_a_tied_config_with_a_stored_head_means_what_transformers_does(
     tiny_model_dir, tmp_path, change, operations
 ):

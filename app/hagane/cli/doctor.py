@@ -22,7 +22,8 @@ import torch
 from hagane import __version__
 from hagane.cli.command import read
 from hagane.engine.step.runner import resolve_dtype
-from hagane.kernels import choose, cpu
+from hagane.kernels import cpu
+from hagane.kernels.backend import choose
 from hagane.kernels.devices import resolve_device
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging

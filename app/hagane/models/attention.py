@@ -13,8 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hagane import kernels
-from hagane.kernels.layout import Scoring
+from hagane.kernels import cpu, reference
+from hagane.kernels.backend import Differentiable, Operations
+from hagane.kernels.cpu.pretraining import Pretraining
+from hagane.kernels.layout import PagedLayout, Scoring
 from hagane.kernels.low_rank import AdapterRows
 
 
@@ -55,9 +57,9 @@ class Paged:
     """
 
     positions: Tensor
-    layout: kernels.PagedLayout
+    layout: PagedLayout
     caches: Sequence[tuple[Tensor, Tensor]]
-    operations: kernels.Operations
+    operations: Operations
     adapters: AdapterRows | None = None
 
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -83,7 +85,7 @@ class Fetching(Paged):
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         attended = super().attention(layer, q, k, v, scoring)
         if layer + 1 < len(self.caches):
-            kernels.cpu.prefetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
+            cpu.prefetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
         return attended
 
 
@@ -97,7 +99,7 @@ class Narrowing(Paged):
     """
 
     rows: Tensor = field(kw_only=True)
-    ends: kernels.PagedLayout = field(kw_only=True)
+    ends: PagedLayout = field(kw_only=True)
     changes: AdapterRows | None = field(kw_only=True)
 
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -110,11 +112,11 @@ class Narrowing(Paged):
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         layout, cache = self.layout, self.caches[layer]
         if layer == len(self.caches) - 1:
-            q, layout = kernels.cpu.gather(q, self.rows), self.ends
+            q, layout = cpu.gather(q, self.rows), self.ends
         return self.operations.paged_attention(q, k, v, cache, layout, **vars(scoring))
 
     def remaining(self, x: Tensor, rows: int) -> Tensor:
-        return x if x.shape[0] == rows else kernels.cpu.gather(x, self.rows)
+        return x if x.shape[0] == rows else cpu.gather(x, self.rows)
 
 
 class _Training:
@@ -136,13 +138,13 @@ class PackedCausal(_Training):
         self.positions = torch.arange(length, device=device).repeat(rows)
 
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-        return kernels.reference.causal_attention(q, k, v, rows=self.rows, **vars(scoring))
+        return reference.causal_attention(q, k, v, rows=self.rows, **vars(scoring))
 
 
 class PackedLearning(PackedCausal):
     """As PackedCausal, where `operations` compute dense layers whose weights learn."""
 
-    def __init__(self, rows: int, length: int, operations: kernels.Pretraining) -> None:
+    def __init__(self, rows: int, length: int, operations: Pretraining) -> None:
         super().__init__(rows, length)
         self.operations = operations
 
@@ -160,7 +162,7 @@ class PackedSequences(_Training):
         self,
         lengths: Sequence[int],
         device: torch.device | str = "cpu",
-        operations: kernels.Differentiable = kernels.reference,
+        operations: Differentiable = reference,
     ) -> None:
         self.lengths = list(lengths)
         self.operations = operations

@@ -13,7 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import Operations, Scoring, reference
+from hagane.kernels import reference
+from hagane.kernels.backend import Operations
+from hagane.kernels.layout import Scoring
 from hagane.models.attention import AttentionContext
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.formats.dense import DenseEmbedding

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import Operations
+from hagane.kernels.backend import Operations
 from hagane.models.rope_parameters import RopeParameters
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hagane.kernels import Operations, cpu, reference
+from hagane.kernels import cpu, reference
+from hagane.kernels.backend import Operations
 from hagane.models.formats.layer import NativeQuantization, Stored, rotated
 
 

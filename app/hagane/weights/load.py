@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hagane.kernels import Operations, cpu, reference
+from hagane.kernels import cpu, reference
+from hagane.kernels.backend import Operations
 from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
 from hagane.models.decoder import Attention, Norm, Transformer
 from hagane.models.formats.dense import Dense, DenseEmbedding

@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 import torch
-from hagane import kernels
 from hagane.engine.sampling.sampler import Sampler, prompt_logprobs, uniform
 from hagane.engine.schedule.sequence import Sequence
 from hagane.kernels import cpu, reference
@@ -18,10 +17,10 @@ VOCAB = 50
 
 @pytest.fixture(
     params=[
-        kernels.reference,
+        reference,
         pytest.param(
-            kernels.cpu,
-            marks=pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built"),
+            cpu,
+            marks=pytest.mark.skipif(not cpu.available(), reason="kernels not built"),
         ),
     ],
     ids=["reference", "cpu"],

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hagane import kernels
 from hagane.engine.step.batch import Batch
 from hagane.engine.step.graphs import DecodeGraphs
+from hagane.kernels import cpu
 from hagane.models.config import Quantization
 from hagane.weights.load import load_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-pytestmark = pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 BLOCK, BLOCKS, LONGEST, MOST = 16, 400, 300, 7
 STEPS = 350
 
@@ -86,14 +86,14 @@ def assemble(parts: list[Running]) -> Batch:
 )
 @torch.inference_mode()
 def test_any_composition_has_the_bits_of_one_prefill_alone(directory, dtype, quantize, cache_dtype):
-    kernels.cpu.start(2)
+    cpu.start(2)
     model, _ = load_model(
-        directory, device="cpu", dtype=dtype, operations=kernels.cpu,
+        directory, device="cpu", dtype=dtype, operations=cpu,
         quantization=None if quantize is None else Quantization(quantize),
     )  # fmt: skip
     config = model.eval().config
     shape = (BLOCKS, BLOCK, config.kv_heads, config.head_dim, cache_dtype)
-    caches = [kernels.cpu.allocate_cache(*shape, torch.device("cpu")) for _ in range(config.layers)]
+    caches = [cpu.allocate_cache(*shape, torch.device("cpu")) for _ in range(config.layers)]
     graphs = DecodeGraphs(
         model, caches, max_rows=MOST, max_blocks=-(-LONGEST // BLOCK), block_size=BLOCK
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hagane import kernels
 from hagane.engine.step.batch import Inputs
 from hagane.engine.step.cuda_graphs import CudaGraphs, batch_sizes
 from hagane.engine.step.memory import run_full_step
-from hagane.kernels import PagedLayout, reference
+from hagane.kernels import reference
+from hagane.kernels.backend import Operations
+from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
 from hagane.lora.banks import AdapterBanks
 from hagane.lora.files import load_adapter
@@ -78,7 +79,7 @@ def served(stored: Transformer, quantization: Quantization | None) -> Transforme
     return model.eval()
 
 
-def caches_of(model: Transformer, operations: kernels.Operations):
+def caches_of(model: Transformer, operations: Operations):
     shape = (8, BLOCK, model.config.kv_heads, model.config.head_dim)
     return tuple(
         operations.allocate_cache(*shape, torch.float32, DEVICE) for _ in range(model.config.layers)

@@ -7,34 +7,34 @@ import random
 
 import pytest
 import torch
-from hagane import kernels
 from hagane.engine.step.batch import Batch
 from hagane.engine.step.graphs import DecodeGraphs
+from hagane.kernels import cpu
 from hagane.models.attention import Paged
 from hagane.models.config import ModelConfig
 from hagane.weights.load import load_model
 
-pytestmark = pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 BLOCK, BLOCKS, MOST = 16, 40, 6
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model_dir):
-    kernels.cpu.start(1)
+    cpu.start(1)
     model, _ = load_model(
         tiny_model_dir,
         device="cpu",
         dtype=torch.float32,
         quantization=None,
-        operations=kernels.cpu,
+        operations=cpu,
     )
     return model.eval()
 
 
 def caches(config: ModelConfig):
     return [
-        kernels.cpu.allocate_cache(
+        cpu.allocate_cache(
             BLOCKS, BLOCK, config.kv_heads, config.head_dim, torch.float32, torch.device("cpu")
         )
         for _ in range(config.layers)
@@ -76,7 +76,7 @@ def test_replays_equal_steps_that_run_by_themselves(model):
         rows = rng.choice([1, 2, 3, MOST])
         batch = decode_batch(rng, contexts[:rows], config.vocab_size)
         inputs = batch.to(CPU)
-        context = Paged(inputs.positions, inputs.layout, plain, kernels.cpu)
+        context = Paged(inputs.positions, inputs.layout, plain, cpu)
         expected = model.logits(model(inputs.token_ids, context))
         assert torch.equal(graphs.run(batch), expected)
         contexts[:rows] = [c + 1 for c in contexts[:rows]]
@@ -118,7 +118,7 @@ def test_rows_that_nobody_wants_are_dropped_behind_the_last_attention(model):
         starts = [rng.randint(0, 50) for _ in range(rng.randint(1, MOST))]
         batch = mixed_batch(rng, starts, config.vocab_size)
         inputs = batch.to(CPU)
-        context = Paged(inputs.positions, inputs.layout, plain, kernels.cpu)
+        context = Paged(inputs.positions, inputs.layout, plain, cpu)
         expected = model.logits(model(inputs.token_ids, context)[inputs.logit_rows])
         assert torch.equal(graphs.run(batch), expected)
         for one, other in zip(graphed, plain, strict=True):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hagane import kernels
 from hagane.engine.loop import Engine
 from hagane.engine.step.runner import ModelRunner
+from hagane.kernels import cpu
 from hagane.models.config import Quantization
 from hagane.pool.channel import EngineChannel
 from hagane.system.errors import ConfigurationError
@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.engine import RunningEngine, config
 
 
-@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize("block_size", [8, 24])
 def test_native_kernels_refuse_blocks_they_would_read_past(tiny_model_dir, block_size):
     with pytest.raises(ConfigurationError, match=f"block_size is {block_size}.*multiple of 16"):
@@ -41,7 +41,7 @@ def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, 
         ModelRunner(config(tmp_path / "fp8", quantize="int8"))
 
 
-@pytest.mark.skipif(not kernels.cpu.available(), reason="kernels not built")
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize(
     ("instructions", "quantize", "asked", "kept"),
     [
@@ -58,7 +58,7 @@ def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, 
 def test_quantized_models_have_an_int8_cache_where_that_is_faster(
     tmp_path, monkeypatch, instructions, quantize, asked, kept
 ):
-    monkeypatch.setattr(kernels.cpu, "instruction_set", lambda: instructions)
+    monkeypatch.setattr(cpu, "instruction_set", lambda: instructions)
     shape = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,

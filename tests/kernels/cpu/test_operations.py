@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
-from hagane.kernels import PagedLayout, SamplingTensors, cpu, reference
+from hagane.kernels import cpu, reference
+from hagane.kernels.layout import PagedLayout
+from hagane.kernels.sampling import SamplingTensors
 from hagane.models.config import Quantization
 from hagane.models.formats.dense import Dense
 from hagane.models.formats.int4 import Int4, unpack_int4

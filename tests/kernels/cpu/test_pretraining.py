@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import Pretraining, cpu, reference
+from hagane.kernels import cpu, reference
+from hagane.kernels.cpu.pretraining import Pretraining
 from torch.nn import functional as F  # noqa: N812
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")

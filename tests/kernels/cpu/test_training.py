@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import cpu, reference, training
+from hagane.kernels import cpu, reference
+from hagane.kernels.cpu import training
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.05}}

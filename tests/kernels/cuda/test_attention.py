@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import PagedLayout, reference
+from hagane.kernels import reference
+from hagane.kernels.layout import PagedLayout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hagane.kernels import SamplingTensors
+from hagane.kernels.sampling import SamplingTensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

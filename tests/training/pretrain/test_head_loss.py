@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hagane.kernels import Pretraining, cpu
+from hagane.kernels import cpu
+from hagane.kernels.cpu.pretraining import Pretraining
 from hagane.models.decoder import Transformer, use_operations
 from hagane.models.families import read_config
 from hagane.training.pretrain.head_loss import CpuLoss, TorchLoss

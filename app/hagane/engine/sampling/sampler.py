@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from hagane.engine.schedule.sequence import Sequence
-from hagane.kernels import Operations, SamplingTensors, reference
+from hagane.kernels import reference
+from hagane.kernels.backend import Operations
+from hagane.kernels.sampling import SamplingTensors
 from hagane.kernels.transfer import Fetch, send
 from hagane.pool.messages import SamplingParams, TokenLogprobs
 

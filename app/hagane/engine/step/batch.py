@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hagane.engine.sampling.sampler import TokensInFlight
 from hagane.engine.schedule.plan import Chunk
-from hagane.kernels import PagedLayout
+from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
 from hagane.kernels.transfer import send
 

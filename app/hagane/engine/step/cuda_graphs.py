@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hagane.engine.step.batch import Inputs
-from hagane.kernels import PagedLayout
+from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
 from hagane.models.attention import Paged
 from hagane.models.decoder import Transformer

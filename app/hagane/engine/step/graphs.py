@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hagane.engine.step.batch import Batch, Inputs
-from hagane.kernels import PagedLayout, cpu
+from hagane.kernels import cpu
 from hagane.kernels.cpu.recording import Workspace
+from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
 from hagane.models.attention import Fetching, Narrowing, Paged
 from hagane.models.decoder import Transformer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hagane.kernels import PagedLayout
+from hagane.kernels.layout import PagedLayout
 from hagane.models.attention import Paged
 from hagane.models.decoder import Transformer
 from hagane.pool.messages import EngineConfig

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hagane import kernels
 from hagane.engine.step.batch import Batch, Inputs
 from hagane.engine.step.cuda_graphs import CudaGraphs
 from hagane.engine.step.graphs import DecodeGraphs
 from hagane.engine.step.memory import cuda_cache_memory
+from hagane.kernels import cpu, reference
+from hagane.kernels.backend import Operations, choose
 from hagane.kernels.devices import resolve_device
 from hagane.kernels.transfer import send
 from hagane.lora.banks import AdapterBanks
@@ -45,11 +46,16 @@ _POOR_LOSS = 0.007
 class ModelRunner:
     """A model on its device, with as many KV blocks as memory and use allow.
 
-    `progress` is called with each stage of the start as it begins.
+    `progress` is called with each stage of the start as it begins. `operations` are the fastest of
+    the device unless given.
     """
 
     def __init__(
-        self, config: EngineConfig, progress: Callable[[str], None] = lambda _: None
+        self,
+        config: EngineConfig,
+        progress: Callable[[str], None] = lambda _: None,
+        *,
+        operations: Operations | None = None,
     ) -> None:
         self.device = resolve_device(config.device)
         if self.device.type == "cuda":
@@ -59,12 +65,12 @@ class ModelRunner:
         model_config = load_config(directory)
         self.dtype = resolve_dtype(config.dtype, model_config.dtype)
         self.context_length = _context_length(config, model_config)
-        self.operations = kernels.choose(self.device, self.dtype)
-        if self.operations is kernels.cpu and config.block_size % kernels.cpu.LANES:
+        self.operations = operations or choose(self.device, self.dtype)
+        if self.operations is cpu and config.block_size % cpu.LANES:
             # Their attention reads that many keys at a time, and past the end of a smaller block.
             raise ConfigurationError(
                 f"block_size is {config.block_size}: the native CPU kernels need a multiple of "
-                f"{kernels.cpu.LANES}"
+                f"{cpu.LANES}"
             )
         quantization = _quantization(config, model_config, self.device)
         # Before the weights: the kernels quantize and pack them.
@@ -111,9 +117,9 @@ class ModelRunner:
     @torch.inference_mode()
     def _make_graphs(self, config: EngineConfig) -> DecodeGraphs | CudaGraphs | None:
         """Decode steps without Python in between, for the kernels that can be recorded."""
-        if self.operations is kernels.reference:
+        if self.operations is reference:
             return None
-        kind = DecodeGraphs if self.operations is kernels.cpu else CudaGraphs
+        kind = DecodeGraphs if self.operations is cpu else CudaGraphs
         graphs = kind(
             self.model,
             self.caches,
@@ -131,7 +137,7 @@ class ModelRunner:
 
         Then guessed tokens can be verified. `decode_rows` is how many rows a decode step may have.
         """
-        return self.operations is kernels.cpu
+        return self.operations is cpu
 
     @property
     def asynchronous(self) -> bool:
@@ -155,7 +161,7 @@ class ModelRunner:
     def _cache_dtype(
         self, config: EngineConfig, model: ModelConfig, quantization: Quantization | None
     ) -> torch.dtype:
-        native = self.operations is kernels.cpu
+        native = self.operations is cpu
         if config.kv_cache_dtype == "int8" and not native:
             raise ConfigurationError(
                 "kv_cache_dtype int8 needs the native CPU kernels, in float32 or bfloat16: "
@@ -166,7 +172,7 @@ class ModelRunner:
             # Other formats are dense on a CPU: users of those want small values kept precisely.
             coarse = WEIGHT_FORMATS[quantization.format].integer
             whole = model.head_dim % _INT8_CACHE_FEATURES == 0
-            if coarse and whole and kernels.cpu.instruction_set() in _INT8_CACHE_SETS:
+            if coarse and whole and cpu.instruction_set() in _INT8_CACHE_SETS:
                 wanted = "int8"
         return torch.int8 if wanted == "int8" else self.dtype
 
@@ -176,15 +182,15 @@ class ModelRunner:
         It takes its share of every operation. Unpinned, it would at times share a core with a
         pinned worker while its own is idle. Threads that it starts later inherit the pinning.
         """
-        if self.operations is kernels.cpu:
+        if self.operations is cpu:
             os.sched_setaffinity(0, usable_cores()[:1])
 
     def _start_threads(self, threads: int | None) -> None:
-        if self.operations is not kernels.cpu:
+        if self.operations is not cpu:
             if threads:
                 torch.set_num_threads(threads)
             return
-        instructions = kernels.cpu.start(threads)
+        instructions = cpu.start(threads)
         logger.info(
             "native kernels: %s on %d threads",
             instructions,
@@ -193,7 +199,7 @@ class ModelRunner:
 
     def _leave_cores_to_kernels(self) -> None:
         """From here on torch only samples; a second pool would fight the kernels' for the cores."""
-        if self.operations is kernels.cpu:
+        if self.operations is cpu:
             torch.set_num_threads(1)
 
     def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hagane.kernels import cpu, training
+from hagane.kernels import cpu
+from hagane.kernels.cpu import training
 from hagane.models.formats.layer import (
     FrozenWeights,
     NativeQuantization,

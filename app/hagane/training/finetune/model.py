@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hagane.kernels import cpu, training
+from hagane.kernels import cpu
+from hagane.kernels.cpu import training
 from hagane.kernels.devices import resolve_device
 from hagane.lora.config import AdapterConfig
 from hagane.lora.files import save_adapter

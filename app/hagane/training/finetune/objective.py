@@ -16,7 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from hagane.kernels import Differentiable, reference, training
+from hagane.kernels import reference
+from hagane.kernels.backend import Differentiable
+from hagane.kernels.cpu import training
 from hagane.lora.train import disabled
 from hagane.models.attention import PackedSequences
 from hagane.models.config import ModelConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from hagane.kernels import Pretraining
+from hagane.kernels.cpu.pretraining import Pretraining
 from hagane.models.attention import PackedCausal, PackedLearning
 from hagane.models.decoder import Transformer
 from hagane.models.formats.dense import DenseEmbedding

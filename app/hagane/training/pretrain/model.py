@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from hagane.data.documents import END_OF_TEXT, TURN_END
-from hagane.kernels import Pretraining, cpu, training
+from hagane.kernels import cpu
+from hagane.kernels.cpu import training
+from hagane.kernels.cpu.pretraining import Pretraining
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer, use_operations
 from hagane.models.families import read_config

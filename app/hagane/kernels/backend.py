@@ -1,0 +1,167 @@
+"""The operations of the forward pass, each named once with one signature.
+
+Floating tensors share one dtype (float32, bfloat16 or float16) unless said otherwise; `tokens` is
+the number of rows of the flat ragged batch. What each operation does is said in `reference`.
+
+| backend | runs |
+|---|---|
+| `reference` | on any device through torch's operators; differentiable |
+| `cpu` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
+| `training` | as `cpu`, differentiable by its inputs alone: for adapters on frozen weights |
+| `Pretraining` | as `cpu`, differentiable by weights too, in float32 or over float32 weights |
+| `cuda` | on CUDA devices through Hagane's own Triton kernels; serving only |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hagane.kernels import cpu, reference
+from hagane.kernels.layout import PagedLayout
+from hagane.kernels.sampling import SamplingTensors
+
+logger = logging.getLogger(__name__)
+
+
+class Operations(Protocol):
+    """A backend's operations for serving; `reference` documents each of them.
+
+    A model gets its backend when it is made. All backends accept and return the same shapes and
+    dtypes. Example:
+
+        operations = choose(torch.device("cpu"), torch.bfloat16)
+        x = operations.rms_norm(x, weight, 1e-6)
+    """
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float = 0.0,
+        residual: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor: ...
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor: ...
+
+    def activate(self, x: Tensor, kind: str, *, gated: bool) -> Tensor: ...
+
+    def scaled_add(self, x: Tensor, factor: float, residual: Tensor | None = None) -> Tensor: ...
+
+    def softcap(self, logits: Tensor, scale: float, cap: float) -> Tensor: ...
+
+    def rope_tables(
+        self, positions: Tensor, frequencies: Tensor, magnitude: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def apply_rope(
+        self,
+        qkv: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        *,
+        heads: int,
+        kv_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        center: Tensor | None = None,
+        offset: float = 0.0,
+        interleaved: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def allocate_cache(
+        self,
+        blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: tuple[Tensor, Tensor],
+        layout: PagedLayout,
+        *,
+        window: int | None,
+        scale: float | None = None,
+        cap: float = 0.0,
+    ) -> Tensor: ...
+
+    def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def sample(self, logits: Tensor, sampling: SamplingTensors) -> Tensor: ...
+
+
+class Differentiable(Operations, Protocol):
+    """A backend with gradients, and the operations that only training needs.
+
+    `reference`, `training` and `Pretraining` are such backends. Example:
+
+        out = reference.causal_attention(q, k, v, rows=2, window=None)
+        out.sum().backward()
+    """
+
+    def causal_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        rows: int,
+        window: int | None,
+        scale: float | None = None,
+        cap: float = 0.0,
+    ) -> Tensor: ...
+
+    def sequence_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        lengths: Sequence[int],
+        window: int | None,
+        scale: float | None = None,
+        cap: float = 0.0,
+    ) -> Tensor: ...
+
+    def token_scores(
+        self, logits: Tensor, targets: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Operations:
+    """The fastest backend for serving on `device` in `dtype`."""
+    if device.type == "cuda":
+        return _choose_cuda()
+    if dtype not in (torch.float32, torch.bfloat16):
+        logger.warning("no native kernels for %s: torch's operators are slower", dtype)
+        return reference
+    if not cpu.available():
+        logger.warning(
+            "the native kernels were not built (no C++ compiler at installation): torch's "
+            "operators are several times slower, and results depend on the batch"
+        )
+        return reference
+    return cpu
+
+
+def _choose_cuda() -> Operations:
+    try:
+        from hagane.kernels import cuda
+    except ImportError as error:
+        logger.warning("no Triton kernels (%s): torch's operators are several times slower", error)
+        return reference
+    return cuda
