@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from inspect import cleandoc
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -87,6 +87,8 @@ def read(
                 sections[title] = parser.add_argument_group(title)
             target = sections[title]
         parser.known += names
+        if not names[0].startswith("-"):
+            parser.positionals.append(_positional(name, field))
         action: argparse.Action = target.add_argument(*names, **options)
         return action
 
@@ -115,15 +117,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's, whose errors are ours. `known` are the names of all options and positionals."""
+    """argparse's, whose errors are ours.
+
+    `known` are the names of all options and positionals; `positionals` are these as usage has them.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.known: list[str] = []
+        self.positionals: list[str] = []
         super().__init__(*arguments, **options)
 
     def format_usage(self) -> str:
-        positionals = [name.upper() for name in self.known if not name.startswith("-")]
-        return " ".join(["usage:", self.prog, *positionals, "[options]"]) + "\n"
+        return " ".join(["usage:", self.prog, *self.positionals, "[options]"]) + "\n"
 
     def format_help(self) -> str:
         _, _, rest = super().format_help().partition("\n\n")
@@ -144,6 +149,13 @@ def _field(kind: type[BaseSettings], name: str) -> FieldInfo:
         if wanted in fields:
             return fields[wanted]
     return next(field for field in fields.values() if field.alias == name)
+
+
+def _positional(name: str, field: FieldInfo) -> str:
+    """A positional as usage has it: the choices of one that has them, brackets where optional."""
+    if get_origin(field.annotation) is Literal:
+        return "{" + ",".join(get_args(field.annotation)) + "}"
+    return name.upper() if field.is_required() else f"[{name.upper()}]"
 
 
 def _help(field: FieldInfo) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -30,6 +32,7 @@ from hagane.system.logging import configure_logging
 from hagane.system.machine import available_memory, memory_limit, usable_cores
 from hagane.system.settings import CONFIG_VARIABLE, GROUPS, Settings, refuse_unknown_variables
 from hagane.text.hub import local_model, model_stores
+from hagane.text.recommended import fast_choices
 from hagane.weights.sources.config import load_config
 
 Status = Literal["ok", "missing", "error"]
@@ -39,6 +42,10 @@ _CPU_FLAGS = (
     "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16",
     "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+# Tokens per second below which an answer is slower than reading it.
+_COMFORTABLE = 10.0
+_COPIED_BYTES = 128 << 20
+_COPIES = 3
 _COMPILERS = ("c++", "g++", "clang++")
 _EXTRAS = {"opentelemetry-sdk": "otel", "opentelemetry-exporter-otlp-proto-http": "otel"}
 
@@ -76,6 +83,7 @@ def examine(settings: Settings) -> list[Finding]:
     """Every finding for a server with these settings; nothing is started, fetched or kept."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _system, _processor, _memory, _gpus, _kernels, _libraries, _models, _data, _address, _plan,
+        _advice,
     )  # fmt: skip
     return [finding for check in checks for finding in check(settings)]
 
@@ -300,6 +308,42 @@ def _plan(settings: Settings) -> Iterator[Finding]:
         f"{settings.threads or len(usable_cores())} threads"
         + (f", settings from {source}" if source else ""),
     )
+
+
+def _advice(settings: Settings) -> Iterator[Finding]:
+    """The model to begin with, by this machine's memory and the speed of it."""
+    if torch.cuda.is_available():
+        memory, speed_of = torch.cuda.get_device_properties(0).total_memory, "cuda:0"
+    else:
+        memory, speed_of = available_memory(), "cpu"
+    bandwidth = copy_bandwidth(torch.device(speed_of))
+    choice = next(fast_choices(memory, bandwidth, _COMFORTABLE), None)
+    if choice is None:
+        yield Finding("advice", "ok", "no model of `hagane models recommend` fits: stay with the "
+                      "built-in one")  # fmt: skip
+        return
+    model, quantize, speed = choice
+    yield Finding(
+        "advice",
+        "ok",
+        f"{bandwidth / 1e9:.0f} GB/s of memory bandwidth carry at most {speed:.0f} tokens per "
+        f"second of {model}: hagane serve --model {model} --quantize {quantize}; others: hagane "
+        "models recommend",
+    )
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a copy reads and writes, the best of three."""
+    source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    best = math.inf
+    for _ in range(_COPIES):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * _COPIED_BYTES / best
 
 
 def _size(count: float) -> str:

@@ -18,6 +18,7 @@ COMMANDS = MappingProxyType(
     {
         "serve": "Serve a model over HTTP with the OpenAI API.",
         "chat": "Chat in the terminal with a running server.",
+        "jobs": "List, watch and steer the training jobs of a running server.",
         "models": "List, fetch, describe and remove the models on this machine.",
         "quantize": "Write a quantized copy of a model directory.",
         "pretrain": "Train a small model from a TOML file; resumes an interrupted run.",
@@ -27,10 +28,16 @@ COMMANDS = MappingProxyType(
         "eval": "Measure how well a model predicts text, answers questions, and does by graders.",
         "bench": "Measure how fast a model runs on this machine.",
         "doctor": "Report what is found here, what a server would use, and what is missing.",
+        "completion": "Print a script by which a shell completes commands and options.",
     }
 )
 # `eval` is a builtin's name.
 _MODULES = {"eval": "evaluate"}
+
+
+def module_of(command: str) -> str:
+    """The full name of a command's module."""
+    return f"hagane.cli.{_MODULES.get(command, command)}"
 
 
 def help_text() -> str:
@@ -58,7 +65,7 @@ def dispatch(arguments: list[str]) -> int:
         raise ConfigurationError(
             f"there is no command {command!r}{nearest(command, COMMANDS)} See `hagane --help`"
         )
-    module = import_module(f"hagane.cli.{_MODULES.get(command, command)}")
+    module = import_module(module_of(command))
     status: int = module.run(rest)
     return status
 

@@ -8,16 +8,18 @@ from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
+from hagane.system.machine import available_memory
 from hagane.system.settings import Settings
 from hagane.text.hub import download, model_stores, resolve_model, verify
 from hagane.text.inventory import describe, remove, stored_models
+from hagane.text.recommended import RECOMMENDED, best_format
 
 
 class ModelsOptions(Options):
     """List, fetch, describe and remove the models on this machine."""
 
-    action: CliPositionalArg[Literal["list", "pull", "show", "rm"]] = Field(
-        description="list; pull a hub id; show or rm (remove) a model"
+    action: CliPositionalArg[Literal["list", "recommend", "pull", "show", "rm"]] = Field(
+        description="list; recommend for this machine; pull a hub id; show or rm (remove) a model"
     )
     name: CliPositionalArg[str | None] = Field(
         None, description="a model's name, or OWNER/NAME or OWNER/NAME/FILE.gguf on the hub"
@@ -25,8 +27,10 @@ class ModelsOptions(Options):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        if (self.name is None) != (self.action == "list"):
-            raise ValueError("pull, show and rm take the name of a model; list takes none")
+        if (self.name is None) != (self.action in ("list", "recommend")):
+            raise ValueError(
+                "pull, show and rm take the name of a model; list and recommend take none"
+            )
         return self
 
 
@@ -34,7 +38,9 @@ def run(arguments: list[str]) -> int:
     """Do what is asked; stores are those of the settings in environment and file."""
     options = read(ModelsOptions, arguments, "models")
     settings = Settings()
-    if options.name is None:
+    if options.action == "recommend":
+        _recommend()
+    elif options.name is None:
         _list(settings)
     elif options.action == "pull":
         _pull(options.name)
@@ -51,6 +57,21 @@ def run(arguments: list[str]) -> int:
 def _list(settings: Settings) -> None:
     for model in stored_models(settings):
         print(f"{model.name:48} {model.size / 1e6:10.1f} MB  {model.place}")
+
+
+def _recommend() -> None:
+    memory = available_memory()
+    print(f"with {memory / 2**30:.1f} GiB of memory to use:")
+    for model in RECOMMENDED:
+        quantize = best_format(model, memory)
+        how = "too large" if quantize is None else "fits"
+        if quantize not in (None, "none"):
+            how = f"--quantize {quantize}"
+        print(
+            f"{model.name:42}{model.parameters:6.2g} B  {model.licence:11}{model.task:11}{how:17}"
+            f"{model.languages}"
+        )
+    print("fetch one by `hagane models pull NAME`, serve it by `hagane serve --model NAME`")
 
 
 def _pull(name: str) -> None:
