@@ -9,7 +9,7 @@ import time
 import pytest
 from hagane.system.errors import InvalidRequestError, ModelError
 from hagane.system.sandbox import Sandbox
-from hagane.text.chat_template import ChatTemplate
+from hagane.text.chat_template import ChatTemplate, Conversation
 from hagane.text.tokenizer import Tokenizer
 from transformers import AutoTokenizer
 
@@ -219,3 +219,16 @@ def test_half_a_character_is_the_template_s_fault():
     template = ChatTemplate(r"{{ '\ud800' }}", {}, "model")
     with pytest.raises(InvalidRequestError, match="surrogate"):
         template.render([])
+
+
+def test_of_many_conversations_one_that_takes_too_much_fails_alone(small):
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    source = (
+        "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}"
+        f"{{% if messages[0].content == 'bomb' %}}{loops}{{% endif %}}{{{{ messages[0].content }}}}"
+    )
+    template = ChatTemplate(source, {}, "test", small)
+    messages = [{"role": "assistant", "content": text} for text in ("a", "bomb", "no", "b")]
+    found = template.render_turns([Conversation((one,), (0,), {}) for one in messages])
+    assert [getattr(one, "text", None) for one in found] == ["a", None, None, "b"]
+    assert "processor time" in str(found[1]) and "never" in str(found[2])

@@ -47,7 +47,7 @@ def test_limits_of_training_do_not_cut_prompts(tiny_model_dir, changed):
     ours, plain = Tokenizer.load(directory), Tokenizer.load(tiny_model_dir)
     for text in (TEXT, "a"):
         assert ours.encode(text) == plain.encode(text)
-        assert ours.encode_spans(text) == plain.encode_spans(text)
+        assert ours.encode_spans([text]) == plain.encode_spans([text])
 
 
 def test_byte_order_marks_are_read_over(tiny_model_dir, changed):

@@ -52,6 +52,50 @@ def render(
     return text, spans
 
 
+def render_turns(
+    source: str, conversations: list[tuple[dict[str, Any], list[dict[str, Any]], list[int]]]
+) -> list[dict[str, Any]]:
+    """Conversations as variables, messages and the indices of turns; for each of them:
+
+    `text` and `spans` as `render` gives them, and `turns`, empty where there are spans; or `error`,
+    the template's own words. A turn is the offset where it begins to differ from its generation
+    prompt, the lengths of the conversation before and through it, and the conversation through it
+    where the whole one does not begin with that, else None.
+    """
+    rendered = []
+    for variables, messages, turns in conversations:
+        try:
+            rendered.append(_turns(source, variables, messages, turns))
+        except ValueError as error:
+            rendered.append({"error": str(error)})
+    return rendered
+
+
+def _turns(
+    source: str, variables: dict[str, Any], messages: list[dict[str, Any]], turns: list[int]
+) -> dict[str, Any]:
+    def text_of(count: int, prompt: bool = False) -> str:
+        return render(source, {**variables, "add_generation_prompt": prompt}, messages[:count])[0]
+
+    whole, spans = render(source, {**variables, "add_generation_prompt": False}, messages)
+    found = []
+    for index in [] if spans else turns:
+        text = whole if index + 1 == len(messages) else text_of(index + 1)
+        # Some generation prompts have more than the template repeats, such as an opening <think>.
+        start = _agreeing(text_of(index, prompt=True), text)
+        other = None if whole.startswith(text) else text
+        found.append((start, len(text_of(index)), len(text), other))
+    return {"text": whole, "spans": spans, "turns": found}
+
+
+def _agreeing(one: str, other: str) -> int:
+    """Length of the common prefix of two texts."""
+    if other.startswith(one):
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 @lru_cache(maxsize=8)
 def _compiled(source: str) -> tuple[jinja2.Template, tuple[str, str]]:
     # Random for every template: no message can hold them.

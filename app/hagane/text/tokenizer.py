@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,8 @@ _SPACE = "\u2581"
 _JOINING = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
 # Composing characters makes UTF-8 at most this much shorter: three jamo to one syllable.
 _COMPOSITION = 3
+# Token ids, and for each of them the characters [start, end) of the text that it stands for.
+Encoded = tuple[list[int], list[tuple[int, int]]]
 _KEEPING = {"NFC", "NFD", "Prepend", "Replace"}
 # Characters that `least_tokens` looks at in one go, and tokens that a cut between two may add.
 _PIECE = 1 << 16
@@ -144,11 +146,16 @@ class Tokenizer:
                 break
         return least
 
-    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of rendered text, and the characters [start, end) that each stands for."""
-        with _panics_refused():
-            encoding = self._backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+    def encode_spans(self, texts: Sequence[str]) -> list[Encoded | InvalidRequestError]:
+        """The tokens of each rendered text, or why it cannot be read."""
+        try:
+            with _panics_refused():
+                encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        except InvalidRequestError as error:
+            if len(texts) == 1:
+                return [error]
+            return [found for text in texts for found in self.encode_spans([text])]
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`."""

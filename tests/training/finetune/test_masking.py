@@ -59,8 +59,10 @@ def renderer(tiny_model_dir, tmp_path):
 def trained_texts(renderer, record, method="supervised"):
     """The texts that are trained on, one for every unbroken run of tokens of every sequence."""
     texts = []
-    for answer in parse(json.dumps(record), method):
-        for sequence in renderer.sequences(answer):
+    for sequences in renderer.sequences(parse(json.dumps(record), method)):
+        if isinstance(sequences, RecordError):
+            raise sequences
+        for sequence in sequences:
             assert len(sequence.tokens) == len(sequence.loss_mask)
             run: list[int] = []
             for token, mine in [*zip(sequence.tokens, sequence.loss_mask, strict=True), (0, False)]:
@@ -91,7 +93,7 @@ def test_what_the_assistant_says_is_trained_on(renderer, template, first, second
 
 def test_the_prompt_before_a_turn_is_the_one_that_serving_makes(renderer):
     made = renderer(TEMPLATE)
-    (sequence,) = made.sequences(parse(json.dumps({"messages": TURNS[:3]}), "supervised")[0])
+    [(sequence,)] = made.sequences(parse(json.dumps({"messages": TURNS[:3]}), "supervised"))
     count = int(sequence.loss_mask.argmax())
     prompt = made.template.render(TURNS[:2], add_generation_prompt=True)
     assert sequence.tokens[:count].tolist() == made.tokenizer.encode(
@@ -146,3 +148,25 @@ def test_other_kinds_of_record(renderer, record, method, texts):
 def test_what_is_wrong_is_said(record, reason):
     with pytest.raises(RecordError, match=reason):
         parse(json.dumps(record), "supervised")
+
+
+def test_every_turn_of_a_long_conversation_is_found(renderer):
+    """More than one call to the template's process may render."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"say {i}"} for i in range(120)]
+    wanted = [f"say {i}<|im_end|>" for i in range(1, 120, 2)]
+    assert trained_texts(renderer(TEMPLATE), {"messages": turns}) == wanted
+
+
+def test_lines_read_together_are_those_read_one_by_one(renderer):
+    made = renderer(THINKING)
+    rewriting = [{"role": "assistant", "content": "a"}, *TURNS[1:]]
+    records = [TURNS, TURNS[:3], rewriting, [*TURNS[3:]]]
+    answers = [parse(json.dumps({"messages": r}), "supervised")[0] for r in records]
+    answers.insert(1, parse(json.dumps({"prompt": "1 + 1 =", "completion": " 2"}), "supervised")[0])
+
+    def shown(found):
+        return [[(s.tokens.tolist(), s.loss_mask.tolist()) for s in one] for one in found]
+
+    together = made.sequences(answers)
+    assert shown(together) == shown(one for a in answers for one in made.sequences([a]))
+    assert [len(one) for one in together] == [2, 1, 1, 3, 1]

@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hagane.data.records import Method, RecordError, parse
+from hagane.data.records import Method, Record, RecordError, parse
 from hagane.models.config import ModelConfig
 from hagane.system.errors import TrainingError
 from hagane.training.finetune.masking import MaskedSequence, Renderer
@@ -23,7 +24,11 @@ from hagane.weights.sources.config import load_config
 _LISTED = 100
 _LONGEST_LINE = 16 << 20
 _DEFAULT_LENGTH = 4096
+# Rendered and tokenized at a time.
+_CHUNK_LINES, _CHUNK_CHARACTERS = 64, 1 << 20
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 256
+
+_Sequences = list[MaskedSequence] | RecordError
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +176,9 @@ def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileRepor
     limit = context_length(spec.sequence_length, config)
     seen: set[bytes] = set()
     try:
-        for number, line in _lines(path):
+        for number, answers in _rendered(_lines(path), spec.method, renderer):
             try:
-                for example in _examples(line, spec.method, renderer, limit, found):
+                for example in _examples(answers, limit, found):
                     found.duplicates += example.digest in seen
                     seen.add(example.digest)
                     examples.append(example)
@@ -222,15 +227,56 @@ def _decoded(line: bytes, number: int) -> str:
         ) from None
 
 
-def _examples(
-    line: str, method: Method, renderer: Renderer, limit: int, found: FileReport
-) -> Iterator[Example]:
-    answers = [renderer.sequences(answer) for answer in parse(line, method)]
-    if method == "dpo" and any(len(sequences) != 1 for sequences in answers):
+def _rendered(
+    lines: Iterator[tuple[int, str]], method: Method, renderer: Renderer
+) -> Iterator[tuple[int, list[_Sequences]]]:
+    """Of every line by its number the answers, as many as `method` has in one, or one error."""
+    for chunk in _chunks(lines):
+        records = [_parsed(line, method) for _, line in chunk]
+        answers = [a for record in records if isinstance(record, tuple) for a in record]
+        sequences = iter(renderer.sequences(answers))
+        for (number, _), record in zip(chunk, records, strict=True):
+            if isinstance(record, RecordError):
+                yield number, [record]
+            else:
+                yield number, list(islice(sequences, len(record)))
+
+
+def _chunks(lines: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Lines to be rendered together. What ends `lines` is raised after those before it."""
+    chunk: list[tuple[int, str]] = []
+    size = 0
+    try:
+        for number, line in lines:
+            chunk.append((number, line))
+            size += len(line)
+            if len(chunk) == _CHUNK_LINES or size > _CHUNK_CHARACTERS:
+                yield chunk
+                chunk, size = [], 0
+    except RecordError:
+        yield chunk
+        raise
+    yield chunk
+
+
+def _parsed(line: str, method: Method) -> Record | RecordError:
+    try:
+        return parse(line, method)
+    except RecordError as error:
+        return error
+
+
+def _examples(answers: list[_Sequences], limit: int, found: FileReport) -> Iterator[Example]:
+    turns = []
+    for sequences in answers:
+        if isinstance(sequences, RecordError):
+            raise sequences
+        turns.append(sequences)
+    if len(turns) > 1 and any(len(sequences) != 1 for sequences in turns):
         raise RecordError("has several turns that the chat template renders apart: keep one answer")
-    for sequences in zip(*answers, strict=True):
-        found.truncated += any(len(sequence) > limit for sequence in sequences)
-        kept = tuple(sequence.cut(limit) for sequence in sequences)
+    for together in zip(*turns, strict=True):
+        found.truncated += any(len(sequence) > limit for sequence in together)
+        kept = tuple(sequence.cut(limit) for sequence in together)
         if not all(sequence.loss_mask.any() for sequence in kept):
             raise RecordError(f"has nothing to learn in its first {limit} tokens")
         if len(kept) > 1 and np.array_equal(kept[0].tokens, kept[1].tokens):

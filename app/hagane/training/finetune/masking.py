@@ -7,16 +7,22 @@ Needs no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from hagane.data.records import Answer, Completion, RecordedConversation, RecordError
 from hagane.system.errors import InvalidRequestError
-from hagane.text.chat_template import ChatTemplate
-from hagane.text.tokenizer import Tokenizer
+from hagane.text.chat_template import ChatTemplate, Conversation, Rendered
+from hagane.text.tokenizer import Encoded, Tokenizer
 from hagane.weights.sources.config import load_config
+
+_Span = tuple[int, int]
+# A text, and the characters [start, end) of it that are trained.
+_Draft = tuple[str, list[_Span]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,76 +51,66 @@ class Renderer:
         own = self.tokenizer.eos_token_id
         self._end = own if own is not None else next(iter(config.eos_token_ids), None)
 
-    def sequences(self, answer: Answer) -> list[MaskedSequence]:
-        """The answer as one sequence, or one for each turn if the template requires it.
-
-        Raises RecordError if no token is left to train on, or if the template refuses.
+    def sequences(self, answers: Sequence[Answer]) -> list[list[MaskedSequence] | RecordError]:
+        """For each answer one sequence, or one for each turn if the template requires it; or why
+        it cannot be used. Many together take far less time than one by one.
         """
-        if isinstance(answer, Completion):
-            return [self._completion(answer)]
-        try:
-            return self._conversation(answer)
-        except InvalidRequestError as error:
-            raise RecordError(str(error)) from None
+        conversations = [answer for answer in answers if not isinstance(answer, Completion)]
+        found = iter(self._conversations(conversations))
+        return [
+            self._completion(answer) if isinstance(answer, Completion) else next(found)
+            for answer in answers
+        ]
 
-    def _completion(self, answer: Completion) -> MaskedSequence:
+    def _completion(self, answer: Completion) -> list[MaskedSequence] | RecordError:
         """Tokenize prompt and completion separately, as in serving."""
-        head = self.tokenizer.encode(answer.prompt)
-        tail = self.tokenizer.encode(answer.completion, add_special_tokens=False)
-        tail += [] if self._end is None else [self._end]
-        return _sequence([*head, *tail], [False] * len(head) + [True] * len(tail))
+        try:
+            head = self.tokenizer.encode(answer.prompt)
+            tail = self.tokenizer.encode(answer.completion, add_special_tokens=False)
+            tail += [] if self._end is None else [self._end]
+            return [_sequence([*head, *tail], [False] * len(head) + [True] * len(tail))]
+        except (InvalidRequestError, RecordError) as error:
+            return RecordError(str(error))
 
-    def _conversation(self, answer: RecordedConversation) -> list[MaskedSequence]:
-        whole, marked = self._render(answer, len(answer.messages))
-        if marked:
-            kept = [w for m, w in zip(answer.messages, answer.weights, strict=True)
-                    if m["role"] == "assistant"]  # fmt: skip
-            if len(kept) != len(marked):
-                raise RecordError(
-                    f"has {len(kept)} assistant messages, of which the chat template marks "
-                    f"{len(marked)} as generated"
-                )
-            return [self._tokens(whole, [s for s, keep in zip(marked, kept, strict=True) if keep])]
-        spans, apart = [], []
-        for index, trained in enumerate(answer.weights):
-            if not trained:
-                continue
-            start, text = self._turn(answer, index)
-            if whole.startswith(text):
-                spans.append((start, len(text)))
-            else:
-                # The template changes this turn once others follow: train on it as it is generated.
-                apart.append(self._tokens(text, [(start, len(text))]))
-        return [*([self._tokens(whole, spans)] if spans else []), *apart]
+    def _conversations(
+        self, conversations: Sequence[RecordedConversation]
+    ) -> list[list[MaskedSequence] | RecordError]:
+        drafts = self._drafts(conversations)
+        texts = [text for draft in drafts if isinstance(draft, list) for text, _ in draft]
+        encoded = iter(self.tokenizer.encode_spans(texts))
+        return [
+            draft
+            if isinstance(draft, RecordError)
+            else self._masked(draft, list(islice(encoded, len(draft))))
+            for draft in drafts
+        ]
 
-    def _turn(self, answer: RecordedConversation, index: int) -> tuple[int, str]:
-        """The conversation through message `index`, and the offset where its content begins."""
-        text, _ = self._render(answer, index + 1)
-        prompt, _ = self._render(answer, index, add_generation_prompt=True)
-        # Some generation prompts have more than the template repeats, such as an opening <think>.
-        start = _agreeing(prompt, text)
-        before, _ = self._render(answer, index)
-        if start < len(before):
-            raise RecordError(
-                f"messages[{index}]: the chat template rewrites the messages before it, so that "
-                "the assistant's own text cannot be found"
-            )
-        return start, text
-
-    def _render(
-        self, answer: RecordedConversation, count: int, *, add_generation_prompt: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
+    def _drafts(
+        self, conversations: Sequence[RecordedConversation]
+    ) -> list[list[_Draft] | RecordError]:
+        """Texts to train on, each with the characters that are trained."""
         if self.template is None:
-            raise RecordError("has messages, but the model has no chat template: use text instead")
-        extra = {} if answer.tools is None else {"tools": list(answer.tools)}
-        messages = list(answer.messages[:count])
-        return self.template.render_spans(
-            messages, add_generation_prompt=add_generation_prompt, **extra
-        )
+            reason = "has messages, but the model has no chat template: use text instead"
+            return [RecordError(reason) for _ in conversations]
+        rendered = self.template.render_turns([_request(one) for one in conversations])
+        return [_draft(*both) for both in zip(conversations, rendered, strict=True)]
 
-    def _tokens(self, text: str, spans: list[tuple[int, int]]) -> MaskedSequence:
+    def _masked(
+        self, draft: list[_Draft], encoded: list[Encoded | InvalidRequestError]
+    ) -> list[MaskedSequence] | RecordError:
+        try:
+            both = zip(draft, encoded, strict=True)
+            return [self._tokens(text, spans, tokens) for (text, spans), tokens in both]
+        except RecordError as error:
+            return error
+
+    def _tokens(
+        self, text: str, spans: list[_Span], encoded: Encoded | InvalidRequestError
+    ) -> MaskedSequence:
         """Train on the tokens that begin inside a span, up to the last one that ends a turn."""
-        ids, offsets = self.tokenizer.encode_spans(text)
+        if isinstance(encoded, InvalidRequestError):
+            raise RecordError(str(encoded))
+        ids, offsets = encoded
         starts = np.fromiter((start for start, _ in offsets), dtype=np.int64, count=len(offsets))
         trained = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
@@ -126,10 +122,45 @@ class Renderer:
         return _sequence(ids, trained)
 
 
-def _agreeing(one: str, other: str) -> int:
-    """Length of the common prefix of two texts."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _request(answer: RecordedConversation) -> Conversation:
+    turns = tuple(index for index, trained in enumerate(answer.weights) if trained)
+    extra = {} if answer.tools is None else {"tools": list(answer.tools)}
+    return Conversation(answer.messages, turns, extra)
+
+
+def _draft(
+    answer: RecordedConversation, rendered: Rendered | InvalidRequestError
+) -> list[_Draft] | RecordError:
+    if isinstance(rendered, InvalidRequestError):
+        return RecordError(str(rendered))
+    if rendered.spans:
+        return _marked(answer, rendered)
+    spans, apart = [], []
+    for index, turn in zip(_request(answer).turns, rendered.turns, strict=True):
+        if turn.start < turn.before:
+            return RecordError(
+                f"messages[{index}]: the chat template rewrites the messages before it, so that "
+                "the assistant's own text cannot be found"
+            )
+        if turn.text is None:
+            spans.append((turn.start, turn.end))
+        else:
+            # The template changes this turn once others follow: train on it as it is generated.
+            apart.append((turn.text, [(turn.start, turn.end)]))
+    return [*([(rendered.text, spans)] if spans else []), *apart]
+
+
+def _marked(answer: RecordedConversation, rendered: Rendered) -> list[_Draft] | RecordError:
+    """Trained on as the template itself marks it."""
+    both = zip(answer.messages, answer.weights, strict=True)
+    kept = [weight for message, weight in both if message["role"] == "assistant"]
+    marked = rendered.spans
+    if len(kept) != len(marked):
+        return RecordError(
+            f"has {len(kept)} assistant messages, of which the chat template marks "
+            f"{len(marked)} as generated"
+        )
+    return [(rendered.text, [s for s, keep in zip(marked, kept, strict=True) if keep])]
 
 
 def _sequence(ids: list[int], trained: object) -> MaskedSequence:
