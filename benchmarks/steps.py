@@ -24,7 +24,7 @@ from hagane.kernels.arena import Arena
 from hagane.kernels.cpu import extension, operations
 from hagane.kernels.cpu.recording import Workspace
 from hagane.kernels.layout import PagedLayout
-from hagane.models.attention import Fetching, Paged
+from hagane.models.attention import Paged
 from hagane.models.decoder import Transformer
 from hagane.system.machine import usable_cores
 from hagane.weights.load import load_model
@@ -142,8 +142,9 @@ class Step:
 
     def hidden(self) -> Tensor:
         """Run all tokens without the head; a decode step as the engine runs it."""
-        attention = Fetching if self.layout.decodes else Paged
-        return self.model(self.ids, attention(self.positions, self.layout, self.caches, cpu))
+        prefetch = bool(self.layout.decodes)
+        context = Paged(self.positions, self.layout, self.caches, cpu, prefetch=prefetch)
+        return self.model(self.ids, context)
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:

@@ -160,7 +160,7 @@ def pair(request, checkpoint):
     return theirs, load(directory, request.param)
 
 
-def reference(theirs, tokens: list[int]) -> torch.Tensor:
+def expected_logits(theirs, tokens: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return theirs(torch.tensor([tokens])).logits[0].float()
 
@@ -233,7 +233,7 @@ def test_prefill_matches_transformers(pair):
     theirs, ours = pair
     tokens = random_tokens(1, 41)
     (logits,) = PagedRun(ours).step([(0, tokens, 0, 41)])
-    torch.testing.assert_close(logits, reference(theirs, tokens), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, expected_logits(theirs, tokens), atol=1e-4, rtol=0)
 
 
 def test_token_by_token_decode_matches_transformers(pair):
@@ -241,7 +241,7 @@ def test_token_by_token_decode_matches_transformers(pair):
     tokens = random_tokens(2, 18)
     run = PagedRun(ours)
     logits = torch.cat([run.step([(0, tokens, i, i + 1)])[0] for i in range(18)])
-    torch.testing.assert_close(logits, reference(theirs, tokens), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, expected_logits(theirs, tokens), atol=1e-4, rtol=0)
 
 
 def run_in_random_chunks(
@@ -268,7 +268,9 @@ def test_mixed_batches_of_chunks_and_decodes_match_transformers(pair):
     rng = random.Random(3)
     sequences = {key: random_tokens(10 + key, rng.randint(5, 60)) for key in range(4)}
     for key, logits in run_in_random_chunks(PagedRun(ours), sequences, rng).items():
-        torch.testing.assert_close(logits, reference(theirs, sequences[key]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            logits, expected_logits(theirs, sequences[key]), atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.skipif(not cpu.available(), reason="kernels not built")
@@ -302,7 +304,7 @@ def test_training_context_matches_transformers(checkpoint):
     with torch.no_grad():
         logits = ours.logits(ours(flat, PackedCausal(rows=2, length=24))).view(2, 24, -1)
     for row, tokens in enumerate(rows):
-        torch.testing.assert_close(logits[row], reference(theirs, tokens), atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits[row], expected_logits(theirs, tokens), atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -326,7 +328,7 @@ def test_transformers_reads_what_is_saved(checkpoint, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", attn_implementation="eager")
     tokens = random_tokens(7, 20)
     torch.testing.assert_close(
-        reference(again, tokens), reference(theirs, tokens), atol=1e-5, rtol=0
+        expected_logits(again, tokens), expected_logits(theirs, tokens), atol=1e-5, rtol=0
     )
 
 
@@ -350,7 +352,7 @@ def test_an_adapter_of_every_matrix_changes_what_merging_it_does(checkpoint, tmp
         state[f"model.{path}.weight"].data += 2.0 * b @ a
     run = PagedRun(ours, adapter=0)
     (logits,) = run.step([(0, tokens, 0, 30)])
-    torch.testing.assert_close(logits, reference(merged, tokens), atol=3e-4, rtol=0)
+    torch.testing.assert_close(logits, expected_logits(merged, tokens), atol=3e-4, rtol=0)
 
 
 def test_config_survives_a_round_trip(checkpoint):

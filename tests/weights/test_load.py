@@ -61,8 +61,8 @@ def directory(tmp_path: Path) -> Path:
 def test_transformers_reads_what_is_saved(directory):
     theirs = AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
-        reference = theirs(IDS[None]).logits[0]
-    torch.testing.assert_close(logits(load(directory)), reference, atol=1e-4, rtol=0)
+        expected = theirs(IDS[None]).logits[0]
+    torch.testing.assert_close(logits(load(directory)), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -83,10 +83,10 @@ def test_quantized_products_equal_dequantized_ones(rows, dtype, quantization):
     layer = make_linear(192, 80, bias=False, quantization=quantization)
     for name, tensor in layer.quantize(weight).items():
         setattr(layer, name, tensor)
-    reference = x.double() @ dequantized(layer).T
+    product = x.double() @ dequantized(layer).T
     tolerance = {torch.float32: 4e-3, torch.float16: 4e-3, torch.bfloat16: 1.2e-2}[dtype]
     for serving in (layer, for_serving(layer, reference, dtype)):
-        error = (serving(x).double() - reference).abs().max() / reference.abs().max()
+        error = (serving(x).double() - product).abs().max() / product.abs().max()
         assert error < tolerance
 
 

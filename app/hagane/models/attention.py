@@ -7,7 +7,7 @@ The caller passes one to the model: serving `Paged`, pretraining `PackedCausal`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -37,14 +37,11 @@ class AttentionContext(Protocol):
         ...
 
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-        """Attend with q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim].
+        """Attend with q [queries, heads, head_dim] to k and v [tokens, kv_heads, head_dim].
 
-        Returns [tokens, heads * head_dim]; fewer rows where the context wants some alone.
+        Returns [queries, heads * head_dim]. There is a query for every token, except in the context
+        of a `RowSelection`.
         """
-        ...
-
-    def remaining(self, x: Tensor, rows: int) -> Tensor:
-        """Those rows of x that attention left, if it left fewer: `rows` of them."""
         ...
 
 
@@ -53,7 +50,9 @@ class Paged:
     """Serving: keys and values go to the paged cache, queries read it through block tables.
 
     `caches[layer]` is (keys, values), laid out as `operations` allocated them. `adapters` is None
-    when no row of the batch has one.
+    when no row of the batch has one. With `prefetch`, for the native kernels alone, the products
+    between two attentions prefetch the cache that the next one reads: attention waits for memory,
+    which the products leave idle.
     """
 
     positions: Tensor
@@ -61,6 +60,7 @@ class Paged:
     caches: Sequence[tuple[Tensor, Tensor]]
     operations: Operations
     adapters: AdapterRows | None = None
+    prefetch: bool = False
 
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
         changes = () if self.adapters is None else (self.adapters,)
@@ -69,54 +69,29 @@ class Paged:
 
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         cache = self.caches[layer]
-        return self.operations.paged_attention(q, k, v, cache, self.layout, **vars(scoring))
-
-    def remaining(self, x: Tensor, rows: int) -> Tensor:
-        return x
-
-
-@dataclass(frozen=True)
-class Fetching(Paged):
-    """Serving with the native kernels, of tokens that each read a cache of their own.
-
-    Their attention waits for memory, which the products before it leave idle: these fetch for it.
-    """
-
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-        attended = super().attention(layer, q, k, v, scoring)
-        if layer + 1 < len(self.caches):
+        attended = self.operations.paged_attention(q, k, v, cache, self.layout, **vars(scoring))
+        if self.prefetch and layer + 1 < len(self.caches):
             cpu.prefetch(self.caches[layer + 1], self.layout, k.shape[1], k.shape[2])
         return attended
 
 
 @dataclass(frozen=True)
-class Narrowing(Paged):
-    """Serving with the native kernels, where the hidden states of some rows alone are wanted.
+class RowSelection:
+    """The rows of a batch whose hidden states are wanted, for the native kernels.
 
-    Behind the last layer's attention the others are dropped: the model returns those of `rows`,
-    int64 and ascending, of each sequence its last ones. `ends` is the layout with these as queries,
-    `changes` whose adapters they have: here, as a recorded step needs it to stay where it is.
+    The last layer computes keys and values of all rows, and drops the other rows before it attends.
+    `rows` are int64 and ascending, of each sequence its last ones. `context` is that of these rows
+    alone: their positions, their adapters, and a layout with them as the queries. Example:
+
+        hidden = transformer(ids, context, RowSelection(rows, ends))  # [len(rows), hidden]
     """
 
-    rows: Tensor = field(kw_only=True)
-    ends: PagedLayout = field(kw_only=True)
-    changes: AdapterRows | None = field(kw_only=True)
+    rows: Tensor
+    context: Paged
 
-    def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if x.shape[0] == self.positions.shape[0]:
-            return super().linear(layer, x, residual)
-        changes = () if self.changes is None else (self.changes,)
-        out: Tensor = layer(x, residual, *changes)
-        return out
-
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
-        layout, cache = self.layout, self.caches[layer]
-        if layer == len(self.caches) - 1:
-            q, layout = cpu.gather(q, self.rows), self.ends
-        return self.operations.paged_attention(q, k, v, cache, layout, **vars(scoring))
-
-    def remaining(self, x: Tensor, rows: int) -> Tensor:
-        return x if x.shape[0] == rows else cpu.gather(x, self.rows)
+    def take(self, x: Tensor) -> Tensor:
+        """The selected rows of x [tokens, ...]."""
+        return cpu.gather(x, self.rows)
 
 
 class _Training:
@@ -125,9 +100,6 @@ class _Training:
     def linear(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
         out: Tensor = layer(x, residual)
         return out
-
-    def remaining(self, x: Tensor, rows: int) -> Tensor:
-        return x
 
 
 class PackedCausal(_Training):
@@ -141,8 +113,8 @@ class PackedCausal(_Training):
         return reference.causal_attention(q, k, v, rows=self.rows, **vars(scoring))
 
 
-class PackedLearning(PackedCausal):
-    """As PackedCausal, where `operations` compute dense layers whose weights learn."""
+class PackedPretraining(PackedCausal):
+    """As PackedCausal, where `operations` compute dense layers whose weights are trained."""
 
     def __init__(self, rows: int, length: int, operations: Pretraining) -> None:
         super().__init__(rows, length)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hagane.kernels import reference
 from hagane.kernels.backend import Operations
 from hagane.kernels.layout import Scoring
-from hagane.models.attention import AttentionContext
+from hagane.models.attention import AttentionContext, RowSelection
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
@@ -102,8 +102,14 @@ class Attention(nn.Module):
             self.k_norm = Norm(norms["self_attn.k_norm"], config, operations)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, context: AttentionContext, residual: Tensor | None
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        context: AttentionContext,
+        residual: Tensor | None,
+        selection: RowSelection | None = None,
     ) -> Tensor:
+        """x [tokens, hidden]; `residual` and the result have the selected rows, if any are."""
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm.weight, self.k_norm.weight)
@@ -118,9 +124,9 @@ class Attention(nn.Module):
             offset=self.offset,
             interleaved=self.rope is not None and self.rope.interleaved,
         )
+        if selection is not None:
+            q, context = selection.take(q), selection.context
         attended = context.attention(self.layer, q, k, v, self.scoring)
-        if residual is not None:
-            residual = context.remaining(residual, attended.shape[0])
         return context.linear(self.o_proj, attended, residual)
 
     def center_keys(self) -> None:
@@ -199,17 +205,27 @@ class DecoderLayer(nn.Module):
         self.scale = config.residual_scale
         self.fused = self.scale == 1.0 and config.norms not in ("after", "around")
 
-    def forward(self, x: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        context: AttentionContext,
+        selection: RowSelection | None = None,
+    ) -> Tensor:
+        """x [tokens, hidden] -> the same, or [selected rows, hidden]."""
         normed = x if self.input_layernorm is None else self.input_layernorm(x)
-        out = self.self_attn(normed, rotation, context, x if self.fused else None)
+        if selection is not None:
+            x = selection.take(x)
+        out = self.self_attn(normed, rotation, context, x if self.fused else None, selection)
         if not self.fused:
-            x = context.remaining(x, out.shape[0])
             out = self._add(x, out, self.attention_output_norm)
         inner = out
-        if self.parallel:
-            inner = context.remaining(
-                normed if self.post_attention_layernorm is None else x, out.shape[0]
-            )
+        if self.parallel and self.post_attention_layernorm is not None:
+            inner = x
+        elif self.parallel:
+            inner = normed if selection is None else selection.take(normed)
+        if selection is not None:
+            context = selection.context
         if self.post_attention_layernorm is not None:
             inner = self.post_attention_layernorm(inner)
         added = self.mlp(inner, context, out if self.fused else None)
@@ -241,15 +257,19 @@ class Decoder(nn.Module):
         self.ropes = tuple(dict.fromkeys(spec.rope for spec in config.layer_specs if spec.rope))
         self.rotaries = nn.ModuleList(RotaryEmbedding(rope, operations) for rope in self.ropes)
 
-    def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, context: AttentionContext, selection: RowSelection | None = None
+    ) -> Tensor:
         x = self.embed_tokens(token_ids)
         if self.embedding_scale != 1.0:
             x = self.operations.scaled_add(x, self.embedding_scale)
         rotations: dict[RopeParameters | None, Rotation] = {None: (None, None)}
         for rope, rotary in zip(self.ropes, self.rotaries, strict=True):
             rotations[rope] = rotary(context.positions)
-        for layer in self.layers:
-            x = layer(x, rotations[layer.self_attn.rope], context)  # type: ignore[union-attr,index]
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            rotation = rotations[layer.self_attn.rope]  # type: ignore[union-attr,index]
+            x = layer(x, rotation, context, selection if number == last else None)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -271,9 +291,11 @@ class Transformer(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = make_embedding(config.vocab_size, config.hidden_size, quantization)
 
-    def forward(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
-        """int64 ids [tokens] -> final hidden states [tokens, hidden]."""
-        hidden: Tensor = self.model(token_ids, context)
+    def forward(
+        self, token_ids: Tensor, context: AttentionContext, selection: RowSelection | None = None
+    ) -> Tensor:
+        """int64 ids [tokens] -> final hidden states [tokens or selected rows, hidden]."""
+        hidden: Tensor = self.model(token_ids, context, selection)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from hagane.engine.step.graphs import DecodeGraphs
 from hagane.kernels import cpu
 from hagane.models.attention import Paged
 from hagane.models.config import ModelConfig
+from hagane.models.decoder import Transformer
+from hagane.models.serving import for_serving
 from hagane.weights.load import load_model
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
@@ -107,14 +110,31 @@ def mixed_batch(rng: random.Random, starts: list[int], vocab: int) -> Batch:
 
 
 @torch.inference_mode()
-def test_rows_that_nobody_wants_are_dropped_behind_the_last_attention(model):
+def test_the_last_layer_drops_rows_that_are_not_wanted(model):
+    compare_mixed_steps(model, steps=40)
+
+
+@pytest.mark.parametrize("norms", ["after", "around", "parallel", "shared"])
+@torch.inference_mode()
+def test_rows_are_dropped_wherever_the_norms_are(model, norms):
+    config = replace(model.config, norms=norms)
+    other = Transformer(config, None, cpu)
+    other.init_weights(torch.Generator().manual_seed(1))
+    for path, module in list(other.named_modules()):
+        if path:
+            parent, _, name = path.rpartition(".")
+            other.get_submodule(parent).add_module(name, for_serving(module, cpu, torch.float32))
+    compare_mixed_steps(other, steps=5)
+
+
+def compare_mixed_steps(model: Transformer, steps: int) -> None:
     rng = random.Random(2)
     config = model.config
     graphed, plain = caches(config), caches(config)
     graphs = DecodeGraphs(
         model, graphed, max_rows=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
     )
-    for _ in range(40):
+    for _ in range(steps):
         starts = [rng.randint(0, 50) for _ in range(rng.randint(1, MOST))]
         batch = mixed_batch(rng, starts, config.vocab_size)
         inputs = batch.to(CPU)

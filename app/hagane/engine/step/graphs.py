@@ -14,7 +14,7 @@ from hagane.kernels import cpu
 from hagane.kernels.cpu.recording import Workspace
 from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
-from hagane.models.attention import Fetching, Narrowing, Paged
+from hagane.models.attention import Paged, RowSelection
 from hagane.models.decoder import Transformer
 
 
@@ -72,29 +72,24 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def _run_once(self, inputs: Inputs) -> Tensor:
-        rows, context = self._narrow(inputs)
-        replay = cpu.record(lambda: self._model(inputs.token_ids, context), self._workspace)
+        context = Paged(inputs.positions, inputs.layout, self._caches, cpu, inputs.adapters)
+        rows = _wanted_rows(inputs)
+        selection = self._select(rows, inputs) if len(rows) < len(inputs.token_ids) else None
+        replay = cpu.record(
+            lambda: self._model(inputs.token_ids, context, selection), self._workspace
+        )
         states = replay()
         if inputs.hidden_rows is not None:
             self.hidden = states[torch.searchsorted(rows, inputs.hidden_rows)]
         return self._model.logits(states[torch.searchsorted(rows, inputs.logit_rows)])
 
-    def _narrow(self, inputs: Inputs) -> tuple[Tensor, Paged]:
-        """The rows that the model shall return, and the context that drops the others."""
-        layout, tokens = inputs.layout, inputs.token_ids.shape[0]
-        whole = inputs.positions, layout, self._caches, cpu, inputs.adapters
-        wanted = inputs.logit_rows
-        if inputs.hidden_rows is not None:
-            wanted = torch.cat((wanted, inputs.hidden_rows))
-        rows = wanted.unique()
-        if len(rows) == tokens:
-            return rows, Paged(*whole)
-        if not len(rows):  # no kernel takes none
-            rows = torch.tensor([tokens - 1])
-        starts = torch.searchsorted(rows, layout.starts.long()).int()
-        ends = replace(layout, starts=starts)
-        changes = inputs.adapters and AdapterRows(inputs.adapters.slots[rows])
-        return rows, Narrowing(*whole, rows=rows, ends=ends, changes=changes)
+    def _select(self, rows: Tensor, inputs: Inputs) -> RowSelection:
+        """`rows` as queries of the last layer, with their adapters."""
+        starts = torch.searchsorted(rows, inputs.layout.starts.long()).int()
+        layout = replace(inputs.layout, starts=starts)
+        adapters = inputs.adapters and AdapterRows(inputs.adapters.slots[rows])
+        positions = inputs.positions[rows]
+        return RowSelection(rows, Paged(positions, layout, self._caches, cpu, adapters))
 
     @torch.inference_mode()
     def _record(self, rows: int, adapted: bool) -> Callable[[], Tensor]:
@@ -113,5 +108,17 @@ class DecodeGraphs:
             block_size=self._block_size,
         )
         adapters = AdapterRows(torch.from_numpy(self._adapters[:rows])) if adapted else None
-        context = Fetching(positions[:rows], layout, self._caches, cpu, adapters)
+        context = Paged(positions[:rows], layout, self._caches, cpu, adapters, prefetch=True)
         return self._model.logits(self._model(token_ids[:rows], context))
+
+
+def _wanted_rows(inputs: Inputs) -> Tensor:
+    """int64, ascending: rows whose logits or hidden states are wanted, or the last where none is.
+
+    No kernel takes an empty batch.
+    """
+    wanted = inputs.logit_rows
+    if inputs.hidden_rows is not None:
+        wanted = torch.cat((wanted, inputs.hidden_rows))
+    rows = wanted.unique()
+    return rows if len(rows) else torch.tensor([len(inputs.token_ids) - 1])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from hagane.kernels.cpu.pretraining import Pretraining
-from hagane.models.attention import PackedCausal, PackedLearning
+from hagane.models.attention import PackedCausal, PackedPretraining
 from hagane.models.decoder import Transformer
 from hagane.models.formats.dense import DenseEmbedding
 
@@ -86,7 +86,7 @@ class CpuLoss:
 
     def _hidden(self, model: Transformer, ids: Tensor) -> Tensor:
         rows, length = ids.shape
-        hidden: Tensor = model(ids.flatten(), PackedLearning(rows, length, self.operations))
+        hidden: Tensor = model(ids.flatten(), PackedPretraining(rows, length, self.operations))
         return hidden
 
 
