@@ -228,7 +228,8 @@ def test_of_many_conversations_one_that_takes_too_much_fails_alone(small):
         f"{{% if messages[0].content == 'bomb' %}}{loops}{{% endif %}}{{{{ messages[0].content }}}}"
     )
     template = ChatTemplate(source, {}, "test", small)
-    messages = [{"role": "assistant", "content": text} for text in ("a", "bomb", "no", "b")]
-    found = template.render_turns([Conversation((one,), (0,), {}) for one in messages])
+    answer = {"role": "assistant", "content": ""}
+    asked = [{"role": "user", "content": text} for text in ("a", "bomb", "no", "b")]
+    found = template.render_turns([Conversation((one, answer), (1,), {}) for one in asked])
     assert [getattr(one, "text", None) for one in found] == ["a", None, None, "b"]
     assert "processor time" in str(found[1]) and "never" in str(found[2])
