@@ -19,6 +19,15 @@ RENDER = """async (text) => {
 }"""
 
 
+PROBE = """async (text) => {
+  const { renderMarkdown } = await import("/web/chat/markdown.js");
+  const box = document.createElement("div");
+  box.id = "probe";
+  document.getElementById("log").append(box);
+  renderMarkdown(box, text);
+}"""
+
+
 @pytest.fixture(scope="module")
 def page(browser, server):
     with visit(browser, server.url) as page:
@@ -51,6 +60,14 @@ def render(page):
         ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
         ("> q\n> r", "<blockquote><p>q<br>r</p></blockquote>"),
         ("a\n\n---\nb", "<p>a</p><hr><p>b</p>"),
+        ("a<br>b<BR />c", "<p>a<br>b<br>c</p>"),
+        ("H<sub>2</sub>O <sup>**2**</sup>", "<p>H<sub>2</sub>O <sup><strong>2</strong></sup></p>"),
+        ("<b>open <b x=1>", "<p>&lt;b&gt;open &lt;b x=1&gt;</p>"),
+        ("&copy; &#x3042;&#12356; &lt;b&gt;", "<p>© あい &lt;b&gt;</p>"),
+        ("`&amp;`", "<p><code>&amp;amp;</code></p>"),
+        ("&nope; &#0; &#xD800; &valueOf;", "<p>&amp;nope; &amp;#0; &amp;#xD800; &amp;valueOf;</p>"),
+        ("costs $5, or $10 with tax; 5$ in US$", "<p>costs $5, or $10 with tax; 5$ in US$</p>"),
+        ("$100円と$", "<p>$100円と$</p>"),
     ],
 )  # fmt: skip
 def test_understands(render, text, html):
@@ -67,16 +84,20 @@ def test_code_is_text_with_a_copy_button(page, render):
 
 def test_copy_button_copies(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.evaluate("""async () => {
-      const { renderMarkdown } = await import("/web/chat/markdown.js");
-      const box = document.createElement("div");
-      box.id = "probe";
-      document.getElementById("log").append(box);
-      renderMarkdown(box, "~~~\\nx = 1\\n~~~");
-    }""")
+    page.evaluate(PROBE, "~~~\nx = 1\n~~~")
     page.click("#probe .copy")
     page.wait_for_selector("#probe .copy:has-text('Copied')")
     assert page.evaluate("navigator.clipboard.readText()") == "x = 1"
+    # As on plain http in a local network: no clipboard is lent.
+    page.evaluate(
+        "Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })"
+    )
+    page.evaluate("document.getElementById('probe').remove()")
+    page.evaluate(PROBE, "~~~\ny = 2\n~~~")
+    page.click("#probe .copy")
+    page.wait_for_selector("#probe .copy:has-text('Copied')")
+    page.evaluate("delete navigator.clipboard")
+    assert page.evaluate("navigator.clipboard.readText()") == "y = 2"
     page.evaluate("document.getElementById('probe').remove()")
 
 
@@ -84,8 +105,60 @@ def test_tables(render):
     html = render("| a | b |\n|:-:|--:|\n| `x` | 1 |\n| y |\n\nend")
     assert '<th class="align-center">a</th><th class="align-end">b</th>' in html
     assert '<td class="align-center"><code>x</code></td><td class="align-end">1</td>' in html
-    assert '<td class="align-center">y</td><td class="align-end"></td>' in html
+    assert '<td class="align-center">y</td><td colspan="1"></td>' in html
     assert html.endswith("<p>end</p>")
+
+
+def test_the_cells_that_a_row_lacks_are_one(page, render):
+    text = "|" + "a|" * 2000 + "\n|" + "-|" * 2000 + "\n" + "|b\n" * 2000
+    started = time.monotonic()
+    html = render(text)
+    assert time.monotonic() - started < 5
+    assert html.count("<t") < 15_000
+
+
+def test_tasks(render):
+    html = render("- [ ] buy\n- [x] **read**\n- [y] no")
+    assert '<span class="task" role="img" aria-label="to do">☐</span> buy' in html
+    assert 'aria-label="done">☑</span> <strong>read</strong>' in html
+    assert "<li>[y] no</li>" in html
+
+
+FORMULAS = r"""The energy \(E\) and $x_1^2$:
+\[
+E
+- mc^2
+\]
+and \[ F \] too.
+
+$$\int_0^1 x\,dx$$
+
+\(\notacommand{x}\) \[ never closed"""
+
+
+def test_formulas_are_typeset_and_keep_their_source(page):
+    page.evaluate(PROBE, FORMULAS)
+    page.wait_for_selector("#probe .katex")
+    sources = page.locator("#probe annotation").all_text_contents()
+    assert [source.strip() for source in sources] == [
+        "E", "x_1^2", "E\n- mc^2", "F", r"\int_0^1 x\,dx"
+    ]  # fmt: skip
+    assert page.locator("#probe .formula.display").count() == 3
+    # What is no formula, and what is not finished, stays as it was written.
+    shown = page.inner_text("#probe > :last-child")
+    assert r"\(\notacommand{x}\)" in shown
+    assert "[ never closed" in shown
+    page.evaluate("document.getElementById('probe').remove()")
+
+
+def test_code_has_colours(page):
+    code = "def f(x):\n    return '<b>' # why"
+    page.evaluate(PROBE, f"```python\n{code}\n```\n\n```unknown\nx\n```")
+    page.wait_for_selector("#probe .token-keyword")
+    assert page.inner_text("#probe code >> nth=0") == code
+    assert page.locator("#probe .token-string").all_inner_texts() == ["'<b>'"]
+    assert page.locator("#probe code >> nth=1 >> span").count() == 0
+    page.evaluate("document.getElementById('probe').remove()")
 
 
 def test_links_leave_safely(render):
@@ -156,7 +229,8 @@ def test_hostile_text_stays_text(page, text):
 @pytest.mark.parametrize(
     "unit",
     ["*", "**a ", "_a", "[", "[a](", "`", "> ", "- ", "|", "#", "<", "~~~", "a|b\n-|-\n", "  - x\n",
-     "***", "http://", "\\", "```\n", "1. ", "* * "],
+     "***", "$", "$x ", "\\(", "\\[\n", "&amp", "<sub>", "<b", "http://", "\\",
+     "```\n", "1. ", "* * "],
 )  # fmt: skip
 def test_hostile_repetition_costs_little(page, render, unit):
     text = unit * (40_000 // len(unit))

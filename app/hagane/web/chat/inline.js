@@ -1,13 +1,21 @@
 /**
- * The inline half of the Markdown renderer: emphasis, code, links.
+ * The inline half of the Markdown renderer: emphasis, code, links, formulas, a few harmless tags.
  *
  * Text goes into the page by text nodes alone, so that nothing a model writes is ever parsed as
  * HTML. Every pattern is bounded and failed searches are remembered: time stays linear in the text.
  */
 
+import { formula } from "./formula.js";
+import { ENTITY, decode } from "./entities.js";
+
 const DEEPEST = 6;
 const LINK = /\[([^[\]\n]{1,500})\]\(([^()\s]{1,2000})(?:[ ]+"[^"\n]{0,200}")?\)/y;
 const ADDRESS = /https?:\/\/[^\s<>"'`{}|\\^[\]()\u3000-\u303f\uff00-\uffef]{1,2000}/y;
+const BREAK = /<br[ \t]{0,3}\/?>/iy;
+/* The elements that models write for want of a mark. None has attributes, so none can act. */
+const TAG = /<(sub|sup|kbd|mark|b|i|u|s|strong|em|del|ins|small)>/y;
+const JAPANESE = /[\u3040-\u30ff\u4e00-\u9fff]/;
+const LONGEST_FORMULA = 2000;
 const ESCAPED = /[!-/:-@[-`{-~]/;
 const WORD = /[\p{L}\p{N}]/u;
 /** Longest first: `**` is not two `*`. */
@@ -44,13 +52,16 @@ export function safeAddress(text) {
 export function appendInline(parent, text, depth = 0) {
   const scan = { text, at: 0, plain: "", hopeless: new Set(), parent, depth };
   while (scan.at < text.length) {
-    if (!(newline(scan) || escaped(scan) || code(scan) || link(scan) || emphasis(scan))) {
+    if (!READERS.some((reads) => reads(scan))) {
       scan.plain += text[scan.at];
       scan.at += 1;
     }
   }
   flush(scan);
 }
+
+/** Each takes what begins at `scan.at`, or answers false. */
+const READERS = [newline, maths, escaped, code, link, entity, tag, emphasis];
 
 function flush(scan) {
   if (scan.plain) scan.parent.append(document.createTextNode(scan.plain));
@@ -75,6 +86,56 @@ function find(scan, mark, from) {
 function newline(scan) {
   if (scan.text[scan.at] !== "\n") return false;
   return put(scan, document.createElement("br"), scan.at + 1);
+}
+
+function maths(scan) {
+  const { text, at } = scan;
+  if (text[at] !== "$" && text[at] !== "\\") return false;
+  const mark = text.slice(at, at + 2);
+  if (mark === "\\(") return formulaTo(scan, 2, "\\)", false);
+  if (mark === "\\[") return formulaTo(scan, 2, "\\]", true);
+  if (mark === "$$") return formulaTo(scan, 2, "$$", true);
+  // A single dollar is money more often than not.
+  if (text[at] !== "$" || WORD.test(text[at - 1] ?? " ")) return false;
+  const end = find(scan, "$", at + 1);
+  const inside = text.slice(at + 1, end);
+  if (end < 0 || end - at > LONGEST_FORMULA || /^\s|\s$|\n/.test(inside)) return false;
+  const money = /\d/.test(text[end + 1] ?? "") || (/^\d/.test(inside) && /^[^\\^_=]*\s/.test(inside));
+  if (money || (JAPANESE.test(inside) && !inside.includes("\\"))) return false;
+  return formulaTo(scan, 1, "$", false);
+}
+
+/** Take the formula that ends with `mark`, if it ends. */
+function formulaTo(scan, width, mark, display) {
+  const end = find(scan, mark, scan.at + width);
+  const inside = scan.text.slice(scan.at + width, end);
+  if (end < 0 || inside.length > LONGEST_FORMULA || !inside.trim()) return false;
+  const source = scan.text.slice(scan.at, end + mark.length);
+  return put(scan, formula(inside, source, display), end + mark.length);
+}
+
+function entity(scan) {
+  if (scan.text[scan.at] !== "&") return false;
+  ENTITY.lastIndex = scan.at;
+  const match = ENTITY.exec(scan.text);
+  const decoded = match && decode(match[1]);
+  if (!decoded) return false;
+  scan.plain += decoded;
+  scan.at = ENTITY.lastIndex;
+  return true;
+}
+
+function tag(scan) {
+  if (scan.text[scan.at] !== "<") return false;
+  BREAK.lastIndex = TAG.lastIndex = scan.at;
+  if (BREAK.test(scan.text)) return put(scan, document.createElement("br"), BREAK.lastIndex);
+  const name = scan.depth < DEEPEST ? TAG.exec(scan.text)?.[1] : null;
+  const start = TAG.lastIndex;
+  const end = name ? find(scan, `</${name}>`, start) : -1;
+  if (end < 0) return false;
+  const element = document.createElement(name);
+  appendInline(element, scan.text.slice(start, end), scan.depth + 1);
+  return put(scan, element, end + name.length + 3);
 }
 
 function escaped(scan) {

@@ -5,20 +5,17 @@
  * streams in, only blocks whose source changed are built again: selections and focus survive.
  */
 
+import { copyText } from "../shared/clipboard.js";
 import { button, classed, element, scrolling } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
+import { FENCE, ITEM, QUOTE, cells, splitBlocks } from "./blocks.js";
+import { formula as typeset } from "./formula.js";
+import { highlight } from "./highlight.js";
 import { appendInline } from "./inline.js";
 
-const DEEPEST = 8;
-/* No pattern has two neighbours that match the same text: none takes quadratic time to fail. */
-const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})(?=\s|$)/;
-const RULE = /^ {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$/;
-const QUOTE = /^ {0,3}> ?/;
-const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])( +|$)/;
-const DELIMITER = /^:?-+:?$/;
+const TASK = /^\[([ xX])\](?=\s|$)/;
 
-/** @typedef {{kind: string, lines: string[], level?: number, key: string}} Block */
+const DEEPEST = 8;
 
 /** The keys of the blocks that a container shows. @type {WeakMap<HTMLElement, string[]>} */
 const rendered = new WeakMap();
@@ -38,115 +35,22 @@ export function renderMarkdown(container, text) {
   rendered.set(container, blocks.map((block) => block.key));
 }
 
-/**
- * The blocks of `text`. Headings never skip a level and start at h3, below those of the page.
- * @param {string} text
- * @returns {Block[]}
- */
-export function splitBlocks(text) {
-  const lines = splitLines(text);
-  const blocks = [];
-  let heading = 2;
-  for (let at = 0; at < lines.length; ) {
-    if (!lines[at].trim()) {
-      at += 1;
-      continue;
-    }
-    const [kind, end] = measure(lines, at);
-    const block = { kind, lines: lines.slice(at, end) };
-    if (kind === "heading") {
-      heading = Math.min(HEADING.exec(lines[at])[1].length + 2, heading + 1, 6);
-      block.level = heading;
-    }
-    block.key = [kind, block.level ?? "", ...block.lines].join("\n");
-    blocks.push(block);
-    at = end;
-  }
-  return blocks;
-}
-
-/** Lines whose indentation is spaces, except in code, where a tab is a tab. */
-function splitLines(text) {
-  let fence = "";
-  return text.split(/\r\n?|\n/).map((line) => {
-    const mark = /^\s*(`{3,}|~{3,})/.exec(line)?.[1] ?? "";
-    if (fence ? mark.startsWith(fence) : mark) fence = fence ? "" : mark;
-    return fence ? line : line.replace(/^[ \t]+/, (indent) => indent.replaceAll("\t", "    "));
-  });
-}
-
-/** The kind of the block that starts at line `at`, and the line after it. */
-function measure(lines, at) {
-  const fence = FENCE.exec(lines[at]);
-  if (fence) return ["code", endOfFence(lines, at, fence[1])];
-  if (HEADING.test(lines[at])) return ["heading", at + 1];
-  if (RULE.test(lines[at])) return ["rule", at + 1];
-  if (QUOTE.test(lines[at])) return ["quote", takeWhile(lines, at, (line) => QUOTE.test(line))];
-  if (isTable(lines, at)) return ["table", takeWhile(lines, at + 2, (line) => line.includes("|"))];
-  if (ITEM.test(lines[at])) return ["list", endOfList(lines, at)];
-  let end = at + 1;
-  while (end < lines.length && lines[end].trim() && !interrupts(lines, end)) end += 1;
-  return ["paragraph", end];
-}
-
-function takeWhile(lines, at, holds) {
-  let end = at;
-  while (end < lines.length && lines[end].trim() && holds(lines[end])) end += 1;
-  return end;
-}
-
-function endOfFence(lines, at, mark) {
-  for (let end = at + 1; end < lines.length; end += 1) {
-    const line = lines[end].trim();
-    if (line.startsWith(mark) && line === mark[0].repeat(line.length)) return end + 1;
-  }
-  // Still streaming, or never closed: everything that follows is code.
-  return lines.length;
-}
-
-function endOfList(lines, at) {
-  const numbered = /\d/.test(ITEM.exec(lines[at])[2]);
-  let end = at + 1;
-  for (; end < lines.length; end += 1) {
-    const line = lines[end];
-    const item = ITEM.exec(line);
-    if (item && !RULE.test(line) && /\d/.test(item[2]) === numbered) continue;
-    if (/^ {2,}\S/.test(line)) continue;
-    if (!line.trim() && continues(lines, end + 1, numbered)) continue;
-    if (line.trim() && lines[end - 1].trim() && !interrupts(lines, end)) continue;
-    break;
-  }
-  return end;
-}
-
-function continues(lines, at, numbered) {
-  const item = ITEM.exec(lines[at] ?? "");
-  return /^ {2,}\S/.test(lines[at] ?? "") || (item && /\d/.test(item[2]) === numbered);
-}
-
-function isTable(lines, at) {
-  if (!lines[at].includes("|") || !lines[at + 1]?.includes("-")) return false;
-  const delimiters = cells(lines[at + 1]);
-  return delimiters.every((cell) => DELIMITER.test(cell))
-    && cells(lines[at]).length === delimiters.length;
-}
-
-function interrupts(lines, at) {
-  const line = lines[at];
-  return [FENCE, HEADING, RULE, QUOTE, ITEM].some((start) => start.test(line)) || isTable(lines, at);
-}
-
 function build(block, depth) {
   if (depth >= DEEPEST) return paragraph(block);
   return BUILDERS[block.kind](block, depth);
 }
 
-const BUILDERS = { code, heading, rule, quote, table, list, paragraph };
+const BUILDERS = { code, formula, heading, rule, quote, table, list, paragraph };
 
 function paragraph({ lines }) {
   const made = element("p");
   appendInline(made, lines.map((line) => line.trim()).join("\n"));
   return made;
+}
+
+function formula({ lines }) {
+  const source = lines.map((line) => line.trim()).join("\n");
+  return element("p", typeset(source.slice(2, -2), source, true));
 }
 
 function heading({ lines, level }) {
@@ -174,27 +78,11 @@ function code({ lines }) {
   const last = lines.at(-1).trim();
   const closed = lines.length > 1 && last.startsWith(mark) && last === mark[0].repeat(last.length);
   const text = lines.slice(1, closed ? -1 : undefined).join("\n");
-  const pre = scrolling(element("pre", element("code", text)), t("code"));
-  const name = element("span", info.trim().split(/\s+/)[0].slice(0, 30));
+  const language = info.trim().split(/\s+/)[0].slice(0, 30);
+  const pre = scrolling(element("pre", highlight(text, language)), t("code"));
+  const name = element("span", language);
   const copy = button("copy", () => copyText(text, copy));
   return classed("div", "code", classed("div", "code-head", name, copy), pre);
-}
-
-/**
- * Put `text` on the clipboard and say so on `button` for a moment.
- * @param {string} text
- * @param {HTMLButtonElement} button
- */
-export async function copyText(text, button) {
-  const before = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = t("copied");
-  } catch {
-    // Browsers lend the clipboard to secure pages only; http on another host is not one.
-    button.textContent = t("copyFailed");
-  }
-  setTimeout(() => (button.textContent = before), 1500);
 }
 
 function list({ lines }, depth) {
@@ -203,14 +91,25 @@ function list({ lines }, depth) {
   if (numbered) made.start = Number.parseInt(ITEM.exec(lines[0])[2], 10);
   for (const item of items(lines)) {
     const entry = element("li");
+    const task = TASK.exec(item[0]);
+    if (task) item[0] = item[0].slice(task[0].length);
     appendBlocks(entry, item, depth + 1);
     // A single paragraph is a tight item: its text needs no paragraph of its own.
     const only = entry.children.length && entry.firstChild.tagName === "P" ? entry.firstChild : null;
     if (only && [...entry.children].filter((child) => child.tagName === "P").length === 1) {
       only.replaceWith(...only.childNodes);
     }
+    if (task) entry.prepend(box(task[1] !== " "), " ");
     made.append(entry);
   }
+  return made;
+}
+
+/** A box to tick, which nobody can tick here: it says what the model says. */
+function box(ticked) {
+  const made = classed("span", "task", ticked ? "☑" : "☐");
+  made.setAttribute("role", "img");
+  made.setAttribute("aria-label", t(ticked ? "ticked" : "unticked"));
   return made;
 }
 
@@ -232,21 +131,26 @@ function items(lines) {
   return found;
 }
 
-function cells(line) {
-  const inner = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
-  return inner.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
-}
-
 function table({ lines }) {
   const sides = cells(lines[1]).map((cell) => {
     if (/^:-*:$/.test(cell)) return "center";
     return cell.endsWith(":") ? "end" : "start";
   });
-  const row = (line, tag) => element("tr", ...sides.map((side, index) => {
-    const cell = classed(tag, `align-${side}`);
-    appendInline(cell, cells(line)[index] ?? "");
-    return cell;
-  }));
+  // Rows have the cells that are written, and one for all that are not: a narrow row under a wide
+  // head costs what it is long, not what the head is.
+  const row = (line, tag) => {
+    const written = cells(line).slice(0, sides.length);
+    const made = element("tr", ...written.map((text, index) => {
+      const cell = classed(tag, `align-${sides[index]}`);
+      appendInline(cell, text);
+      return cell;
+    }));
+    if (written.length < sides.length) {
+      made.append(element("td"));
+      made.lastChild.colSpan = sides.length - written.length;
+    }
+    return made;
+  };
   const body = element("tbody", ...lines.slice(2).map((line) => row(line, "td")));
   const grid = element("table", element("thead", row(lines[0], "th")), body);
   return scrolling(classed("div", "table", grid), t("table"));

@@ -1,9 +1,10 @@
 /** The log of messages: what a conversation looks like while and after it is written. */
 
+import { copyText } from "../shared/clipboard.js";
 import { button } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { fit, onEnter } from "./composer.js";
-import { copyText, renderMarkdown } from "./markdown.js";
+import { renderMarkdown } from "./markdown.js";
 
 /** @typedef {import("./store.js").Message} Message */
 
