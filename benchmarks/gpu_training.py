@@ -43,7 +43,7 @@ def measure(directory: Path, plan: dict) -> dict:
     def step() -> None:
         for part in micro_batches([example() for _ in range(plan["batch"])]):
             with model.autocast():
-                loss = supervised_loss(model.transformer, part, 0.0)
+                loss = supervised_loss(model.transformer, part)
             loss.total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from hagane.lora.files import save_adapter
 from hagane.lora.train import attach, factors
 from hagane.text.hub import resolve_model
 from hagane.training.finetune.examples import read
-from hagane.training.finetune.objective import dpo_loss
+from hagane.training.finetune.preference import dpo_loss
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.weights.load import load_model
 from hagane.weights.sources.config import load_config

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
+from hagane.data.records import Method
 from hagane.system.errors import ConfigurationError
 from hagane.system.weight_formats import FormatChoice
 
@@ -24,18 +24,20 @@ class FinetuneOptions(Options):
     )
     model: str = Field(description="model directory, store name or hub id")
     output: Path | None = Field(None, description="the run's directory; default: FILE's name")
-    validation_file: Path | None = Field(None, description="default: a twentieth of FILE")
-    method: Literal["supervised", "dpo"] | None = Field(None, description="[supervised]")
+    validation_file: Path | None = Field(None, description="default: a tenth of FILE")
+    method: Method | None = Field(None, description="[supervised]")
     n_epochs: int | None = Field(None, description="passes over the file; default: by its length")
     batch_size: int | None = Field(None, description="examples a step; default: by the file")
     learning_rate: float | None = Field(None, description="default: by the method")
-    beta: float | None = Field(None, description="of dpo [0.1]")
+    beta: float | None = Field(None, description="of dpo, orpo and kto [0.1]")
     rank: int | None = Field(None, description="of the adapter [16]")
     alpha: float | None = Field(None, description="of the adapter [32]")
     sequence_length: int | None = Field(None, description="tokens; longer examples are cut")
     full: bool = Field(False, description="train every weight")
     quantize: FormatChoice | None = Field(None, description="the frozen base")
     checkpoint_every: int | None = Field(None, description="steps")
+    patience: int | None = Field(None, description="checkpoints without gain that end the run")
+    neftune_alpha: float | None = Field(None, description="noise on embeddings [none]")
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N [auto]")
     threads: int | None = Field(None, description="default: one per usable core")
     seed: int | None = Field(None, description="[0]")
@@ -44,7 +46,7 @@ class FinetuneOptions(Options):
 GROUPS = {
     "The run": ("model", "output", "validation_file", "device", "threads", "seed"),
     "Training": ("method", "n_epochs", "batch_size", "learning_rate", "beta", "sequence_length",
-                 "checkpoint_every"),
+                 "checkpoint_every", "patience", "neftune_alpha"),
     "What is trained": ("rank", "alpha", "full", "quantize"),
 }  # fmt: skip
 

@@ -7,18 +7,21 @@
 | text | `text` |
 | preference | `input.messages`, `preferred_output`, `non_preferred_output` (OpenAI's) |
 | preference | `prompt`, `chosen`, `rejected`: texts, or lists of messages |
+| judged | a conversation or completion, with `label`: true for one to imitate, false to avoid |
 
 Other keys are the file's own notes and are left alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hagane.system import strict_json
 
-Method = Literal["supervised", "dpo"]
+Method = Literal["supervised", "dpo", "orpo", "kto"]
+# Methods that compare two answers to the same prompt.
+PAIRED: tuple[Method, ...] = ("dpo", "orpo")
 Message = dict[str, Any]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -29,11 +32,15 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class RecordedConversation:
-    """Messages in the form that templates take; `weights` is true for those to train on."""
+    """Messages in the form that templates take; `weights` is true for those to train on.
+
+    `desirable` is false for answers that a model shall learn to avoid.
+    """
 
     messages: tuple[Message, ...]
     weights: tuple[bool, ...]
     tools: tuple[Any, ...] | None = None
+    desirable: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Completion:
 
     prompt: str
     completion: str
+    desirable: bool = True
 
 
 Answer = RecordedConversation | Completion
@@ -49,7 +57,7 @@ Record = tuple[Answer] | tuple[Answer, Answer]
 
 
 def parse(line: str, method: Method) -> Record:
-    """Parse one answer to train on, or for `dpo` the preferred and the rejected one.
+    """Parse one answer to train on, or for `dpo` and `orpo` the preferred and the rejected one.
 
     Raises RecordError.
     """
@@ -58,6 +66,8 @@ def parse(line: str, method: Method) -> Record:
         raise RecordError(f"is {_kind(record)}; a line must be a JSON object")
     if method == "supervised":
         return (_supervised(record),)
+    if method == "kto":
+        return (replace(_supervised(record), desirable=_label(record)),)
     preferred, other = _preference(record)
     if preferred == other:
         raise RecordError("prefers an answer to itself: its two answers are the same")
@@ -74,6 +84,13 @@ def _supervised(record: dict[str, Any]) -> Answer:
         return Completion("", _text(record["text"], "text"))
     keys = ", ".join(sorted(record)) or "none"
     raise RecordError(f"needs messages, prompt and completion, or text; its keys are: {keys}")
+
+
+def _label(record: dict[str, Any]) -> bool:
+    label = record.get("label")
+    if not isinstance(label, bool):
+        raise RecordError(f"label is {_kind(label)}; it must be true or false")
+    return label
 
 
 def _preference(record: dict[str, Any]) -> tuple[Answer, Answer]:

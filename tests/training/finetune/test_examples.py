@@ -65,8 +65,8 @@ def test_equal_examples_are_never_on_both_sides(tiny_model_dir, tmp_path):
     path.write_text("\n".join([lines(40)] * 3))
     data = load(FineTuneSpec(model=tiny_model_dir, training_file=path))
     held = {example.digest for example in data.validation}
-    assert len(data.validation) == len(held) == 2
-    assert len(data.training) == 3 * 38
+    assert len(data.validation) == len(held) == 10
+    assert len(data.training) == 3 * 30
     assert held.isdisjoint(example.digest for example in data.training)
 
 
@@ -77,3 +77,25 @@ def test_answers_that_are_cut_to_the_same_are_no_preference(tiny_model_dir, tmp_
     assert not inspect(path, tiny_model_dir, "dpo").problems
     report = inspect(path, tiny_model_dir, "dpo", sequence_length=32)
     assert report.problems[0] == (1, "has two answers that are the same in their first 32 tokens")
+
+
+@pytest.mark.parametrize(
+    ("count", "held_out", "warned"), [(2, 1, True), (60, 15, True), (120, 16, False)]
+)
+def test_enough_is_held_out_or_it_is_said(tiny_model_dir, tmp_path, count, held_out, warned):
+    path = tmp_path / "small.jsonl"
+    path.write_text(lines(count))
+    report = inspect(path, tiny_model_dir, "supervised")
+    assert report.held_out == held_out
+    assert bool(report.warnings) == warned
+
+
+def test_judged_answers_need_a_label(tiny_model_dir, tmp_path):
+    path = tmp_path / "judged.jsonl"
+    judged = [json.loads(lines(1)) | {"label": label} for label in (True, False, "yes", None)]
+    path.write_text("\n".join(map(json.dumps, judged)))
+    report = inspect(path, tiny_model_dir, "kto")
+    # The same answer with another label is another example.
+    assert report.examples == 2 and report.duplicates == 0
+    assert report.problems == [(3, "label is a text; it must be true or false"),
+                               (4, "label is missing; it must be true or false")]  # fmt: skip

@@ -66,11 +66,40 @@ def test_a_run_learns_and_says_how_it_went(spec, tmp_path):
     listener = Recorder()
     result = finetune(spec, tmp_path / "run", listener)
     assert result.valid_loss < 0.5 * result.base_valid_loss
-    assert [report.step for report in listener.steps] == list(range(1, 20))
-    assert [report.step for report in listener.checkpoints] == [5, 10, 15, 19]
+    assert [report.step for report in listener.steps] == list(range(1, 16))
+    assert [report.step for report in listener.checkpoints] == [5, 10, 15]
     assert listener.steps[-1].trained_tokens == result.trained_tokens
     assert result.directory == tmp_path / "run" / "adapter"
     assert_best_is_kept(result, listener)
+
+
+def test_a_run_ends_early_where_checkpoints_get_no_better(spec, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "When?", "completion": "qz qz qz qz"}\n')
+    change = {"validation_file": other, "patience": 2, "checkpoint_every": 1}
+    patient = spec.model_copy(update=change)
+    listener = Recorder()
+    whole = finetune(patient, tmp_path / "whole", listener)
+    assert whole.steps == len(listener.steps) == whole.step + 2 < 19
+    with pytest.raises(TrainingInterrupted):
+        finetune(patient, tmp_path / "parts", Recorder(stop_after=whole.step + 1))
+    parts = finetune(patient, tmp_path / "parts", Recorder())
+    assert (parts.steps, parts.digest) == (whole.steps, whole.digest)
+
+
+@pytest.mark.parametrize("method", ["orpo", "kto"])
+def test_judgements_are_learned(spec, tmp_path, method):
+    records = []
+    for number in range(12):
+        good, bad = (conversation(f"What colour, {number}?", a) for a in (SKY, "Who knows?"))
+        prompt = good["messages"][:1]
+        pair = {"prompt": prompt, "chosen": good["messages"][1:], "rejected": bad["messages"][1:]}
+        judged = [good | {"label": True}, bad | {"label": False}]
+        records += judged if method == "kto" else [pair]
+    file = write_lines(tmp_path / "judged.jsonl", records)
+    changed = {"method": method, "training_file": file, "learning_rate": 2e-3, "n_epochs": 2}
+    result = finetune(spec.model_copy(update=changed), tmp_path / "run", Recorder())
+    assert result.valid_loss < 0.9 * result.base_valid_loss
 
 
 def test_a_run_that_overfits_ends_with_its_best_checkpoint(spec, tmp_path):
@@ -80,7 +109,7 @@ def test_a_run_that_overfits_ends_with_its_best_checkpoint(spec, tmp_path):
     result = finetune(
         spec.model_copy(update={"validation_file": other}), tmp_path / "run", listener
     )
-    assert result.step < 19
+    assert result.step < 15
     assert_best_is_kept(result, listener)
 
 
@@ -98,8 +127,9 @@ def assert_best_is_kept(result, listener):
         {"dtype": "bfloat16", "quantize": "int4"},
         {"dtype": "bfloat16", "quantize": "int8"},
         {"full": True, "learning_rate": 1e-3},
+        {"neftune_alpha": 5.0},
     ],
-    ids=["lora", "int4", "int8", "full"],
+    ids=["lora", "int4", "int8", "full", "noise"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(spec, tmp_path, change):
     spec = spec.model_copy(update=change)

@@ -77,7 +77,7 @@ def test_the_estimate_holds_what_a_step_on_torch_s_operators_does(tmp_path):
     example = Example((MaskedSequence(tokens, np.ones(LENGTH, dtype=bool)),), b"")
     kept: list[torch.Tensor] = []
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), made.autocast():
-        supervised_loss(made.transformer, [example, example], 0.0)
+        supervised_loss(made.transformer, [example, example])
     # No weight in 16 bits among them: the backward pass dequantizes its 4 again.
     kept = [t for t in kept if t.untyped_storage().data_ptr() not in weights]
     assert all(

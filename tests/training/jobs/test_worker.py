@@ -43,7 +43,7 @@ def play(store, tmp_path):
 def ends_with(base: float, new: float, digest: str | None = "d"):
     def run(spec, directory, listener) -> FineTuneResult:
         (directory / "adapter").mkdir(parents=True)
-        return FineTuneResult(directory / "adapter", digest, 8, 100, base, new)
+        return FineTuneResult(directory / "adapter", digest, 8, 100, base, new, 8)
 
     return run
 

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,10 +18,10 @@ from sse_starlette import EventSourceResponse
 
 from hagane.api.access import guarded_router
 from hagane.api.openai.fine_tuning_schemas import (
-    Dpo,
     Hyperparameters,
     JobBody,
     Method,
+    Preference,
     Supervised,
     describe_checkpoint,
     describe_event,
@@ -29,6 +29,7 @@ from hagane.api.openai.fine_tuning_schemas import (
 )
 from hagane.api.serving import Serving, get_serving
 from hagane.api.sse import stream
+from hagane.data.records import Method as TrainingMethod
 from hagane.store.jobs import Event, Job, Status, new_job_id
 from hagane.store.paging import Paging
 from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
@@ -176,7 +177,7 @@ async def file_report(
     file_id: str,
     request: Request,
     model: str | None = None,
-    method: Literal["supervised", "dpo"] = "supervised",
+    method: TrainingMethod = "supervised",
     sequence_length: Annotated[int | None, Query(ge=8)] = None,
 ) -> dict[str, Any]:
     """A forecast of training on the file: bad lines, tokens, steps, time, memory.
@@ -243,18 +244,18 @@ def _require_base(serving: Serving, model: str) -> None:
 def _method(body: JobBody) -> Method:
     """The method with its hyperparameters, wherever the client put them."""
     method = body.method or Method(type="supervised")
-    other = "dpo" if method.type == "supervised" else "supervised"
-    if getattr(method, other) is not None:
-        raise InvalidRequestError(
-            f"'method.{other}' does not go with 'method.type' '{method.type}'.",
-            param=f"method.{other}",
-        )
+    for other in sorted(method.model_fields_set - {"type", method.type}):
+        if getattr(method, other) is not None:
+            raise InvalidRequestError(
+                f"'method.{other}' does not go with 'method.type' '{method.type}'.",
+                param=f"method.{other}",
+            )
     if body.hyperparameters is not None and body.method is not None:
         raise InvalidRequestError(
             "Give 'method' or the older 'hyperparameters', not both.", param="hyperparameters"
         )
-    if method.type == "dpo":
-        return method.model_copy(update={"dpo": method.dpo or Dpo()})
+    if method.type != "supervised":
+        return method.model_copy(update={method.type: method.block or Preference()})
     older = Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
     return method.model_copy(update={"supervised": method.supervised or older})
 
@@ -266,7 +267,7 @@ def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTun
                            ("validation_file", body.validation_file)):  # fmt: skip
         if file_id is not None:
             _require_examples(serving, file_id, param)
-    hyperparameters = (method.supervised or method.dpo or Supervised()).hyperparameters.model_dump()
+    hyperparameters = (method.block or Supervised()).hyperparameters.model_dump()
     extra = body.extra.model_dump(exclude_none=True, exclude={"promote"})
     settings = serving.settings
     served = {"quantize": "none" if body.extra.full else settings.quantize}

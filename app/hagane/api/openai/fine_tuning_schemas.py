@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hagane.api.fields import Body, Count, Flag, Number
+from hagane.data.records import Method as TrainingMethod
 from hagane.store.jobs import Event, Job, JobCheckpoint
 from hagane.system.weight_formats import FormatChoice
 
@@ -23,7 +24,7 @@ class Hyperparameters(Body):
     learning_rate_multiplier: NumberOrAuto = "auto"
 
 
-class DpoHyperparameters(Hyperparameters):
+class PreferenceHyperparameters(Hyperparameters):
     beta: NumberOrAuto = "auto"
 
 
@@ -31,14 +32,24 @@ class Supervised(Body):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class Dpo(Body):
-    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+class Preference(Body):
+    hyperparameters: PreferenceHyperparameters = PreferenceHyperparameters()
 
 
 class Method(Body):
-    type: Literal["supervised", "dpo"]
+    """OpenAI's methods, and the extensions orpo and kto. Only the block of `type` may be given."""
+
+    type: TrainingMethod
     supervised: Supervised | None = None
-    dpo: Dpo | None = None
+    dpo: Preference | None = None
+    orpo: Preference | None = None
+    kto: Preference | None = None
+
+    @property
+    def block(self) -> Supervised | Preference | None:
+        """The block of the method's own name."""
+        found: Supervised | Preference | None = getattr(self, self.type)
+        return found
 
 
 class Extra(Body):
@@ -56,6 +67,8 @@ class Extra(Body):
     sequence_length: Count | None = None
     full: Flag | None = None
     learning_rate: Number | None = None
+    patience: Count | None = None
+    neftune_alpha: Number | None = None
     quantize: FormatChoice | None = None
     promote: Literal["always", "if_better", "manual"] = "if_better"
 

@@ -22,7 +22,8 @@ _STATE, _SPEC = "checkpoint.pt", "spec.json"
 class RunProgress:
     """How far a run is. The position in the data and all randomness follow from seed and step.
 
-    `valid_loss` is the lowest so far, of the checkpoint after `best_step` steps.
+    `valid_loss` is the lowest so far, of the checkpoint after `best_step` steps; `stale` counts the
+    checkpoints since then.
     """
 
     step: int = 0
@@ -30,6 +31,7 @@ class RunProgress:
     base_valid_loss: float | None = None
     valid_loss: float = math.inf
     best_step: int = 0
+    stale: int = 0
 
     def advance(self, examples: list[Example]) -> None:
         """Count one more step, trained on `examples`."""
@@ -38,8 +40,9 @@ class RunProgress:
 
     def score(self, valid_loss: float) -> None:
         """Record the validation loss of this step's checkpoint."""
+        self.stale += 1
         if valid_loss < self.valid_loss:
-            self.valid_loss, self.best_step = valid_loss, self.step
+            self.valid_loss, self.best_step, self.stale = valid_loss, self.step, 0
 
 
 class StateFile:

@@ -26,20 +26,25 @@ _LONGEST_LINE = 16 << 20
 _DEFAULT_LENGTH = 4096
 # Rendered and tokenized at a time.
 _CHUNK_LINES, _CHUNK_CHARACTERS = 64, 1 << 20
-_HELD_OUT, _MOST_HELD_OUT = 0.05, 256
+# Held out for validation: a tenth, but at least 16 as far as a quarter of the examples allows.
+_HELD_OUT, _LEAST_HELD_OUT, _MOST_HELD_OUT, _LARGEST_SHARE = 0.1, 16, 256, 0.25
+# A mean loss over fewer than these varies by more than most runs improve it.
+_FEW = 16
 
 _Sequences = list[MaskedSequence] | RecordError
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One sequence to train on, or for DPO the preferred and the rejected one.
+    """One sequence to train on, or of a pair the preferred and the rejected one.
 
-    `digest` is that of its tokens: equal examples are never on both sides of a split.
+    `digest` is that of its tokens: equal examples are never on both sides of a split. One that is
+    not `desirable` is to be avoided.
     """
 
     sequences: tuple[MaskedSequence, ...]
     digest: bytes
+    desirable: bool = True
 
     def __len__(self) -> int:
         return sum(map(len, self.sequences))
@@ -54,14 +59,17 @@ class Example:
 class FileReport:
     """The contents of a training file. `problems` are the first 100 as (line, reason).
 
-    Line 0 stands for the file as a whole. Tokens are counted once, not per epoch; steps, seconds
-    and bytes are estimates, of the whole run: of its least bytes where activations are computed
-    twice. `plan` is the run's, None for a file with problems.
+    Line 0 stands for the file as a whole. `warnings` prevent nothing. `held_out` examples of the
+    file are for validation, not for training. Tokens are counted once, not per epoch; steps,
+    seconds and bytes are estimates, of the whole run: of its least bytes where activations are
+    computed twice. `plan` is the run's, None for a file with problems.
     """
 
     problems: list[tuple[int, str]] = field(default_factory=list)
     total_problems: int = 0
+    warnings: list[str] = field(default_factory=list)
     examples: int = 0
+    held_out: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     truncated: int = 0
@@ -123,7 +131,11 @@ def report(spec: FineTuneSpec) -> FileReport:
     config = load_config(spec.model)
     found, examples = read(spec.training_file, spec, config)
     if not found.total_problems:
-        kept = examples if spec.validation_file else split(examples, spec.seed).training
+        kept = examples
+        if spec.validation_file is None:
+            data = split(examples, spec.seed)
+            kept, found.held_out = data.training, len(data.validation)
+            _warn_of_few(found)
         plan = resolve(spec, len(kept), config.hidden_size)
         found.plan, found.steps = plan, plan.steps
         found.seconds = estimates.seconds(config, spec, plan, sum(map(len, kept)))
@@ -131,6 +143,14 @@ def report(spec: FineTuneSpec) -> FileReport:
         found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
         found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)
     return found
+
+
+def _warn_of_few(found: FileReport) -> None:
+    if found.held_out < _FEW:
+        found.warnings.append(
+            f"only {found.held_out} examples are held out to judge the result by, so that small "
+            "differences of validation loss are chance: give more examples, or a validation file"
+        )
 
 
 def load(spec: FineTuneSpec) -> Data:
@@ -143,10 +163,11 @@ def load(spec: FineTuneSpec) -> Data:
 
 
 def split(examples: list[Example], seed: int) -> Data:
-    """Hold out a twentieth, 256 examples at most, shuffled by `seed`."""
+    """Hold out a tenth, shuffled by `seed`: 16 to 256 examples, but no more than a quarter."""
     order = sorted({example.digest for example in examples})
     random.Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
-    held = set(order[: min(max(1, round(_HELD_OUT * len(order))), _MOST_HELD_OUT)])
+    wanted = min(max(_LEAST_HELD_OUT, round(_HELD_OUT * len(order))), _MOST_HELD_OUT)
+    held = set(order[: max(1, min(wanted, int(_LARGEST_SHARE * len(order))))])
     kept: list[Example] = []
     reserved: dict[bytes, Example] = {}
     for example in examples:
@@ -176,9 +197,9 @@ def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileRepor
     limit = context_length(spec.sequence_length, config)
     seen: set[bytes] = set()
     try:
-        for number, answers in _rendered(_lines(path), spec.method, renderer):
+        for number, record, answers in _rendered(_lines(path), spec.method, renderer):
             try:
-                for example in _examples(answers, limit, found):
+                for example in _examples(record, answers, limit, found):
                     found.duplicates += example.digest in seen
                     seen.add(example.digest)
                     examples.append(example)
@@ -229,17 +250,17 @@ def _decoded(line: bytes, number: int) -> str:
 
 def _rendered(
     lines: Iterator[tuple[int, str]], method: Method, renderer: Renderer
-) -> Iterator[tuple[int, list[_Sequences]]]:
-    """Of every line by its number the answers, as many as `method` has in one, or one error."""
+) -> Iterator[tuple[int, Record | RecordError, list[_Sequences]]]:
+    """Every line's number and record, and its answers, as many as `method` has in one."""
     for chunk in _chunks(lines):
         records = [_parsed(line, method) for _, line in chunk]
         answers = [a for record in records if isinstance(record, tuple) for a in record]
         sequences = iter(renderer.sequences(answers))
         for (number, _), record in zip(chunk, records, strict=True):
             if isinstance(record, RecordError):
-                yield number, [record]
+                yield number, record, []
             else:
-                yield number, list(islice(sequences, len(record)))
+                yield number, record, list(islice(sequences, len(record)))
 
 
 def _chunks(lines: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
@@ -266,7 +287,11 @@ def _parsed(line: str, method: Method) -> Record | RecordError:
         return error
 
 
-def _examples(answers: list[_Sequences], limit: int, found: FileReport) -> Iterator[Example]:
+def _examples(
+    record: Record | RecordError, answers: list[_Sequences], limit: int, found: FileReport
+) -> Iterator[Example]:
+    if isinstance(record, RecordError):
+        raise record
     turns = []
     for sequences in answers:
         if isinstance(sequences, RecordError):
@@ -284,4 +309,5 @@ def _examples(answers: list[_Sequences], limit: int, found: FileReport) -> Itera
         digest = blake2b(digest_size=16)
         for sequence in kept:
             digest.update(sequence.tokens.tobytes() + b"|" + sequence.loss_mask.tobytes())
-        yield Example(kept, digest.digest())
+        digest.update(b"" if record[0].desirable else b"avoid")
+        yield Example(kept, digest.digest(), record[0].desirable)

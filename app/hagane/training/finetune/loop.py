@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,15 @@ from hagane.training.finetune.batches import batch, micro_batches
 from hagane.training.finetune.checkpoint import RunProgress, StateFile
 from hagane.training.finetune.examples import Data, Example, load
 from hagane.training.finetune.model import FineTuneModel, load_finetune_model
-from hagane.training.finetune.objective import dpo_loss, supervised_loss
+from hagane.training.finetune.noise import embedding_noise
+from hagane.training.finetune.objective import Loss, supervised_loss
+from hagane.training.finetune.preference import dpo_loss, kto_loss, orpo_loss, reference_point
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan, resolve
 from hagane.training.report.listener import CheckpointReport, FineTuneResult, Listener, StepReport
 
 _CLIP = 1.0
 # The most time that a crash between two checkpoints may lose.
 _SAVE_SECONDS = 60.0
-_OBJECTIVES = {"supervised": supervised_loss, "dpo": dpo_loss}
 
 
 def finetune(
@@ -55,19 +56,19 @@ def finetune(
         if progress.base_valid_loss is None:
             progress.base_valid_loss = run.base_loss()
         meter, saved = _Meter(run.plan, progress, run.model.device), time.monotonic()
-        for step in range(progress.step, run.plan.steps):
-            examples = batch(run.data.training, run.plan, spec.seed, step)
-            train = run.update(examples, run.plan.rate(step))
+        while not run.finished(progress):
+            examples = batch(run.data.training, run.plan, spec.seed, progress.step)
+            train = run.update(examples, progress.step)
             progress.advance(examples)
             saving = progress.step in run.plan.checkpoints
             valid = run.validate() if saving else None
             listener.progress(meter.report(progress, train, valid))
-            stopping = listener.interrupted() and progress.step < run.plan.steps
             if valid is not None:
                 run.model.save(run.checkpoint_directory(progress.step))
                 progress.score(valid.loss)
                 # Before the state is saved: a crash in between reports it twice instead of never.
                 listener.checkpoint(run.checkpoint_report(progress.step, train, valid))
+            stopping = listener.interrupted() and not run.finished(progress)
             if saving or stopping or time.monotonic() > saved + _SAVE_SECONDS:
                 state.save(run.model, run.optimizer, progress)
                 saved = time.monotonic()
@@ -78,7 +79,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Score:
-    """Mean loss per trained token (DPO: per pair), and the share of most likely tokens."""
+    """Mean loss per trained token, or per pair or judged example; share of most likely tokens."""
 
     loss: float
     accuracy: float
@@ -105,13 +106,20 @@ class _Run:
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         return cls(spec, directory, data, plan, model, optimizer)
 
-    def update(self, examples: list[Example], rate: float) -> _Score:
+    def finished(self, progress: RunProgress) -> bool:
+        """Whether all steps are done, or too many checkpoints were no better."""
+        patience = self.spec.patience or math.inf
+        return progress.step >= self.plan.steps or progress.stale >= patience
+
+    def update(self, examples: list[Example], step: int) -> _Score:
         """Update the weights. Raises TrainingError for a loss that is not finite."""
-        weight = self._weight(examples)
-        score = self._score(examples, lambda loss: (loss / weight).backward())
+        weight, noise = self._weight(examples), None
+        if self.spec.neftune_alpha is not None:
+            noise = torch.Generator().manual_seed(self.spec.seed << 32 | step)
+        score = self._score(examples, lambda loss: (loss / weight).backward(), noise)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
         _require_finite(score.loss, float(norm))
-        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.param_groups[0]["lr"] = self.plan.rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return score
@@ -123,12 +131,21 @@ class _Run:
         _require_finite(score.loss)
         return score
 
-    def _score(self, examples: list[Example], each: Callable[[Tensor], None]) -> _Score:
+    def _score(
+        self,
+        examples: list[Example],
+        each: Callable[[Tensor], None],
+        noise: torch.Generator | None = None,
+    ) -> _Score:
         """Mean over all examples; a few at a time go through the model."""
         total = correct = tokens = 0.0
-        for part in micro_batches(examples):
+        reference = 0.0
+        if self.spec.method == "kto":
             with self.model.autocast():
-                loss = _OBJECTIVES[self.spec.method](self.model.transformer, part, self.plan.beta)
+                reference = reference_point(self.model.transformer, examples)
+        for part in micro_batches(examples):
+            with self.model.autocast(), self._noise(part, noise):
+                loss = self._loss(part, reference)
             each(loss.total)
             total += loss.total.item()
             correct += loss.correct
@@ -137,9 +154,26 @@ class _Run:
 
     def _weight(self, examples: list[Example]) -> int:
         """The divisor of the summed loss."""
-        if self.spec.method == "dpo":
-            return len(examples)
-        return sum(example.trained_tokens for example in examples)
+        if self.spec.method == "supervised":
+            return sum(example.trained_tokens for example in examples)
+        return len(examples)
+
+    def _loss(self, examples: list[Example], reference: float) -> Loss:
+        model, beta = self.model.transformer, self.plan.beta
+        if self.spec.method == "supervised":
+            return supervised_loss(model, examples)
+        if self.spec.method == "kto":
+            return kto_loss(model, examples, beta, reference)
+        return (dpo_loss if self.spec.method == "dpo" else orpo_loss)(model, examples, beta)
+
+    def _noise(
+        self, examples: list[Example], generator: torch.Generator | None
+    ) -> AbstractContextManager[None]:
+        if generator is None:
+            return nullcontext()
+        lengths = [len(sequence) for e in examples for sequence in e.sequences]
+        alpha = self.spec.neftune_alpha or 0.0
+        return embedding_noise(self.model.transformer, lengths, alpha, generator)
 
     def base_loss(self) -> float:
         """The validation loss of the base model."""
@@ -172,6 +206,7 @@ class _Run:
             trained_tokens=progress.trained_tokens,
             base_valid_loss=progress.base_valid_loss or 0.0,
             valid_loss=progress.valid_loss,
+            steps=progress.step,
         )
 
 

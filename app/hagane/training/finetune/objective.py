@@ -1,4 +1,4 @@
-"""The losses: cross-entropy of the trained tokens, and DPO.
+"""Log-probabilities of trained tokens, and the loss of supervised training.
 
 Logits are computed for trained tokens only, a few hundred rows at a time: with a vocabulary of
 152,000 they take 0.6 MB per token. The gradient of a token's log-probability depends on its own
@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from hagane.kernels import reference
 from hagane.kernels.backend import Differentiable
 from hagane.kernels.cpu import training
-from hagane.lora.train import disabled
 from hagane.models.attention import PackedSequences
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
@@ -53,27 +51,10 @@ class Loss:
     tokens: int
 
 
-def supervised_loss(model: Transformer, examples: list[Example], beta: float) -> Loss:
-    """Cross-entropy in nats, summed over trained tokens; `beta` is not used."""
+def supervised_loss(model: Transformer, examples: list[Example]) -> Loss:
+    """Cross-entropy in nats, summed over trained tokens."""
     scores = score(model, [sequence for e in examples for sequence in e.sequences])
     return Loss(-scores.logprobs.sum(), scores.correct, len(scores.logprobs))
-
-
-def dpo_loss(model: Transformer, pairs: list[Example], beta: float) -> Loss:
-    """-log sigmoid(beta * (gain of the preferred - gain of the other)), summed over pairs.
-
-    A gain is the log-probability of an answer less the base model's (Rafailov et al., 2023,
-    arXiv:2305.18290). The base is the same model with its adapter switched off. Accuracy counts
-    tokens, of both answers.
-    """
-    sequences = [sequence for pair in pairs for sequence in pair.sequences]
-    with torch.no_grad(), disabled(model):
-        base = score(model, sequences)
-    own = score(model, sequences)
-    gains = (own.logprobs - base.logprobs).split(own.counts)
-    chosen, rejected = torch.stack([gain.sum() for gain in gains]).view(-1, 2).unbind(1)
-    total = -F.logsigmoid(beta * (chosen - rejected)).sum()
-    return Loss(total, own.correct, len(own.logprobs))
 
 
 def score(model: Transformer, sequences: list[MaskedSequence]) -> Scores:

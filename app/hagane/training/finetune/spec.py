@@ -6,8 +6,10 @@ Needs no torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,8 +23,10 @@ Auto = Literal["auto"]
 # The learning rate of LoRA at hidden size 4096; smaller models need more (Schulman et al., 2025,
 # "LoRA Without Regret": about 10 times that of full fine-tuning, whatever the rank).
 _LORA_RATE, _LORA_WIDTH, _WIDTH_POWER = 2e-4, 4096, 0.75
-_FULL_SHARE = _DPO_SHARE = 0.1
-_DPO_BETA = 0.1
+_FULL_SHARE = 0.1
+# Preferences are learned at a fraction of the rate of imitation; ORPO does both at once.
+_METHOD_SHARES: Mapping[Method, float] = MappingProxyType({"dpo": 0.1, "kto": 0.1, "orpo": 0.5})
+_BETA = 0.1
 # "auto" trains on this many examples in total, within 1 to 25 passes over the file.
 _FEWEST, _MOST, _EPOCHS, _MOST_EPOCHS = 400, 50_000, 3, 25
 _CHECKPOINTS = 4
@@ -34,7 +38,9 @@ class FineTuneSpec(BaseModel):
     `model` is a directory in Hugging Face layout. `learning_rate` is absolute and goes before the
     multiplier, which scales the rate of "auto". `sequence_length` is in tokens; longer examples are
     cut. `full` trains every weight instead of an adapter. `quantize` keeps the frozen base in 8 or
-    4 bits (QLoRA, Dettmers et al., 2023, arXiv:2305.14314). `checkpoint_every` is in steps.
+    4 bits (QLoRA, Dettmers et al., 2023, arXiv:2305.14314). `checkpoint_every` is in steps. A run
+    ends early after `patience` checkpoints without a lower validation loss. `neftune_alpha` is the
+    strength of noise on embeddings in training (NEFTune, Jain et al., 2023, arXiv:2310.05914).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +66,8 @@ class FineTuneSpec(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[int, Field(ge=1, le=1000)] | None = None
+    neftune_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
 
     @field_validator("target_modules")
     @classmethod
@@ -72,8 +80,12 @@ class FineTuneSpec(BaseModel):
     def _consistent(self) -> Self:
         if self.full and self.quantize != "none":
             raise ValueError("full fine-tuning needs unquantized weights: set quantize to none")
-        if self.full and self.method == "dpo":
-            raise ValueError("dpo compares with the base below an adapter: it cannot be full")
+        if self.full and self.method in ("dpo", "kto"):
+            raise ValueError(
+                f"{self.method} compares with the base below an adapter: it cannot be full"
+            )
+        if self.neftune_alpha is not None and self.method != "supervised":
+            raise ValueError("neftune_alpha goes with supervised training only")
         return self
 
 
@@ -81,9 +93,9 @@ class FineTuneSpec(BaseModel):
 class TrainingPlan:
     """The resolved numbers of a run. A step is one update from `batch_size` examples.
 
-    `beta` is DPO's (Rafailov et al., 2023, arXiv:2305.18290): how strongly answers are
-    kept near the base model's. The rate rises over `warmup_steps` to `learning_rate`, and falls as
-    a cosine.
+    `beta` is that of DPO and KTO (Rafailov et al., 2023, arXiv:2305.18290): how strongly answers
+    are kept near the base model's; for ORPO it is the weight of the preference. The rate rises
+    over `warmup_steps` to `learning_rate`, and falls as a cosine.
     """
 
     epochs: int
@@ -122,7 +134,7 @@ def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> TrainingPlan
         steps=steps,
         warmup_steps=min(max(steps // 20, 1), 100),
         learning_rate=_rate(spec, hidden_size),
-        beta=_DPO_BETA if spec.beta == "auto" else spec.beta,
+        beta=_BETA if spec.beta == "auto" else spec.beta,
         checkpoint_every=spec.checkpoint_every or max(-(-steps // _CHECKPOINTS), 1),
     )
 
@@ -132,6 +144,6 @@ def _rate(spec: FineTuneSpec, hidden_size: int) -> float:
         return spec.learning_rate
     rate: float = _LORA_RATE * (_LORA_WIDTH / hidden_size) ** _WIDTH_POWER
     rate *= _FULL_SHARE if spec.full else 1.0
-    rate *= _DPO_SHARE if spec.method == "dpo" else 1.0
+    rate *= _METHOD_SHARES.get(spec.method, 1.0)
     multiplier = spec.learning_rate_multiplier
     return rate if multiplier == "auto" else rate * multiplier

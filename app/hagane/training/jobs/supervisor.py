@@ -110,7 +110,10 @@ class Supervisor:
             await self._reject(job, *refusal)
             return
         event = Event("Files validated, moving job to queued state", data=asdict(inspection))
-        await self._move(job, ("validating_files",), "queued", event, plan=inspection.plan)
+        warnings = [Event(f"Note: {text}", "warn") for text in inspection.training["warnings"]]
+        await self._move(
+            job, ("validating_files",), "queued", event, *warnings, plan=inspection.plan
+        )
 
     async def _reject(self, job: Job, reason: dict[str, Any], report: dict[str, Any]) -> None:
         event = Event(reason["message"], "error", data={**reason, "report": report})

@@ -193,6 +193,7 @@ def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
         "digest": result.digest,
         "promoted": promoted,
         "step": result.step,
+        "steps": result.steps,
         "base_valid_loss": result.base_valid_loss,
         "valid_loss": result.valid_loss,
         "files": [write_results(store, job).id],
@@ -200,11 +201,19 @@ def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
     store.jobs.succeed(
         job.id,
         ServedArtifact(job.model_name, job.model, str(result.directory), digest, promoted, job.id),
-        (_outcome(job, outcome), Event("The job has successfully completed")),
+        (*_end(job, result), _outcome(job, outcome), Event("The job has successfully completed")),
         fine_tuned_model=job.model_name if promoted else None,
         trained_tokens=result.trained_tokens,
         result=outcome,
     )
+
+
+def _end(job: Job, result: FineTuneResult) -> tuple[Event, ...]:
+    """An event if the run ended before its last step."""
+    planned = (job.plan or {}).get("steps", 0)
+    if result.steps >= planned:
+        return ()
+    return (Event(f"Ended after step {result.steps} of {planned}: checkpoints got no better"),)
 
 
 def _outcome(job: Job, outcome: dict[str, Any]) -> Event:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StepReport:
-    """A finished step. Losses are in nats per trained token, or for DPO per pair.
+    """A finished step. Losses are in nats per trained token, or per pair or judged example.
 
     `valid_loss` is None where the step did not validate. `trained_tokens` counts every token that
     went through the model so far, `memory_bytes` is the peak of the process or of the GPU. After
@@ -43,7 +43,7 @@ class FineTuneResult:
     """The result of a run, with the base's validation loss and its own to compare.
 
     `digest` is the adapter's, or None when every weight was trained. `step` is that of the
-    checkpoint kept, the one with the lowest validation loss.
+    checkpoint kept, the one with the lowest validation loss, and `steps` were made in all.
     """
 
     directory: Path
@@ -52,6 +52,7 @@ class FineTuneResult:
     trained_tokens: int
     base_valid_loss: float
     valid_loss: float
+    steps: int
 
 
 class Listener(Protocol):

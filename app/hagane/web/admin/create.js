@@ -19,7 +19,7 @@ const EXTRA = ["rank", "alpha", "learning_rate", "sequence_length"];
 export function prepareCreation(file) {
   const form = $("create-form");
   const { method, full } = form.elements;
-  const follow = () => ($("beta").hidden = method.value !== "dpo");
+  const follow = () => ($("beta").hidden = method.value === "supervised");
   method.onchange = follow;
   follow();
   if (!$("targets").childElementCount) $("targets").append(...TARGETS.map(checkbox));
@@ -71,7 +71,8 @@ function body({ elements }) {
     .filter((name) => elements[name].value !== "")
     .map((name) => [name, Number(elements[name].value)]));
   const method = elements.method.value;
-  const hyperparameters = numbers(method === "dpo" ? [...HYPERPARAMETERS, "beta"] : HYPERPARAMETERS);
+  const hyperparameters = numbers(
+    method === "supervised" ? HYPERPARAMETERS : [...HYPERPARAMETERS, "beta"]);
   const chosen = [...elements.target].filter(({ checked }) => checked).map(({ value }) => value);
   const extra = {
     ...numbers(EXTRA),
