@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 
-import httpx
 from prometheus_client import CollectorRegistry, Counter
 
 from hagane.evaluation.canary import ArmCounts, CanaryPolicy, Comparison, decide
@@ -168,6 +167,9 @@ class CanaryWatch:
         task.add_done_callback(self._hooks.discard)
 
     async def _call(self, url: str, canary: Canary) -> None:
+        # 4 MB that a server without webhooks does without.
+        import httpx
+
         body = {"type": f"alias.{canary.state}", "data": {"object": "canary", **asdict(canary)}}
         error = ""
         async with httpx.AsyncClient(timeout=_WEBHOOK_SECONDS) as client:

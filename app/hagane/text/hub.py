@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
-
 from hagane.models.config import CONFIG_FILE
 from hagane.system.errors import ModelError
 from hagane.system.settings import Settings
@@ -95,6 +93,9 @@ def download(name: str) -> Path:
     match = _HUB_ID.fullmatch(name)
     if match is None:
         raise ModelError(f"{name!r} is no hub id: these are OWNER/NAME or OWNER/NAME/FILE.gguf")
+    # 8 MB that a server of local models does without.
+    from huggingface_hub import hf_hub_download, snapshot_download
+
     repository, file = match.groups()
     try:
         if file is not None:
@@ -114,6 +115,8 @@ def download(name: str) -> Path:
 
 def _only_gguf(repository: str) -> Path:
     """The GGUF file of a repository without safetensors. Raises ModelError if there are several."""
+    from huggingface_hub import list_repo_files
+
     files = [file for file in list_repo_files(repository) if file.endswith(SUFFIX)]
     firsts = sorted({expected_shards(Path(file))[0].as_posix() for file in files})
     if len(firsts) != 1:
