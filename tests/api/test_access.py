@@ -8,7 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from hagane.api.access import TABLE, Access, GuardedRoute, guarded_router, is_one_of
+from hagane.api.access import TABLE, GuardedRoute, guarded_router
+from hagane.api.keyring import Access, is_one_of
 from hagane.server.app import admin_app, create_app
 from hagane.system.settings import Settings
 from starlette.routing import Mount
@@ -43,7 +44,7 @@ async def statuses(app: FastAPI, key: str) -> dict[str, int]:
             method, path = name.split(" ")
             for part in ("{model_id:path}", "{name:path}", "{job_id}", "{file_id}",
                          "{completion_id}", "{dataset_id}", "{eval_id}", "{run_id}",
-                         "{output_item_id}", "{feedback_id}"):  # fmt: skip
+                         "{output_item_id}", "{feedback_id}", "{key_id}"):  # fmt: skip
                 path = path.replace(part, "nothing")
             answer = await client.request(method, path, headers=headers)
             found[name] = answer.status_code

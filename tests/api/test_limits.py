@@ -9,7 +9,8 @@ import httpx
 import openai
 import pytest
 from hagane.api.errors import PermissionDeniedError
-from hagane.api.limits import ANONYMOUS, Account, Accounts, Bucket, KeyUsage, key_label
+from hagane.api.limits import ANONYMOUS, Account, Accounts, Bucket, KeyUsage
+from hagane.store.keys import KeyLimits, KeyUse, key_label
 from hagane.system.errors import RateLimitError
 from hagane.system.settings import Settings
 from prometheus_client import CollectorRegistry
@@ -25,8 +26,7 @@ class Clock:
 
 
 def account(clock: Clock, **limits: int) -> Account:
-    settings = Settings(_cli_parse_args=False, **limits)
-    return Account("label", KeyUsage(CollectorRegistry()), settings, clock)
+    return Account("label", KeyUsage(CollectorRegistry()), KeyLimits(**limits), clock)
 
 
 def test_a_bucket_refills_evenly_and_not_beyond_its_capacity():
@@ -44,7 +44,7 @@ def test_a_bucket_refills_evenly_and_not_beyond_its_capacity():
 
 def test_requests_a_minute():
     clock = Clock()
-    limited = account(clock, rate_limit_requests=2)
+    limited = account(clock, requests=2)
     for _ in range(2):
         with limited.request():
             pass
@@ -63,7 +63,7 @@ def test_requests_a_minute():
 
 def test_a_debt_of_tokens_delays_the_next_request():
     clock = Clock()
-    limited = account(clock, rate_limit_tokens=100)
+    limited = account(clock, tokens=100)
     with limited.request() as running:
         running.charge("prompt", 90)
         running.charge("generated", 60)
@@ -77,7 +77,7 @@ def test_a_debt_of_tokens_delays_the_next_request():
 
 
 def test_requests_at_a_time_whatever_becomes_of_them():
-    limited = account(Clock(), max_concurrent_requests=1)
+    limited = account(Clock(), concurrent=1)
     with pytest.raises(ZeroDivisionError), limited.request():
         with pytest.raises(RateLimitError, match="max_concurrent_requests"), limited.request():
             pass
@@ -100,6 +100,34 @@ def test_going_before_others_is_for_those_who_may():
                 found.check_priority(-5)
     open_to_all = Accounts(Settings(_cli_parse_args=False), CollectorRegistry())
     open_to_all[ANONYMOUS].check_priority(-5)
+
+
+def test_limits_that_change_keep_what_is_left_of_the_others():
+    clock = Clock()
+    limited = account(clock, requests=2, tokens=100)
+    with limited.request() as running:
+        running.charge("prompt", 70)
+    limited.limit(KeyLimits(requests=60, tokens=100, concurrent=1), urgent=False)
+    assert limited.headers()["x-ratelimit-remaining-requests"] == "60"
+    assert limited.headers()["x-ratelimit-remaining-tokens"] == "30"
+    with limited.request(), pytest.raises(RateLimitError, match="max_concurrent_requests"):
+        limited.request().__enter__()
+    limited.limit(KeyLimits(), urgent=False)
+    assert limited.headers() == {}
+
+
+def test_use_is_counted_by_day_and_none_of_it_is_lost():
+    usage = KeyUsage(CollectorRegistry())
+    usage.request("a", admitted=True)
+    usage.charge("a", "prompt", 5)
+    days = usage.take_days()
+    ((label, day),) = days
+    assert label == "a" and len(day) == len("2026-11-28")
+    assert days[label, day] == KeyUse(requests=1, prompt_tokens=5)
+    assert usage.take_days() == {}
+    usage.charge("a", "generated", 7)
+    usage.put_back(days)
+    assert usage.take_days() == {(label, day): KeyUse(1, 0, 5, 7)}
 
 
 @pytest.fixture(scope="module")

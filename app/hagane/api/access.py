@@ -5,29 +5,17 @@ Keys are checked before a byte of the body is read.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from hagane.api.body import Body, read_body
-from hagane.api.errors import AuthenticationError, PermissionDeniedError
 from hagane.api.json_body import JsonRoute
-from hagane.api.limits import ANONYMOUS, key_label
+from hagane.api.keyring import Access, KeyRing, authorization_of
 from hagane.system.settings import Settings
-
-
-class Access(Enum):
-    """The kind of key that a route requires."""
-
-    OPEN = "none"
-    METRICS = "the metrics key, where one is configured; the admin key does, too"
-    CHAT = "an API key, where any is configured; the admin key does, too"
-    ADMIN = "the admin key; closed while none is configured"
 
 
 @dataclass(frozen=True)
@@ -134,6 +122,12 @@ TABLE = MappingProxyType(
         "DELETE /v1/models/{model_id:path}": _CHANGES,
         "POST /v1/load_lora_adapter": _CHANGES,
         "POST /v1/unload_lora_adapter": _CHANGES,
+        "GET /admin/keys": _ADMIN,
+        "POST /admin/keys": _CHANGES,
+        "GET /admin/keys/{key_id}": _MANAGES,
+        "POST /admin/keys/{key_id}": _CHANGES,
+        "DELETE /admin/keys/{key_id}": _CHANGES,
+        "GET /admin/key_usage": _MANAGES,
         "GET /admin/adapters": _ADMIN,
         "POST /admin/adapters/{name:path}/promote": _CHANGES,
         "GET /admin/aliases": _ADMIN,
@@ -191,7 +185,8 @@ class GuardedRoute(JsonRoute):
 
         async def guarded(request: Request) -> Response:
             settings: Settings = request.app.state.serving.settings
-            request.state.key_label = authorize(rule.access, settings, authorization_of(request))
+            keys: KeyRing = request.app.state.serving.keys
+            request.state.key_label = keys.authorize(rule.access, authorization_of(request))
             body = Body(request.scope, request.receive, settings.body_timeout)
             if rule.streamed:
                 return await answer(Request(request.scope, body.receive))
@@ -214,68 +209,3 @@ def routes_of(routers: Iterable[APIRouter], *, admin: bool) -> list[GuardedRoute
     if len(guarded) < len(found):
         raise TypeError("every router is made by guarded_router")
     return [route for route in guarded if admin or not route.rule.admin_listener]
-
-
-def authorize(access: Access, settings: Settings, authorization: str) -> str:
-    """The label of the caller's key, where `access` is granted to it.
-
-    `authorization` is the header's value. Raises AuthenticationError for no key or a wrong one, and
-    PermissionDeniedError where the admin routes are closed, or closed to this key.
-    """
-    key = _bearer(authorization)
-    if access is Access.ADMIN and not settings.admin_key.get_secret_value():
-        raise PermissionDeniedError(
-            "The admin routes are closed: start the server with HAGANE_ADMIN_KEY to open them."
-        )
-    keys = keys_for(access, settings)
-    if not keys:
-        return ANONYMOUS
-    if is_one_of(key, *keys):
-        return key_label(key)
-    if is_one_of(key, *settings.keys, settings.metrics_key.get_secret_value()):
-        raise PermissionDeniedError(
-            f"This key does not open this route, which requires {access.value}."
-        )
-    raise AuthenticationError(
-        "Missing or incorrect API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY' with a "
-        "key of this server."
-    )
-
-
-def keys_for(access: Access, settings: Settings) -> tuple[str, ...]:
-    """The keys that grant `access`; none where it needs none."""
-    metrics = settings.metrics_key.get_secret_value()
-    admin = settings.admin_key.get_secret_value()
-    asked: tuple[str, ...] = {
-        Access.OPEN: (),
-        Access.METRICS: (metrics,) if metrics else (),
-        Access.CHAT: settings.keys,
-        Access.ADMIN: (admin,) if admin else (),
-    }[access]
-    return (*asked, admin) if asked and admin else asked
-
-
-def holds_admin_key(request: Request, settings: Settings) -> bool:
-    """Whether the request comes with the admin key."""
-    key = _bearer(authorization_of(request))
-    return is_one_of(key, settings.admin_key.get_secret_value())
-
-
-def is_one_of(given: str, *keys: str) -> bool:
-    """Compares with every key, in constant time each; no key is empty."""
-    raw = given.encode("utf-8", "surrogateescape")
-    matches = [hmac.compare_digest(raw, key.encode()) for key in keys if key]
-    return any(matches)
-
-
-def authorization_of(request: Request) -> str:
-    """The header `Authorization`; Anthropic's clients send the key alone, as `x-api-key`."""
-    if (given := request.headers.get("authorization")) is not None:
-        return given
-    key = request.headers.get("x-api-key")
-    return "" if key is None else f"Bearer {key}"
-
-
-def _bearer(authorization: str) -> str:
-    scheme, _, given = authorization.partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else ""

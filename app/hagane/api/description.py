@@ -8,8 +8,9 @@ from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 
-from hagane.api.access import Access, GuardedRoute
+from hagane.api.access import GuardedRoute
 from hagane.api.error_shapes import is_anthropic
+from hagane.api.keyring import Access
 
 _ERROR = {
     "type": "object",

@@ -5,14 +5,16 @@ The headers are OpenAI's: https://platform.openai.com/docs/guides/rate-limits
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from hagane.api.errors import PermissionDeniedError
+from hagane.store.keys import KeyLimits, KeyUse, key_label
 from hagane.system.errors import RateLimitError
 from hagane.system.settings import Settings
 
@@ -20,11 +22,6 @@ ANONYMOUS = "anonymous"
 _MINUTE = 60.0
 # A refusal because of concurrency has no moment at which it ends; clients shall not spin.
 _RETRY_SECONDS = 1.0
-
-
-def key_label(key: str) -> str:
-    """A short name of an API key, for metrics and logs: the key cannot be derived from it."""
-    return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
 class Bucket:
@@ -58,7 +55,7 @@ class Bucket:
 
 
 class KeyUsage:
-    """Counters of what every key has used."""
+    """Counters of what every key has used; `days` are those to be stored, by label and day."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -70,6 +67,40 @@ class KeyUsage:
         self.running = Gauge(
             "hagane_key_requests_running", "Requests of a key now", ["key"], registry=registry
         )
+        self._days: defaultdict[tuple[str, str], KeyUse] = defaultdict(KeyUse)
+
+    def request(self, label: str, *, admitted: bool) -> None:
+        """Count one request."""
+        self.requests.labels(label, "admitted" if admitted else "refused").inc()
+        today = self._today(label)
+        if admitted:
+            today.requests += 1
+        else:
+            today.refused += 1
+
+    def charge(self, label: str, kind: str, tokens: int) -> None:
+        """Count tokens that were read (`prompt`) or made (`generated`)."""
+        self.tokens.labels(label, kind).inc(tokens)
+        today = self._today(label)
+        if kind == "prompt":
+            today.prompt_tokens += tokens
+        else:
+            today.generated_tokens += tokens
+
+    def take_days(self) -> dict[tuple[str, str], KeyUse]:
+        """What was used since the last call."""
+        days, self._days = dict(self._days), defaultdict(KeyUse)
+        return days
+
+    def put_back(self, days: dict[tuple[str, str], KeyUse]) -> None:
+        """Keep for the next call what could not be stored."""
+        for place, use in days.items():
+            today = self._days[place]
+            for name, count in vars(use).items():
+                setattr(today, name, getattr(today, name) + count)
+
+    def _today(self, label: str) -> KeyUse:
+        return self._days[label, time.strftime("%Y-%m-%d", time.gmtime())]
 
 
 class Account:
@@ -83,23 +114,29 @@ class Account:
         self,
         label: str,
         usage: KeyUsage,
-        settings: Settings,
+        limits: KeyLimits,
         clock: Callable[[], float] = time.monotonic,
         *,
         urgent: bool = True,
     ) -> None:
         self.label = label
-        self._urgent = urgent
         self._usage = usage
         self._running = 0
-        self._most_running = settings.max_concurrent_requests
-        limits = {
-            "requests": settings.rate_limit_requests,
-            "tokens": settings.rate_limit_tokens,
-        }
-        self._buckets = {
-            name: Bucket(limit, clock) for name, limit in limits.items() if limit is not None
-        }
+        self._clock = clock
+        self._buckets: dict[str, Bucket] = {}
+        self.limit(limits, urgent=urgent)
+
+    def limit(self, limits: KeyLimits, *, urgent: bool) -> None:
+        """Change what the key may use; an allowance that stays keeps its level."""
+        self._urgent = urgent
+        self._most_running = limits.concurrent
+        wanted = {"requests": limits.requests, "tokens": limits.tokens}
+        before, self._buckets = self._buckets, {}
+        for name, capacity in wanted.items():
+            if capacity is None:
+                continue
+            same = name in before and before[name].capacity == capacity
+            self._buckets[name] = before[name] if same else Bucket(capacity, self._clock)
 
     @contextmanager
     def request(self) -> Iterator[Account]:
@@ -107,11 +144,11 @@ class Account:
         try:
             self._check()
         except RateLimitError:
-            self._usage.requests.labels(self.label, "refused").inc()
+            self._usage.request(self.label, admitted=False)
             raise
         if (requests := self._buckets.get("requests")) is not None:
             requests.take(1)
-        self._usage.requests.labels(self.label, "admitted").inc()
+        self._usage.request(self.label, admitted=True)
         self._count(1)
         try:
             yield self
@@ -137,7 +174,7 @@ class Account:
 
     def charge(self, kind: str, tokens: int) -> None:
         """Deduct tokens that were read (`prompt`) or made (`generated`)."""
-        self._usage.tokens.labels(self.label, kind).inc(tokens)
+        self._usage.charge(self.label, kind, tokens)
         if (bucket := self._buckets.get("tokens")) is not None:
             bucket.take(tokens)
 
@@ -173,18 +210,31 @@ class Account:
 
 
 class Accounts:
-    """The accounts of all configured keys, the admin's among them, and one for who needs none."""
+    """The accounts of all keys, the admin's among them, and one for who needs none."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
-        usage = KeyUsage(registry)
+        self.usage = KeyUsage(registry)
+        self._limits = KeyLimits(
+            settings.rate_limit_requests,
+            settings.rate_limit_tokens,
+            settings.max_concurrent_requests,
+        )
+        self._accounts: dict[str, Account] = {}
         admin = settings.admin_key.get_secret_value()
         urgent = {key_label(key) for key in (*settings.urgent_keys, admin) if key}
-        labels = {key_label(key) for key in settings.keys} | urgent
-        self._accounts = {
-            label: Account(label, usage, settings, urgent=label in urgent) for label in labels
-        }
-        # Where no keys are configured, everybody is trusted alike.
-        self._accounts[ANONYMOUS] = Account(ANONYMOUS, usage, settings)
+        for label in {key_label(key) for key in settings.keys} | urgent:
+            self.put(label, KeyLimits(), urgent=label in urgent)
+        # Where no keys are asked for, everybody is trusted alike.
+        self.put(ANONYMOUS, KeyLimits(), urgent=True)
+
+    def put(self, label: str, limits: KeyLimits, *, urgent: bool) -> None:
+        """Open an account, or change one; limits that are None are those of the settings."""
+        own = {name: limit for name, limit in vars(limits).items() if limit is not None}
+        effective = replace(self._limits, **own)
+        if (account := self._accounts.get(label)) is not None:
+            account.limit(effective, urgent=urgent)
+        else:
+            self._accounts[label] = Account(label, self.usage, effective, urgent=urgent)
 
     def __getitem__(self, label: str) -> Account:
         return self._accounts[label]

@@ -15,6 +15,7 @@ from fastapi import Request
 from hagane.api.answers import AnswerLog
 from hagane.api.background import BackgroundRuns
 from hagane.api.canaries import CanaryWatch
+from hagane.api.keyring import KeyRing
 from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
 from hagane.api.offload import Offload
@@ -162,6 +163,7 @@ class Serving:
     fleet: Fleet
     metrics: Metrics
     accounts: Accounts
+    keys: KeyRing
     store: Store
     catalogue: Catalogue
     answers: AnswerLog

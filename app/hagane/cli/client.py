@@ -30,6 +30,10 @@ class ServerClient:
         """Send `body` as JSON, and return the JSON object of the answer."""
         return self._send("POST", path, json=body or {})
 
+    def delete(self, path: str) -> dict[str, Any]:
+        """Delete what is at `path`, and return the JSON object of the answer."""
+        return self._send("DELETE", path)
+
     def _send(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **options)

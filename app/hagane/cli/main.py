@@ -19,6 +19,7 @@ COMMANDS = MappingProxyType(
         "serve": "Serve a model over HTTP with the OpenAI API.",
         "chat": "Chat in the terminal with a running server.",
         "jobs": "List, watch and steer the training jobs of a running server.",
+        "keys": "Make, limit and revoke API keys of a running server, and show their use.",
         "models": "List, fetch, describe and remove the models on this machine.",
         "quantize": "Write a quantized copy of a model directory.",
         "pretrain": "Train a small model from a TOML file; resumes an interrupted run.",

@@ -29,13 +29,16 @@ from hagane.api.hagane import (
     datasets,
     feedback,
     health,
+    keys,
     openapi,
     pretraining,
     rerank,
     tokenize,
     web,
 )
-from hagane.api.limits import ANONYMOUS, Accounts, key_label
+from hagane.api.key_usage import KeyUsageLog
+from hagane.api.keyring import KeyRing
+from hagane.api.limits import ANONYMOUS, Accounts
 from hagane.api.openai import (
     batches,
     chat,
@@ -67,6 +70,7 @@ from hagane.server.middleware import (
 from hagane.server.run import AdminListener
 from hagane.store.answers.completions import StorageBounds
 from hagane.store.catalogue import Catalogue
+from hagane.store.keys import key_label
 from hagane.store.responses import Retention
 from hagane.store.store import DATABASE_FILE, Store
 from hagane.system.errors import ConfigurationError, ModelError
@@ -81,7 +85,7 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
-    health, metrics, openapi, web, adapters, admin, admin_page, aliases, files, batches,
+    health, metrics, openapi, web, adapters, admin, admin_page, keys, aliases, files, batches,
     fine_tuning, pretraining, stored_completions, feedback, datasets, evals,
 )  # fmt: skip
 
@@ -114,6 +118,7 @@ def create_app(
         yield from answers.loops
         yield canaries.loop
         yield runner.loop
+        yield used.loop
 
     recorded = metrics.Metrics(fleet, store.jobs, loops)
     accounts = Accounts(settings, recorded.registry)
@@ -125,8 +130,20 @@ def create_app(
         store.answers, answer_bounds(settings), recorded.registry, durable=store.durable
     )
     canaries = CanaryWatch(store.aliases, store.answers, recorded.registry)
+    keyring = KeyRing(settings, store.keys, accounts)
+    used = KeyUsageLog(accounts.usage, store.keys)
     serving = Serving(
-        settings, model, fleet, recorded, accounts, store, catalogue, answers, canaries, loops
+        settings,
+        model,
+        fleet,
+        recorded,
+        accounts,
+        keyring,
+        store,
+        catalogue,
+        answers,
+        canaries,
+        loops,
     )
     admin_key = settings.admin_key.get_secret_value()
     runner = EvalRunner(serving, accounts[key_label(admin_key) if admin_key else ANONYMOUS])
@@ -147,6 +164,7 @@ def create_app(
         canaries.loop.start()
         if store.durable:
             runner.loop.start()
+            used.loop.start()
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
                 listener = AdminListener(admin_app(app), settings)
@@ -162,7 +180,7 @@ def create_app(
             fleet.stop(grace=settings.shutdown_grace),
         )
         # Last: streams that ended meanwhile have brought answers to store.
-        await asyncio.gather(answers.stop(), canaries.stop())
+        await asyncio.gather(answers.stop(), canaries.stop(), used.stop())
 
     app = _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
     batch_runner = BatchRunner(app, serving)

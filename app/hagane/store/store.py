@@ -12,6 +12,7 @@ from hagane.store.batches import Batches
 from hagane.store.database import Database
 from hagane.store.files import Files
 from hagane.store.jobs import Jobs
+from hagane.store.keys import ApiKeys
 from hagane.store.published import PublishedModels
 from hagane.store.responses import DEFAULT_RETENTION, Responses, Retention
 from hagane.system.errors import ConfigurationError
@@ -37,6 +38,7 @@ class Store:
     published: PublishedModels
     responses: Responses
     batches: Batches
+    keys: ApiKeys
     answers: Answers
 
     @classmethod
@@ -75,6 +77,7 @@ class Store:
             PublishedModels(directory / MODELS_FOLDER),
             Responses(database, retention),
             Batches(database),
+            ApiKeys(database),
             Answers.open(directory if durable else None),
         )
 

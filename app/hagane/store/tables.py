@@ -148,3 +148,27 @@ batches = sa.Table(
     sa.Column("output_file", sa.Text),
     sa.Column("error_file", sa.Text),
 )
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    _sequence(),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("hint", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("limits", sa.JSON, nullable=False),
+    sa.Column("urgent", sa.Boolean, nullable=False),
+    sa.Column("expires_at", sa.Integer),
+    sa.Column("revoked_at", sa.Integer),
+)
+key_usage = sa.Table(
+    "key_usage",
+    metadata,
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("day", sa.Text, primary_key=True),
+    sa.Column("requests", sa.Integer, nullable=False),
+    sa.Column("refused", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("generated_tokens", sa.Integer, nullable=False),
+)

@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import Request
 
-from hagane.api.access import Access, GuardedRoute, guarded_router, holds_admin_key, keys_for
+from hagane.api.access import GuardedRoute, guarded_router
 from hagane.api.description import describe_api
+from hagane.api.keyring import Access
 from hagane.api.serving import get_serving
 
 router = guarded_router(include_in_schema=False)
@@ -16,8 +17,8 @@ router = guarded_router(include_in_schema=False)
 @router.get("/openapi.json")
 def openapi(request: Request) -> dict[str, Any]:
     """The routes that the caller's key may know of, in OpenAPI 3.1."""
-    settings = get_serving(request).settings
-    shown = holds_admin_key(request, settings)
+    keys = get_serving(request).keys
+    shown = keys.holds_admin_key(request)
     routes = [
         route
         for route in request.app.routes
@@ -29,5 +30,5 @@ def openapi(request: Request) -> dict[str, Any]:
         routes,
         title=request.app.title,
         version=request.app.version,
-        without_key=frozenset(access for access in Access if not keys_for(access, settings)),
+        without_key=frozenset(access for access in Access if not keys.required(access)),
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 
-from hagane.api.access import guarded_router, holds_admin_key
+from hagane.api.access import guarded_router
 from hagane.api.fields import Body, Metadata
 from hagane.api.serving import get_serving
 from hagane.store.answers.answers import Answers
@@ -44,7 +44,7 @@ async def written_answers(request: Request) -> Answers:
 
 def key_of(request: Request) -> str | None:
     """The label of the caller's key; None for the admin key, which reaches everybody's answers."""
-    if holds_admin_key(request, get_serving(request).settings):
+    if get_serving(request).keys.holds_admin_key(request):
         return None
     label: str = request.state.key_label
     return label
