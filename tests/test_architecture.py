@@ -20,7 +20,7 @@ FLOORS = (
     {"kernels"},
     {"models"},
     {"weights"},
-    {"data", "text"},
+    {"data", "graders", "text"},
     {"lora", "store"},
     {"pool"},
     {"engine", "generation", "training"},

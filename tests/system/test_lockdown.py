@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hagane.system.sandbox import Sandbox, SandboxError, SandboxLimitError
 
-PROGRAM = "hagane.evaluation.graders.program"
+PROGRAM = "hagane.graders.program"
 
 
 @pytest.fixture(scope="module")

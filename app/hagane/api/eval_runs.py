@@ -21,12 +21,12 @@ from hagane.api.generation import Generation
 from hagane.api.limits import Account
 from hagane.api.openai.eval_schemas import DataSource, Source
 from hagane.api.serving import Serving
-from hagane.evaluation.graders.grade import Grading
-from hagane.evaluation.graders.spec import Grader
-from hagane.evaluation.graders.template import fill, look_up
 from hagane.generation.conversation import Conversation, Turn
 from hagane.generation.events import TextDelta
 from hagane.generation.request import Parameters
+from hagane.graders.grade import Grading
+from hagane.graders.spec import Grader
+from hagane.graders.template import fill, look_up
 from hagane.store.answers.completions import CompletionFilter
 from hagane.store.answers.evals import EvalItem, EvalRun
 from hagane.store.database import strikes_all

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hagane.evaluation.graders.grade import Grading
-from hagane.evaluation.graders.spec import Grader, GraderMessage
-from hagane.evaluation.graders.template import fill
+from hagane.graders.grade import Grading
+from hagane.graders.spec import Grader, GraderMessage
+from hagane.graders.template import fill
 from hagane.models.families import read_config_file
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import EngineConfig, GenerateRequest, SamplingParams

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hagane.api.fields import Body, Count, Flag, Metadata, ModelName, Number
-from hagane.evaluation.graders.spec import Grader, GraderMessage
+from hagane.graders.spec import Grader, GraderMessage
 from hagane.store.answers.evals import Eval, EvalItem, EvalRun
 
 _MOST_ITEMS = 10_000

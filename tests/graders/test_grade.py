@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hagane.evaluation.graders.arithmetic import check_formula, compute_formula
-from hagane.evaluation.graders.grade import Grading
-from hagane.evaluation.graders.spec import Grader
+from hagane.graders.arithmetic import check_formula, compute_formula
+from hagane.graders.grade import Grading
+from hagane.graders.spec import Grader
 from hagane.system.errors import InvalidRequestError
 from pydantic import TypeAdapter, ValidationError
 

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hagane.evaluation.graders.similarity import MEASURES, bleu, common_subsequence, fuzzy_match
+from hagane.graders.similarity import MEASURES, bleu, common_subsequence, fuzzy_match
 
 
 def plain_subsequence(a: str, b: str) -> int:

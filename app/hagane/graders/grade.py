@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hagane.evaluation.graders.arithmetic import compute_formula
-from hagane.evaluation.graders.similarity import MEASURES
-from hagane.evaluation.graders.spec import (
+from hagane.graders.arithmetic import compute_formula
+from hagane.graders.similarity import MEASURES
+from hagane.graders.spec import (
     Grader,
     Multi,
     Python,
@@ -18,7 +18,7 @@ from hagane.evaluation.graders.spec import (
     StringCheck,
     TextSimilarity,
 )
-from hagane.evaluation.graders.template import fill
+from hagane.graders.template import fill
 from hagane.system.errors import InvalidRequestError
 from hagane.system.sandbox import Sandbox, SandboxError
 
@@ -27,7 +27,7 @@ Ask = Callable[[str, list[dict[str, str]], dict[str, Any]], Awaitable[str]]
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _PASSED_FROM = 0.5
-_PROGRAM = "hagane.evaluation.graders.program"
+_PROGRAM = "hagane.graders.program"
 
 
 @dataclass(frozen=True)
