@@ -19,7 +19,7 @@ from hagane.system.errors import InvalidRequestError, ModelError
 
 @pytest.fixture(scope="module")
 def checker(tiny_model_dir):
-    return GrammarChecker((tiny_model_dir / "tokenizer.json").read_text())
+    return GrammarChecker(tiny_model_dir)
 
 
 GOOD = [
@@ -86,12 +86,36 @@ def test_refused_with_the_field(checker, make):
     assert caught.value.param == "p"
 
 
-def test_a_tokenizer_that_cannot_follow_grammars_refuses_them_by_name(tiny_model_dir):
+def test_a_tokenizer_that_cannot_follow_grammars_refuses_them_by_name(tiny_model_dir, tmp_path):
     """One without a decoder, as some exporters write."""
     stored = json.loads((tiny_model_dir / "tokenizer.json").read_text())
-    checker = GrammarChecker(json.dumps(stored | {"decoder": None}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored | {"decoder": None}))
+    checker = GrammarChecker(tmp_path)
     with pytest.raises(ModelError, match="cannot follow grammars"):
         checker.prepare()
     with pytest.raises(InvalidRequestError, match="p cannot be enforced with this model") as error:
         checker.check(any_json_object("p"))
     assert error.value.param == "p"
+
+
+def chain(rules: int) -> str:
+    """Rules each of which refers to the next."""
+    lines = [f'r{i}: "a{i}" r{i + 1}' for i in range(rules)]
+    return "\n".join(["start: r0", *lines, f'r{rules}: "b"'])
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        # Compiled in the server's own process, it overflowed the stack and ended the server.
+        (chain(10_000), "nested too deeply"),
+        (chain(10_000).replace("r", "T").replace("staTt", "start"), "nested too deeply"),
+        pytest.param("start: A\nA: " + '"a"? ' * 30_000, "processor time", marks=pytest.mark.slow),
+    ],
+    ids=["rules", "terminals", "options"],
+)
+def test_a_grammar_that_takes_too_much_costs_its_own_request(checker, grammar, reason):
+    with pytest.raises(InvalidRequestError, match=reason) as caught:
+        checker.check(from_text(grammar, "p"))
+    assert caught.value.param == "p"
+    checker.check(from_text(chain(200), "p"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ctypes
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -21,22 +22,24 @@ T = TypeVar("T")
 # Bytes or characters. A thread costs more than what is done with fewer than the first.
 _TINY = 2 << 10
 _SMALL = 256 << 10
-_MOST_LARGE_WAITING = 64
+_MOST_WAITING = 64
 _TRIM_SECONDS = 1.0
 
 
 class Offload:
-    """Threads in three lanes: small requests wait neither for large ones nor for programs.
+    """Threads in four lanes: small requests wait neither for large ones nor for programs.
 
-    Programs are those of strangers, in processes of their own, that a thread waits for. One large
-    piece of work runs at a time: it takes memory and a core.
+    Programs are those of strangers, in processes of their own, that a thread waits for; grammars
+    are such ones, and others do not wait for them. One large piece of work runs at a time: it takes
+    memory and a core.
     """
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(4, "small-text")
         self._programs = ThreadPoolExecutor(4, "programs")
+        self._grammars = ThreadPoolExecutor(2, "grammars")
         self._large = ThreadPoolExecutor(1, "large-text")
-        self._waiting = 0
+        self._waiting: Counter[ThreadPoolExecutor] = Counter()
         self._trim: asyncio.TimerHandle | None = None
 
     async def run(
@@ -50,15 +53,7 @@ class Offload:
             return work(*arguments, **named)
         if size <= _SMALL:
             return await _run(self._small, work, *arguments, **named)
-        if self._waiting >= _MOST_LARGE_WAITING:
-            raise OverloadedError(
-                "Too many large requests are being read; try again in a moment.", retry_after=1.0
-            )
-        self._waiting += 1
-        try:
-            return await _run(self._large, work, *arguments, **named)
-        finally:
-            self._waiting -= 1
+        return await self._wait(self._large, work, *arguments, **named)
 
     async def run_blocking(
         self, size: int, work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs
@@ -67,6 +62,31 @@ class Offload:
         if size <= _SMALL:
             return await _run(self._programs, work, *arguments, **named)
         return await self.run(size, work, *arguments, **named)
+
+    async def run_compiling(
+        self, _: int, work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        """As `run_blocking`, of whatever size: for what waits for a grammar to be compiled."""
+        return await self._wait(self._grammars, work, *arguments, **named)
+
+    async def _wait(
+        self,
+        lane: ThreadPoolExecutor,
+        work: Callable[P, T],
+        /,
+        *arguments: P.args,
+        **named: P.kwargs,
+    ) -> T:
+        if self._waiting[lane] >= _MOST_WAITING:
+            raise OverloadedError(
+                "Too many requests are being read that take long; try again in a moment.",
+                retry_after=1.0,
+            )
+        self._waiting[lane] += 1
+        try:
+            return await _run(lane, work, *arguments, **named)
+        finally:
+            self._waiting[lane] -= 1
 
     def release_memory(self, size: int) -> None:
         """A request of `size` bytes is done: have the allocator return memory to the system."""

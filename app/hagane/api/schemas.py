@@ -115,6 +115,11 @@ class ChatBody(SamplingBody, ToolsBody):
     prediction: None = None
     web_search_options: None = None
 
+    @property
+    def has_grammar(self) -> bool:
+        """Whether a grammar is to be compiled for this body: tools' calls follow one, too."""
+        return bool(self.tools or self.functions) or super().has_grammar
+
 
 Prompt = Annotated[
     Annotated[str, Tag("str")]

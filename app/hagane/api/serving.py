@@ -64,7 +64,7 @@ class TextModel:
     @cached_property
     def grammars(self) -> GrammarChecker:
         """Compiles grammars for this vocabulary; the first use takes up to a second."""
-        return GrammarChecker(self.tokenizer.to_json())
+        return GrammarChecker(self.directory)
 
     @classmethod
     def load(cls, directory: Path, name: str | None) -> TextModel:

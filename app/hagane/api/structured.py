@@ -12,8 +12,6 @@ from hagane.generation import grammars
 from hagane.generation.grammars import Grammar
 from hagane.system.errors import InvalidRequestError
 
-# A megabyte a second, where tokenizing does some twenty.
-GRAMMAR_WEIGHT = 16
 JsonSchema = dict[str, Any] | Flag
 Choices = Annotated[list[str], Field(min_length=1, max_length=grammars.MOST_CHOICES)]
 
@@ -76,9 +74,9 @@ class StructuredBody(Body):
     grammar: str | None = None
 
     @property
-    def weight(self) -> int:
-        """How much more work a byte of this body is than one of text: compiling a grammar is."""
-        return GRAMMAR_WEIGHT if self._wishes() else 1
+    def has_grammar(self) -> bool:
+        """Whether a grammar is to be compiled for this body."""
+        return bool(self._wishes())
 
     def wanted_grammar(self) -> Grammar | None:
         """The grammar of an answer; takes time with the grammar's length.

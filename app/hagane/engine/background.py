@@ -15,6 +15,9 @@ from hagane.system.machine import usable_cores
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+# Of addresses; only what is used takes memory. Far more than a grammar took where it was tried.
+_STACK_BYTES = 64 << 20
+
 
 class BackgroundThread:
     """Runs calls one after the other, on any core, and yields to steps there.
@@ -25,6 +28,11 @@ class BackgroundThread:
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._pool = ThreadPoolExecutor(1, name, _let_steps_go_first, (usable_cores(),))
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            self._pool.submit(int).result()
+        finally:
+            threading.stack_size(before)
 
     def submit(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Run a call after those submitted before."""

@@ -28,6 +28,7 @@ from hagane.engine.prerequisites import Prerequisites, Released
 from hagane.engine.sampling.compiler import GrammarCompiler
 from hagane.engine.sampling.constraints import Constraints, Grammars
 from hagane.engine.sampling.sampler import Sampler
+from hagane.engine.sampling.vocabulary import Vocabulary
 from hagane.engine.schedule.admission import check_token_ids
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.speculative.costs import StepCosts
@@ -54,7 +55,7 @@ from hagane.pool.messages import (
 )
 from hagane.system.errors import ConfigurationError, HaganeError, QueueFullError
 from hagane.system.logging import configure_logging
-from hagane.text.tokenizer import Tokenizer
+from hagane.text.tokenizer import read_tokenizer_json
 
 # By its name in the package: as a program, this module is called __main__.
 logger = logging.getLogger("hagane.engine.loop")
@@ -93,10 +94,11 @@ class Engine:
         self.channel = channel
         self._heartbeat = config.timeout / _HEARTBEATS
         self.outbox = Outbox(channel, self._heartbeat)
+        vocabulary = Vocabulary(partial(read_tokenizer_json, Path(config.model)))
         self.runner = runner = runner or ModelRunner(config, self._report_stage)
         overlap = runner.asynchronous if overlap is None else overlap
-        self.grammars = Grammars(partial(_read_tokenizer, config.model), runner.vocab_size)
-        constraints = Constraints(self.grammars)
+        grammars = Grammars(vocabulary, runner.vocab_size)
+        constraints = Constraints(grammars)
         proposer = None
         if config.speculation != "off" and runner.verifies and not overlap:
             rows = min(runner.decode_rows, config.max_batch_tokens)
@@ -131,14 +133,15 @@ class Engine:
         )
         self.prerequisites = Prerequisites(
             self.adapters,
-            GrammarCompiler(self.grammars, BackgroundThread("grammars", channel.wake)),
+            GrammarCompiler(grammars, BackgroundThread("grammars", channel.wake)),
             limit=config.max_waiting,
         )
-        self.running, self._prepared = True, False
+        self.running = True
         deadline = time.monotonic() + _PREFAULT_SECONDS
         self._report_stage("KV cache")
         while time.monotonic() < deadline and runner.prefault():
             pass
+        vocabulary.wait()
         self.outbox.send(
             EngineReady(
                 pid=os.getpid(),
@@ -166,18 +169,7 @@ class Engine:
             messages = self.channel.receive(timeout=pause if idle else 0.0)
             for message in messages:
                 self.handle(message)
-            if idle and not (messages or self.busy or self._prepared):
-                self._prepare()
             self.turn()
-
-    def _prepare(self) -> None:
-        """Do what would hold up streams if the first grammar came beside them."""
-        self._prepared = True
-        try:
-            self.grammars.prepare()
-        except ValueError as error:
-            # Requests with grammars are refused before they come here.
-            logger.debug("no grammars for this model: %s", error)
 
     def turn(self) -> None:
         """Run one step and report what became of it."""
@@ -252,10 +244,6 @@ class Engine:
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
         self.pipeline.cancel(request_id)
         self.outbox.fail(request_id, code, message)
-
-
-def _read_tokenizer(model: str) -> str:
-    return Tokenizer.load(Path(model)).to_json()
 
 
 def main(descriptor: int) -> None:

@@ -14,13 +14,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from hagane.system.errors import InvalidRequestError, ModelError
-from hagane.text.matcher import error_of, new_matcher
+from hagane.system.sandbox import Sandbox, SandboxError, SandboxLimitError
 
 # Bytes of a grammar as a client writes it. The largest schemas of public benchmarks have 200 kB.
 MOST_BYTES = 1 << 19
@@ -32,6 +34,9 @@ _JSON_OPTIONS: Any = {
     "item_separator": ", ",
 }
 _KEPT_VERDICTS = 512
+_PROGRAM = "hagane.text.grammar_program"
+# Of processor time. Schemas with hundreds of keys take a tenth of it.
+_COMPILE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -255,51 +260,34 @@ def _check_size(text: str, param: str) -> None:
 
 
 class GrammarChecker:
-    """Compiles grammars against one model's tokens, and remembers the verdicts. Thread safe.
+    """Compiles grammars against the tokens of one model, and remembers the verdicts. Thread safe.
 
-    `tokenizer` is the text of the model's tokenizer.json. Reading it takes most of a second for a
-    vocabulary of 150,000, so that it waits for the first grammar.
+    They are compiled in a worker process: one that takes too much costs its own request alone.
     """
 
-    def __init__(self, tokenizer: str) -> None:
-        self._source = tokenizer
-        self._tokenizer: llguidance.LLTokenizer | None = None
+    def __init__(self, model: Path) -> None:
+        self._model = str(model)
         self._lock = threading.Lock()
         self._verdicts: OrderedDict[str, str] = OrderedDict()
 
-    def prepare(self) -> llguidance.LLTokenizer:
-        """Read the vocabulary, which holds the interpreter's lock all the while.
-
-        Raises ModelError for a tokenizer that llguidance cannot read.
-        """
-        with self._lock:
-            if self._tokenizer is None:
-                try:
-                    self._tokenizer = llguidance.LLTokenizer(self._source)
-                except ValueError as error:
-                    raise ModelError(f"the tokenizer cannot follow grammars: {error}") from None
-            return self._tokenizer
+    def prepare(self) -> None:
+        """Have a worker read the vocabulary. Raises ModelError for one that cannot be used."""
+        try:
+            _sandbox().call(f"{_PROGRAM}:prepare", self._model)
+        except SandboxError as error:
+            raise ModelError(f"the tokenizer cannot follow grammars: {error}") from None
 
     def check(self, grammar: Grammar) -> None:
         """Compile it once: up to a tenth of a second, so never on an event loop.
 
         Raises InvalidRequestError with llguidance's words: the place, or the keyword.
         """
-        digest = grammar.digest
-        try:
-            tokenizer = self.prepare()
-        except ModelError as error:
-            raise InvalidRequestError(
-                f"{grammar.param} cannot be enforced with this model: {error}. Leave it out.",
-                param=grammar.param,
-                code="unsupported_parameter",
-            ) from None
-        verdict = self._verdicts.get(digest)
+        verdict = self._verdicts.get(grammar.digest)
         if verdict is None:
             # Without the lock: a small grammar does not wait for a large one.
-            verdict = _compile(tokenizer, grammar.text)
+            verdict = self._compile(grammar)
             with self._lock:
-                self._verdicts[digest] = verdict
+                self._verdicts[grammar.digest] = verdict
                 if len(self._verdicts) > _KEPT_VERDICTS:
                     self._verdicts.popitem(last=False)
         if verdict:
@@ -309,11 +297,23 @@ class GrammarChecker:
                 code="invalid_grammar",
             )
 
+    def _compile(self, grammar: Grammar) -> str:
+        """The error in a grammar; empty if there is none."""
+        try:
+            verdict: str = _sandbox().call(f"{_PROGRAM}:error_in", self._model, grammar.text)
+            return verdict
+        except SandboxLimitError as error:
+            return f"compiling it is too much: {error}."
+        except SandboxError as error:
+            raise InvalidRequestError(
+                f"{grammar.param} cannot be enforced with this model: the tokenizer cannot follow "
+                f"grammars: {error}. Leave it out.",
+                param=grammar.param,
+                code="unsupported_parameter",
+            ) from None
 
-def _compile(tokenizer: llguidance.LLTokenizer, text: str) -> str:
-    """The error in a grammar; empty if there is none."""
-    matcher = new_matcher(tokenizer, text)
-    if not matcher.is_error():
-        # The first mask finds what compiling leaves open: rows or states over the limits.
-        matcher.compute_bitmask()
-    return error_of(matcher)
+
+@cache
+def _sandbox() -> Sandbox:
+    """The vocabulary of a model takes some hundred megabytes in each worker."""
+    return Sandbox(processes=2, seconds=_COMPILE_SECONDS, memory=2 << 30)

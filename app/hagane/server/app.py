@@ -152,8 +152,6 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await fleet.start()
-        # Now, while the engine loads: it would hold up everything at the first grammar.
-        prepared = asyncio.get_running_loop().run_in_executor(None, _prepare, model)
         if store.durable:
             supervisor.start()
         if store.durable and settings.admin_key.get_secret_value():
@@ -170,7 +168,6 @@ def create_app(
                 listener = AdminListener(admin_app(app), settings)
                 await stack.enter_async_context(listener.running())
             yield
-        await prepared
         await batch_runner.loop.stop()
         await serving.runs.stop()
         await asyncio.gather(
@@ -209,7 +206,10 @@ def open_store(settings: Settings) -> Store:
 
 
 def _prepare(model: TextModel) -> None:
-    """Read the vocabulary for grammars; requests with one are refused where that fails."""
+    """Have a worker read the vocabulary, so that the first grammar does not wait for it.
+
+    Requests with one are refused where that fails.
+    """
     if model.encodes:
         return
     try:
@@ -282,6 +282,8 @@ async def _announce(serving: Serving, shut_down: Callable[[], None]) -> float:
             serving.settings.port,
             client.info.load_seconds if client.info else 0.0,
         )
+        # Not before: a start has better use for the cores.
+        await asyncio.to_thread(_prepare, serving.model)
         await client.reach("restarting", "failed", "stopped")
     return 0.0
 

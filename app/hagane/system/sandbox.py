@@ -104,6 +104,8 @@ class Sandbox:
     def _death(self, status: int) -> str:
         if sys.platform != "win32" and status in (-signal.SIGPROF, -signal.SIGALRM):
             return f"it took more than {self.seconds:g} s of processor time"
+        if sys.platform != "win32" and status == -signal.SIGSEGV:
+            return "it is nested too deeply, or broke its process"
         return f"it took more than {self.memory >> 20} MiB of memory, or ended its process"
 
 

@@ -19,6 +19,7 @@ from hagane.system.lockdown import LockdownError, lock_down
 
 # On a busy machine a call waits for its processor time; that many times as long.
 _PATIENCE = 20
+_STACK_BYTES = 8 << 20
 _LENGTH = struct.Struct("<I")
 
 
@@ -81,6 +82,9 @@ def _limit_memory(memory: int) -> None:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What passes here must not overflow the stack of a process that repeats it.
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, most))
 
 
 if __name__ == "__main__":

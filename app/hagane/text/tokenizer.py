@@ -81,12 +81,7 @@ class Tokenizer:
         """Read a model's directory or GGUF file. Raises ModelError naming the file at fault."""
         if is_gguf(directory):
             return cls(*load_gguf_tokenizer(directory))
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise ModelError(
-                f"{path} does not exist: save the model's fast tokenizer next to its weights"
-            )
-        content = read_regular(path, _LARGEST).removeprefix(codecs.BOM_UTF8)
+        path, content = _read(directory)
         try:
             backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
@@ -199,6 +194,32 @@ class Tokenizer:
         # In the byte alphabet a letter is a byte; elsewhere a character has up to four.
         longest = max((len(token) for token in vocabulary), default=1)
         return longest * (1 if self._byte_level else 4) * (_COMPOSITION if composed else 1)
+
+
+def read_tokenizer_json(directory: Path) -> str:
+    """The text of a tokenizer.json of the vocabulary of a model's directory or GGUF file.
+
+    Without limits and padding left over in it. Raises ModelError naming the file at fault.
+    """
+    if is_gguf(directory):
+        return Tokenizer.load(directory).to_json()
+    path, content = _read(directory)
+    try:
+        state = json.loads(content)
+        if state.get("truncation") is None and state.get("padding") is None:
+            return content.decode()
+    except (AttributeError, RecursionError, ValueError) as error:
+        raise ModelError(f"{path} is not a tokenizer: {error}") from None
+    return json.dumps(state | {"truncation": None, "padding": None})
+
+
+def _read(directory: Path) -> tuple[Path, bytes]:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{path} does not exist: save the model's fast tokenizer next to its weights"
+        )
+    return path, read_regular(path, _LARGEST).removeprefix(codecs.BOM_UTF8)
 
 
 def _parts(component: Any, key: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 import torch
 from hagane.engine.sampling.constraints import Grammars
+from hagane.engine.sampling.vocabulary import Vocabulary
 from hagane.generation import grammars
 from hagane.pool.messages import GrammarRef
 from hagane.system.errors import InvalidRequestError
@@ -37,7 +38,7 @@ def tokenizer(tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def compiled(tiny_model_dir):
-    return Grammars((tiny_model_dir / "tokenizer.json").read_text, VOCABULARY)
+    return Grammars(Vocabulary((tiny_model_dir / "tokenizer.json").read_text), VOCABULARY)
 
 
 def ref(grammar) -> GrammarRef:

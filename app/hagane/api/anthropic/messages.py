@@ -56,10 +56,8 @@ async def create(
     serving = get_serving(request)
     resolved = await serving.resolve(body.model)
     describe_request("chat", body, resolved.ref.id)
-    size = body_size(request) * body.weight
-    generation = await serving.offload.run_blocking(
-        size, _prepare, serving, account, resolved, body
-    )
+    lane = serving.offload.run_compiling if body.has_grammar else serving.offload.run_blocking
+    generation = await lane(body_size(request), _prepare, serving, account, resolved, body)
     writer = MessageWriter(resolved.ref.id, generation.usage)
     user = body.metadata.user_id if body.metadata else None
     origin = Origin.of(resolved.ref, account.label, user)
@@ -76,8 +74,7 @@ async def count_tokens(body: MessagesInput, request: Request) -> dict[str, int]:
     """How many tokens a conversation has, without an answer."""
     serving = get_serving(request)
     resolved = await serving.resolve(body.model)
-    size = body_size(request) * body.weight
-    ids = await serving.offload.run_blocking(size, _tokenize, resolved, body)
+    ids = await serving.offload.run_blocking(body_size(request), _tokenize, resolved, body)
     return {"input_tokens": len(ids)}
 
 

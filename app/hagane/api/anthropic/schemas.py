@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hagane.api.fields import Body, Count, Flag, Hint, ModelName, Number, either
-from hagane.api.structured import GRAMMAR_WEIGHT, JsonSchema
+from hagane.api.structured import JsonSchema
 from hagane.api.tools import MOST_TOOLS, Function, FunctionName, ToolSelection, require_different
 from hagane.generation import grammars
 from hagane.generation.grammars import Grammar
@@ -221,10 +221,10 @@ class MessagesInput(Body):
         return self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use
 
     @property
-    def weight(self) -> int:
-        """How much more work a byte of this body is than one of text: compiling a grammar is."""
+    def has_grammar(self) -> bool:
+        """Whether a grammar is to be compiled for this body."""
         form = self.output_config.format if self.output_config else None
-        return GRAMMAR_WEIGHT if self.tools or form else 1
+        return bool(self.tools or form)
 
     def wanted_grammar(self) -> Grammar | None:
         """The grammar of the answer. Raises InvalidRequestError."""

@@ -52,9 +52,8 @@ async def chat(
     serving = get_serving(request)
     resolved = await serving.resolve(body.model)
     describe_request("chat", body, resolved.ref.id)
-    generation = await serving.offload.run_blocking(
-        body_size(request) * body.weight, _prepare, serving, account, resolved, body
-    )
+    lane = serving.offload.run_compiling if body.has_grammar else serving.offload.run_blocking
+    generation = await lane(body_size(request), _prepare, serving, account, resolved, body)
     updates = generation.updates(serving, account)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -89,7 +88,7 @@ async def render(body: ChatBody, request: Request) -> Response:
     """The prompt that a body makes, as text and as token ids; nothing is generated."""
     serving = get_serving(request)
     resolved = await serving.resolve(body.model)
-    size = body_size(request) * body.weight
+    size = body_size(request)
     text, ids = await serving.offload.run_blocking(size, _render, resolved, body)
     most = resolved.context_length
     return json_response(

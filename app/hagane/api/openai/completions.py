@@ -48,8 +48,8 @@ async def complete(
     serving = get_serving(request)
     resolved = await serving.resolve(body.model)
     describe_request("text_completion", body, resolved.ref.id)
-    size = body_size(request) * body.weight
-    generations = await serving.offload.run(size, _prepare, serving, account, resolved, body)
+    lane = serving.offload.run_compiling if body.has_grammar else serving.offload.run
+    generations = await lane(body_size(request), _prepare, serving, account, resolved, body)
     head: dict[str, Any] = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",

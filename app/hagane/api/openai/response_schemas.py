@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from hagane.api.decoding import DecodingBody
 from hagane.api.fields import Body, Count, Flag, Metadata, ModelName, either
 from hagane.api.messages import refuse_media
-from hagane.api.structured import GRAMMAR_WEIGHT, JsonSchema
+from hagane.api.structured import JsonSchema
 from hagane.api.tools import MOST_TOOLS, Function, FunctionName, ToolSelection, require_different
 from hagane.generation import grammars
 from hagane.generation.grammars import Grammar
@@ -254,10 +254,10 @@ class ResponseInput(Body):
         return given.id if isinstance(given, ConversationRef) else given
 
     @property
-    def weight(self) -> int:
-        """How much more work a byte of this body is than one of text: compiling a grammar is."""
+    def has_grammar(self) -> bool:
+        """Whether a grammar is to be compiled for this body."""
         form = self.text.format if self.text else None
-        return GRAMMAR_WEIGHT if self.tools or (form and form.type != "text") else 1
+        return bool(self.tools or (form and form.type != "text"))
 
     def wanted_grammar(self) -> Grammar | None:
         """The grammar of the answer. Raises InvalidRequestError."""

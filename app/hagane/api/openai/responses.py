@@ -58,8 +58,8 @@ async def create(
     resolved = await serving.resolve(body.model)
     describe_request("chat", body, resolved.ref.id)
     _require_sense(body)
-    size = body_size(request) * body.weight
-    prepared = await serving.offload.run_blocking(size, _prepare, serving, account, resolved, body)
+    lane = serving.offload.run_compiling if body.has_grammar else serving.offload.run_blocking
+    prepared = await lane(body_size(request), _prepare, serving, account, resolved, body)
     origin = Origin.of(resolved.ref, account.label, body.user or body.safety_identifier)
     serving.answers.note(prepared.id, origin)
     keep_alive = serving.settings.keep_alive_seconds
@@ -149,7 +149,7 @@ async def count_tokens(body: InputTokensBody, request: Request) -> dict[str, Any
     """How many tokens the input of a response would have."""
     serving = get_serving(request)
     resolved = await serving.resolve(body.model or serving.model.id)
-    size = body_size(request) * body.weight
+    size = body_size(request)
     label = request.state.key_label
     count = await serving.offload.run_blocking(size, _count, serving, label, resolved, body)
     return {"object": "response.input_tokens", "input_tokens": count}

@@ -7,10 +7,9 @@ together in the next step. So constrained answers take fewer steps than free one
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from collections.abc import Sequence as Rows
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hagane.engine.sampling.vocabulary import Vocabulary
 from hagane.engine.schedule.plan import Continuation
 from hagane.engine.schedule.sequence import Sequence
 from hagane.pool.messages import GrammarRef
@@ -136,28 +136,16 @@ class Constraint:
 class Grammars:
     """Compiled grammars of one model, of which the least recently used are forgotten.
 
-    `tokenizer` gives the text of the model's tokenizer.json, `vocab_size` is the number of rows of
-    its head. Reading a vocabulary of 150,000 tokens takes most of a second: see `prepare`.
+    `vocab_size` is the number of rows of its head.
     """
 
-    def __init__(self, tokenizer: Callable[[], str], vocab_size: int) -> None:
-        self._read = tokenizer
-        self._tokenizer: llguidance.LLTokenizer | None = None
-        self._reading = threading.Lock()
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
+        self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self._compiled: OrderedDict[str, Constraint] = OrderedDict()
 
     def __contains__(self, grammar: GrammarRef) -> bool:
         return grammar.digest in self._compiled
-
-    def prepare(self) -> llguidance.LLTokenizer:
-        """Read the vocabulary, once, holding the interpreter's lock: best while nothing runs."""
-        with self._reading:
-            if self._tokenizer is None:
-                import llguidance
-
-                self._tokenizer = llguidance.LLTokenizer(self._read())
-            return self._tokenizer
 
     def start(self, grammar: GrammarRef) -> Constraint:
         """The beginning of a grammar that is kept. Raises KeyError for others."""
@@ -169,7 +157,7 @@ class Grammars:
 
         Raises InvalidRequestError if it cannot be compiled.
         """
-        matcher = new_matcher(self.prepare(), grammar.text)
+        matcher = new_matcher(self._vocabulary.tokens(), grammar.text)
         # The first mask is not counted: no step waits for it.
         compiled = Constraint(matcher, self._vocab_size, Cost())
         compiled.allowed()
