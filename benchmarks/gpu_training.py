@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hagane.training.finetune.batches import micro_batches
 from hagane.training.finetune.examples import Example
 from hagane.training.finetune.masking import MaskedSequence
+from hagane.training.finetune.micro_batches import micro_batches
 from hagane.training.finetune.model import load_finetune_model
 from hagane.training.finetune.objective import supervised_loss
 from hagane.training.finetune.spec import FineTuneSpec

@@ -107,7 +107,7 @@ from torch.nn import functional as F
 
 from hagane.kernels import cpu
 from hagane.models.formats.layer import QuantizedLinear, added, make_bias
-from hagane.models.serving import Packed
+from hagane.models.serving_layers import Packed
 
 
 class Toy(QuantizedLinear):

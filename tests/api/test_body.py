@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hagane.api.body import Arriving, Body, read_body
+from hagane.api.body import Arriving, IncomingBody, read_body
 from hagane.api.errors import BodyTimeoutError, OverloadedError
 from hagane.system.errors import TooLargeError
 from starlette.requests import ClientDisconnect
@@ -17,7 +17,7 @@ def piece(content: bytes, *, more: bool = True) -> dict:
     return {"type": "http.request", "body": content, "more_body": more}
 
 
-def body(*messages: dict, declared: bytes | None = None, timeout: float = 5) -> Body:
+def body(*messages: dict, declared: bytes | None = None, timeout: float = 5) -> IncomingBody:
     waiting = list(messages)
 
     async def receive() -> dict:
@@ -26,7 +26,7 @@ def body(*messages: dict, declared: bytes | None = None, timeout: float = 5) -> 
         return waiting.pop(0)
 
     headers = [] if declared is None else [(b"content-length", declared)]
-    return Body({"type": "http", "headers": headers}, receive, timeout)
+    return IncomingBody({"type": "http", "headers": headers}, receive, timeout)
 
 
 async def test_a_whole_body_comes_in_one_message_and_then_what_follows():

@@ -9,7 +9,7 @@ import time
 import pytest
 from hagane.system.errors import InvalidRequestError, ModelError
 from hagane.system.sandbox import Sandbox
-from hagane.text.chat_template import ChatTemplate, Conversation
+from hagane.text.chat_template import ChatTemplate, TemplateInput
 from hagane.text.tokenizer import Tokenizer
 from transformers import AutoTokenizer
 
@@ -230,6 +230,6 @@ def test_of_many_conversations_one_that_takes_too_much_fails_alone(small):
     template = ChatTemplate(source, {}, "test", small)
     answer = {"role": "assistant", "content": ""}
     asked = [{"role": "user", "content": text} for text in ("a", "bomb", "no", "b")]
-    found = template.render_turns([Conversation((one, answer), (1,), {}) for one in asked])
+    found = template.render_turns([TemplateInput((one, answer), (1,), {}) for one in asked])
     assert [getattr(one, "text", None) for one in found] == ["a", None, None, "b"]
     assert "processor time" in str(found[1]) and "never" in str(found[2])

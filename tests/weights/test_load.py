@@ -19,7 +19,7 @@ from hagane.models.formats.fp8 import Fp8
 from hagane.models.formats.int4 import Int4, unpack_int4
 from hagane.models.formats.layer import rotated
 from hagane.models.linear import make_linear
-from hagane.models.serving import for_serving
+from hagane.models.serving_layers import for_serving
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.weights.load import load_model, save_model
 from hagane.weights.quantize import quantize_directory

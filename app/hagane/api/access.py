@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from hagane.api.body import Body, read_body
+from hagane.api.body import IncomingBody, read_body
 from hagane.api.json_body import JsonRoute
 from hagane.api.keyring import Access, KeyRing, authorization_of
 from hagane.system.settings import Settings
@@ -187,7 +187,7 @@ class GuardedRoute(JsonRoute):
             settings: Settings = request.app.state.serving.settings
             keys: KeyRing = request.app.state.serving.keys
             request.state.key_label = keys.authorize(rule.access, authorization_of(request))
-            body = Body(request.scope, request.receive, settings.body_timeout)
+            body = IncomingBody(request.scope, request.receive, settings.body_timeout)
             if rule.streamed:
                 return await answer(Request(request.scope, body.receive))
             limit, arriving = int(settings.max_body_bytes), request.app.state.arriving

@@ -9,10 +9,10 @@ from typing import Any
 from hagane.api.generation import Generation, prepare_generation
 from hagane.api.limits import Account
 from hagane.api.serving import ResolvedModel, Serving
+from hagane.generation.answer_form import NO_TOOLS, Tools, shape_answer
 from hagane.generation.conversation import Conversation
 from hagane.generation.grammars import Grammar
 from hagane.generation.request import Parameters
-from hagane.generation.tools import NO_TOOLS, Tools, shape_answer
 from hagane.system.errors import ContextLengthError, InvalidRequestError
 from hagane.text.chat_template import ChatTemplate
 

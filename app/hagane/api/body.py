@@ -24,7 +24,7 @@ class Arriving:
     total: int = 0
 
 
-class Body:
+class IncomingBody:
     """The body of one request as it comes; only waiting for the client counts as its time."""
 
     def __init__(self, scope: Scope, receive: Receive, timeout: float) -> None:
@@ -59,11 +59,11 @@ class Body:
         return message
 
 
-async def read_body(body: Body, limit: int, arriving: Arriving) -> Receive:
+async def read_body(body: IncomingBody, limit: int, arriving: Arriving) -> Receive:
     """Read the whole body; the result gives it in one message, then what follows it.
 
     Raises TooLargeError as soon as it is, or is declared to be, longer than `limit` bytes;
-    OverloadedError while many others are on their way; and what `Body.receive` raises.
+    OverloadedError while many others are on their way; and what `IncomingBody.receive` raises.
     """
     if body.declared > limit:
         raise _too_large(limit)

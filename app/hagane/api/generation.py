@@ -12,12 +12,12 @@ from hagane.api.metrics import Metrics
 from hagane.api.serving import ResolvedModel, Serving, TextModel
 from hagane.api.timeline import Timeline
 from hagane.generation import stream
+from hagane.generation.answer_form import AnswerForm
 from hagane.generation.events import Update
 from hagane.generation.grammars import Grammar
 from hagane.generation.request import Parameters, sampling_params
 from hagane.generation.stop import StopStrings
 from hagane.generation.stream import Decoding, no_parsers
-from hagane.generation.tools import AnswerForm
 from hagane.generation.usage import Usage
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef, GenerateRequest, GrammarRef, TokenDelta

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
+from hagane.api.chat_messages import Message
 from hagane.api.decoding import DecodingBody
 from hagane.api.fields import (
     Body,
@@ -23,7 +24,6 @@ from hagane.api.fields import (
     TokenIds,
     either,
 )
-from hagane.api.messages import Message
 from hagane.api.structured import StructuredBody
 from hagane.api.tools import ToolsBody
 from hagane.generation.request import Parameters

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from hagane.cli.client import ServerClient
 from hagane.cli.command import Options, nearest, read
+from hagane.cli.server_client import ServerClient
 from hagane.cli.terminal import AnswerView, answer_view
 from hagane.system.errors import ConfigurationError, HaganeError
 from hagane.system.files import write_text

@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     # Before the imports that follow: the engine's own take as long.
     launched = launch()
     from hagane.server.app import create_app
-    from hagane.server.run import DrainingServer
+    from hagane.server.http_servers import DrainingServer
 
     def shut_down() -> None:
         server.should_exit = True

@@ -41,7 +41,7 @@ class Corpus(BaseModel):
     weight: Annotated[float, Field(gt=0, strict=True)] | None = None
 
 
-class _Text(BaseModel):
+class _TextRecord(BaseModel):
     text: str
 
 
@@ -50,7 +50,7 @@ class _Message(BaseModel):
     content: str
 
 
-class _Chat(BaseModel):
+class _ChatRecord(BaseModel):
     messages: list[_Message]
 
 
@@ -61,9 +61,10 @@ def _kind(record: object) -> str | None:
     return next((key for key in ("text", "messages") if key in record), None)
 
 
-_RECORD: TypeAdapter[_Text | _Chat] = TypeAdapter(
+_RECORD: TypeAdapter[_TextRecord | _ChatRecord] = TypeAdapter(
     Annotated[
-        Annotated[_Text, Tag("text")] | Annotated[_Chat, Tag("messages")], Discriminator(_kind)
+        Annotated[_TextRecord, Tag("text")] | Annotated[_ChatRecord, Tag("messages")],
+        Discriminator(_kind),
     ]
 )
 
@@ -149,7 +150,7 @@ def _records(path: Path) -> Iterator[str]:
                 record = _RECORD.validate_json(line)
             except ValidationError as error:
                 raise ConfigurationError(f"{path} line {number}: {_reason(error)}") from None
-            yield record.text if isinstance(record, _Text) else _rendered(record)
+            yield record.text if isinstance(record, _TextRecord) else _rendered(record)
 
 
 def _reason(error: ValidationError) -> str:
@@ -160,7 +161,7 @@ def _reason(error: ValidationError) -> str:
     return f"{key}: {first['msg']}" if key else first["msg"]
 
 
-def _rendered(record: _Chat) -> str:
+def _rendered(record: _ChatRecord) -> str:
     return "".join(
         f"{TURN_START}{message.role}\n{message.content}{TURN_END}\n" for message in record.messages
     )

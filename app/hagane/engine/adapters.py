@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 
-from hagane.engine.background import BackgroundThread, failure
+from hagane.engine.background_thread import BackgroundThread, failure
 from hagane.engine.prerequisites import Failure, Settled
 from hagane.lora.banks import AdapterBanks, PackedAdapter
 from hagane.lora.files import Adapter, load_adapter

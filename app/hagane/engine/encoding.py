@@ -32,7 +32,7 @@ from hagane.pool.messages import (
     TokenDelta,
 )
 from hagane.system.errors import HaganeError
-from hagane.weights.encoder import load_encoder
+from hagane.weights.load_encoder import load_encoder
 
 logger = logging.getLogger("hagane.engine.loop")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from hagane.engine.adapters import Adapters
-from hagane.engine.background import BackgroundThread
+from hagane.engine.background_thread import BackgroundThread
 from hagane.engine.cache.blocks import KVCache
 from hagane.engine.encoding import EncoderEngine
 from hagane.engine.outbox import Outbox

@@ -66,7 +66,12 @@ class Detokenizer:
 
 
 class _Decoder(Protocol):
-    """Text of tokens that come one at a time: `push` returns what is whole, `finish` the rest."""
+    """Text of tokens that come one at a time; `push` holds back the bytes of half a character.
+
+    decoder.push(hello)  # "Hello"
+    decoder.push(first_byte_of_an_emoji)  # ""
+    decoder.finish()  # U+FFFD: the other bytes never came
+    """
 
     def push(self, token: int) -> str: ...
 

@@ -19,7 +19,7 @@ from hagane.kernels.cpu.low_rank import NativeBank
 from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, TorchBank
 from hagane.lora.files import Adapter
 from hagane.models.decoder import Transformer
-from hagane.models.serving import CudaLinear, Packed
+from hagane.models.serving_layers import CudaLinear, Packed
 from hagane.models.spec import projections, sibling
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from hagane.models.frozen import Int8TrainingEmbedding
 from hagane.models.linear import make_embedding, make_linear
 from hagane.models.rope import RotaryEmbedding
 from hagane.models.rope_parameters import RopeParameters
-from hagane.models.serving import CudaEmbedding, PackedEmbedding
+from hagane.models.serving_layers import CudaEmbedding, PackedEmbedding
 from hagane.models.spec import layer_norms, layer_projections
 
 # Where keys are centered on average: later positions turn slow features a little further.

@@ -26,7 +26,7 @@ ARCHITECTURES = {
 _Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 
 
-class _Stored(msgspec.Struct, frozen=True):
+class _StoredEncoder(msgspec.Struct, frozen=True):
     """The keys that are read."""
 
     vocab_size: _Size
@@ -77,7 +77,7 @@ class EncoderConfig:
         known = [n for n in names if n in ARCHITECTURES] if isinstance(names, list) else []
         if not known:
             return None
-        stored = shaped(raw, _Stored, str(path))
+        stored = shaped(raw, _StoredEncoder, str(path))
         if stored.hidden_size % stored.num_attention_heads:
             raise ModelError(f"{path}: hidden_size is no multiple of num_attention_heads")
         if stored.hidden_act not in ("gelu", "gelu_new", "relu"):

@@ -61,13 +61,13 @@ from hagane.pool.launch import Launched
 from hagane.pool.messages import EngineConfig
 from hagane.pool.models import Fleet, Residency
 from hagane.server.hosts import AllowedHosts
+from hagane.server.http_servers import AdminListener
 from hagane.server.middleware import (
     HostGuard,
     LingeringClose,
     RequestContext,
     asked_by_machines,
 )
-from hagane.server.run import AdminListener
 from hagane.store.answers.completions import StorageBounds
 from hagane.store.catalogue import Catalogue
 from hagane.store.keys import key_label

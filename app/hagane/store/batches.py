@@ -18,7 +18,7 @@ UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 
 
 @dataclass(frozen=True)
-class Batch:
+class StoredBatch:
     """One batch. `moments` are the times, by name, at which its status changed, such as
     `in_progress_at`; `counts` has `total`, `completed` and `failed` requests.
     """
@@ -44,27 +44,27 @@ class Batches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: StoredBatch) -> None:
         """Raises DiskFullError."""
         with self._database.write() as connection:
             connection.execute(_batches.insert().values(**vars(batch)))
 
-    def get(self, batch_id: str) -> Batch:
+    def get(self, batch_id: str) -> StoredBatch:
         """Raises NotFoundError."""
         with self._database.read() as connection:
             return _get(connection, batch_id)
 
-    def list(self, paging: Paging) -> Page[Batch]:
+    def list(self, paging: Paging) -> Page[StoredBatch]:
         """A page of batches. Raises InvalidRequestError as paging does."""
         with self._database.read() as connection:
-            return select_page(connection, _batches, paging, lambda row: Batch(**row))
+            return select_page(connection, _batches, paging, lambda row: StoredBatch(**row))
 
-    def next(self) -> Batch | None:
+    def next(self) -> StoredBatch | None:
         """The oldest batch that is not finished."""
         query = sa.select(_batches).where(_batches.c.status.in_(UNFINISHED))
         with self._database.read() as connection:
             row = connection.execute(query.order_by(_batches.c.sequence)).mappings().first()
-        return None if row is None else Batch(**without_sequence(row))
+        return None if row is None else StoredBatch(**without_sequence(row))
 
     def move(
         self, batch_id: str, before: Sequence[str], after: str, now: int, **changes: Any
@@ -85,7 +85,7 @@ class Batches:
             return True
 
 
-def _get(connection: sa.Connection, batch_id: str) -> Batch:
+def _get(connection: sa.Connection, batch_id: str) -> StoredBatch:
     row = (
         connection.execute(sa.select(_batches).where(_batches.c.id == batch_id))
         .mappings()
@@ -93,4 +93,4 @@ def _get(connection: sa.Connection, batch_id: str) -> Batch:
     )
     if row is None:
         raise NotFoundError(f"There is no batch '{batch_id}'.", param="batch_id")
-    return Batch(**without_sequence(row))
+    return StoredBatch(**without_sequence(row))

@@ -28,7 +28,7 @@ _CHARACTERS_A_MESSAGE = 2000
 
 
 @dataclass(frozen=True)
-class Conversation:
+class TemplateInput:
     """Messages to render, `turns` the indices of those that are to be found in the text."""
 
     messages: tuple[dict[str, Any], ...]
@@ -37,7 +37,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnSpan:
     """Where a message lies: from `start` to `end` in the text through it, after `before` characters
     of the messages before it. `text` is that text where the whole one does not begin with it.
     """
@@ -56,7 +56,7 @@ class Rendered:
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[TurnSpan, ...]
 
 
 class ChatTemplate:
@@ -132,7 +132,7 @@ class ChatTemplate:
         return _checked(text), [(start, end) for start, end in spans]
 
     def render_turns(
-        self, conversations: Sequence[Conversation]
+        self, conversations: Sequence[TemplateInput]
     ) -> list[Rendered | InvalidRequestError]:
         """All of `conversations`, or why the template refuses one; few calls for many of them."""
         pieces = [
@@ -147,7 +147,7 @@ class ChatTemplate:
                 found[index] = _joined(found[index], answer)
         return [one for one in found if one is not None]
 
-    def _render_group(self, group: list[Conversation]) -> list[Rendered | InvalidRequestError]:
+    def _render_group(self, group: list[TemplateInput]) -> list[Rendered | InvalidRequestError]:
         conversations = [(self._all_variables(one.extra), one.messages, one.turns) for one in group]
         try:
             answers = self._sandbox.call(f"{_PROGRAM}:render_turns", self.source, conversations)
@@ -168,18 +168,18 @@ class ChatTemplate:
         return {**self._variables, **extra}
 
 
-def _pieces(conversation: Conversation) -> Iterator[Conversation]:
+def _pieces(conversation: TemplateInput) -> Iterator[TemplateInput]:
     """The same with some of the turns each: every turn renders the conversation three times."""
     most = max(1, _MOST_COST // (3 * _cost(conversation)))
     turns = conversation.turns
     for first in range(0, max(len(turns), 1), most):
-        yield Conversation(conversation.messages, turns[first : first + most], conversation.extra)
+        yield TemplateInput(conversation.messages, turns[first : first + most], conversation.extra)
 
 
 def _groups(
-    pieces: list[tuple[int, Conversation]],
-) -> Iterator[list[tuple[int, Conversation]]]:
-    group: list[tuple[int, Conversation]] = []
+    pieces: list[tuple[int, TemplateInput]],
+) -> Iterator[list[tuple[int, TemplateInput]]]:
+    group: list[tuple[int, TemplateInput]] = []
     cost = 0
     for index, piece in pieces:
         more = _cost(piece) * (1 + 3 * len(piece.turns))
@@ -192,7 +192,7 @@ def _groups(
         yield group
 
 
-def _cost(conversation: Conversation) -> int:
+def _cost(conversation: TemplateInput) -> int:
     """Of rendering it once, in messages."""
     characters = sum(len(str(message.get("content"))) for message in conversation.messages)
     return len(conversation.messages) + characters // _CHARACTERS_A_MESSAGE
@@ -201,7 +201,7 @@ def _cost(conversation: Conversation) -> int:
 def _read(answer: dict[str, Any]) -> Rendered | InvalidRequestError:
     if "error" in answer:
         return _refusal(answer["error"])
-    turns = tuple(Turn(*turn) for turn in answer["turns"])
+    turns = tuple(TurnSpan(*turn) for turn in answer["turns"])
     try:
         for text in (answer["text"], *(turn.text for turn in turns if turn.text is not None)):
             _checked(text)

@@ -32,7 +32,7 @@ _GGUF_KEYS = {
 _QUESTION, _ANSWER = "hello", "hagane's answer"
 
 
-class _Stored(msgspec.Struct, frozen=True):
+class _StoredDefaults(msgspec.Struct, frozen=True):
     """The keys of `generation_config.json` that are read; null is "not given"."""
 
     eos_token_id: int | list[int] | None = None
@@ -68,7 +68,7 @@ class GenerationDefaults:
         that is malformed.
         """
         path, raw = _read(directory)
-        stored = shaped(raw, _Stored, str(path))
+        stored = shaped(raw, _StoredDefaults, str(path))
         sampled = stored.do_sample is not False
         top_k = stored.top_k or 0
         # -1 is how some say "all", and more than all is all.
@@ -99,7 +99,7 @@ def turn_end(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
 
 def _ends(
     path: Path,
-    stored: _Stored,
+    stored: _StoredDefaults,
     tokenizer: Tokenizer,
     config: ModelConfig,
     template: ChatTemplate | None,

@@ -31,7 +31,7 @@ from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
 from hagane.models.linear import Quantized
-from hagane.models.serving import (
+from hagane.models.serving_layers import (
     Packed,
     PackedEmbedding,
     for_serving,
@@ -40,12 +40,12 @@ from hagane.models.serving import (
 )
 from hagane.models.spec import norm_at, parts_at
 from hagane.system.files import commit, write_text
+from hagane.weights.eight_bits import choose_eight_bits
 from hagane.weights.finite import check_finite, naming
 from hagane.weights.formats.grouped import common_form
 from hagane.weights.formats.grouped import pack as pack_groups
+from hagane.weights.load_progress import LoadProgress
 from hagane.weights.opening import compare, open_weights
-from hagane.weights.plan import plan
-from hagane.weights.progress import LoadProgress
 from hagane.weights.sources.gguf.source import GGUFRows
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
@@ -94,7 +94,7 @@ def load_model(
     started = time.monotonic()
     config, source = open_weights(directory)
     if config.quantization is None and quantization is not None:
-        quantization = plan(config, source, quantization)
+        quantization = choose_eight_bits(config, source, quantization)
     with torch.device("meta"):
         model = Transformer(config, quantization, operations or reference)
     if config.quantization is not None:

@@ -22,10 +22,10 @@ from hagane.lora.files import load_adapter
 from hagane.models.attention import Paged
 from hagane.models.config import Quantization
 from hagane.models.decoder import Transformer
-from hagane.models.serving import for_serving
+from hagane.models.serving_layers import for_serving
+from hagane.weights.eight_bits import choose_eight_bits
 from hagane.weights.load import load_model
 from hagane.weights.opening import open_weights
-from hagane.weights.plan import plan
 
 from tests.support.engine import make_adapter
 
@@ -94,7 +94,7 @@ def test_padded_steps_give_the_reference_s_logits(tiny_model_dir, monkeypatch, q
     stored, _ = load_model(
         tiny_model_dir, device=str(DEVICE), dtype=torch.float32, quantization=quantization
     )
-    planned = quantization and plan(*open_weights(tiny_model_dir), quantization)
+    planned = quantization and choose_eight_bits(*open_weights(tiny_model_dir), quantization)
     model = served(stored, planned)
     ours, theirs = caches_of(model, cuda), caches_of(stored, reference)
     graphs = CudaGraphs(

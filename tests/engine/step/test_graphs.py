@@ -14,7 +14,7 @@ from hagane.kernels import cpu
 from hagane.models.attention import Paged
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
-from hagane.models.serving import for_serving
+from hagane.models.serving_layers import for_serving
 from hagane.weights.load import load_model
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")

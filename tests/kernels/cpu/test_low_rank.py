@@ -11,7 +11,7 @@ from hagane.lora.banks import Adapted, PackedAdapted
 from hagane.models.formats.dense import Dense
 from hagane.models.formats.int4 import Int4
 from hagane.models.formats.int8 import Int8
-from hagane.models.serving import for_serving
+from hagane.models.serving_layers import for_serving
 from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st

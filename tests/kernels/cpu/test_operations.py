@@ -14,7 +14,7 @@ from hagane.models.formats.dense import Dense
 from hagane.models.formats.int4 import Int4, unpack_int4
 from hagane.models.formats.int8 import Int8, Int8Embedding, quantize_int8
 from hagane.models.linear import make_embedding, make_linear
-from hagane.models.serving import for_serving
+from hagane.models.serving_layers import for_serving
 from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,7 +13,7 @@ from sse_starlette import EventSourceResponse
 from hagane.api.access import guarded_router
 from hagane.api.answering import prepare_answer, tokenize_chat
 from hagane.api.answers import Origin
-from hagane.api.anthropic.events import MessageWriter, Wire
+from hagane.api.anthropic.message_writer import MessageWriter, Wire
 from hagane.api.anthropic.schemas import (
     AnthropicMessage,
     Block,

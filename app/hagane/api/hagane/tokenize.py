@@ -6,8 +6,8 @@ from fastapi import Request, Response
 
 from hagane.api.access import guarded_router
 from hagane.api.answering import tokenize_chat
+from hagane.api.chat_messages import Message
 from hagane.api.json_body import body_size
-from hagane.api.messages import Message
 from hagane.api.openai.chat import read_messages
 from hagane.api.schemas import DetokenizeBody, TokenizeBody
 from hagane.api.serving import ResolvedModel, get_serving

@@ -25,7 +25,7 @@ from hagane.api.openai.batch_input import (
     read_requests,
 )
 from hagane.api.serving import Serving
-from hagane.store.batches import Batch
+from hagane.store.batches import StoredBatch
 from hagane.store.files import Files
 from hagane.system.loops import BackgroundLoop
 
@@ -62,12 +62,12 @@ class BatchRunner:
         await self._finalize(batch, log, ending)
         return 0.0
 
-    def _log_path(self, batch: Batch) -> Path:
+    def _log_path(self, batch: StoredBatch) -> Path:
         folder = self._serving.store.directory / "batches"
         folder.mkdir(exist_ok=True)
         return folder / f"{batch.id}.log"
 
-    async def _validate(self, batch: Batch) -> None:
+    async def _validate(self, batch: StoredBatch) -> None:
         path = self._files.path(batch.input_file)
         if not path.is_file():
             missing = BatchError("invalid_file", "The input file is gone.", None, 0)
@@ -79,7 +79,7 @@ class BatchRunner:
         shown = [error.as_json() for error in errors]
         await self._move(batch, ("validating",), after, counts=counts, errors=shown)
 
-    async def _work(self, batch: Batch, log: ResultLog) -> str:
+    async def _work(self, batch: StoredBatch, log: ResultLog) -> str:
         """Send the requests that have no result yet; returns the status to end with."""
         running: set[asyncio.Task[None]] = set()
         requests = read_requests(self._files.path(batch.input_file))
@@ -116,7 +116,7 @@ class BatchRunner:
         stats = self._serving.client.stats
         return stats.running + stats.waiting <= own and self._serving.client.state == "ready"
 
-    async def _stopped(self, batch: Batch, log: ResultLog) -> str | None:
+    async def _stopped(self, batch: StoredBatch, log: ResultLog) -> str | None:
         """Save how far the batch is; the status to end with if it is to go no further."""
         counts = {**batch.counts, "completed": log.completed, "failed": log.failed}
         unfinished = ("in_progress", "finalizing")
@@ -137,7 +137,7 @@ class BatchRunner:
             BatchResult(request.number, request.custom_id, answer.status, identity, answer.body)
         )
 
-    async def _finalize(self, batch: Batch, log: ResultLog, ending: str) -> None:
+    async def _finalize(self, batch: StoredBatch, log: ResultLog, ending: str) -> None:
         """Write the files of results, and end the batch."""
         current = ("in_progress", "finalizing", "cancelling")
         if ending != "cancelled":
@@ -147,7 +147,7 @@ class BatchRunner:
         await self._move(batch, current, ending, counts=counts, **files)
         log.path.unlink(missing_ok=True)
 
-    def _write(self, batch: Batch, log: ResultLog, ending: str) -> dict[str, str | None]:
+    def _write(self, batch: StoredBatch, log: ResultLog, ending: str) -> dict[str, str | None]:
         if ending == "expired":
             self._fail_rest(batch, log)
         return {
@@ -155,7 +155,7 @@ class BatchRunner:
             "error_file": _store(self._files, batch, log, succeeded=False),
         }
 
-    def _fail_rest(self, batch: Batch, log: ResultLog) -> None:
+    def _fail_rest(self, batch: StoredBatch, log: ResultLog) -> None:
         error = {
             "code": "batch_expired",
             "message": "This request was not run before the batch's completion window ended.",
@@ -167,7 +167,7 @@ class BatchRunner:
             log.failed = more.failed
 
     async def _move(
-        self, batch: Batch, before: tuple[str, ...], after: str, **changes: object
+        self, batch: StoredBatch, before: tuple[str, ...], after: str, **changes: object
     ) -> bool:
         now = int(time.time())
         return await asyncio.to_thread(
@@ -179,7 +179,7 @@ def _next(requests: Iterator[BatchRequest], done: set[int]) -> BatchRequest | No
     return next((request for request in requests if request.number not in done), None)
 
 
-def _store(files: Files, batch: Batch, log: ResultLog, *, succeeded: bool) -> str | None:
+def _store(files: Files, batch: StoredBatch, log: ResultLog, *, succeeded: bool) -> str | None:
     """Store one of the two files of results; None where it would be empty."""
     if not (log.completed if succeeded else log.failed):
         return None

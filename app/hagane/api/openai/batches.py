@@ -12,7 +12,7 @@ from fastapi import Query, Request
 from hagane.api.access import guarded_router
 from hagane.api.fields import Body, Metadata
 from hagane.api.serving import get_serving
-from hagane.store.batches import Batch
+from hagane.store.batches import StoredBatch
 from hagane.store.paging import Paging
 from hagane.system.errors import ConflictError, InvalidRequestError
 
@@ -52,7 +52,7 @@ async def create(body: BatchBody, request: Request) -> dict[str, Any]:
             param="input_file_id",
         )
     now = int(time.time())
-    batch = Batch(
+    batch = StoredBatch(
         id=f"batch_{uuid.uuid4().hex}",
         created_at=now,
         expires_at=now + _WINDOW_SECONDS,
@@ -107,7 +107,7 @@ def cancel(batch_id: str, request: Request) -> dict[str, Any]:
     return describe(batches.get(batch_id))
 
 
-def describe(batch: Batch) -> dict[str, Any]:
+def describe(batch: StoredBatch) -> dict[str, Any]:
     """A batch in OpenAI's shape."""
     errors = {"object": "list", "data": batch.errors} if batch.errors else None
     return {

@@ -15,11 +15,11 @@ from sse_starlette import EventSourceResponse
 from hagane.api.access import guarded_router
 from hagane.api.answering import effort_variables, new_call_id, prepare_answer, render_chat
 from hagane.api.answers import Origin
+from hagane.api.chat_messages import Message
 from hagane.api.generation import Generation
 from hagane.api.json_body import body_size
 from hagane.api.limits import Account
 from hagane.api.logprobs import show_logprobs
-from hagane.api.messages import Message
 from hagane.api.openai.chat_answer import ChatAnswer
 from hagane.api.openai.chat_extras import ChatExtras
 from hagane.api.schemas import ChatBody

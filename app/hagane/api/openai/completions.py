@@ -22,10 +22,10 @@ from hagane.api.schemas import CompletionBody
 from hagane.api.serving import ResolvedModel, Serving, get_serving, meter
 from hagane.api.sse import json_response, stream, unless_disconnected
 from hagane.api.tracing import describe_request
+from hagane.generation.answer_form import AnswerForm
 from hagane.generation.events import Update
 from hagane.generation.request import Parameters
 from hagane.generation.stream import no_parsers
-from hagane.generation.tools import AnswerForm
 from hagane.generation.usage import Usage
 from hagane.system.errors import InvalidRequestError
 from hagane.text.fill_in_the_middle import FillInTheMiddle

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from hagane.api.chat_messages import refuse_media
 from hagane.api.decoding import DecodingBody
 from hagane.api.fields import Body, Count, Flag, Metadata, ModelName, either
-from hagane.api.messages import refuse_media
 from hagane.api.structured import JsonSchema
 from hagane.api.tools import MOST_TOOLS, Function, FunctionName, ToolSelection, require_different
 from hagane.generation import grammars

@@ -50,7 +50,7 @@ async def receive(request: Request, files: Files, limit: int) -> StoredFile:
     form = _Form()
     parser = _parser(request, form)
     with files.upload() as upload:
-        text = _Text(upload, limit)
+        text = _TextWriter(upload, limit)
         async for chunk in request.stream():
             try:
                 parser.write(chunk)
@@ -169,7 +169,7 @@ class _Form:
         return purpose, self.filename or ""
 
 
-class _Text:
+class _TextWriter:
     """Writes to an upload what is UTF-8 text and fits. Used in one thread at a time."""
 
     def __init__(self, upload: Upload, limit: int) -> None:

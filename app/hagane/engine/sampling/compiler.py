@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from concurrent.futures import Future
 
-from hagane.engine.background import BackgroundThread, failure
+from hagane.engine.background_thread import BackgroundThread, failure
 from hagane.engine.prerequisites import Failure, Settled
 from hagane.engine.sampling.constraints import Constraint, Grammars
 from hagane.pool.messages import GenerateRequest

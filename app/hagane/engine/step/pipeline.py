@@ -30,7 +30,7 @@ from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.schedule.sequence import Phase, Sequence
 from hagane.engine.speculative.proposer import Proposer
 from hagane.engine.step.batch import Batch, build_batch
-from hagane.engine.step.pooling import Embeddings
+from hagane.engine.step.pooling import PendingEmbeddings
 from hagane.engine.step.runner import ModelRunner
 from hagane.engine.step.verification import accept, rows_of
 from hagane.kernels.transfer import send
@@ -82,7 +82,7 @@ class StepPipeline:
         self._constraints, self._proposer = constraints, proposer
         self._in_flight: InFlightStep | None = None
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
-        self._embeddings = Embeddings()
+        self._embeddings = PendingEmbeddings()
 
     @property
     def in_flight(self) -> bool:
@@ -295,7 +295,7 @@ class StepPipeline:
         logger.error("a step failed and with it all requests", exc_info=error)
         self._in_flight = None
         self._prompt_logprobs.clear()
-        self._embeddings = Embeddings()
+        self._embeddings = PendingEmbeddings()
         for request_id in self._scheduler.reset():
             message = f"The engine failed in a step ({type(error).__name__}). Send it again."
             self._outbox.fail(request_id, "engine_error", message)

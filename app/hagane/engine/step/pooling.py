@@ -11,7 +11,7 @@ from hagane.engine.schedule.plan import Chunk
 from hagane.engine.schedule.sequence import Sequence
 
 
-class Embeddings:
+class PendingEmbeddings:
     """Those that are being made, by request."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from hagane.kernels import cpu
 from hagane.models.formats.layer import Linear, Stored, added, make_bias
-from hagane.models.serving import CudaEmbedding, CudaLinear, Packed, PackedEmbedding
+from hagane.models.serving_layers import CudaEmbedding, CudaLinear, Packed, PackedEmbedding
 
 
 class Dense(Linear):

@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from hagane.kernels import cpu
 from hagane.models.formats.layer import QuantizedLinear, added, make_bias
-from hagane.models.serving import CudaLinear, Packed
+from hagane.models.serving_layers import CudaLinear, Packed
 
 
 class Fp8(QuantizedLinear):

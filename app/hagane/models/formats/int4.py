@@ -17,7 +17,7 @@ from hagane.models.formats.layer import (
     make_bias,
     rotated,
 )
-from hagane.models.serving import CudaLinear, Packed
+from hagane.models.serving_layers import CudaLinear, Packed
 
 GROUP_SIZES = (128, 64, 32)
 # Ratios of the scale tried for every group; the one with the least squared error wins.

@@ -17,7 +17,7 @@ from hagane.models.formats.layer import (
     make_bias,
     rotated,
 )
-from hagane.models.serving import CudaEmbedding, CudaLinear, Packed, PackedEmbedding
+from hagane.models.serving_layers import CudaEmbedding, CudaLinear, Packed, PackedEmbedding
 
 
 class Int8(QuantizedLinear):

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from hagane.data.duplicates import Duplicates
 from hagane.data.personal import Kind, find_personal, mask_personal
 from hagane.data.records import RecordError, parse
-from hagane.training.datasets.select import Example, Message
+from hagane.training.datasets.select import Message, SelectedExample
 from hagane.training.datasets.spec import DatasetSpec
 
 
@@ -35,10 +35,12 @@ class Card:
         return {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(self).items()}
 
 
-def clean(examples: Iterable[Example], spec: DatasetSpec, card: Card) -> list[Example]:
+def clean(
+    examples: Iterable[SelectedExample], spec: DatasetSpec, card: Card
+) -> list[SelectedExample]:
     """The examples that are within the bounds of `spec`, masked, each once."""
     seen = Duplicates(spec.similarity if spec.duplicates == "near" else None)
-    kept: list[Example] = []
+    kept: list[SelectedExample] = []
     for example in examples:
         if (reason := _out_of_bounds(example, spec)) is not None:
             card.skipped[reason] += 1
@@ -61,12 +63,14 @@ def clean(examples: Iterable[Example], spec: DatasetSpec, card: Card) -> list[Ex
     return kept
 
 
-def split(examples: list[Example], spec: DatasetSpec, card: Card) -> tuple[list[Example], ...]:
+def split(
+    examples: list[SelectedExample], spec: DatasetSpec, card: Card
+) -> tuple[list[SelectedExample], ...]:
     """(training, validation): whole conversations are held out, the same ones every time.
 
     At least one where there are two; never all.
     """
-    conversations: dict[str, list[Example]] = defaultdict(list)
+    conversations: dict[str, list[SelectedExample]] = defaultdict(list)
     for example in examples:
         conversations[example.conversation].append(example)
     order = sorted(conversations, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -87,7 +91,7 @@ def split(examples: list[Example], spec: DatasetSpec, card: Card) -> tuple[list[
     return training, validation
 
 
-def _out_of_bounds(example: Example, spec: DatasetSpec) -> str | None:
+def _out_of_bounds(example: SelectedExample, spec: DatasetSpec) -> str | None:
     length = len(_text(example.answer))
     if not example.answer.get("tool_calls") and length < spec.min_characters:
         return "too_short"
@@ -97,7 +101,7 @@ def _out_of_bounds(example: Example, spec: DatasetSpec) -> str | None:
     return "prompt_too_long" if prompt > spec.max_prompt_characters else None
 
 
-def _mask(example: Example, spec: DatasetSpec, card: Card) -> Example | None:
+def _mask(example: SelectedExample, spec: DatasetSpec, card: Card) -> SelectedExample | None:
     """The example without personal data; None where `spec` wants it dropped."""
     kinds: tuple[Kind, ...] = get_args(Kind)
     dropped = {kind for kind in kinds if spec.treatment(kind) == "drop"}
@@ -126,7 +130,7 @@ def _mask(example: Example, spec: DatasetSpec, card: Card) -> Example | None:
     )
 
 
-def _all_text(example: Example) -> str:
+def _all_text(example: SelectedExample) -> str:
     said = [*example.prompt, example.answer, *([example.rejected] if example.rejected else [])]
     return "\n".join(_text(message) for message in said)
 

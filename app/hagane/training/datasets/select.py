@@ -19,7 +19,7 @@ _AT_A_TIME = 200
 
 
 @dataclass(frozen=True)
-class Example:
+class SelectedExample:
     """One record to be: a prompt, the answer to learn, and for DPO a worse one.
 
     `source` is the completion and its choice, `why` the reason to take it, `conversation` the hash
@@ -50,7 +50,7 @@ class Example:
         }
 
 
-def select(answers: Answers, spec: DatasetSpec, skipped: Counter[str]) -> Iterator[Example]:
+def select(answers: Answers, spec: DatasetSpec, skipped: Counter[str]) -> Iterator[SelectedExample]:
     """The examples that `spec` means, oldest first; `skipped` counts the others by reason."""
     wanted = CompletionFilter(
         models=None if spec.models is None else tuple(spec.models),
@@ -86,7 +86,7 @@ def _supervised(
     judged: Sequence[Feedback],
     spec: DatasetSpec,
     skipped: Counter[str],
-) -> Iterator[Example]:
+) -> Iterator[SelectedExample]:
     correction = _correction(judged)
     if correction is not None and "corrected" in spec.answers:
         yield _example(
@@ -123,7 +123,7 @@ def _pairs(
     choice: dict[str, Any],
     judged: Sequence[Feedback],
     skipped: Counter[str],
-) -> Iterator[Example]:
+) -> Iterator[SelectedExample]:
     correction = _correction(judged)
     if correction is not None:
         better = {"role": "assistant", "content": correction}
@@ -164,9 +164,9 @@ def _example(
     why: str,
     answer: Message,
     rejected: Message | None = None,
-) -> Example:
+) -> SelectedExample:
     kept = ("role", "content", "name", "tool_calls", "tool_call_id")
-    return Example(
+    return SelectedExample(
         source=f"{completion.id}:{choice['index']}",
         why=why,
         model=completion.model,

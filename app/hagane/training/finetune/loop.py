@@ -21,9 +21,9 @@ from hagane.lora.train import disabled
 from hagane.system.errors import ModelError, TrainingError, TrainingInterrupted
 from hagane.system.files import commit, is_full
 from hagane.system.machine import available_memory
-from hagane.training.finetune.batches import batch, micro_batches
 from hagane.training.finetune.checkpoint import RunProgress, StateFile
 from hagane.training.finetune.examples import Data, Example, load
+from hagane.training.finetune.micro_batches import batch, micro_batches
 from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.noise import embedding_noise
 from hagane.training.finetune.objective import Loss, supervised_loss

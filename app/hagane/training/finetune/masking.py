@@ -16,7 +16,7 @@ import numpy as np
 
 from hagane.data.records import Answer, Completion, RecordedConversation, RecordError
 from hagane.system.errors import InvalidRequestError
-from hagane.text.chat_template import ChatTemplate, Conversation, Rendered
+from hagane.text.chat_template import ChatTemplate, Rendered, TemplateInput
 from hagane.text.tokenizer import Encoded, Tokenizer
 from hagane.weights.sources.config import load_config
 
@@ -122,10 +122,10 @@ class Renderer:
         return _sequence(ids, trained)
 
 
-def _request(answer: RecordedConversation) -> Conversation:
+def _request(answer: RecordedConversation) -> TemplateInput:
     turns = tuple(index for index, trained in enumerate(answer.weights) if trained)
     extra = {} if answer.tools is None else {"tools": list(answer.tools)}
-    return Conversation(answer.messages, turns, extra)
+    return TemplateInput(answer.messages, turns, extra)
 
 
 def _draft(

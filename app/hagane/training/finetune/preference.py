@@ -13,9 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from hagane.lora.train import disabled
 from hagane.models.decoder import Transformer
-from hagane.training.finetune.batches import micro_batches
 from hagane.training.finetune.examples import Example
 from hagane.training.finetune.masking import MaskedSequence
+from hagane.training.finetune.micro_batches import micro_batches
 from hagane.training.finetune.objective import Loss, Scores, score
 
 # Where an answer is certain, the logarithm of its odds has no bound.

@@ -18,8 +18,8 @@ from hagane.weights.sources.gguf.architectures import (
     architecture,
     huggingface_config,
 )
-from hagane.weights.sources.gguf.blocks import DECODERS, FLOATS, Groups
 from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
+from hagane.weights.sources.gguf.quantized_blocks import DECODERS, FLOATS, Groups
 
 # torch shares out larger tensors to threads, which wait for each other longer than they decode.
 _ONE_THREADS_ELEMENTS = 1 << 15

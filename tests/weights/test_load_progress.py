@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from hagane.weights.progress import LoadProgress
+from hagane.weights.load_progress import LoadProgress
 
 
 def test_progress_is_logged_once_a_second_with_what_is_left(caplog):

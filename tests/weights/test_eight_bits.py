@@ -8,8 +8,8 @@ from hagane.models.config import Quantization
 from hagane.models.families import read_config, read_config_file
 from hagane.models.formats.int4 import Int4
 from hagane.models.formats.int8 import Int8
+from hagane.weights.eight_bits import largest_column
 from hagane.weights.load import load_model
-from hagane.weights.plan import largest_column
 from hagane.weights.quantize import quantize_directory
 from safetensors.torch import load_file, save_file
 

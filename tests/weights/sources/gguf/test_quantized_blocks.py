@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from hagane.weights.sources.gguf.blocks import DECODERS
+from hagane.weights.sources.gguf.quantized_blocks import DECODERS
 from hagane.weights.sources.gguf.types import TYPES, UNREAD_TYPES
 
 

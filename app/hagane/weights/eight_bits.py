@@ -25,7 +25,9 @@ _LARGE_COLUMN = 32.0
 _ROWS = 128
 
 
-def plan(config: ModelConfig, source: WeightSource, quantization: Quantization) -> Quantization:
+def choose_eight_bits(
+    config: ModelConfig, source: WeightSource, quantization: Quantization
+) -> Quantization:
     """`quantization` with the projections that have 8 bits, if it is of 4.
 
     Raises ModelError if weights cannot be read.
