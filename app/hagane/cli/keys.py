@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
-from hagane.cli.client import ServerClient
 from hagane.cli.command import Options, read
+from hagane.cli.server_client import ServerClient
 from hagane.system.settings import PREFIX
 
 _KEYS, _USAGE = "/admin/keys", "/admin/key_usage"
