@@ -1,8 +1,9 @@
-# docker build -t hagane:cpu --build-arg TORCH_INDEX=URL .                           for the CPU
-# docker build -t hagane:cuda --build-arg DEVICE=cuda --build-arg TORCH_INDEX=URL .  for NVIDIA GPUs
+# docker build -t hagane:cpu .                           for the CPU
+# docker build -t hagane:cuda --build-arg DEVICE=cuda .  for NVIDIA GPUs
 #
-# TORCH_INDEX is the index of torch's builds for the device, which pytorch.org names under "Get
-# started". Where pip's own index holds the build that is wanted it may be left out.
+# pip's own index usually has torch's CUDA build alone, which runs on CPUs too and makes the image
+# some gigabytes larger. --build-arg TORCH_INDEX=URL takes torch from the index of CPU builds that
+# pytorch.org names under "Get started".
 ARG PYTHON=python:3.11-slim-bookworm
 ARG DEVICE=cpu
 
@@ -26,9 +27,8 @@ ARG DEVICE
 ARG TORCH_INDEX
 COPY constraints.txt pyproject.toml ./
 RUN PIP_EXTRA_INDEX_URL=${TORCH_INDEX} pip install --constraint constraints.txt torch \
-    && python -c 'import sys, torch; build = "cuda" if torch.version.cuda else "cpu"; \
-build == sys.argv[1] or sys.exit(f"torch is a {build} build: set TORCH_INDEX to an index of {sys.argv[1]} builds")' \
-    "${DEVICE}"
+    && python -c 'import sys, torch; sys.argv[1] == "cpu" or torch.version.cuda or \
+sys.exit("torch is a CPU build: set TORCH_INDEX to an index of CUDA builds")' "${DEVICE}"
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' \
     > requirements.txt \
@@ -43,7 +43,7 @@ RUN pip install --no-deps .
 # Headers, static libraries and pip are for building. Bytecode is made here once: the root file
 # system may be read-only later. Paths are those of the final stage.
 WORKDIR /opt/hagane
-RUN python -c 'from hagane.kernels import native; assert native.available(), "kernels not built"' \
+RUN python -c 'from hagane.kernels import cpu; assert cpu.available(), "kernels not built"' \
     && site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
     && rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test "$site"/pip "$site"/pip-* bin/pip* \
     && find "$site" -name '*.a' -delete \

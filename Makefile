@@ -3,35 +3,45 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TOOLS  := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all docs-check lint bench gpu-check asan format clean
+.PHONY: help install tools serve test test-all docs-check lint bench gpu-check asan format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-install: $(STAMP)  ## make .venv with Hagane and everything its tests need
+install: $(STAMP)  ## make .venv with Hagane and what serving and training need
+
+tools: $(TOOLS)  ## add what tests, checks and benchmarks need
 
 KERNELS := setup.py $(wildcard app/hagane/kernels/cpu/*)
 
 $(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-serve: install  ## serve the built-in model on http://127.0.0.1:8000
-	$(BIN)/hagane serve $(ARGS)
+# The extra's requirements alone: installing Hagane again would build the kernels again.
+$(TOOLS): $(STAMP)
+	$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+print(*extras["dev"], sep="\n")' > $(VENV)/tools.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $(VENV)/tools.txt
+	@touch $@
 
-test: install  ## run the test suite with a coverage report
+serve: install  ## serve on http://127.0.0.1:8000 the built-in model, or MODEL=...
+	$(BIN)/hagane serve $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+test: tools  ## run the test suite with a coverage report
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
-test-all: install  ## run the slow tests, too: they build a wheel and install it
+test-all: tools  ## run the slow tests, too: they build a wheel and install it
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
-docs-check: install  ## run every command in README and docs that can be run
+docs-check: tools  ## run every command in README and docs that can be run
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
-lint: install  ## ruff (lint and format) and mypy, changing nothing
+lint: tools  ## ruff (lint and format) and mypy, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,7 +52,7 @@ bench: install  ## measure the built-in model on this machine
 gpu-check:  ## test and measure everything on a GPU, in eight minutes; installs nothing
 	PYTHONPATH=app $(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
-asan: install  ## test the native kernels under GCC's AddressSanitizer, then build them again without
+asan: tools  ## test the native kernels under GCC's AddressSanitizer, then build them again without
 	CFLAGS=-fsanitize=address LDFLAGS=-fsanitize=address \
 		$(BIN)/python setup.py --quiet build_ext --inplace --force
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
@@ -50,7 +60,7 @@ asan: install  ## test the native kernels under GCC's AddressSanitizer, then bui
 		$(BIN)/python -m pytest tests/kernels tests/engine/step/test_graphs.py --ignore tests/kernels/cuda --timeout 3600; \
 		status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
 
-format: install  ## apply ruff's fixes and formatting
+format: tools  ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from hagane.kernels import cpu
 from hagane.system.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +77,18 @@ def test_the_health_check_asks_the_server(server, monkeypatch):
         exec(command[2], {})
 
 
+def test_the_python_of_the_build_runs():
+    run = " ".join(arguments for name, arguments in DOCKERFILE if name == "RUN")
+    snippets = re.findall(r"python -c '([^']+)'", run)
+    assert len(snippets) == 4
+    for snippet in snippets:
+        if "cpu.available()" in snippet and not cpu.available():
+            continue
+        command = [sys.executable, "-c", snippet, "cpu"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_what_the_image_copies_reaches_the_builder():
     allowed = {
         line.removeprefix("!")
@@ -127,7 +142,7 @@ def test_published_ports_are_of_this_machine_alone():
 def test_mounted_files_are_there():
     for service in COMPOSE["services"].values():
         for volume in service["volumes"]:
-            source = volume.split(":")[0]
+            source = re.sub(r"^\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0]
             assert source in COMPOSE["volumes"] or (DOCKER / source).exists()
 
 
