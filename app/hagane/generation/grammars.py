@@ -21,6 +21,7 @@ from typing import Any
 import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from hagane.generation.schemas import rewritten
 from hagane.system.errors import InvalidRequestError, ModelError
 from hagane.system.sandbox import Sandbox, SandboxError, SandboxLimitError
 
@@ -243,9 +244,11 @@ def _schema_text(schema: Mapping[str, Any] | bool | str, param: str, **options: 
     # The dialect changes nothing that llguidance checks, and an unknown one is looked up.
     schema = {key: value for key, value in schema.items() if key != "$schema"}
     try:
-        text = json.dumps(schema | options)
+        text = json.dumps(rewritten(schema) | options)
     except RecursionError:
         raise InvalidRequestError(f"{param} is nested too deeply.", param=param) from None
+    except ValueError as error:
+        raise InvalidRequestError(f"{param} cannot be enforced: {error}.", param=param) from None
     _check_size(text, param)
     return text
 
