@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hagane.models.rope_parameters import RopeParameters
+from hagane.models.stored import StoredFormat
 from hagane.system.weight_formats import WEIGHT_FORMATS, FormatName
 
 CONFIG_FILE = "config.json"
@@ -87,7 +88,8 @@ class ModelConfig:
 
     `fused` are projections that checkpoints store as one matrix. `names` has the names in
     checkpoints of modules that are not called as in Llama. `dtype` is the dtype the model asks to
-    be run in. `raw` is the `config.json` that was read.
+    be run in. `stored` is the format of a checkpoint that another program quantized. `raw` is the
+    `config.json` that was read.
     """
 
     architecture: str
@@ -126,6 +128,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     dtype: str = "float32"
     quantization: Quantization | None = None
+    stored: StoredFormat | None = None
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -161,6 +164,6 @@ class ModelConfig:
             "tie_word_embeddings": self.tie_word_embeddings,
             "torch_dtype": self.dtype,
         }
-        for key in ("dtype", "quantization_config"):
+        for key in ("dtype", "quantization_config", "compression_config"):
             config.pop(key, None)
         return config

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from hagane.models.config import ModelConfig
+from hagane.models.spec import checkpoint_shapes
 from hagane.pool.messages import EngineConfig
 from hagane.system.weight_formats import WEIGHT_FORMATS
 from hagane.weights.sources.config import load_config
@@ -33,17 +35,22 @@ def engine_bytes(config: EngineConfig) -> int:
 def weight_bytes(config: EngineConfig) -> int:
     """The stored weights, in bytes, in the form in which they are served."""
     directory = Path(config.model)
-    files = list(directory.glob("*.safetensors"))
     model = load_config(directory)
-    if model.quantization is not None:
-        return sum(file.stat().st_size for file in files)
+    kept = model.stored is not None and config.quantize == "none"
+    if model.quantization is not None or kept:
+        return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     dtype = model.dtype if config.dtype == "auto" else config.dtype
     form = dtype if config.quantize == "none" else config.quantize
-    return int(sum(map(_count_weights, files)) * _BITS[form] / 8)
+    return int(_count_weights(directory, model) * _BITS[form] / 8)
 
 
-def _count_weights(file: Path) -> int:
-    """From the header alone."""
-    with safe_open(file, framework="np") as weights:
-        names = weights.keys()
-        return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+def _count_weights(directory: Path, model: ModelConfig) -> int:
+    """From headers alone; of packed codes, from the configuration."""
+    if model.stored is not None:
+        return sum(map(math.prod, checkpoint_shapes(model).values()))
+    total = 0
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="np") as weights:
+            names = weights.keys()
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return total

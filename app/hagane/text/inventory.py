@@ -14,6 +14,7 @@ from huggingface_hub.errors import CacheNotFound
 from safetensors import SafetensorError, safe_open
 
 from hagane.models.config import CONFIG_FILE
+from hagane.models.spec import checkpoint_shapes
 from hagane.system.errors import ModelError
 from hagane.system.settings import Settings
 from hagane.text.hub import BUILTIN_MODELS, is_hub_id, model_stores
@@ -109,6 +110,9 @@ def describe(model: Path) -> dict[str, str]:
     """A description of a model, by headings. Raises ModelError for one that cannot be read."""
     config = load_config(model)
     types, parameters = _gguf_types(model) if is_gguf(model) else _safetensors_types(model)
+    if config.stored is not None:
+        # Several codes are in one element.
+        parameters = sum(map(prod, checkpoint_shapes(config).values()))
     facts = {
         "path": str(model),
         "format": "GGUF" if is_gguf(model) else "safetensors",
@@ -121,6 +125,8 @@ def describe(model: Path) -> dict[str, str]:
     }
     if config.quantization is not None:
         facts["quantization"] = config.quantization.format
+    if config.stored is not None:
+        facts["quantization"] = config.stored.summary
     licence = GGUFModel(model).metadata.get("general.license") if is_gguf(model) else None
     return facts | ({"license": str(licence)} if licence else {})
 

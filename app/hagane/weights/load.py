@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
 import mmap
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
@@ -42,13 +43,22 @@ from hagane.models.spec import norm_at, parts_at
 from hagane.system.files import commit, write_text
 from hagane.weights.eight_bits import choose_eight_bits
 from hagane.weights.finite import check_finite, naming
+<<<<<<< HEAD
 from hagane.weights.formats.grouped import common_form
 from hagane.weights.formats.grouped import pack as pack_groups
 from hagane.weights.load_progress import LoadProgress
 from hagane.weights.opening import compare, open_weights
 from hagane.weights.sources.gguf.source import GGUFRows
+=======
+from hagane.weights.formats.kept import pack_kept
+from hagane.weights.opening import compare, open_weights
+from hagane.weights.plan import plan
+from hagane.weights.progress import LoadProgress
+>>>>>>> 4b758e6 (feat: GPTQ, AWQ, compressed-tensors and fp8 checkpoints load as they are stored)
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
+
+logger = logging.getLogger(__name__)
 
 # Checkpoints call the decoder so.
 _DECODER = "model."
@@ -107,6 +117,11 @@ def load_model(
     for name, module in modules:
         size += loading.load(name, module)
         progress.advance(_count(module))
+    if loading.dequantized:
+        logger.info(
+            "%d matrices are dequantized to %s, as no kernel multiplies by their codes: the first "
+            "is %s", len(loading.dequantized), dtype, loading.dequantized[0],
+        )  # fmt: skip
     model.model.rotaries.to(device)
     return model, LoadReport(progress.total, size, time.monotonic() - started, quantization)
 
@@ -129,6 +144,8 @@ class _Loading:
     dtype: torch.dtype
     device: str
     operations: Operations | None
+    # Names of matrices that could not be served with the bits that they have.
+    dequantized: list[str] = field(default_factory=list)
 
     def load(self, name: str, module: _Holder) -> int:
         """Fill `module`, and put what serves it in its place; returns its bytes."""
@@ -145,10 +162,14 @@ class _Loading:
             if bias is not None:
                 module.bias = nn.Parameter(tensors["bias"])
             return self._pack(name, module, native, parts, matrices)
-        if self._keeps_groups(module) and (form := common_form(matrices)):
-            if bias is not None:
-                module.bias = nn.Parameter(tensors["bias"])
-            return self._pack_groups(name, module, parts, form)
+        if self._keeps_bits(module):
+            named = {part.name: part.rows for part in parts}
+            kept = pack_kept(self.path, named, tensors.get("bias"))
+            if kept is not None:
+                if bias is not None:
+                    module.bias = nn.Parameter(tensors["bias"])
+                return self._keep(name, module, kept)
+            self.dequantized.extend(n for n, rows in named.items() if not isinstance(rows, Tensor))
         if isinstance(module, Quantized):
             tensors = {**self._quantize(module, parts), **tensors}
         else:
@@ -196,23 +217,19 @@ class _Loading:
             _release(matrix)
         return packed.nbytes
 
-    def _keeps_groups(self, module: _Holder) -> TypeGuard[Dense | DenseEmbedding]:
-        """Whether this module is served with the bits of its file, if these are in groups.
+    def _keeps_bits(self, module: _Holder) -> TypeGuard[Dense | DenseEmbedding]:
+        """Whether this module is served with the bits of its file, if kernels read these.
 
         Its inputs are then quantized to 8 bits: float32 is for those who want every digit.
         """
         narrow = self.operations is cpu and self.dtype == torch.bfloat16
         return narrow and isinstance(module, Dense | DenseEmbedding)
 
-    def _pack_groups(
-        self, name: str, module: Dense | DenseEmbedding, parts: list[_Part], form: cpu.GroupedForm
-    ) -> int:
+    def _keep(self, name: str, module: Dense | DenseEmbedding, kept: cpu.PackedWeight) -> int:
         self._center_keys(name, module)
-        named = [(part.name, part.rows) for part in parts if isinstance(part.rows, GGUFRows)]
-        packed = pack_groups(self.path, named, form, getattr(module, "bias", None))
         embeds = isinstance(module, DenseEmbedding)
-        self._replace(name, PackedEmbedding(packed, self.dtype) if embeds else Packed(packed))
-        return packed.nbytes
+        self._replace(name, PackedEmbedding(kept, self.dtype) if embeds else Packed(kept))
+        return kept.nbytes
 
     def _center_keys(self, name: str, module: _Holder) -> None:
         owner = self.model.get_submodule(name.rpartition(".")[0])

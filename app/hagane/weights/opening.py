@@ -46,7 +46,8 @@ def open_weights(path: Path) -> tuple[ModelConfig, WeightSource]:
     ModelError if either cannot be read, or naming the first tensor that only one of them has, or
     that they give different shapes.
     """
-    config, source = load_config(path), open_source(path)
+    config = load_config(path)
+    source = open_source(path, config.stored)
     _check_layers(path, config, source)
     if config.tie_word_embeddings and source.shape(_HEAD) is not None:
         if source.shape(_EMBEDDING) is None:

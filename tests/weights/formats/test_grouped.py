@@ -8,8 +8,9 @@ import pytest
 import torch
 from hagane.kernels import cpu
 from hagane.system.errors import ModelError
-from hagane.weights.formats.grouped import FORMS, common_form, pack
+from hagane.weights.formats.grouped import common_form, pack
 from hagane.weights.load import load_model
+from hagane.weights.sources.gguf.blocks import FORMS
 from hagane.weights.sources.gguf.file import GGUFModel
 from hagane.weights.sources.gguf.source import GGUFRows
 

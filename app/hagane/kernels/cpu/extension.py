@@ -94,6 +94,14 @@ def weight(
     return Weight(handle)
 
 
+def order_inputs(weight: Weight, order: Tensor) -> None:
+    """Let code i of each row of a grouped matrix multiply input order[i], int32 [in].
+
+    The order must live as long as the weight.
+    """
+    _cpu.order_inputs(weight=weight, order=order)
+
+
 def low_rank(
     a: Weight, b: Tensor, first_line: Tensor, first_unit: Tensor, scale: Tensor | None
 ) -> LowRank:

@@ -129,12 +129,14 @@ class ChangedRows {
       finite &= scales[chunk] <= 3.0e38f;
     }
     scale_[at] = finite ? largest : std::nanf("");
+    const int8_t* prepared = static_cast<const int8_t*>(x.rows) + row * x.stride;
     int8_t* codes = reinterpret_cast<int8_t*>(inputs_ + at * bytes_);
     int32_t sum = 0;
     for (int64_t i = 0; i < weight.in; ++i) {
       const float ratio = finite && largest > 0.0f ? scales[i / 32] / largest : 0.0f;
-      codes[i] = static_cast<int8_t>(std::lrint(static_cast<float>(codes[i]) * ratio));
-      sum += codes[i];
+      const auto code = static_cast<int8_t>(std::lrint(static_cast<float>(prepared[i]) * ratio));
+      codes[weight.order ? weight.order[i] : i] = code;
+      sum += code;
     }
     offsets_[at] = -128 * sum;
   }

@@ -36,6 +36,7 @@ struct Weight {
   // grouped: bits of a code, 4, 5, 6 or 8; the code of weight 0, or of the minimum; or null.
   int32_t bits, zero;
   const f16* minimum;
+  const int32_t* order;  // grouped: int32 [in], which input each code multiplies; or null: in order
 
   int64_t blocks() const { return ceil_div(out, 16); }
   int64_t groups() const { return in / group; }

@@ -103,12 +103,14 @@ def pack_grouped(
     shape: tuple[int, int],
     form: GroupedForm,
     bias: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> PackedWeight:
     """A matrix [out, in] of `form`, from some of its rows after the other.
 
     Each element of `rows` is codes uint8 [n, in], and scale and minimum float16 [n, in / group];
     n is a multiple of 16 but for the last one. `in` must be a multiple of 32: so many inputs are
-    quantized to 8 bits together.
+    quantized to 8 bits together. With `order` [in], column i of the codes
+    multiplies input order[i].
     """
     out_features, in_features = shape
     blocks, groups = padded(out_features) // LANES, in_features // form.group
@@ -139,7 +141,10 @@ def pack_grouped(
         zero=form.zero,
         minimum=minima,
     )
-    kept = tuple(t for t in (lines, scales, minima, wide_bias) if t is not None)
+    if order is not None:
+        order = order.to(torch.int32).contiguous()
+        extension.order_inputs(handle, order)
+    kept = tuple(t for t in (lines, scales, minima, wide_bias, order) if t is not None)
     return PackedWeight(_INPUTS[_GROUPED], out_features, in_features, kept, handle)
 
 

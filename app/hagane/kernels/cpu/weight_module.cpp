@@ -47,6 +47,19 @@ PyObject* make_weight(PyObject*, PyObject* const* values, Py_ssize_t count, PyOb
   return PyCapsule_New(new Weight(w), kWeight, free_capsule<Weight>);
 }
 
+// Inputs are taken in another order, which must stay where it is as long as the weight.
+PyObject* order_inputs(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Weight* weight = in.capsule<Weight>("weight", kWeight);
+  in.expect(weight && weight->format == Format::grouped, "only grouped codes have an order");
+  auto* order = in.array<const int32_t>("order", weight ? weight->in : 0);
+  for (int64_t i = 0; order && i < weight->in; ++i)
+    in.expect(order[i] >= 0 && order[i] < weight->in, "order names inputs");
+  if (!in.complete()) return nullptr;
+  weight->order = order;
+  Py_RETURN_NONE;
+}
+
 PyObject* make_low_rank(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   const Weight* a = in.weight("a");
@@ -195,6 +208,7 @@ PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* 
 }  // namespace
 
 PyMethodDef weight_methods[] = {HAGANE_METHOD("weight", make_weight),
+                                HAGANE_METHOD("order_inputs", order_inputs),
                                 HAGANE_METHOD("low_rank", make_low_rank),
                                 HAGANE_METHOD("bank", make_bank),
                                 HAGANE_METHOD("place", place),

@@ -28,6 +28,7 @@ from hagane.models.families import (
     starcoder,
 )
 from hagane.models.families.keys import Found, Keys
+from hagane.models.stored import CONFIG_KEY, OWN_FILES, stored_format
 from hagane.system.errors import ModelError
 from hagane.system.files import read_json_object
 from hagane.system.shapes import shaped
@@ -85,7 +86,11 @@ def read_config(raw: Mapping[str, Any], *, source: str = CONFIG_FILE) -> ModelCo
             f"{source}: architectures is {names!r}; supported are {', '.join(FAMILIES)}"
         )
     config = family.declare(Found(shaped(raw, family.keys, source), raw, source))
-    return replace(config, model_type=family.model_type)
+    stored = stored_format(raw, source)
+    # Kernels have no float16, in which other programs compute.
+    narrow = stored is not None and config.dtype == "float16"
+    dtype = "bfloat16" if narrow else config.dtype
+    return replace(config, model_type=family.model_type, stored=stored, dtype=dtype)
 
 
 def read_config_file(directory: Path) -> ModelConfig:
@@ -93,4 +98,13 @@ def read_config_file(directory: Path) -> ModelConfig:
     path = directory / CONFIG_FILE
     if not path.exists():
         raise ModelError(f"{path} does not exist: a model is a directory in Hugging Face layout")
-    return read_config(read_json_object(path), source=str(path))
+    return read_config(_with_quantization(directory, read_json_object(path)), source=str(path))
+
+
+def _with_quantization(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` with what older quantized checkpoints say in a file of its own."""
+    for name, method in OWN_FILES.items():
+        if CONFIG_KEY not in raw and (directory / name).is_file():
+            own = read_json_object(directory / name)
+            return {**raw, CONFIG_KEY: {"quant_method": method, **own}}
+    return raw

@@ -159,13 +159,8 @@ class _StoredQuantization(msgspec.Struct, frozen=True):
 def _quantization(stored: Any, found: Found[Any]) -> Quantization | None:
     if stored is None:
         return None
-    method = stored.get("quant_method") if isinstance(stored, dict) else stored
-    if method != "hagane":
-        raise found.error(
-            "quantization_config",
-            f"has method {method!r}; only Hagane's own is read: load the unquantized model and "
-            "pass --quantize",
-        )
+    if not isinstance(stored, dict) or stored.get("quant_method") != "hagane":
+        return None  # another program's (`models.stored`)
     try:
         read = msgspec.convert(stored, _StoredQuantization)
     except msgspec.ValidationError as error:

@@ -16,22 +16,9 @@ from torch import Tensor
 from hagane.kernels import cpu
 from hagane.kernels.cpu import GroupedForm
 from hagane.weights.finite import check_finite
-from hagane.weights.sources.gguf.source import GGUFRows
+from hagane.weights.sources.grouped import GroupedRows
 from hagane.weights.sources.source import Rows
 
-# GGUF's types, but for those whose codes are points of a table.
-FORMS = {
-    "Q4_0": GroupedForm(4, 32, 8, False),
-    "Q4_1": GroupedForm(4, 32, 0, True),
-    "Q5_0": GroupedForm(5, 32, 16, False),
-    "Q5_1": GroupedForm(5, 32, 0, True),
-    "Q8_0": GroupedForm(8, 32, 128, False),
-    "Q2_K": GroupedForm(4, 16, 0, True),
-    "Q3_K": GroupedForm(4, 16, 4, False),
-    "Q4_K": GroupedForm(4, 32, 0, True),
-    "Q5_K": GroupedForm(5, 32, 0, True),
-    "Q6_K": GroupedForm(6, 16, 32, False),
-}
 # Rows decoded at a time have about so many weights: one thread's work.
 _SLICE = 1 << 15
 # Rows packed at a time: each time all threads meet.
@@ -39,10 +26,13 @@ _TOGETHER = 1 << 21
 
 
 def common_form(parts: Sequence[Rows]) -> GroupedForm | None:
-    """The form that holds all parts of a matrix, or None if they are not in groups."""
-    forms = [FORMS.get(part.info.type.name) for part in parts if isinstance(part, GGUFRows)]
-    known = [form for form in forms if form is not None]
-    if len(known) < len(parts) or parts[0].shape[1] % 32:
+    """The form that holds all parts of a matrix, or None if they are not in groups.
+
+    Nor has a matrix one whose parts take their inputs in different orders.
+    """
+    grouped = [part for part in parts if isinstance(part, GroupedRows)]
+    known = [part.form for part in grouped if part.form is not None]
+    if len(known) < len(parts) or not _is_one([part.input_order for part in grouped]):
         return None
     if len(set(known)) == 1:
         return known[0]
@@ -50,19 +40,27 @@ def common_form(parts: Sequence[Rows]) -> GroupedForm | None:
     return GroupedForm(bits, group, 0, True)
 
 
+def _is_one(orders: list[Tensor | None]) -> bool:
+    given = [order for order in orders if order is not None]
+    return not given or (
+        len(given) == len(orders) and all(torch.equal(order, given[0]) for order in given[1:])
+    )
+
+
 def pack(
     path: Path,
-    parts: Sequence[tuple[str, GGUFRows]],
+    parts: Sequence[tuple[str, GroupedRows]],
     form: GroupedForm,
     bias: Tensor | None,
 ) -> cpu.PackedWeight:
     """The matrix of the named parts, one under the other. Raises ModelError for NaN or infinity."""
     shape = sum(len(rows) for _, rows in parts), parts[0][1].shape[1]
-    return cpu.pack_grouped(_slices(path, parts, form), shape, form, bias)
+    order = parts[0][1].input_order
+    return cpu.pack_grouped(_slices(path, parts, form), shape, form, bias, order)
 
 
 def _slices(
-    path: Path, parts: Sequence[tuple[str, GGUFRows]], form: GroupedForm
+    path: Path, parts: Sequence[tuple[str, GroupedRows]], form: GroupedForm
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Rows in multiples of 16, across the parts' borders, as many as are worth several threads."""
     waiting: list[list[Tensor]] = []
@@ -88,18 +86,19 @@ def _triple(tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _read(
-    path: Path, name: str, rows: GGUFRows, form: GroupedForm, start: int, stop: int
+    path: Path, name: str, rows: GroupedRows, form: GroupedForm, start: int, stop: int
 ) -> list[Tensor]:
     """Codes, scale and, if `form` has any, minimum of rows [start, stop)."""
-    own = FORMS[rows.info.type.name]
-    groups = rows.groups(start, stop)
+    own, groups = rows.form or form, rows.groups(start, stop)
     # A byte's sum wraps around to the unsigned code.
     codes = (groups.codes.view(torch.uint8) + own.zero).view(stop - start, -1)
     scale = groups.scale.view(stop - start, -1).half()
     tensors = [codes, scale]
     if form.has_minimum:
-        minimum = scale * -own.zero if groups.minimum is None else groups.minimum.half()
-        tensors.append(minimum.view(stop - start, -1))
+        minimum = scale.float() * (form.zero - own.zero)
+        if groups.minimum is not None:
+            minimum += groups.minimum.view_as(minimum)
+        tensors.append(minimum.half())
     repeats = own.group // form.group
     for index in range(1, len(tensors)):
         check_finite(path, name, tensors[index], start)

@@ -63,6 +63,11 @@ class SafetensorsCheckpoint:
         path = self._files.get(name)
         return None if path is None else tuple(self._opened[path].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str | None:
+        """The stored dtype as the file calls it, such as "BF16"; None if it is not stored."""
+        path = self._files.get(name)
+        return None if path is None else str(self._opened[path].get_slice(name).get_dtype())
+
     def others(self, names: Collection[str]) -> list[str]:
         return sorted(n for n in self._files if n not in names and not n.endswith(_RECOMPUTED))
 

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from hagane.models.stored import StoredFormat
 from hagane.weights.sources.config import is_gguf
+from hagane.weights.sources.quantized.source import QuantizedCheckpoint
 from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 
 
@@ -44,10 +46,14 @@ class WeightSource(Protocol):
         """The tensor `name`. Raises ModelError if it is missing or not of `shape`."""
 
 
-def open_source(path: Path) -> WeightSource:
-    """The weights in a Hugging Face directory or a GGUF file. Raises ModelError."""
+def open_source(path: Path, stored: StoredFormat | None = None) -> WeightSource:
+    """The weights in a Hugging Face directory of format `stored` or a GGUF file.
+
+    Raises ModelError.
+    """
     if not is_gguf(path):
-        return SafetensorsCheckpoint(path)
+        checkpoint = SafetensorsCheckpoint(path)
+        return checkpoint if stored is None else QuantizedCheckpoint(checkpoint, stored)
     from hagane.weights.sources.gguf.source import GGUFSource
 
     return GGUFSource(path)

@@ -10,36 +10,17 @@ Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from hagane.kernels.cpu import GroupedForm
+from hagane.weights.sources.grouped import Groups
 
 # Code points of the non-linear 4-bit types.
 _IQ4_CODES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Twice the values of e2m1 (Rouhani et al., 2023, arXiv:2310.10537); the scale is halved for it.
 _E2M1_CODES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Decoded blocks.
-
-    `codes` [n, weights] is int8, `scale` and `minimum` [n, groups] are float32; `minimum` is None
-    where the format has none.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    minimum: Tensor | None = None
-
-    def dequantize(self) -> Tensor:
-        """float32 [n, weights]."""
-        groups = self.scale.shape[1]
-        weights: Tensor = self.codes.float().unflatten(1, (groups, -1)).mul_(self.scale[:, :, None])
-        if self.minimum is not None:
-            weights += self.minimum[:, :, None]
-        return weights.flatten(1)
 
 
 Decoder = Callable[[Tensor], Groups]
@@ -176,3 +157,16 @@ DECODERS: dict[str, Decoder] = {
 }
 # Types whose elements are floats by themselves.
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# How kernels hold the types whose codes are no points of a table.
+FORMS = {
+    "Q4_0": GroupedForm(4, 32, 8, False),
+    "Q4_1": GroupedForm(4, 32, 0, True),
+    "Q5_0": GroupedForm(5, 32, 16, False),
+    "Q5_1": GroupedForm(5, 32, 0, True),
+    "Q8_0": GroupedForm(8, 32, 128, False),
+    "Q2_K": GroupedForm(4, 16, 0, True),
+    "Q3_K": GroupedForm(4, 16, 4, False),
+    "Q4_K": GroupedForm(4, 32, 0, True),
+    "Q5_K": GroupedForm(5, 32, 0, True),
+    "Q6_K": GroupedForm(6, 16, 32, False),
+}

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hagane.kernels.cpu import GroupedForm
 from hagane.models.families import read_config
 from hagane.system.errors import ModelError
 from hagane.weights.sources.gguf.architectures import (
@@ -18,8 +19,14 @@ from hagane.weights.sources.gguf.architectures import (
     architecture,
     huggingface_config,
 )
+<<<<<<< HEAD
 from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
 from hagane.weights.sources.gguf.quantized_blocks import DECODERS, FLOATS, Groups
+=======
+from hagane.weights.sources.gguf.blocks import DECODERS, FLOATS, FORMS
+from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
+from hagane.weights.sources.grouped import GroupedRows, Groups
+>>>>>>> 4b758e6 (feat: GPTQ, AWQ, compressed-tensors and fp8 checkpoints load as they are stored)
 
 # torch shares out larger tensors to threads, which wait for each other longer than they decode.
 _ONE_THREADS_ELEMENTS = 1 << 15
@@ -27,7 +34,7 @@ _PERMUTED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
 
 
 @dataclass(frozen=True)
-class GGUFRows:
+class GGUFRows(GroupedRows):
     """One tensor of a file. `order` is the stored row of each row; None: in order.
 
     `offset` is taken from every value.
@@ -42,8 +49,9 @@ class GGUFRows:
     def shape(self) -> tuple[int, ...]:
         return self.info.shape
 
-    def __len__(self) -> int:
-        return self.info.shape[0]
+    @property
+    def form(self) -> GroupedForm | None:
+        return FORMS.get(self.info.type.name) if self.shape[1] % 32 == 0 else None
 
     def split(self, split_size: int) -> Iterator[Tensor]:
         """Float tensors of at most `split_size` rows.
