@@ -43,18 +43,9 @@ from hagane.models.spec import norm_at, parts_at
 from hagane.system.files import commit, write_text
 from hagane.weights.eight_bits import choose_eight_bits
 from hagane.weights.finite import check_finite, naming
-<<<<<<< HEAD
-from hagane.weights.formats.grouped import common_form
-from hagane.weights.formats.grouped import pack as pack_groups
+from hagane.weights.formats.kept import pack_kept
 from hagane.weights.load_progress import LoadProgress
 from hagane.weights.opening import compare, open_weights
-from hagane.weights.sources.gguf.source import GGUFRows
-=======
-from hagane.weights.formats.kept import pack_kept
-from hagane.weights.opening import compare, open_weights
-from hagane.weights.plan import plan
-from hagane.weights.progress import LoadProgress
->>>>>>> 4b758e6 (feat: GPTQ, AWQ, compressed-tensors and fp8 checkpoints load as they are stored)
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
 

@@ -10,8 +10,8 @@ from hagane.kernels import cpu
 from hagane.system.errors import ModelError
 from hagane.weights.formats.grouped import common_form, pack
 from hagane.weights.load import load_model
-from hagane.weights.sources.gguf.blocks import FORMS
 from hagane.weights.sources.gguf.file import GGUFModel
+from hagane.weights.sources.gguf.quantized_blocks import FORMS
 from hagane.weights.sources.gguf.source import GGUFRows
 
 from tests.support.gguf import dequantized, write_gguf

@@ -11,7 +11,7 @@ from hagane.kernels.arena import Arena
 from hagane.kernels.cpu.low_rank import NativeBank
 from hagane.kernels.low_rank import Part
 from hagane.models.attention import PackedCausal
-from hagane.models.serving import Packed
+from hagane.models.serving_layers import Packed
 from hagane.weights.formats.kept import pack_kept
 from hagane.weights.load import load_model
 from hagane.weights.opening import open_weights

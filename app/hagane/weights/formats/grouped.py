@@ -16,7 +16,7 @@ from torch import Tensor
 from hagane.kernels import cpu
 from hagane.kernels.cpu import GroupedForm
 from hagane.weights.finite import check_finite
-from hagane.weights.sources.grouped import GroupedRows
+from hagane.weights.sources.grouped_rows import GroupedRows
 from hagane.weights.sources.source import Rows
 
 # Rows decoded at a time have about so many weights: one thread's work.

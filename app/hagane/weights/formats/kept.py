@@ -11,7 +11,7 @@ from torch import Tensor
 from hagane.kernels import cpu
 from hagane.weights.finite import check_finite
 from hagane.weights.formats import grouped
-from hagane.weights.sources.grouped import GroupedRows
+from hagane.weights.sources.grouped_rows import GroupedRows
 from hagane.weights.sources.quantized.matrices import ChannelMatrix
 from hagane.weights.sources.source import Rows
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hagane.models.stored import StoredFormat
 from hagane.weights.sources.config import is_gguf
-from hagane.weights.sources.quantized.source import QuantizedCheckpoint
+from hagane.weights.sources.quantized.checkpoint import QuantizedCheckpoint
 from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 
 

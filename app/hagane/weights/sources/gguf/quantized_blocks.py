@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hagane.kernels.cpu import GroupedForm
-from hagane.weights.sources.grouped import Groups
+from hagane.weights.sources.grouped_rows import Groups
 
 # Code points of the non-linear 4-bit types.
 _IQ4_CODES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

@@ -19,14 +19,9 @@ from hagane.weights.sources.gguf.architectures import (
     architecture,
     huggingface_config,
 )
-<<<<<<< HEAD
 from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
-from hagane.weights.sources.gguf.quantized_blocks import DECODERS, FLOATS, Groups
-=======
-from hagane.weights.sources.gguf.blocks import DECODERS, FLOATS, FORMS
-from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
-from hagane.weights.sources.grouped import GroupedRows, Groups
->>>>>>> 4b758e6 (feat: GPTQ, AWQ, compressed-tensors and fp8 checkpoints load as they are stored)
+from hagane.weights.sources.gguf.quantized_blocks import DECODERS, FLOATS, FORMS
+from hagane.weights.sources.grouped_rows import GroupedRows, Groups
 
 # torch shares out larger tensors to threads, which wait for each other longer than they decode.
 _ONE_THREADS_ELEMENTS = 1 << 15

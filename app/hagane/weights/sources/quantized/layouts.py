@@ -32,7 +32,7 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 @dataclass(frozen=True)
-class Module:
+class LayerTensors:
     """The tensors of one linear layer of a checkpoint."""
 
     checkpoint: SafetensorsCheckpoint
@@ -67,39 +67,39 @@ class Layout:
 
     kinds: tuple[str, ...]
 
-    def has(self, module: Module) -> bool:
+    def has(self, layer: LayerTensors) -> bool:
         """Whether the layer is kept so; else its weights are floats."""
         raise NotImplementedError
 
-    def shape(self, module: Module, form: StoredFormat) -> tuple[int, ...]:
+    def shape(self, layer: LayerTensors, form: StoredFormat) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def read(self, module: Module, size: tuple[int, int], form: StoredFormat) -> Matrix:
+    def read(self, layer: LayerTensors, size: tuple[int, int], form: StoredFormat) -> Matrix:
         """Raises ModelError naming the tensor that does not fit."""
         raise NotImplementedError
 
 
-class GPTQ(Layout):
+class GPTQLayout(Layout):
     kinds = ("qweight", "qzeros", "scales", "g_idx")
 
-    def has(self, module: Module) -> bool:
-        return module.has("qweight")
+    def has(self, layer: LayerTensors) -> bool:
+        return layer.has("qweight")
 
-    def shape(self, module: Module, form: StoredFormat) -> tuple[int, ...]:
-        words, outputs = _two(module, "qweight")
-        index = module.shape("g_idx")
+    def shape(self, layer: LayerTensors, form: StoredFormat) -> tuple[int, ...]:
+        words, outputs = _two(layer, "qweight")
+        index = layer.shape("g_idx")
         return outputs, index[0] if index else words * 32 // form.bits
 
-    def read(self, module: Module, size: tuple[int, int], form: StoredFormat) -> GroupedMatrix:
+    def read(self, layer: LayerTensors, size: tuple[int, int], form: StoredFormat) -> GroupedMatrix:
         outputs, inputs = size
-        words, _ = _two(module, "qweight")
-        bits = _bits(module, "qweight", words, inputs)
-        qweight = module.read("qweight", (words, outputs), torch.int32)
-        groups = _two(module, "scales")[0]
-        scale = module.read("scales", (groups, outputs)).t().contiguous()
-        qzeros = module.read("qzeros", (groups, outputs * bits // 32), torch.int32)
+        words, _ = _two(layer, "qweight")
+        bits = _bits(layer, "qweight", words, inputs)
+        qweight = layer.read("qweight", (words, outputs), torch.int32)
+        groups = _two(layer, "scales")[0]
+        scale = layer.read("scales", (groups, outputs)).t().contiguous()
+        qzeros = layer.read("qzeros", (groups, outputs * bits // 32), torch.int32)
         zeros = _zero_points(qzeros, bits, form.zero_offset)
-        index = _group_index(module, "g_idx", inputs, groups)
+        index = _group_index(layer, "g_idx", inputs, groups)
 
         def codes(start: int, stop: int) -> Tensor:
             return unpack(qweight[:, start:stop].t(), bits)
@@ -107,22 +107,22 @@ class GPTQ(Layout):
         return GroupedMatrix(bits, size, codes, scale, zeros.t().contiguous(), index)
 
 
-class AWQ(Layout):
+class AWQLayout(Layout):
     kinds = ("qweight", "qzeros", "scales")
 
-    def has(self, module: Module) -> bool:
-        return module.has("qweight")
+    def has(self, layer: LayerTensors) -> bool:
+        return layer.has("qweight")
 
-    def shape(self, module: Module, form: StoredFormat) -> tuple[int, ...]:
-        inputs, words = _two(module, "qweight")
+    def shape(self, layer: LayerTensors, form: StoredFormat) -> tuple[int, ...]:
+        inputs, words = _two(layer, "qweight")
         return 8 * words, inputs
 
-    def read(self, module: Module, size: tuple[int, int], form: StoredFormat) -> GroupedMatrix:
+    def read(self, layer: LayerTensors, size: tuple[int, int], form: StoredFormat) -> GroupedMatrix:
         outputs, inputs = size
-        qweight = module.read("qweight", (inputs, outputs // 8), torch.int32)
-        groups = _two(module, "scales")[0]
-        scale = module.read("scales", (groups, outputs)).t().contiguous()
-        zeros = self._unpack(module.read("qzeros", (groups, outputs // 8), torch.int32))
+        qweight = layer.read("qweight", (inputs, outputs // 8), torch.int32)
+        groups = _two(layer, "scales")[0]
+        scale = layer.read("scales", (groups, outputs)).t().contiguous()
+        zeros = self._unpack(layer.read("qzeros", (groups, outputs // 8), torch.int32))
 
         def codes(start: int, stop: int) -> Tensor:
             first = start // 8
@@ -137,64 +137,64 @@ class AWQ(Layout):
         return codes.flatten(1).t()
 
 
-class Packed(Layout):
+class PackedLayout(Layout):
     kinds = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
-    def has(self, module: Module) -> bool:
-        return module.has("weight_packed")
+    def has(self, layer: LayerTensors) -> bool:
+        return layer.has("weight_packed")
 
-    def shape(self, module: Module, form: StoredFormat) -> tuple[int, ...]:
-        return tuple(module.read("weight_shape", (2,)).tolist())
+    def shape(self, layer: LayerTensors, form: StoredFormat) -> tuple[int, ...]:
+        return tuple(layer.read("weight_shape", (2,)).tolist())
 
-    def read(self, module: Module, size: tuple[int, int], form: StoredFormat) -> GroupedMatrix:
+    def read(self, layer: LayerTensors, size: tuple[int, int], form: StoredFormat) -> GroupedMatrix:
         outputs, inputs = size
-        words = _two(module, "weight_packed")[1]
-        bits = _bits(module, "weight_packed", words, inputs)
-        packed = module.read("weight_packed", (outputs, words), torch.int32)
-        scale = _by_rows(module, "weight_scale", outputs)
+        words = _two(layer, "weight_packed")[1]
+        bits = _bits(layer, "weight_packed", words, inputs)
+        packed = layer.read("weight_packed", (outputs, words), torch.int32)
+        scale = _by_rows(layer, "weight_scale", outputs)
         groups = scale.shape[1]
         zeros = torch.full((outputs, groups), 1 << (bits - 1), dtype=torch.uint8)
-        if module.has("weight_zero_point"):
-            zeros = self._zeros(module, bits, outputs, groups)
-        index = _group_index(module, "weight_g_idx", inputs, groups)
+        if layer.has("weight_zero_point"):
+            zeros = self._zeros(layer, bits, outputs, groups)
+        index = _group_index(layer, "weight_g_idx", inputs, groups)
 
         def codes(start: int, stop: int) -> Tensor:
             return unpack(packed[start:stop], bits)[:, :inputs]
 
         return GroupedMatrix(bits, size, codes, scale, zeros, index)
 
-    def _zeros(self, module: Module, bits: int, outputs: int, groups: int) -> Tensor:
-        if module.dtype("weight_zero_point") == "I32":
-            words = module.read("weight_zero_point", (-(-outputs * bits // 32), groups))
+    def _zeros(self, layer: LayerTensors, bits: int, outputs: int, groups: int) -> Tensor:
+        if layer.dtype("weight_zero_point") == "I32":
+            words = layer.read("weight_zero_point", (-(-outputs * bits // 32), groups))
             return unpack(words.t(), bits)[:, :outputs].t().contiguous()
         # Older versions did not pack them: signed, as the codes are before they are packed.
-        signed = _by_rows(module, "weight_zero_point", outputs)
+        signed = _by_rows(layer, "weight_zero_point", outputs)
         return (signed.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
 
 
-class Int8(Layout):
+class Int8Layout(Layout):
     kinds = ("weight_scale", "weight_zero_point", "weight_g_idx")
 
-    def has(self, module: Module) -> bool:
-        return module.dtype("weight") == "I8" and module.has("weight_scale")
+    def has(self, layer: LayerTensors) -> bool:
+        return layer.dtype("weight") == "I8" and layer.has("weight_scale")
 
-    def shape(self, module: Module, form: StoredFormat) -> tuple[int, ...]:
-        return module.shape("weight") or ()
+    def shape(self, layer: LayerTensors, form: StoredFormat) -> tuple[int, ...]:
+        return layer.shape("weight") or ()
 
     def read(
-        self, module: Module, size: tuple[int, int], form: StoredFormat
+        self, layer: LayerTensors, size: tuple[int, int], form: StoredFormat
     ) -> GroupedMatrix | ChannelMatrix:
         outputs, inputs = size
-        weight = module.read("weight", size, torch.int8)
-        scale = _by_rows(module, "weight_scale", outputs)
+        weight = layer.read("weight", size, torch.int8)
+        scale = _by_rows(layer, "weight_scale", outputs)
         groups = scale.shape[1]
-        if groups == 1 and not module.has("weight_zero_point"):
+        if groups == 1 and not layer.has("weight_zero_point"):
             return ChannelMatrix(weight, scale.float().flatten())
         zeros = torch.full((outputs, groups), 128, dtype=torch.uint8)
-        if module.has("weight_zero_point"):
-            stored = _by_rows(module, "weight_zero_point", outputs)
+        if layer.has("weight_zero_point"):
+            stored = _by_rows(layer, "weight_zero_point", outputs)
             zeros = (stored.to(torch.int16) + 128).to(torch.uint8)
-        index = _group_index(module, "weight_g_idx", inputs, groups)
+        index = _group_index(layer, "weight_g_idx", inputs, groups)
 
         def codes(start: int, stop: int) -> Tensor:
             return weight[start:stop].view(torch.uint8) + 128
@@ -202,51 +202,51 @@ class Int8(Layout):
         return GroupedMatrix(8, size, codes, scale, zeros, index)
 
 
-class Fp8(Layout):
+class Fp8Layout(Layout):
     kinds = ("weight_scale", "weight_scale_inv")
 
-    def has(self, module: Module) -> bool:
-        return module.dtype("weight") == "F8_E4M3" and any(map(module.has, self.kinds))
+    def has(self, layer: LayerTensors) -> bool:
+        return layer.dtype("weight") == "F8_E4M3" and any(map(layer.has, self.kinds))
 
-    def shape(self, module: Module, form: StoredFormat) -> tuple[int, ...]:
-        return module.shape("weight") or ()
+    def shape(self, layer: LayerTensors, form: StoredFormat) -> tuple[int, ...]:
+        return layer.shape("weight") or ()
 
-    def read(self, module: Module, size: tuple[int, int], form: StoredFormat) -> Fp8Matrix:
+    def read(self, layer: LayerTensors, size: tuple[int, int], form: StoredFormat) -> Fp8Matrix:
         outputs, inputs = size
-        weight = module.read("weight", size, torch.float8_e4m3fn)
-        kind = next(filter(module.has, reversed(self.kinds)))
-        scale = module.stored(kind).float()
+        weight = layer.read("weight", size, torch.float8_e4m3fn)
+        kind = next(filter(layer.has, reversed(self.kinds)))
+        scale = layer.stored(kind).float()
         if scale.numel() == 1:
             return Fp8Matrix(weight, scale.view(1, 1), size)
         if scale.ndim == 1 or (scale.shape[1] == 1 and scale.shape[0] == outputs):
-            return Fp8Matrix(weight, _by_rows(module, kind, outputs).float(), (1, inputs))
+            return Fp8Matrix(weight, _by_rows(layer, kind, outputs).float(), (1, inputs))
         rows, columns = form.block
         expected = -(-outputs // rows), -(-inputs // columns)
-        return Fp8Matrix(weight, module.read(kind, expected).float(), form.block)
+        return Fp8Matrix(weight, layer.read(kind, expected).float(), form.block)
 
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
-    "gptq": (GPTQ(),),
-    "awq": (AWQ(),),
-    "compressed-tensors": (Packed(), Int8(), Fp8()),
-    "fp8": (Fp8(),),
+    "gptq": (GPTQLayout(),),
+    "awq": (AWQLayout(),),
+    "compressed-tensors": (PackedLayout(), Int8Layout(), Fp8Layout()),
+    "fp8": (Fp8Layout(),),
 }
 
 
-def _two(module: Module, kind: str) -> tuple[int, int]:
-    shape = module.shape(kind)
+def _two(layer: LayerTensors, kind: str) -> tuple[int, int]:
+    shape = layer.shape(kind)
     if shape is None:
-        raise module.error(kind, "is missing")
+        raise layer.error(kind, "is missing")
     if len(shape) != 2 or not prod(shape):
-        raise module.error(kind, f"has shape {list(shape)}, not two sides")
+        raise layer.error(kind, f"has shape {list(shape)}, not two sides")
     return shape[0], shape[1]
 
 
-def _bits(module: Module, kind: str, words: int, inputs: int) -> int:
+def _bits(layer: LayerTensors, kind: str, words: int, inputs: int) -> int:
     bits = 32 * words // inputs
     # Codes that do not fill the last word leave room in it.
     if not 2 <= bits <= 8 or -(-inputs * bits // 32) != words:
-        raise module.error(kind, f"has {words} words for {inputs} inputs: no number of bits fits")
+        raise layer.error(kind, f"has {words} words for {inputs} inputs: no number of bits fits")
     return bits
 
 
@@ -258,25 +258,25 @@ def _zero_points(words: Tensor, bits: int, offset: int) -> Tensor:
     return (unpack(words, bits) + offset) & ((1 << bits) - 1)
 
 
-def _by_rows(module: Module, kind: str, outputs: int) -> Tensor:
+def _by_rows(layer: LayerTensors, kind: str, outputs: int) -> Tensor:
     """Scales or zero points of a matrix, of its rows, or of their groups: [out, groups]."""
-    stored = module.stored(kind)
+    stored = layer.stored(kind)
     if stored.numel() == 1:
         return stored.view(1, 1).expand(outputs, 1)
     if not stored.numel() or stored.numel() % outputs:
-        raise module.error(kind, f"has shape {list(stored.shape)} for {outputs} rows")
+        raise layer.error(kind, f"has shape {list(stored.shape)} for {outputs} rows")
     return stored.view(outputs, -1)
 
 
-def _group_index(module: Module, kind: str, inputs: int, groups: int) -> Tensor | None:
+def _group_index(layer: LayerTensors, kind: str, inputs: int, groups: int) -> Tensor | None:
     """int64 [in]; None where groups are in order."""
-    index = module.read(kind, (inputs,)).long() if module.has(kind) else None
+    index = layer.read(kind, (inputs,)).long() if layer.has(kind) else None
     if index is None or index[0] == -1:  # compressed-tensors' "none"
         if inputs % groups:
-            raise module.error(kind, f"is missing, and {groups} groups do not divide {inputs}")
+            raise layer.error(kind, f"is missing, and {groups} groups do not divide {inputs}")
         return None
     if index.min() < 0 or index.max() >= groups:
-        raise module.error(kind, f"names a group that is none of {groups}")
+        raise layer.error(kind, f"names a group that is none of {groups}")
     if inputs % groups == 0 and torch.equal(index, torch.arange(inputs) // (inputs // groups)):
         return None
     return index

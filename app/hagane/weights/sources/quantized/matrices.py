@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hagane.kernels.cpu import GroupedForm
-from hagane.weights.sources.grouped import GroupedRows, Groups
+from hagane.weights.sources.grouped_rows import GroupedRows, Groups
 
 # Elements decoded at a time.
 _BLOCK_ELEMENTS = 1 << 18

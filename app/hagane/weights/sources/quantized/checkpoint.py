@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hagane.models.stored import StoredFormat
 from hagane.system.errors import ModelError
-from hagane.weights.sources.quantized.layouts import LAYOUTS, Layout, Matrix, Module
+from hagane.weights.sources.quantized.layouts import LAYOUTS, LayerTensors, Layout, Matrix
 from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 
 # Activations are quantized here as they come, and the KV cache by its own scales.
@@ -53,10 +53,10 @@ class QuantizedCheckpoint:
             )
         return layout.read(module, (shape[0], shape[1]), self.form)
 
-    def _layout(self, name: str) -> tuple[Layout, Module] | None:
+    def _layout(self, name: str) -> tuple[Layout, LayerTensors] | None:
         if not name.endswith(".weight"):
             return None
-        module = Module(self.checkpoint, name.removesuffix(".weight"))
+        module = LayerTensors(self.checkpoint, name.removesuffix(".weight"))
         fitting = (layout for layout in LAYOUTS[self.form.method] if layout.has(module))
         layout = next(fitting, None)
         return None if layout is None else (layout, module)
