@@ -31,8 +31,11 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def bounded(tiny_model_dir, tmp_path_factory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("bounded") / "log"
-    server = start_server(tiny_model_dir, log, *FLAGS, HAGANE_API_KEYS="key")
+    folder = tmp_path_factory.mktemp("bounded")
+    server = start_server(
+        tiny_model_dir, folder / "log", *FLAGS, HAGANE_API_KEYS="key", HAGANE_ADMIN_KEY="admin",
+        HAGANE_DATA_DIR=str(folder / "data"),
+    )  # fmt: skip
     server.wait_ready()
     yield server
     stop_server(server)
@@ -232,6 +235,28 @@ def test_bodies_that_stall_or_trickle_are_given_up(bounded):
     assert statuses(answer) == [408]
     assert b"body_timeout" in answer
     assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize("sent", [0, 60, 300, 5000], ids=["head", "purpose", "file", "content"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_uploads_that_stall_are_given_up_and_leave_nothing(bounded, sent, chunked):
+    part = b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n'
+    form = part % b"purpose" + b"fine-tune\r\n" + part % b'file"; filename="a.jsonl'
+    form = (form + b"x" * 5000)[:sent]
+    head = POST.replace(b"/v1/completions", b"/v1/files").replace(
+        b"application/json", b"multipart/form-data; boundary=B"
+    )
+    head += b"Authorization: Bearer admin\r\n"
+    with connect(bounded) as connection:
+        if chunked:
+            body = b"%x\r\n%b\r\n" % (len(form), form) if form else b""
+            connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        else:
+            connection.sendall(head + b"Content-Length: 900000\r\n\r\n" + form)
+        answer = rest(connection)
+    assert statuses(answer) == [408]
+    assert b"body_timeout" in answer
+    assert list((bounded.log.parent / "data" / "files").iterdir()) == []
 
 
 def test_bodies_are_refused_by_their_announced_length(bounded):

@@ -13,8 +13,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from hagane.store.files import Files, StoredFile, Upload
 from hagane.system.errors import InvalidRequestError, TooLargeError
 
-# Written at a time: few hand-overs to the writing thread, little memory.
-_PIECE_BYTES = 1 << 20
+# Written at a time: few hand-overs to the writing thread, little memory for each upload.
+_PIECE_BYTES = 256 << 10
 _MOST_FIELD_BYTES = 1024
 # Of a body, what may surround the file: boundaries, headers, the purpose.
 _MOST_FRAME_BYTES = 64 << 10
