@@ -25,7 +25,6 @@ import jsonschema
 from hagane.generation import grammars
 from hagane.system.errors import InvalidRequestError
 from hagane.text.hub import resolve_model
-from hagane.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -109,7 +108,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = resolve_model(options.model)
-    checker = grammars.GrammarChecker(Tokenizer.load(model).to_json())
+    checker = grammars.GrammarChecker(model)
     checker.prepare()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
