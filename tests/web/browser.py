@@ -73,7 +73,8 @@ def wait_until(page: Page, condition: str) -> None:
 
 def send(page: Page, text: str) -> None:
     page.fill("#prompt", text)
-    page.press("#prompt", "Enter")
+    # With Control: alone, Enter makes a new line on phones.
+    page.press("#prompt", "Control+Enter")
 
 
 def wait_answer(page: Page) -> str:
@@ -83,12 +84,15 @@ def wait_answer(page: Page) -> str:
 
 
 def endless_model(directory: Path) -> Path:
-    """The built-in model without its end-of-text tokens: it writes until it is stopped."""
+    """The built-in model without anything that ends its text: it writes until it is stopped."""
     copy = directory / "endless"
     shutil.copytree(ROOT / "models" / "hagane-mini", copy)
     (copy / "generation_config.json").unlink()
     for name, key in (("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
         raw = json.loads((copy / name).read_text(encoding="utf-8"))
         raw[key] = None
+        if "chat_template" in raw:
+            # A token that the template ends answers with would end them.
+            raw["chat_template"] = raw["chat_template"].replace("<|im_end|>", "")
         (copy / name).write_text(json.dumps(raw), encoding="utf-8")
     return copy

@@ -38,13 +38,23 @@ def fill_with_everything(page):
     wait_answer(page)
     page.evaluate(
         """async (text) => {
-          const key = Object.keys(localStorage).find((name) => name.includes("conversation"));
-          const conversation = JSON.parse(localStorage[key]);
+          const find = (role) => Object.keys(localStorage).find((key) =>
+            key.startsWith("hagane.message.") && JSON.parse(localStorage[key]).role === role);
+          const key = find("assistant");
+          const first = JSON.parse(localStorage[key]);
+          const put = (changes) => {
+            const message = { ...first, note: undefined, ...changes };
+            localStorage[key.replace(first.id, message.id)] = JSON.stringify(message);
+          };
           const error = { message: "No.", code: "queue_full", status: 429, retryAfter: 2 };
-          conversation.messages[1].content = text;
-          conversation.messages.push({ role: "user", content: text });
-          conversation.messages.push({ role: "assistant", content: "", error });
-          localStorage[key] = JSON.stringify(conversation);
+          put({ content: text, reasoning: text });
+          put({ id: "u2", role: "user", parent: first.id, at: first.at + 1, content: text,
+            files: [{ name: "a.txt", text: "a" }] });
+          put({ id: "a2", parent: "u2", at: first.at + 2, content: "", error });
+          put({ id: "a3", parent: "u2", at: first.at + 3, content: "Cut", error });
+          const conversation = `hagane.conversation.${key.split(".")[2]}`;
+          localStorage[conversation] = JSON.stringify({
+            ...JSON.parse(localStorage[conversation]), leaf: "a3" });
         }""",
         SAMPLE,
     )
@@ -133,7 +143,7 @@ def test_focus_returns_from_dialogs_and_editing(page):
     assert page.evaluate("document.activeElement.id") == "open-settings"
     page.focus(".edit")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.ariaLabel") == "Edit your message"
+    assert page.evaluate("document.activeElement.ariaLabel") == "Edit the message"
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.className") == "edit"
 

@@ -68,7 +68,7 @@ def start(page, **values):
 
 def test_wrong_keys_stay_outside(browser, admin):
     with visit(browser, f"{admin.url}/admin", "#sign-in:not([hidden])") as page:
-        for wrong, words in (("guess", "Missing or incorrect"), ("a-users-key", "may chat")):
+        for wrong, words in (("guess", "Missing or incorrect"), ("a-users-key", "does not open")):
             page.fill("#sign-in [name=key]", wrong)
             page.press("#sign-in [name=key]", "Enter")
             page.wait_for_selector(f"#notice:has-text('{words}')")
@@ -114,8 +114,10 @@ def test_from_upload_to_conversation(page):
     assert page.locator("#checkpoint-list .card").count() >= 2
     name = page.inner_text("#job-title").split()[0]
     page.click("#job-head a:has-text('Chat with it')")
-    page.wait_for_selector("#settings[open]")
-    page.fill("#settings [name=key]", "a-users-key")
+    page.fill("#key-dialog [name=key]", "a-users-key")
+    page.click("#key-dialog .primary")
+    page.wait_for_selector("#model option", state="attached")
+    page.click("#open-settings")
     page.fill("#settings [name=maxTokens]", "8")
     page.click("#settings .primary")
     page.wait_for_selector("#model optgroup", state="attached")

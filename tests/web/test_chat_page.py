@@ -14,9 +14,8 @@ import pytest
 from tests.support.server import start_server, stop_server
 from tests.web.browser import endless_model, send, visit, wait_answer, wait_until
 
-HISTORY = (
-    "JSON.parse(localStorage[Object.keys(localStorage).find(k => k.includes('conversation'))])"
-)
+ANSWERS = """Object.keys(localStorage).filter((key) => key.startsWith("hagane.message."))
+  .map((key) => JSON.parse(localStorage[key])).filter(({ role }) => role === "assistant")"""
 WRITTEN = "document.querySelector('.writing .text')?.textContent.length > 20"
 WATCH = """() => {
   window.lengths = new Set();
@@ -187,7 +186,7 @@ def test_adapters_are_grouped_by_what_they_were_tuned_from(page):
     page.wait_for_selector(".error:has-text('model_not_found')")
 
 
-def test_retry_and_edit(page):
+def test_retry_and_edit_keep_what_was_there(page):
     choose(page, maxTokens=3, temperature=0)
     send(page, "first")
     wait_answer(page)
@@ -199,28 +198,147 @@ def test_retry_and_edit(page):
         "user", "assistant", "user",
     ]  # fmt: skip
     wait_answer(page)
+    assert page.inner_text(".message:last-child .count") == "2/2"
     page.click(".message.user >> nth=1 >> .edit")
-    field = page.get_by_role("textbox", name="Edit your message")
+    field = page.get_by_role("textbox", name="Edit the message")
     assert field.input_value() == "second"
     field.press("Escape")
-    assert page.locator(".message.user .text").all_inner_texts() == ["first", "second"]
+    said = page.locator(".message.user .text")
+    assert said.all_inner_texts() == ["first", "second"]
     page.click(".message.user >> nth=1 >> .edit")
     field.fill("third")
     field.press("Enter")
     page.wait_for_selector(".message.user:has-text('third')")
     wait_answer(page)
-    assert page.locator(".message.user .text").all_inner_texts() == ["first", "third"]
+    assert said.all_inner_texts() == ["first", "third"]
     assert page.locator(".message").count() == 4
+    page.click(".message.user >> nth=1 >> .earlier")
+    assert said.all_inner_texts() == ["first", "second"]
+    assert page.inner_text(".message:last-child .count") == "2/2"
+    # An answer can be corrected, and the question before it asked again.
+    page.click(".message.assistant >> nth=0 >> .edit")
+    field.fill("corrected")
+    page.click(".message.assistant .save")
+    page.wait_for_selector(".message.assistant:has-text('corrected')")
+    assert page.locator(".message").count() == 2
+    page.reload()
+    page.wait_for_selector(".message.assistant:has-text('corrected')")
+    assert page.locator("#conversations .choose").count() == 1
 
 
-def test_reload_keeps_the_conversation_even_in_mid_answer(page):
+def test_an_answer_interrupted_by_a_reload_goes_on(page):
+    choose(page, maxTokens=400)
     send(page, "物語を聞かせて。")
     wait_until(page, WRITTEN)
     page.reload()
-    page.wait_for_selector(".message.assistant")
+    page.wait_for_selector(".message.assistant .resume")
     assert page.inner_text(".message.user .text") == "物語を聞かせて。"
-    assert len(page.inner_text(".message.assistant .text")) > 20
+    came = page.inner_text(".message.assistant .text")
+    assert len(came) > 20
+    assert page.inner_text(".message.assistant .stats").startswith("Interrupted.")
     assert page.inner_text("#conversations .choose") == "物語を聞かせて。"
+    choose(page, maxTokens=8)
+    with page.expect_request("**/v1/chat/completions") as asked:
+        page.click(".resume")
+    body = asked.value.post_data_json
+    assert body["continue_final_message"] is True
+    assert body["messages"][-1]["role"] == "assistant"
+    whole = wait_answer(page)
+    assert whole.startswith(came[:20])
+    assert len(whole) > len(came)
+    assert page.locator(".message").count() == 2
+
+
+def test_two_tabs_on_one_conversation_keep_all_that_was_said(page, endless):
+    choose(page, maxTokens=2)
+    send(page, "one")
+    wait_answer(page)
+    other = page.context.new_page()
+    other.goto(endless.url)
+    other.wait_for_selector(".message.assistant")
+    other.wait_for_selector("#model option", state="attached")
+    # Said in both, at once and after another: all of it is there, in both and after a reload.
+    send(page, "two")
+    send(other, "three")
+    for tab in (page, other):
+        wait_until(tab, f"({ANSWERS}).filter((one) => one.stats?.exact).length === 3")
+        wait_answer(tab)
+    send(other, "four")
+    wait_answer(other)
+    shown = other.locator(".message .text").all_inner_texts()
+    assert "one" in shown
+    assert "four" in shown
+    kept = "Object.keys(localStorage).map((key) => localStorage[key]).join()"
+    for tab in (page, other):
+        tab.reload()
+        tab.wait_for_selector(".message.user:has-text('four')")
+        assert all(f'"content":"{word}"' in tab.evaluate(kept) for word in ("two", "three"))
+    # What one tab deletes, the other does not bring back.
+    page.click("#conversations .remove")
+    page.click("#ask .primary")
+    other.wait_for_selector("#log:not(:has(.message))", state="attached")
+    assert "hagane.message" not in other.evaluate("Object.keys(localStorage).join()")
+
+
+def stream(page, *deltas):
+    """Have the next answers consist of these deltas."""
+    chunks = [
+        {"id": "c1", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        for delta in deltas
+    ]
+    body = "".join(f"data: {event}\n\n" for event in [*map(json.dumps, chunks), "[DONE]"])
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"reasoning_content": "*Hm*, "}, {"reasoning_content": "yes."}, {"content": "42"}],
+        [{"content": "<think>*Hm*, "}, {"content": "yes.</think>\n\n42"}],
+    ],
+)
+def test_reasoning_is_folded(page, deltas):
+    stream(page, *deltas)
+    send(page, "Why?")
+    page.wait_for_selector("#log[aria-busy=false] .message.assistant")
+    assert page.inner_text(".message.assistant > .text") == "42"
+    assert not page.locator(".reasoning .text").is_visible()
+    assert page.inner_text(".reasoning summary").startswith("Thought")
+    page.click(".reasoning summary")
+    assert page.inner_text(".reasoning .text") == "Hm, yes."
+    with page.expect_request("**/v1/chat/completions") as asked:
+        send(page, "And?")
+    assert "Hm" not in json.dumps(asked.value.post_data_json)
+
+
+def test_a_busy_server_is_waited_for(page):
+    refused = []
+
+    def refuse(route):
+        refused.append(1)
+        if len(refused) != 2:
+            headers = {"Retry-After": "1" if len(refused) == 1 else "60"}
+            body = {"error": {"message": "Full.", "code": "rate_limit_exceeded"}}
+            route.fulfill(status=429 if len(refused) == 1 else 503, headers=headers, json=body)
+        else:
+            route.fallback()
+
+    page.route("**/v1/chat/completions", refuse)
+    choose(page, maxTokens=2)
+    send(page, "Hi")
+    page.wait_for_selector(".waiting:has-text('Trying again in 1 s.')")
+    assert wait_answer(page)
+    assert page.locator(".waiting, .error").count() == 0
+    send(page, "Again")
+    page.wait_for_selector(".waiting:has-text('in 60 s.')")
+    page.click(".tryNow")
+    page.wait_for_selector(".waiting:has-text('in 60 s.')")
+    page.click(".giveUp")
+    page.wait_for_selector("#log[aria-busy=false] .message:last-child .stats:has-text('Stopped.')")
+    assert len(refused) == 4
 
 
 def test_conversations_are_listed_renamed_exported_and_deleted(page):
@@ -263,18 +381,22 @@ def test_an_answer_goes_on_while_another_conversation_is_read(page):
     page.click("#new-chat")
     assert page.locator(".message").count() == 0
     assert page.inner_text("#send") == "Send"
-    wait_until(page, f"{HISTORY}.messages[1].stats?.exact")
+    wait_until(page, f"({ANSWERS})[0]?.stats?.exact")
     page.click("#conversations .choose:has-text('long')")
     assert "60 tokens" in page.inner_text(".message.assistant .stats")
 
 
-def test_a_refusal_is_shown_in_the_servers_words(page):
+def test_a_refusal_is_explained_in_the_pages_language(page):
     choose(page, maxTokens=5000)
     send(page, "Hi")
     page.wait_for_selector(".message.assistant [role=alert]")
     shown = page.inner_text("[role=alert].error")
+    assert shown.startswith("The conversation is longer than the model can read.")
     assert "This model's maximum context length is 1024 tokens." in shown
     assert "HTTP 400 · context_length_exceeded · messages" in shown
+    page.click("#language")
+    assert page.inner_text(".error").startswith("会話がモデルの読める長さを超えています。")
+    page.click("#language")
     choose(page, maxTokens=2)
     page.click(".retry")
     wait_answer(page)
@@ -291,55 +413,71 @@ def test_a_lost_connection_is_told_and_keeps_what_came(browser, model, tmp_path)
         server.process.wait()
         answer = wait_answer(page)
         assert len(answer) > 20
-        assert "Connection lost" in page.inner_text(".error")
+        assert "could not be reached" in page.inner_text(".error")
         page.click(".retry")
         page.wait_for_selector(".message.assistant:last-child .error")
         assert page.locator(".message").count() == 2
 
 
-def test_api_key_is_asked_for_and_forgotten_with_the_tab(browser, tiny_model_dir, tmp_path):
+def test_api_key_is_explained_lent_to_other_tabs_and_kept_where_wanted(
+    browser, tiny_model_dir, tmp_path
+):
     server = start_server(tiny_model_dir, tmp_path / "log", HAGANE_API_KEYS="secret-key")
     server.wait_ready()
+    stored = "JSON.stringify(localStorage).includes('secret-key')"
     try:
         with visit(browser, server.url) as page:
-            page.wait_for_selector("#settings[open]")
+            page.wait_for_selector("#key-dialog[open]")
+            assert "answers only with a key" in page.inner_text("#key-dialog")
             assert page.evaluate("document.activeElement.name") == "key"
             page.keyboard.type("wrong")
             page.keyboard.press("Enter")
-            page.wait_for_selector("#settings[open]")
-            page.fill("#settings [name=key]", "secret-key")
-            page.fill("#settings [name=maxTokens]", "2")
-            page.click("#settings .primary")
+            page.wait_for_selector("#key-refused:visible")
+            page.fill("#key-dialog [name=key]", "secret-key")
+            page.click("#key-dialog .primary")
             page.wait_for_selector("#model option", state="attached")
             assert not page.locator("#notice").is_visible()
+            choose(page, maxTokens=2)
             send(page, "Hi")
             wait_answer(page)
             assert page.locator(".error").count() == 0
-            assert "secret-key" not in page.evaluate("JSON.stringify(localStorage)")
-            assert "secret-key" in page.evaluate("JSON.stringify(sessionStorage)")
+            assert page.evaluate(stored) is False
+            other = page.context.new_page()
+            other.goto(server.url)
+            other.wait_for_selector("#model option", state="attached")
+            assert not other.locator("#key-dialog").is_visible()
+            other.click("#open-settings")
+            other.click("#open-key")
+            other.check("#key-dialog [name=keep]")
+            other.click("#key-dialog .primary")
+            wait_until(other, stored)
+            assert other.evaluate("sessionStorage.length") == 0
     finally:
         stop_server(server)
 
 
+def test_on_a_phone_enter_starts_a_line(browser, endless):
+    with visit(browser, endless.url, has_touch=True, is_mobile=True) as page:
+        page.tap("#prompt")
+        page.keyboard.type("one")
+        page.keyboard.press("Enter")
+        page.keyboard.type("two")
+        assert page.input_value("#prompt") == "one\ntwo"
+        assert page.get_attribute("#prompt", "enterkeyhint") == "enter"
+        assert page.locator(".message").count() == 0
+
+
 def test_hostile_model_output_runs_nothing(page):
     text = "<img src=x onerror='hacked=1'> <script>hacked=1</script> [x](javascript:hacked=1)"
-    chunks = [
-        {"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
-        for piece in [*text, "\n\n```html\n<svg onload=hacked=1>\n```"]
-    ]
-    events = [*map(json.dumps, chunks), "[DONE]"]
-    body = "".join(f"data: {event}\n\n" for event in events)
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(content_type="text/event-stream", body=body),
-    )
+    pieces = [*text, "\n\n```html\n<svg onload=hacked=1>\n```"]
+    stream(page, *({"content": piece} for piece in pieces))
     send(page, "<img src=x onerror='hacked=1'>")
     assert text in wait_answer(page)
     assert page.inner_text(".message.user .text") == "<img src=x onerror='hacked=1'>"
     assert page.inner_text("#conversations .choose") == "<img src=x onerror='hacked=1'>"
     page.reload()
     page.wait_for_selector(".message.assistant")
-    assert page.locator("#log :is(img, script, svg, a)").count() == 0
+    assert page.locator("#log .text :is(img, script, svg, a)").count() == 0
     assert page.evaluate("'hacked' in window") is False
 
 

@@ -3,7 +3,7 @@
 import { listModels } from "../shared/api.js";
 import { prepareDialog } from "../shared/dialogs.js";
 import { t } from "../shared/i18n.js";
-import { loadKey } from "../shared/storage.js";
+import { loadKey } from "../shared/keys.js";
 import { request } from "./client.js";
 import { announce, attempt } from "./notice.js";
 

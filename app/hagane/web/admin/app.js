@@ -2,7 +2,7 @@
 
 import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
-import { loadKey, saveKey } from "../shared/storage.js";
+import { loadKey, saveKey } from "../shared/keys.js";
 import { request } from "./client.js";
 import { openFiles } from "./files.js";
 import { openJob } from "./job.js";

@@ -1,7 +1,7 @@
 /** The routes of administration, asked with the admin key of this tab. */
 
 import { ApiError, call, readEvents } from "../shared/api.js";
-import { loadKey } from "../shared/storage.js";
+import { loadKey } from "../shared/keys.js";
 
 const PAGE = 100;
 

@@ -3,7 +3,7 @@
 import { ApiError, listModels } from "../shared/api.js";
 import { element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
-import { loadKey } from "../shared/storage.js";
+import { loadKey } from "../shared/keys.js";
 import { listAll, request } from "./client.js";
 import { attempt, describe } from "./notice.js";
 

@@ -3,13 +3,19 @@
 import { ApiError, listModels, pageExists, sendFeedback } from "../shared/api.js";
 import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
-import { loadKey, prefer, preferences } from "../shared/storage.js";
-import { requestBody, startAnswer } from "./answer.js";
-import { fit, onEnter } from "./composer.js";
+import { borrowKey, loadKey } from "../shared/keys.js";
+import { prefer, preferences } from "../shared/storage.js";
+import { requestBody } from "./answer.js";
+import { fit, onEnter, touches } from "./composer.js";
+import { explain } from "./errors.js";
+import { askForKey } from "./key.js";
 import { offerModels } from "./models.js";
+import { isOwn, isWritten, keepOnLeaving, run, runsOf } from "./runs.js";
 import { openSettings } from "./settings.js";
 import { prepareDrawer, setDrawer, showConversations } from "./sidebar.js";
 import * as store from "./store.js";
+import { followOtherTabs } from "./tabs.js";
+import { branch, endBelow, siblings } from "./tree.js";
 import { MessageLog } from "./view.js";
 import { WORDS } from "./words.js";
 
@@ -17,31 +23,27 @@ const $ = (id) => document.getElementById(id);
 
 /** Conversations that are open in this tab: the shown one and those still being answered. */
 const open = new Map();
-/** Answers being written, by conversation id. */
-const runs = new Map();
 let current = recall(preferences.current);
 
 const log = new MessageLog($("log"), {
   retry,
-  edit(text) {
-    const at = current.messages.findLastIndex(({ role }) => role === "user");
-    current.messages.splice(at, Infinity, { role: "user", content: text });
-    answer();
-    $("prompt").focus();
-  },
+  resume,
+  edit,
   judge,
-  key: () => settings("key"),
+  choose(message) {
+    store.change(current, { leaf: endBelow(current, message) });
+    show();
+  },
+  key: enterKey,
+  now: () => runsOf(current.id).forEach((one) => one.now()),
+  stop: stopCurrent,
 });
 
 function recall(id) {
-  const found = open.get(id) ?? store.listConversations().find((one) => one.id === id);
+  const found = open.get(id) ?? store.openConversation(id);
   const conversation = found ?? store.newConversation(preferences.system);
   open.set(conversation.id, conversation);
   return conversation;
-}
-
-function save(conversation) {
-  notice(store.saveConversation(conversation) ? "" : t("storageFull"));
 }
 
 function notice(text) {
@@ -49,87 +51,138 @@ function notice(text) {
   $("notice").hidden = !text;
 }
 
+/** Say it when the browser had no room for something. */
+function kept(done) {
+  if (!done) notice(t("storageFull"));
+}
+
 /** Bring the whole page up to date with the current conversation. */
 function show() {
-  const running = runs.has(current.id);
-  log.show(current.messages, running);
-  $("empty").hidden = current.messages.length > 0;
+  const running = runsOf(current.id).length > 0;
+  const messages = branch(current);
+  log.show(messages, (message) => placeOf(message, messages));
+  $("empty").hidden = messages.length > 0;
   $("send").textContent = t(running ? "stop" : "send");
   $("send").classList.toggle("stop", running);
   showConversations(current, {
     select,
-    changed(conversation) {
-      save(conversation);
+    changed(id, changes) {
+      kept(store.change(open.get(id) ?? store.openConversation(id), changes));
       show();
     },
     removed(id) {
-      runs.get(id)?.stop();
-      open.delete(id);
-      select(null);
+      forget(id);
+      if (id === current.id) select(null);
+      else show();
     },
   });
 }
 
+function placeOf(message, messages) {
+  const busy = isWritten(message);
+  if (message.writing && !busy) {
+    // Its tab ended without a word.
+    delete message.writing;
+    message.note ??= "interrupted";
+  }
+  const beside = siblings(current, message);
+  return { last: message === messages.at(-1), busy, own: isOwn(message), beside };
+}
+
+function forget(id) {
+  runsOf(id).forEach(({ stop }) => stop());
+  open.delete(id);
+}
+
 function select(id) {
-  if (!runs.has(current.id)) open.delete(current.id);
+  if (!runsOf(current.id).length) open.delete(current.id);
   current = recall(id);
   prefer({ current: id });
   log.clear();
   show();
   setDrawer(false);
-  $("prompt").focus();
+  if (!touches()) $("prompt").focus();
 }
 
 async function send() {
   if (!(await modelIsKnown())) return;
   const text = $("prompt").value.trim();
-  if (!text || runs.has(current.id)) return;
+  if (!text || runsOf(current.id).length) return;
   $("prompt").value = "";
   fit($("prompt"));
-  current.messages.push({ role: "user", content: text });
+  say({ role: "user", content: text });
   answer();
 }
 
-async function retry() {
+/** Add a message to the current conversation and keep it. */
+function say(message, parent = current.leaf) {
+  const added = store.addMessage(current, message, parent);
+  const { begins, leaf, updated } = { ...current, updated: Date.now() };
+  kept(store.change(current, { begins, leaf, updated }) && store.keepMessage(current, added));
+  return added;
+}
+
+/** Another answer beside this one; or the first to a message that has none. */
+async function retry(message) {
   if (!(await modelIsKnown())) return;
-  if (current.messages.at(-1).role === "assistant") current.messages.pop();
-  answer();
+  answer(message.role === "user" ? message.id : message.parent);
   $("prompt").focus();
 }
 
-/** Have the last message answered; the conversation may leave the screen meanwhile. */
-async function answer() {
+/** The user's changed message beside the old one, and an answer; of an answer, a corrected one. */
+function edit(message, content) {
+  const { role, model, files } = message;
+  const changed = say({ role, content, ...(model && { model }), ...(files && { files }) }, message.parent);
+  if (role === "user") answer(changed.id);
+  else show();
+  $("prompt").focus();
+}
+
+/** Have the message `parent` answered; the conversation may leave the screen meanwhile. */
+function answer(parent = current.leaf) {
+  const message = say({ role: "assistant", content: "", model: preferences.model }, parent);
+  write(message, requestBody(current.system, branch(current).slice(0, -1)));
+}
+
+/** Have an answer that broke off go on where it ended. */
+function resume(message) {
+  const body = requestBody(current.system, branch(current));
+  write(message, { ...body, model: message.model ?? body.model, continue_final_message: true });
+}
+
+async function write(message, body) {
   const conversation = current;
-  conversation.updated = Date.now();
-  const body = requestBody(conversation);
-  const run = startAnswer(conversation, body, loadKey("key"), (message) => log.update(message));
-  runs.set(conversation.id, run);
+  let waiting = false;
+  const written = run(conversation, message, body, loadKey("key"), () => {
+    if (waiting !== "waiting" in message) {
+      waiting = !waiting;
+      if (conversation === current) show();
+    }
+    log.update(message);
+  }, kept);
   prefer({ current: conversation.id });
-  save(conversation);
   show();
   $("status").textContent = t("writing");
-  await run.finished;
-  runs.delete(conversation.id);
+  await written;
   if (!open.has(conversation.id)) return;
-  save(conversation);
-  $("status").textContent = run.message.error ? "" : t(run.message.note ?? "done");
-  if (run.message.error?.code === "model_not_found") loadModels();
+  $("status").textContent = message.error ? "" : t(message.note ?? "done");
+  if (message.error?.code === "model_not_found") loadModels();
   if (conversation === current) show();
-  else open.delete(conversation.id);
+  else if (!runsOf(conversation.id).length) open.delete(conversation.id);
 }
 
 /** Send the thumbs of an answer; they stay pressed once the server has them. */
 async function judge(message, thumbs) {
   const conversation = current;
   try {
-    await sendFeedback(message.id, thumbs, loadKey("key"));
+    await sendFeedback(message.completion, thumbs, loadKey("key"));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    notice(error.message || t("lost"));
+    notice(explain(error));
     return;
   }
   message.thumbs = thumbs;
-  save(conversation);
+  kept(store.keepMessage(conversation, message));
   if (conversation !== current) return;
   show();
   log.focus(message, thumbs === "up" ? "good" : "bad");
@@ -149,22 +202,28 @@ async function loadModels() {
     notice("");
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    notice(error.message || t("lost"));
-    if (error.status === 401) settings("key");
+    const tried = loadKey("key");
+    if (error.status !== 401) notice(explain(error));
+    else if (!tried && (await borrowKey("key"))) await loadModels();
+    else enterKey(tried !== "");
   }
 }
 
-function settings(focus) {
+function enterKey(refused = true) {
+  notice(t("needsKey"));
+  askForKey(refused === true && loadKey("key") !== "", loadModels);
+}
+
+function settings() {
   openSettings(current.system, (changes) => {
-    current.system = changes.system;
     prefer(changes);
-    save(current);
+    kept(store.change(current, { system: changes.system }));
     loadModels();
-  }, focus);
+  });
 }
 
 function stopCurrent() {
-  runs.get(current.id)?.stop();
+  runsOf(current.id).forEach(({ stop }) => stop());
 }
 
 function listen() {
@@ -176,16 +235,22 @@ function listen() {
   });
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (runs.has(current.id)) stopCurrent();
+    if (runsOf(current.id).length) stopCurrent();
     else send();
     prompt.focus();
   });
   $("new-chat").addEventListener("click", () => select(null));
   $("model").addEventListener("change", () => prefer({ model: $("model").value }));
-  $("open-settings").addEventListener("click", () => settings());
-  // What was written so far survives a reload in the middle of an answer.
-  addEventListener("pagehide", () => {
-    for (const id of runs.keys()) store.saveConversation(open.get(id));
+  $("open-settings").addEventListener("click", settings);
+  $("open-key").addEventListener("click", () => {
+    $("settings").close();
+    askForKey(false, loadModels);
+  });
+  keepOnLeaving();
+  followOtherTabs(open, (id, deleted) => {
+    if (deleted) forget(id);
+    if (deleted && id === current.id) select(null);
+    else show();
   });
 }
 
@@ -202,9 +267,10 @@ followLink();
 prepareDrawer();
 listen();
 prepareAppearance(WORDS, () => {
+  $("hint").textContent = t(touches() ? "hintTouch" : "hint");
   log.clear();
   show();
   loadModels();
 });
-$("prompt").focus();
+if (!touches()) $("prompt").focus();
 $("to-admin").hidden = !(await pageExists("admin"));

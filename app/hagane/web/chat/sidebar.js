@@ -3,6 +3,7 @@
 import { ask } from "../shared/dialogs.js";
 import { button, download } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
+import { exported } from "./exchange.js";
 import * as store from "./store.js";
 
 const $ = (id) => document.getElementById(id);
@@ -10,14 +11,11 @@ const $ = (id) => document.getElementById(id);
 /**
  * Show every stored conversation; the current one carries its actions.
  * @param {import("./store.js").Conversation} current
- * @param {{select: (id: string) => void, changed: (conversation: object) => void,
+ * @param {{select: (id: string) => void, changed: (id: string, changes: object) => void,
  *   removed: (id: string) => void}} actions
  */
 export function showConversations(current, actions) {
-  const rows = store.listConversations().map((stored) => {
-    const conversation = stored.id === current.id ? current : stored;
-    return row(conversation, conversation === current, actions);
-  });
+  const rows = store.listConversations().map((entry) => row(entry, entry.id === current.id, actions));
   $("conversations").replaceChildren(...rows);
 }
 
@@ -36,7 +34,7 @@ function row(conversation, isCurrent, actions) {
   tools.className = "tools";
   tools.append(
     button("rename", () => rename(conversation, name, actions)),
-    button("exportJson", () => download(`${fileName(name)}.json`, store.exported(conversation))),
+    button("exportJson", () => download(`${fileName(name)}.json`, exported(store.openConversation(conversation.id)))),
     button("remove", () => remove(conversation, name, actions)),
   );
   made.append(tools);
@@ -51,8 +49,7 @@ function fileName(name) {
 async function rename(conversation, name, actions) {
   const title = await ask(t("renameLabel"), name);
   if (title === null) return;
-  conversation.title = title;
-  actions.changed(conversation);
+  actions.changed(conversation.id, { title });
   document.querySelector("#conversations .rename")?.focus();
 }
 

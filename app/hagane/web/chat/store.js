@@ -1,73 +1,176 @@
 /**
  * The conversations, kept in the browser until deleted.
  *
- * Every conversation has an entry of its own, so two tabs do not overwrite each other's.
+ * Every message has an entry of its own, and names the one it follows: tabs that write in one
+ * conversation add to it and overwrite nothing. What follows the same message are branches.
  *
- * @typedef {{role: "user" | "assistant", content: string, model?: string, stats?: object,
- *   note?: string, error?: object, id?: string, thumbs?: "up" | "down"}} Message
- * @typedef {{id: string, title: string, updated: number, system: string,
- *   messages: Message[]}} Conversation
+ * @typedef {{id: string, parent: ?string, role: "user" | "assistant", content: string, at: number,
+ *   reasoning?: string, model?: string, files?: {name: string, text: string}[], stats?: object,
+ *   note?: string, error?: object, completion?: string, thumbs?: "up" | "down", writing?: number,
+ *   calls?: object[]}} Message
+ *   `at` and `writing` in milliseconds since 1970; `writing`: when a tab last said that it writes it
+ * @typedef {{id: string, title: string, begins: string, updated: number, system: string,
+ *   leaf: ?string}} Entry what the list shows; `leaf` is the last message of the chosen branch
+ * @typedef {Entry & {messages: Map<string, Message>}} Conversation
  */
 
 import { read, write } from "../shared/storage.js";
 
 const CONVERSATION = "hagane.conversation.";
+const MESSAGE = "hagane.message.";
+const LONGEST_NAME = 40;
+
+/** @returns {string} an id; randomUUID() would need a secure page, which a LAN's server has not */
+export function newId() {
+  const parts = crypto.getRandomValues(new Uint32Array(3));
+  return Array.from(parts, (part) => part.toString(36)).join("");
+}
 
 /**
- * A conversation with nothing said yet; it is saved with its first message.
+ * A conversation with nothing said yet; it is kept from its first message on.
  * @param {string} system system prompt, or ""
  * @returns {Conversation}
  */
 export function newConversation(system) {
-  // randomUUID() would need a secure page, and a server in the next room has none.
-  const parts = crypto.getRandomValues(new Uint32Array(3));
-  const id = Array.from(parts, (part) => part.toString(36)).join("");
-  return { id, title: "", updated: Date.now(), system, messages: [] };
+  const messages = new Map();
+  return { id: newId(), title: "", begins: "", updated: Date.now(), system, leaf: null, messages };
 }
 
-/** @returns {Conversation[]} latest first */
+/** @returns {Entry[]} latest first */
 export function listConversations() {
   return Object.keys(localStorage)
     .filter((key) => key.startsWith(CONVERSATION))
     .map(read)
-    .filter((found) => found && Array.isArray(found.messages))
+    .filter((found) => found?.id)
     .sort((a, b) => b.updated - a.updated);
 }
 
 /**
- * Keep a conversation; one without messages is not worth keeping.
+ * @param {?string} id
+ * @returns {?Conversation} with all of its messages; null when there is none
+ */
+export function openConversation(id) {
+  const entry = id && read(CONVERSATION + id);
+  if (!entry) return null;
+  if (entry.messages) return upgraded(entry);
+  const messages = new Map(messagesOf(id).map((message) => [message.id, message]));
+  return { ...entry, messages };
+}
+
+function messagesOf(id) {
+  const prefix = `${MESSAGE}${id}.`;
+  const keys = Object.keys(localStorage).filter((key) => key.startsWith(prefix));
+  return keys.map(read).filter((found) => found?.id);
+}
+
+/** A conversation of the time when all messages were one entry. */
+function upgraded({ id, title, updated, system, messages }) {
+  const conversation = { ...newConversation(system), id, title, updated };
+  for (const { id: completion, ...message } of messages) {
+    addMessage(conversation, { ...message, ...(completion && { completion }) });
+  }
+  localStorage.removeItem(CONVERSATION + id);
+  keepAll(conversation);
+  return conversation;
+}
+
+/**
+ * Add a message to the end of the chosen branch, or below another.
+ * @param {Conversation} conversation
+ * @param {Partial<Message>} message
+ * @param {?string} parent id of the message it follows
+ * @returns {Message}
+ */
+export function addMessage(conversation, message, parent = conversation.leaf) {
+  const added = { id: newId(), parent, at: Date.now(), ...message };
+  conversation.messages.set(added.id, added);
+  conversation.leaf = added.id;
+  // By code points: a name never ends in half an emoji.
+  const begins = added.content.trim().replace(/\s+/g, " ");
+  conversation.begins ||= Array.from(begins).slice(0, LONGEST_NAME).join("");
+  return added;
+}
+
+/**
+ * Change what the list knows of a conversation; another tab's other changes stay.
+ * @param {Conversation} conversation
+ * @param {Partial<Entry>} changes
+ * @returns {boolean} false when the browser's storage is full
+ */
+export function change(conversation, changes) {
+  Object.assign(conversation, changes);
+  if (!conversation.messages.size) return true;
+  const { messages, ...entry } = conversation;
+  const stored = read(CONVERSATION + conversation.id) ?? entry;
+  return write(CONVERSATION + conversation.id, { ...stored, ...changes });
+}
+
+/**
+ * Keep a message, unless its conversation was deleted meanwhile.
+ * @param {Conversation} conversation
+ * @param {Message} message
+ * @returns {boolean} false when the browser's storage is full
+ */
+export function keepMessage(conversation, message) {
+  if (localStorage.getItem(CONVERSATION + conversation.id) === null) return true;
+  const { waiting, ...kept } = message;
+  return write(`${MESSAGE}${conversation.id}.${message.id}`, kept);
+}
+
+/**
+ * Keep a conversation and all of its messages.
  * @param {Conversation} conversation
  * @returns {boolean} false when the browser's storage is full
  */
-export function saveConversation(conversation) {
-  return !conversation.messages.length || write(CONVERSATION + conversation.id, conversation);
+export function keepAll(conversation) {
+  const kept = change(conversation, {});
+  return kept && [...conversation.messages.values()].every((one) => keepMessage(conversation, one));
 }
 
 /** @param {string} id */
 export function deleteConversation(id) {
   localStorage.removeItem(CONVERSATION + id);
+  for (const message of messagesOf(id)) localStorage.removeItem(`${MESSAGE}${id}.${message.id}`);
+}
+
+/**
+ * Hear of what other tabs change.
+ * @param {(id: string, entry: ?Entry) => void} listed a conversation changed; null: it was deleted
+ * @param {(id: string, message: Message) => void} said a message came or changed
+ */
+export function onOtherTabs(listed, said) {
+  addEventListener("storage", ({ key, newValue }) => {
+    if (key?.startsWith(CONVERSATION)) {
+      listed(key.slice(CONVERSATION.length), newValue && JSON.parse(newValue));
+    } else if (key?.startsWith(MESSAGE) && newValue) {
+      said(key.slice(MESSAGE.length).split(".")[0], JSON.parse(newValue));
+    }
+  });
+}
+
+/**
+ * The conversations that contain `text`, in a title or a message, whatever its case and width.
+ * @param {string} text
+ * @returns {Set<string>} their ids
+ */
+export function search(text) {
+  const plain = (one) => (one ?? "").normalize("NFKC").toLowerCase();
+  const wanted = plain(text);
+  const found = listConversations().filter(({ title }) => plain(title).includes(wanted));
+  const ids = new Set(found.map(({ id }) => id));
+  for (const key of Object.keys(localStorage)) {
+    if (!key.startsWith(MESSAGE)) continue;
+    const id = key.slice(MESSAGE.length).split(".")[0];
+    if (!ids.has(id) && plain(read(key)?.content).includes(wanted)) ids.add(id);
+  }
+  return ids;
 }
 
 /**
  * A conversation's name: the user's, else the beginning of the first message, else "".
- * @param {Conversation} conversation
+ * @param {Entry} conversation
  * @returns {string}
  */
-export function nameOf(conversation) {
-  const first = conversation.messages[0]?.content.trim().replace(/\s+/g, " ") ?? "";
-  // By code points: a title never ends in half an emoji.
-  return conversation.title || Array.from(first).slice(0, 40).join("");
-}
-
-/**
- * The conversation in the shape that the API and fine-tuning files use, ready to be read by people.
- * @param {Conversation} conversation
- * @returns {string} JSON
- */
-export function exported(conversation) {
-  const system = conversation.system ? [{ role: "system", content: conversation.system }] : [];
-  const messages = conversation.messages.map(({ role, content }) => ({ role, content }));
-  const updated = new Date(conversation.updated).toISOString();
-  const file = { title: nameOf(conversation), updated, messages: [...system, ...messages] };
-  return JSON.stringify(file, null, 2);
+export function nameOf({ title, begins }) {
+  return title || begins || "";
 }

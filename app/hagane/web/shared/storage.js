@@ -1,6 +1,5 @@
 /**
- * What the browser remembers for every page: preferences until deleted, keys until the tab is
- * closed.
+ * What the browser remembers for every page: preferences, until they are deleted.
  *
  * @typedef {{model: string, system: string, temperature: ?number, topP: ?number, topK: ?number,
  *   minP: ?number, repetitionPenalty: ?number, maxTokens: ?number, seed: ?number,
@@ -61,22 +60,4 @@ export function write(key, value) {
 export function prefer(changes) {
   Object.assign(preferences, changes);
   write(PREFERENCES, { ...read(PREFERENCES), ...changes });
-}
-
-/**
- * The key given in this tab.
- * @param {"key" | "adminKey"} which that of the API or that of administration
- * @returns {string} "" for none
- */
-export function loadKey(which) {
-  return sessionStorage.getItem(`hagane.${which}`) ?? "";
-}
-
-/**
- * @param {"key" | "adminKey"} which
- * @param {string} key "" forgets it
- */
-export function saveKey(which, key) {
-  if (key) sessionStorage.setItem(`hagane.${which}`, key);
-  else sessionStorage.removeItem(`hagane.${which}`);
 }
