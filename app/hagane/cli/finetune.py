@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
-from hagane.data.records import Method
 from hagane.system.errors import ConfigurationError
 from hagane.system.weight_formats import FormatChoice
 
@@ -25,7 +25,9 @@ class FinetuneOptions(Options):
     model: str = Field(description="model directory, store name or hub id")
     output: Path | None = Field(None, description="the run's directory; default: FILE's name")
     validation_file: Path | None = Field(None, description="default: a tenth of FILE")
-    method: Method | None = Field(None, description="[supervised]")
+    method: Literal["supervised", "dpo", "orpo", "kto"] | None = Field(
+        None, description="[supervised]"
+    )
     n_epochs: int | None = Field(None, description="passes over the file; default: by its length")
     batch_size: int | None = Field(None, description="examples a step; default: by the file")
     learning_rate: float | None = Field(None, description="default: by the method")

@@ -7,6 +7,7 @@
 | text | `text` |
 | preference | `input.messages`, `preferred_output`, `non_preferred_output` (OpenAI's) |
 | preference | `prompt`, `chosen`, `rejected`: texts, or lists of messages |
+| task | `messages` or `prompt` without an answer, and what a grader needs |
 | judged | a conversation or completion, with `label`: true for one to imitate, false to avoid |
 
 Other keys are the file's own notes and are left alone.
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from hagane.system import strict_json
 
-Method = Literal["supervised", "dpo", "orpo", "kto"]
+Method = Literal["supervised", "dpo", "orpo", "kto", "reinforcement"]
 # Methods that compare two answers to the same prompt.
 PAIRED: tuple[Method, ...] = ("dpo", "orpo")
 Message = dict[str, Any]
@@ -72,6 +73,34 @@ def parse(line: str, method: Method) -> Record:
     if preferred == other:
         raise RecordError("prefers an answer to itself: its two answers are the same")
     return preferred, other
+
+
+@dataclass(frozen=True)
+class RecordedTask:
+    """A prompt to answer, and the whole line, which graders read as `item`.
+
+    `prompt` is a text to continue, or messages the last of which is not the assistant's.
+    """
+
+    prompt: str | tuple[Message, ...]
+    item: dict[str, Any]
+    tools: tuple[Any, ...] | None = None
+
+
+def parse_task(line: str) -> RecordedTask:
+    """Parse a line with `messages` or `prompt`, and anything else. Raises RecordError."""
+    record = _json(line, "")
+    if not isinstance(record, dict):
+        raise RecordError(f"is {_kind(record)}; a line must be a JSON object")
+    if isinstance(prompt := record.get("prompt"), str):
+        return RecordedTask(_text(prompt, "prompt"), record)
+    messages = _list(record, "messages")
+    if not messages:
+        raise RecordError("messages is empty")
+    checked = tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages))
+    if checked[-1]["role"] == "assistant":
+        raise RecordError("messages ends with the assistant's; the answer is what the model finds")
+    return RecordedTask(checked, record, _tools(record, "tools"))
 
 
 def _supervised(record: dict[str, Any]) -> Answer:

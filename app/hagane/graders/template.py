@@ -24,6 +24,11 @@ def fill(text: str, values: dict[str, Any]) -> str:
     return _PLACE.sub(value, text)
 
 
+def places(text: str) -> list[str]:
+    """The paths that `text` names."""
+    return _PLACE.findall(text)
+
+
 def look_up(path: str, values: dict[str, Any]) -> Any:
     """What a dotted path such as `item.answers.0` leads to. Raises InvalidRequestError."""
     found: Any = values

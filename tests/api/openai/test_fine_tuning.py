@@ -191,6 +191,42 @@ def test_pausing_resuming_and_cancelling(admin, admin_server, training_file):
     assert jobs.retrieve(job.id).status == "cancelled"
 
 
+# Only the base model can be asked in a job.
+OPINION = {"type": "score_model", "name": "opinion", "model": "other",
+           "input": [{"role": "user", "content": "Rate {{ sample.output_text }}."}]}  # fmt: skip
+
+
+def rewarded(operation: str = "ilike", **hyperparameters) -> dict:
+    """The `method` of a job that rewards a letter."""
+    grader = {"type": "string_check", "name": "letter", "operation": operation,
+              "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"}  # fmt: skip
+    block = {"grader": grader, "hyperparameters": hyperparameters}
+    return {"type": "reinforcement", "reinforcement": block}
+
+
+@pytest.mark.slow
+def test_a_job_is_rewarded(admin, admin_server):
+    lines = [json.dumps({"messages": [{"role": "user", "content": f"Say {i}"}], "answer": "e"})
+             for i in range(8)]  # fmt: skip
+    file = admin.files.create(file=("t.jsonl", "\n".join(lines).encode()), purpose="fine-tune")
+    method = rewarded(n_epochs=1, batch_size=3, eval_interval=1)
+    job = admin.fine_tuning.jobs.create(
+        model="tiny", training_file=file.id, method=method, seed=1,
+        extra_body={"extra": {"max_completion_tokens": 4, "group_size": 4, "promote": "always"}},
+    )  # fmt: skip
+    done = wait(admin, job.id, "succeeded", seconds=180)
+    assert done.method.reinforcement.grader.name == "letter"
+    assert done.method.reinforcement.hyperparameters.eval_interval == 1
+    events = [e.message for e in admin.fine_tuning.jobs.list_events(job.id, limit=50)]
+    assert any("training reward=" in message for message in events)
+    table = admin.files.content(done.result_files[0]).text.splitlines()
+    assert "train_reward_mean" in table[0] and len(table) == 3
+    answer = admin.chat.completions.create(
+        model=done.fine_tuned_model, messages=[{"role": "user", "content": "Say 1"}], max_tokens=4
+    )
+    assert answer.choices[0].finish_reason
+
+
 @pytest.mark.parametrize(
     ("body", "param", "status"),
     [
@@ -206,7 +242,14 @@ def test_pausing_resuming_and_cancelling(admin, admin_server, training_file):
          "method.kto.hyperparameters.beta", 400),
         ({"method": {"type": "kto"}, "extra": {"full": True}}, "extra", 400),
         ({"method": {"type": "orpo"}, "extra": {"neftune_alpha": 5}}, "extra", 400),
-        ({"method": {"type": "reinforcement"}}, "method.type", 400),
+        ({"method": {"type": "reinforcement"}}, "method.reinforcement", 400),
+        ({"method": rewarded(operation="is")},
+         "method.reinforcement.grader.string_check.operation", 400),
+        ({"method": rewarded(), "extra": {"group_size": 1}}, "extra.group_size", 400),
+        ({"method": rewarded(), "extra": {"full": True}}, "extra", 400),
+        ({"method": {"type": "reinforcement", "reinforcement": {"grader": OPINION}}},
+         "extra", 400),
+        ({"extra": {"kl": 0.1}}, "extra.kl", 400),
         ({"extra": {"rank": 0}}, "extra.rank", 400),
         ({"extra": {"target_modules": ["lm_head"]}}, "extra.target_modules", 400),
         ({"extra": {"dropout": 0.1}}, "extra.dropout", 400),

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,12 +29,12 @@ from hagane.api.openai.fine_tuning_schemas import (
 )
 from hagane.api.serving import Serving, get_serving
 from hagane.api.sse import stream
-from hagane.data.records import Method as TrainingMethod
 from hagane.store.jobs import Event, Job, Status, new_job_id
 from hagane.store.paging import Paging
 from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.inspection import inspect_files
+from hagane.training.reinforce.spec import read_spec
 
 router = guarded_router()
 
@@ -177,7 +177,7 @@ async def file_report(
     file_id: str,
     request: Request,
     model: str | None = None,
-    method: TrainingMethod = "supervised",
+    method: Literal["supervised", "dpo", "orpo", "kto"] = "supervised",
     sequence_length: Annotated[int | None, Query(ge=8)] = None,
 ) -> dict[str, Any]:
     """A forecast of training on the file: bad lines, tokens, steps, time, memory.
@@ -254,6 +254,12 @@ def _method(body: JobBody) -> Method:
         raise InvalidRequestError(
             "Give 'method' or the older 'hyperparameters', not both.", param="hyperparameters"
         )
+    if method.type == "reinforcement":
+        if method.reinforcement is None:
+            raise InvalidRequestError(
+                "'method.reinforcement' with its 'grader' is missing.", param="method.reinforcement"
+            )
+        return method
     if method.type != "supervised":
         return method.model_copy(update={method.type: method.block or Preference()})
     older = Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
@@ -267,22 +273,30 @@ def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTun
                            ("validation_file", body.validation_file)):  # fmt: skip
         if file_id is not None:
             _require_examples(serving, file_id, param)
-    hyperparameters = (method.block or Supervised()).hyperparameters.model_dump()
+    hyperparameters = (method.block or Supervised()).hyperparameters.model_dump(
+        exclude={"reasoning_effort"}
+    )
     extra = body.extra.model_dump(exclude_none=True, exclude={"promote"})
     settings = serving.settings
     served = {"quantize": "none" if body.extra.full else settings.quantize}
+    rewarding = {}
+    if method.reinforcement is not None:
+        rewarding = {"grader": method.reinforcement.grader, "base_name": serving.model.id}
     try:
-        return FineTuneSpec(
-            model=serving.model.directory,
-            training_file=files.path(body.training_file),
-            validation_file=body.validation_file and files.path(body.validation_file),
-            method=method.type,
-            seed=seed,
-            dtype="auto" if settings.dtype == "float16" else settings.dtype,
-            device=settings.device,
-            threads=settings.training_threads or max(1, (os.cpu_count() or 1) // 2),
-            **hyperparameters,
-            **(served | extra),
+        return read_spec(
+            {
+                "model": serving.model.directory,
+                "training_file": files.path(body.training_file),
+                "validation_file": body.validation_file and files.path(body.validation_file),
+                "method": method.type,
+                "seed": seed,
+                "dtype": "auto" if settings.dtype == "float16" else settings.dtype,
+                "device": settings.device,
+                "threads": settings.training_threads or max(1, (os.cpu_count() or 1) // 2),
+                **hyperparameters,
+                **rewarding,
+                **(served | extra),
+            }
         )
     except ValidationError as error:
         place = ("body", "method", method.type, "hyperparameters")

@@ -11,8 +11,17 @@ from pydantic import Field
 
 from hagane.api.fields import Body, Count, Flag, Number
 from hagane.data.records import Method as TrainingMethod
+from hagane.graders.spec import Grader
 from hagane.store.jobs import Event, Job, JobCheckpoint
 from hagane.system.weight_formats import FormatChoice
+
+# Hyperparameters that a plan resolves, and its names for them.
+_RESOLVED = {
+    "n_epochs": "epochs",
+    "batch_size": "batch_size",
+    "beta": "beta",
+    "eval_interval": "checkpoint_every",
+}
 
 IntegerOrAuto = Count | Literal["auto"]
 NumberOrAuto = Number | Literal["auto"]
@@ -36,6 +45,18 @@ class Preference(Body):
     hyperparameters: PreferenceHyperparameters = PreferenceHyperparameters()
 
 
+class ReinforcementHyperparameters(Hyperparameters):
+    compute_multiplier: NumberOrAuto = "auto"
+    eval_interval: IntegerOrAuto = "auto"
+    eval_samples: IntegerOrAuto = "auto"
+    reasoning_effort: Literal["default"] = "default"
+
+
+class Reinforcement(Body):
+    grader: Grader
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
+
+
 class Method(Body):
     """OpenAI's methods, and the extensions orpo and kto. Only the block of `type` may be given."""
 
@@ -44,11 +65,12 @@ class Method(Body):
     dpo: Preference | None = None
     orpo: Preference | None = None
     kto: Preference | None = None
+    reinforcement: Reinforcement | None = None
 
     @property
-    def block(self) -> Supervised | Preference | None:
+    def block(self) -> Supervised | Preference | Reinforcement | None:
         """The block of the method's own name."""
-        found: Supervised | Preference | None = getattr(self, self.type)
+        found: Supervised | Preference | Reinforcement | None = getattr(self, self.type)
         return found
 
 
@@ -57,7 +79,8 @@ class Extra(Body):
 
     `quantize` follows the server's own, so that an adapter is trained on what it will be served on.
     `promote` is the gate: whether the result goes live always, if its validation loss is below the
-    base model's, or when an admin decides so.
+    base model's, or when an admin decides so. The last four are of reinforcement, whose loss is the
+    mean reward, negated.
     """
 
     rank: Count | None = None
@@ -71,6 +94,10 @@ class Extra(Body):
     neftune_alpha: Number | None = None
     quantize: FormatChoice | None = None
     promote: Literal["always", "if_better", "manual"] = "if_better"
+    group_size: Count | None = None
+    max_completion_tokens: Count | None = None
+    updates: Count | None = None
+    kl: Number | None = None
 
 
 class JobBody(Body):
@@ -103,7 +130,7 @@ def describe_job(job: Job) -> dict[str, Any]:
         return _describe_pretraining(job)
     method, plan = job.request["method"], job.plan or {}
     hyperparameters = dict(method[method["type"]]["hyperparameters"])
-    for name, key in (("n_epochs", "epochs"), ("batch_size", "batch_size"), ("beta", "beta")):
+    for name, key in _RESOLVED.items():
         if hyperparameters.get(name) == "auto" and key in plan:
             hyperparameters[name] = plan[key]
     if hyperparameters["learning_rate_multiplier"] == "auto" and plan:
@@ -119,7 +146,10 @@ def describe_job(job: Job) -> dict[str, Any]:
         "organization_id": "hagane",
         "status": job.status,
         "hyperparameters": hyperparameters,
-        "method": {"type": method["type"], method["type"]: {"hyperparameters": hyperparameters}},
+        "method": {
+            "type": method["type"],
+            method["type"]: method[method["type"]] | {"hyperparameters": hyperparameters},
+        },
         "training_file": job.training_file,
         "validation_file": job.validation_file,
         "result_files": (job.result or {}).get("files", []),

@@ -11,7 +11,6 @@ import torch
 
 from hagane.system.errors import TrainingError
 from hagane.system.files import commit, write_text
-from hagane.training.finetune.examples import Data, Example
 from hagane.training.finetune.model import FineTuneModel
 from hagane.training.finetune.spec import FineTuneSpec
 
@@ -33,10 +32,10 @@ class RunProgress:
     best_step: int = 0
     stale: int = 0
 
-    def advance(self, examples: list[Example]) -> None:
-        """Count one more step, trained on `examples`."""
+    def advance(self, tokens: int) -> None:
+        """Count one more step, trained on `tokens` tokens."""
         self.step += 1
-        self.trained_tokens += sum(map(len, examples))
+        self.trained_tokens += tokens
 
     def score(self, valid_loss: float) -> None:
         """Record the validation loss of this step's checkpoint."""
@@ -46,13 +45,13 @@ class RunProgress:
 
 
 class StateFile:
-    """The state in `directory` that a run of `spec` on `data` resumes from."""
+    """The state in `directory` that a run of `spec` on data of a `digest` resumes from."""
 
-    def __init__(self, directory: Path, spec: FineTuneSpec, data: Data) -> None:
+    def __init__(self, directory: Path, spec: FineTuneSpec, digest: str) -> None:
         """Raises TrainingError if the directory holds a run with another spec or other data."""
         self._path = directory / _STATE
         directory.mkdir(parents=True, exist_ok=True)
-        asked = json.loads(spec.model_dump_json()) | {"examples": data.digest}
+        asked = json.loads(spec.model_dump_json()) | {"examples": digest}
         stored = directory / _SPEC
         if not stored.is_file():
             write_text(stored, json.dumps(asked, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -88,6 +88,14 @@ class FileReport:
         if len(self.problems) < _LISTED:
             self.problems.append((line, reason))
 
+    def warn_of_few(self) -> None:
+        """Warn if the examples held out are too few to decide."""
+        if self.held_out < _FEW:
+            self.warnings.append(
+                f"only {self.held_out} examples are held out to judge the result by, so that small "
+                "differences are chance: give more examples, or a validation file"
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -135,7 +143,7 @@ def report(spec: FineTuneSpec) -> FileReport:
         if spec.validation_file is None:
             data = split(examples, spec.seed)
             kept, found.held_out = data.training, len(data.validation)
-            _warn_of_few(found)
+            found.warn_of_few()
         plan = resolve(spec, len(kept), config.hidden_size)
         found.plan, found.steps = plan, plan.steps
         found.seconds = estimates.seconds(config, spec, plan, sum(map(len, kept)))
@@ -143,14 +151,6 @@ def report(spec: FineTuneSpec) -> FileReport:
         found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
         found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)
     return found
-
-
-def _warn_of_few(found: FileReport) -> None:
-    if found.held_out < _FEW:
-        found.warnings.append(
-            f"only {found.held_out} examples are held out to judge the result by, so that small "
-            "differences of validation loss are chance: give more examples, or a validation file"
-        )
 
 
 def load(spec: FineTuneSpec) -> Data:
@@ -162,12 +162,17 @@ def load(spec: FineTuneSpec) -> Data:
     return Data(training, _read_whole(spec.validation_file, spec, config))
 
 
-def split(examples: list[Example], seed: int) -> Data:
-    """Hold out a tenth, shuffled by `seed`: 16 to 256 examples, but no more than a quarter."""
-    order = sorted({example.digest for example in examples})
+def held_out(digests: Collection[bytes], seed: int) -> set[bytes]:
+    """Those of a tenth, shuffled by `seed`: 16 to 256 of them, but no more than a quarter."""
+    order = sorted(digests)
     random.Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
     wanted = min(max(_LEAST_HELD_OUT, round(_HELD_OUT * len(order))), _MOST_HELD_OUT)
-    held = set(order[: max(1, min(wanted, int(_LARGEST_SHARE * len(order))))])
+    return set(order[: max(1, min(wanted, int(_LARGEST_SHARE * len(order))))])
+
+
+def split(examples: list[Example], seed: int) -> Data:
+    """Hold out some examples for validation."""
+    held = held_out({example.digest for example in examples}, seed)
     kept: list[Example] = []
     reserved: dict[bytes, Example] = {}
     for example in examples:
@@ -181,13 +186,15 @@ def split(examples: list[Example], seed: int) -> Data:
 def _read_whole(path: Path, spec: FineTuneSpec, config: ModelConfig) -> list[Example]:
     found, examples = read(path, spec, config)
     if found.total_problems:
-        first = "; ".join(f"line {n}: {why}" if n else why for n, why in found.problems[:3])
-        more = found.total_problems - 3
-        raise TrainingError(
-            f"{path.name}: {first}" + (f"; and {more} more problems" if more > 0 else ""),
-            code="invalid_file",
-        )
+        raise TrainingError(problem_summary(path, found), code="invalid_file")
     return examples
+
+
+def problem_summary(path: Path, found: FileReport) -> str:
+    """The first problems of a file in a line."""
+    first = "; ".join(f"line {n}: {why}" if n else why for n, why in found.problems[:3])
+    more = found.total_problems - 3
+    return f"{path.name}: {first}" + (f"; and {more} more problems" if more > 0 else "")
 
 
 def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileReport, list[Example]]:
@@ -197,7 +204,7 @@ def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileRepor
     limit = context_length(spec.sequence_length, config)
     seen: set[bytes] = set()
     try:
-        for number, record, answers in _rendered(_lines(path), spec.method, renderer):
+        for number, record, answers in _rendered(numbered_lines(path), spec.method, renderer):
             try:
                 for example in _examples(record, answers, limit, found):
                     found.duplicates += example.digest in seen
@@ -218,7 +225,7 @@ def read(path: Path, spec: FineTuneSpec, config: ModelConfig) -> tuple[FileRepor
     return found, examples
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank. Raises RecordError where the file is no text."""
     try:
         with path.open("rb") as file:

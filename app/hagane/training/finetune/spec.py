@@ -25,7 +25,9 @@ Auto = Literal["auto"]
 _LORA_RATE, _LORA_WIDTH, _WIDTH_POWER = 2e-4, 4096, 0.75
 _FULL_SHARE = 0.1
 # Preferences are learned at a fraction of the rate of imitation; ORPO does both at once.
-_METHOD_SHARES: Mapping[Method, float] = MappingProxyType({"dpo": 0.1, "kto": 0.1, "orpo": 0.5})
+_METHOD_SHARES: Mapping[Method, float] = MappingProxyType(
+    {"dpo": 0.1, "kto": 0.1, "orpo": 0.5, "reinforcement": 0.1}
+)
 _BETA = 0.1
 # "auto" trains on this many examples in total, within 1 to 25 passes over the file.
 _FEWEST, _MOST, _EPOCHS, _MOST_EPOCHS = 400, 50_000, 3, 25
@@ -84,6 +86,8 @@ class FineTuneSpec(BaseModel):
             raise ValueError(
                 f"{self.method} compares with the base below an adapter: it cannot be full"
             )
+        if self.method == "reinforcement" and "grader" not in type(self).model_fields:
+            raise ValueError("reinforcement needs a grader: start it as a job")
         if self.neftune_alpha is not None and self.method != "supervised":
             raise ValueError("neftune_alpha goes with supervised training only")
         return self
@@ -126,20 +130,25 @@ def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> TrainingPlan
     fewest, most = -(-_FEWEST // examples), max(_MOST // examples, 1)
     chosen = min(max(_EPOCHS, fewest), most, _MOST_EPOCHS)
     epochs: int = chosen if spec.n_epochs == "auto" else spec.n_epochs
-    # Batches cross the end of an epoch, so only the last one may be smaller.
-    steps = -(-epochs * examples // batch)
+    steps = steps_of(epochs, examples, batch)
     return TrainingPlan(
         epochs=epochs,
         batch_size=batch,
         steps=steps,
         warmup_steps=min(max(steps // 20, 1), 100),
-        learning_rate=_rate(spec, hidden_size),
+        learning_rate=learning_rate(spec, hidden_size),
         beta=_BETA if spec.beta == "auto" else spec.beta,
         checkpoint_every=spec.checkpoint_every or max(-(-steps // _CHECKPOINTS), 1),
     )
 
 
-def _rate(spec: FineTuneSpec, hidden_size: int) -> float:
+def steps_of(epochs: int, examples: int, batch: int) -> int:
+    """Batches cross the end of an epoch, so only the last one may be smaller."""
+    return -(-epochs * examples // batch)
+
+
+def learning_rate(spec: FineTuneSpec, hidden_size: int) -> float:
+    """The rate of a run on a model of that width."""
     if spec.learning_rate is not None:
         return spec.learning_rate
     rate: float = _LORA_RATE * (_LORA_WIDTH / hidden_size) ** _WIDTH_POWER

@@ -14,6 +14,8 @@ MICRO_TOKENS = 1024
 # server GPU.
 _CORE, _CORE_IN_INTEGERS, _GPU = 1.5e11, 2.1e11, 2e14
 _LOGIT_ROWS = 256
+# Bytes of the KV cache of an engine that answers for a run.
+ANSWERING_CACHE = 512 << 20
 
 
 def parameters(config: ModelConfig) -> int:
@@ -30,6 +32,18 @@ def seconds(config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens:
         return operations / _GPU
     core = _CORE if spec.quantize == "none" else _CORE_IN_INTEGERS
     return operations / (core * (spec.threads or len(usable_cores())))
+
+
+def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
+    """Bytes of the engine that answers in a run of reinforcement learning: weights and KV cache.
+
+    `longest` is in tokens, prompt and answer.
+    """
+    coarse = WEIGHT_FORMATS.get(spec.quantize)
+    width = 2.0 if coarse is None else coarse.bits / 8
+    weights = parameters(config) + config.vocab_size * config.hidden_size
+    token = 4 * config.layers * config.kv_heads * config.head_dim
+    return int(weights * width) + max(ANSWERING_CACHE, token * longest)
 
 
 def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointing: bool) -> int:

@@ -1,6 +1,6 @@
 """Read training files in a process of their own, so that long ones do not slow the streams.
 
-`python -m hagane.training.jobs.inspection FRACTION` takes a FineTuneSpec as JSON on its
+`python -m hagane.training.jobs.inspection FRACTION` takes the specification of a run as JSON on its
 standard input and answers with the FileReports of its files. Needs no torch where there is no GPU.
 """
 
@@ -11,12 +11,16 @@ import json
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hagane.system.errors import HaganeError, TrainingError
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.allowance import allowed_memory, find_gpu
 from hagane.training.jobs.priority import step_back
+from hagane.training.reinforce.spec import ReinforceSpec, read_spec
+
+if TYPE_CHECKING:
+    from hagane.training.finetune.examples import FileReport
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def exit_reason(code: int) -> str:
 
 def main() -> None:
     step_back()
-    spec = FineTuneSpec.model_validate_json(sys.stdin.read())
+    spec = read_spec(json.loads(sys.stdin.read()))
     try:
         answer = _answer(spec, float(sys.argv[1]))
     except HaganeError as error:
@@ -103,7 +107,11 @@ def main() -> None:
 
 def _answer(spec: FineTuneSpec, gpu_memory_fraction: float) -> dict[str, Any]:
     # For the inspection process alone: the server that starts it needs no numpy.
-    from hagane.training.finetune.examples import report
+    from hagane.training.finetune.examples import report as report_examples
+    from hagane.training.reinforce.tasks import report_tasks
+
+    def report(of: FineTuneSpec) -> FileReport:
+        return report_tasks(of) if isinstance(of, ReinforceSpec) else report_examples(of)
 
     training = report(spec).to_dict()
     validation = None

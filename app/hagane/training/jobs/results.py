@@ -19,6 +19,16 @@ _COLUMNS = {
     "valid_token_accuracy": "valid_mean_token_accuracy",
     "learning_rate": "learning_rate",
 }
+_REWARD_COLUMNS = (
+    "train_reward_mean",
+    "answer_tokens_mean",
+    "truncated_share",
+    "grader_error_share",
+    "divergence_mean",
+    "clipped_share",
+    "logprob_difference_mean",
+    "logprob_difference_max",
+)
 _PAGE = 1000
 
 
@@ -26,10 +36,13 @@ def write_results(store: Store, job: Job) -> StoredFile:
     """Store a CSV with a row for every step among the job's events."""
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(_COLUMNS.values())
+    rewarded = _REWARD_COLUMNS if job.spec.get("method") == "reinforcement" else ()
+    writer.writerow([*_COLUMNS.values(), *rewarded])
     for event in _events(store, job):
         if event.type == "metrics":
-            writer.writerow([event.data.get(key) for key in _COLUMNS])
+            figures = event.data.get("reinforcement") or {}
+            values = [event.data.get(key) for key in _COLUMNS]
+            writer.writerow([*values, *(figures.get(key) for key in rewarded)])
     with store.files.upload() as upload:
         upload.write(table.getvalue().encode())
         return upload.finish(f"step_metrics-{job.id}.csv", "fine-tune-results")

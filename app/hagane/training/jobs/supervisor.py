@@ -21,7 +21,6 @@ from hagane.store.jobs import Event, Job, Status
 from hagane.store.store import Store
 from hagane.system.errors import TrainingError
 from hagane.system.loops import BackgroundLoop, Backoff
-from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.inspection import (
     Inspection,
     Spawn,
@@ -30,6 +29,7 @@ from hagane.training.jobs.inspection import (
     spawn_process,
 )
 from hagane.training.jobs.options import JobOptions
+from hagane.training.reinforce.spec import read_spec
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +99,7 @@ class Supervisor:
     async def _validate(self, job: Job) -> None:
         try:
             fraction = self._options.gpu_memory_fraction
-            inspection = await inspect_files(
-                FineTuneSpec.model_validate(job.spec), fraction, self._spawn
-            )
+            inspection = await inspect_files(read_spec(job.spec), fraction, self._spawn)
         except TrainingError as error:
             reason = {"code": error.code, "message": str(error), "param": "training_file"}
             await self._reject(job, reason, {})

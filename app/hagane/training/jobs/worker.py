@@ -38,6 +38,7 @@ from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.priority import step_back
 from hagane.training.jobs.results import write_results
 from hagane.training.pretrain.config import PretrainConfig
+from hagane.training.reinforce.spec import ReinforceSpec, read_spec
 from hagane.training.report.listener import (
     CheckpointReport,
     FineTuneResult,
@@ -89,7 +90,7 @@ class StoreListener:
 
     def checkpoint(self, report: CheckpointReport) -> None:
         name = self._job.checkpoint_name(report.step)
-        whole = FineTuneSpec.model_validate(self._job.spec).full
+        whole = read_spec(self._job.spec).full
         digest = "" if whole else adapter_digest(report.directory)
         metrics = {"step": report.step, **report.metrics}
         self._jobs.add_checkpoint(
@@ -120,8 +121,11 @@ def _message(report: StepReport | PretrainReport) -> str:
         text = f"Step {report.step}/{report.steps}: training loss={report.loss:.4f}"
         scores = report.bits_per_byte or {}
         return ", ".join([text, *(f"{name} {bits:.3f} bits/byte" for name, bits in scores.items())])
-    text = f"Step {report.step}/{report.steps}: training loss={report.train_loss:.4f}"
-    return text if report.valid_loss is None else f"{text}, validation loss={report.valid_loss:.4f}"
+    kind, sign = ("loss", 1) if report.reinforcement is None else ("reward", -1)
+    text = f"Step {report.step}/{report.steps}: training {kind}={sign * report.train_loss:.4f}"
+    if report.valid_loss is None:
+        return text
+    return f"{text}, validation {kind}={sign * report.valid_loss:.4f}"
 
 
 def work(
@@ -140,7 +144,7 @@ def work(
         if job.kind == "pretraining":
             _pretrain(store, job, listener)
         else:
-            _finetune(store, job, listener, finetune or _own_finetune())
+            _finetune(store, job, listener, finetune or _train)
     except TrainingInterrupted:
         raise
     except Exception as error:
@@ -148,16 +152,20 @@ def work(
         _fail(store, job, error)
 
 
-def _own_finetune() -> FineTune:
-    # Importing it takes seconds, which a job that cannot start should not cost.
+def _train(spec: FineTuneSpec, directory: Path, listener: StoreListener) -> FineTuneResult:
+    # Importing these takes seconds, which a job that cannot start should not cost.
+    if isinstance(spec, ReinforceSpec):
+        from hagane.training.reinforce.loop import reinforce
+
+        return reinforce(spec, directory, listener)
     from hagane.training.finetune.loop import finetune
 
-    return finetune
+    return finetune(spec, directory, listener)
 
 
 def _finetune(store: Store, job: Job, listener: StoreListener, finetune: FineTune) -> None:
     directory = store.job_directory(job.id)
-    _succeed(store, job, finetune(FineTuneSpec.model_validate(job.spec), directory, listener))
+    _succeed(store, job, finetune(read_spec(job.spec), directory, listener))
 
 
 def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
@@ -217,9 +225,12 @@ def _end(job: Job, result: FineTuneResult) -> tuple[Event, ...]:
 
 
 def _outcome(job: Job, outcome: dict[str, Any]) -> Event:
+    rewarded = job.spec.get("method") == "reinforcement"
+    kind, sign = ("reward", -1) if rewarded else ("loss", 1)
     judged = (
-        f"the checkpoint at step {outcome['step']}: validation loss {outcome['valid_loss']:.4f}, "
-        f"the base model's {outcome['base_valid_loss']:.4f}"
+        f"the checkpoint at step {outcome['step']}: validation {kind} "
+        f"{sign * outcome['valid_loss']:.4f}, the base model's "
+        f"{sign * outcome['base_valid_loss']:.4f}"
     )
     if outcome["promoted"]:
         text = f"New fine-tuned model created: {job.model_name} ({judged})"

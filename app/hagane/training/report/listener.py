@@ -13,7 +13,8 @@ class StepReport:
 
     `valid_loss` is None where the step did not validate. `trained_tokens` counts every token that
     went through the model so far, `memory_bytes` is the peak of the process or of the GPU. After
-    a resumption, steps since the last checkpoint are reported again.
+    a resumption, steps since the last checkpoint are reported again. `reinforcement` has the
+    figures of a step of reinforcement learning, whose loss is the mean reward, negated.
     """
 
     step: int
@@ -27,6 +28,7 @@ class StepReport:
     memory_bytes: int
     trained_tokens: int
     eta_seconds: float
+    reinforcement: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""Scores of steps, and the rates at which a run makes them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hagane.training.finetune.checkpoint import RunProgress
+from hagane.training.finetune.spec import TrainingPlan
+from hagane.training.report.listener import StepReport
+
+
+@dataclass(frozen=True)
+class StepScore:
+    """Mean loss per trained token, or per pair or judged example; share of most likely tokens."""
+
+    loss: float
+    accuracy: float
+
+
+class Meter:
+    """Measures rates since this process started."""
+
+    def __init__(self, plan: TrainingPlan, progress: RunProgress, device: torch.device) -> None:
+        self._plan, self._device = plan, device
+        self._steps, self._tokens = progress.step, progress.trained_tokens
+        self._started = time.monotonic()
+
+    def report(
+        self,
+        progress: RunProgress,
+        train: StepScore,
+        valid: StepScore | None,
+        reinforcement: dict[str, float] | None = None,
+    ) -> StepReport:
+        """The report of the step that `progress` counts last."""
+        elapsed = time.monotonic() - self._started
+        left = (self._plan.steps - progress.step) / (progress.step - self._steps)
+        return StepReport(
+            step=progress.step,
+            steps=self._plan.steps,
+            train_loss=train.loss,
+            token_accuracy=train.accuracy,
+            valid_loss=valid.loss if valid else None,
+            valid_token_accuracy=valid.accuracy if valid else None,
+            learning_rate=self._plan.rate(progress.step - 1),
+            tokens_per_second=(progress.trained_tokens - self._tokens) / elapsed,
+            memory_bytes=_peak_memory(self._device),
+            trained_tokens=progress.trained_tokens,
+            eta_seconds=elapsed * left,
+            reinforcement=reinforcement,
+        )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes of the GPU's memory, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
