@@ -84,7 +84,7 @@ async def attack(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def large_bodies() -> list[tuple[str, bytes]]:
-    """8 MB as one text, as a conversation, as a stop string, as tokens, as what is no JSON."""
+    """8 MB as one text, as a conversation, as a stop string, as tokens, and no JSON."""
     message = {"role": "user", "content": "x"}
     several = [{"role": "user", "content": "Once upon a time. " * 5000}] * 90
     bodies: list[tuple[str, Any]] = [
@@ -121,7 +121,7 @@ async def send_large(url: str, seconds: float, bodies: list[tuple[str, bytes]]) 
 def run_senders(url: str, seconds: float, out: Connection) -> None:
     """`send_large` as a process of its own, on one core, that gives way to the prober there.
 
-    What is measured is the server: it has the other cores, and the prober does not wait for those
+    The server is measured: it has the other cores, and the prober does not wait for those
     who send.
     """
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -1,4 +1,4 @@
-"""Templates with choices and slots: the small grammar behind the generated training text.
+"""Templates with choices and slots: the small grammar of the generated training text.
 
 A template is text in which `[a|b|c]` stands for one of its parts (choices nest) and `{food}` for a
 word of the table `food` in the scene's language. `{food.be}` is another column of the same row,

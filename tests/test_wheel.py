@@ -1,4 +1,4 @@
-"""What is published: the source distribution, the wheel built from it, and a server from that."""
+"""The published files: the source distribution, the wheel built from it, and a server from that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one entry of a background loop raises fails or delays that entry alone."""
+"""An exception of one entry of a background loop fails or delays that entry alone."""
 
 from __future__ import annotations
 

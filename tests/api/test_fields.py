@@ -1,4 +1,4 @@
-"""What bodies are made of, as sent and as described."""
+"""The fields of bodies, as sent and as described."""
 
 from __future__ import annotations
 

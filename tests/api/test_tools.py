@@ -232,7 +232,7 @@ def test_a_call_that_the_model_begins_follows_its_schema(marked):
     plain = ask(marked, tool_choice="none", max_tokens=30, temperature=0)
     assert free.choices[0].message.tool_calls is None
     assert plain.choices[0].message.content
-    # What cannot be enforced: refused where that was asked for, else left to the model.
+    # Schemas that cannot be enforced are refused with strict, else left to the model.
     odd = {"name": "odd", "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
     loose = [{"type": "function", "function": odd}]
     assert ask(marked, tools=loose, max_tokens=5).choices
@@ -257,6 +257,6 @@ def test_reasoning_ends_within_its_budget(marked):
     }
     ended = ask(marked, **asked)
     assert ended.choices[0].message.content
-    # What stands between the markers; 6 is the closing one.
+    # The text between the markers; 6 is the closing one.
     assert ended.choices[0].token_ids.index(6) <= 10
     assert ended.choices[0].message.reasoning_content

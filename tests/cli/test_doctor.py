@@ -1,4 +1,4 @@
-"""What `hagane doctor` reports, as a user and as a program reads it."""
+"""The report of `hagane doctor`, as a user and as a program reads it."""
 
 from __future__ import annotations
 

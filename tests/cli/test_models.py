@@ -97,7 +97,7 @@ def test_without_a_hub_the_reason_is_one_line(command):
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(command, gguf_bytes):
-    # What arrives is written in pieces of 10 MB; connections end after 20 MB of 24.
+    # Downloads are written in pieces of 10 MB; connections end after 20 MB of 24.
     with hub({"me/tiny/a.gguf": gguf_bytes + bytes(24 << 20)}) as server:
         server.limit = 20 << 20
         assert command("pull", "me/tiny/a.gguf", url=server.url).returncode == 0

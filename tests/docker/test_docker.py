@@ -1,4 +1,4 @@
-"""What can be known of the image and its surroundings without an engine to run them."""
+"""Checks of the image and its surroundings without an engine to run them."""
 
 from __future__ import annotations
 

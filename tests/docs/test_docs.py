@@ -130,7 +130,7 @@ def test_every_command_works(document, documented, workplace, monkeypatch):
         for command in commands(block.code):
             if starts_a_server(command):
                 with monkeypatch.context() as patch:
-                    # What stands before it may write the file that it reads.
+                    # The commands before it may write the file that it reads.
                     run(["bash"], SHELL + "\n".join(ours), workplace, documented.url)
                     ours.clear()
                     check_settings(command, workplace, patch)

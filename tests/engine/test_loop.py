@@ -1,4 +1,4 @@
-"""What the loop says, and when."""
+"""The loop's messages, and when they are sent."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_a_pass_that_fails_costs_its_own_requests_and_no_block(tiny_model_dir, t
 
 
 class ForgetfulRunner(FailingRunner):
-    """Hands out logits of too few rows once: no row can be told from another any more."""
+    """Hands out logits of too few rows once: rows can no longer be matched."""
 
     def execute(self, batch, copies):
         logits = self._runner.execute(batch, copies)

@@ -64,7 +64,7 @@ def test_a_request_runs_when_the_last_of_its_prerequisites_is_there(kinds, waiti
     assert (released.request.request_id, released.arrived, released.failure) == ("one", 2.0, None)
     grammars.settled.append(Settled("other"))
     assert not list(waiting.poll(4.0, {"x"}))
-    # What has come for a request that waits for more may not go again.
+    # A prerequisite that is ready for a request that waits for more must stay.
     assert grammars.in_use == {"a", "x"}
     grammars.settled.append(Settled("g"))
     assert names(list(waiting.poll(5.0, set()))) == ["both"]

@@ -1,4 +1,4 @@
-"""What a policy decides from counts."""
+"""A policy's decisions from counts."""
 
 from __future__ import annotations
 

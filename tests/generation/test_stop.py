@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 
 def cut(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """What is left of `text`, by looking at every end in turn."""
+    """The rest of `text`, by looking at every end in turn."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:

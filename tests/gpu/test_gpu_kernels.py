@@ -103,5 +103,5 @@ def test_draws_of_a_large_batch_equal_those_of_a_sort():
         uniform=torch.rand(rows).double(),
     )
     ours, theirs = cuda.sample(logits, tensors), sample_by_sorting(logits, tensors)
-    # A draw that falls between two tokens may go either way: sums are float32.
+    # A sample between two tokens may go either way: sums are float32.
     assert (ours == theirs).float().mean() > 0.97

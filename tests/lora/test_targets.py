@@ -29,7 +29,7 @@ EXPRESSIONS = (
     r"layers\.\d+\.mlp\.\w+",
     r".*(?<=self_attn\.)k_proj", r"q_proj$",
 )  # fmt: skip
-# What adapters lie on: PEFT takes no module that is not linear.
+# The modules of adapters: PEFT takes none that is not linear.
 WHOLE = (
     r"^model\.layers\.1\..*_proj", r".*\.layers\.3\..*_proj", r".*layers\.[02]\.mlp\..*_proj",
     r".*v_proj", r"model\..*\.(q_proj|up_proj)", r"(?!.*mlp).*_proj", r".*(?<=self_attn\.)k_proj",

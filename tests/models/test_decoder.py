@@ -311,7 +311,7 @@ def test_training_context_matches_transformers(checkpoint):
 @pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantized_weights_are_computed_with(checkpoint, kind):
-    """Beside the same weights dequantized: codes of inputs are all that differs."""
+    """Compared to the same weights dequantized: codes of inputs are all that differs."""
     _, directory = checkpoint
     quantization = Quantization(kind, 32, rotated=True)
     tokens = random_tokens(6, 40)

@@ -32,7 +32,7 @@ def test_a_client_takes_over_a_launched_process_and_starts_the_next_itself(tiny_
 
 
 def test_a_client_stopped_while_its_engine_starts_stays_stopped(tiny_model_dir):
-    """It is told to end when it has its config and is about to say that it is ready."""
+    """The Shutdown comes when it has its config and is about to report that it is ready."""
 
     async def scenario() -> EngineClient:
         launched = launch()

@@ -1,4 +1,4 @@
-"""What of the settings the engine and the processes of jobs are told."""
+"""The settings that the engine and the processes of jobs get."""
 
 from __future__ import annotations
 

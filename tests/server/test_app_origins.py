@@ -1,4 +1,4 @@
-"""What pages of other origins may do."""
+"""The permissions of pages of other origins."""
 
 from __future__ import annotations
 

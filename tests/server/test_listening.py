@@ -1,4 +1,4 @@
-"""A port that cannot be had is told with its remedy, before anything is loaded."""
+"""A port that is taken is reported with its remedy, before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What peers that never send a whole request, or a strange one, can do to a real server."""
+"""A real server against peers that never send a whole request, or a strange one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aliases: generations, compare-and-swap, the way back."""
+"""Aliases: generations, compare-and-swap, roll-back."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_deleted_alias_resolves_to_nothing_and_keeps_its_history(store):
 def test_the_candidate_gets_its_share(store):
     store.aliases.set(AliasGeneration("a", "old", candidate="new", percentage=25))
     alias = store.aliases.get("a")
-    draws = Counter(alias.model(alias.choose(draw)) for draw in range(100))
-    assert draws == {"new": 25, "old": 75}
+    chosen = Counter(alias.model(alias.choose(percentile)) for percentile in range(100))
+    assert chosen == {"new": 25, "old": 75}
     store.aliases.set(AliasGeneration("a", "old", candidate="new", percentage=100))
     assert {store.aliases.resolve("a") for _ in range(20)} == {"new"}

@@ -1,4 +1,4 @@
-"""What the adapter tests share: random adapters, models they make, an engine in a thread."""
+"""Shared by the adapter tests: random adapters, models they make, an engine in a thread."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def config(model: Path, **changes) -> EngineConfig:
 
 @dataclass
 class Answer:
-    """What came back for one request."""
+    """The messages for one request."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

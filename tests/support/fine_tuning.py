@@ -1,4 +1,4 @@
-"""What tests of fine-tuning jobs send, and how they wait for a job."""
+"""Requests of the tests of fine-tuning jobs, and how they wait for a job."""
 
 from __future__ import annotations
 

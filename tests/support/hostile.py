@@ -18,7 +18,7 @@ import httpx
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 PATHS = (CHAT, TEXT, "/tokenize", "/detokenize")
-# What a server that is in order answers, whatever it was sent.
+# The statuses of a healthy server, whatever it was sent.
 EXPECTED = {200, 400, 404, 408, 413, 429, 503, 504}
 
 NUMBERS: list[Any] = [
@@ -152,7 +152,7 @@ class Bodies:
 
 @dataclass
 class Report:
-    """What hostile clients got: statuses, and answers that should not have been."""
+    """The answers to hostile clients: statuses, and those that should not have been."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[tuple[str, bytes, str]] = field(default_factory=list)

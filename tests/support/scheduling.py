@@ -1,4 +1,4 @@
-"""What the scheduler's tests share: a small scheduler, requests, a step without a model."""
+"""Shared by the scheduler's tests: a small scheduler, requests, a step without a model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def step(
 
 
 def land(scheduler: Scheduler, schedule: Schedule, tokens: list[int]) -> list[Sampled]:
-    """What follows when nothing overlaps: the step counts, and its tokens are known at once."""
+    """Finish a step where nothing overlaps: it counts, and its tokens are known at once."""
     scheduler.advance(schedule)
     return scheduler.update(schedule, [(token,) for token in tokens])
 

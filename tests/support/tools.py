@@ -25,7 +25,7 @@ TOOL_TEMPLATE = (
 def serve(
     tiny_model_dir: Path, folder: Path, template: str, *flags: str, **environment: str
 ) -> Server:
-    """The tiny model behind another template."""
+    """The tiny model with another template."""
     model = folder / "tiny"
     shutil.copytree(tiny_model_dir, model)
     config = json.loads((model / "tokenizer_config.json").read_text())

@@ -1,4 +1,4 @@
-"""What a confined program can do, and what it cannot."""
+"""The limits of a confined program."""
 
 from __future__ import annotations
 

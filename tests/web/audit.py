@@ -1,4 +1,4 @@
-"""What any page must keep to, whatever is on it."""
+"""The rules for any page."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def weak(page: Page) -> list[Any]:
 
 
 def tab_around(page: Page, last: str) -> list[dict[str, Any]]:
-    """What Tab reaches from the control `last` around to it again, the page's other end between."""
+    """The controls that Tab reaches from `last` around to it again, across the page's end."""
     page.focus(f"#{last}")
     reached: list[dict[str, Any]] = []
     while not reached or reached[-1]["name"] != last:

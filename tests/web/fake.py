@@ -124,7 +124,7 @@ def answers(text: str) -> dict[str, Any]:
 
 
 def pretend(page: Page, text: str) -> None:
-    """Have the admin routes answer so; what is not among the answers reaches the server."""
+    """Have the admin routes answer so; other requests reach the server."""
     known = answers(text)
 
     def answer(route: Route) -> None:

@@ -103,7 +103,7 @@ def require_template(resolved: ResolvedModel, param: str = "messages") -> ChatTe
 
 
 def effort_variables(effort: str | None) -> dict[str, Any]:
-    """What templates are told of a reasoning effort; "none" switches thinking off."""
+    """The template variables for a reasoning effort; "none" switches thinking off."""
     if effort is None:
         return {}
     return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})

@@ -1,6 +1,6 @@
 """Remembers answers: which ones there were lately, and in full those that a client has stored.
 
-What is stored waits in a queue until a thread writes it, many answers in one transaction. Streams
+Answers to store wait in a queue until a thread writes them, many in one transaction. Streams
 wait neither for the disk nor for the writing of JSON.
 """
 

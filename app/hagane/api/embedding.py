@@ -27,7 +27,7 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class Embedder:
-    """What one request asks of all its texts. `truncate` is a number of tokens, -1 for all."""
+    """Options of one request for all its texts. `truncate` is a number of tokens, -1 for all."""
 
     serving: Serving
     account: Account
@@ -78,7 +78,7 @@ class Embedder:
         )
 
     def _fit(self, ids: list[int], most: int) -> list[int]:
-        """Cut a text as asked for, keeping the token that ends it where that is a special one."""
+        """Cut a text as requested, keeping the token that ends it where that is a special one."""
         if self.truncate is None:
             return ids
         length = most if self.truncate < 0 else min(self.truncate, most)

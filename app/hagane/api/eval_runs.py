@@ -1,6 +1,6 @@
 """Runs evals in the background, at the lowest priority: one run at a time, a few items at once.
 
-What is done is in the store: after a restart a run goes on with the items that are left.
+Finished items are in the store: after a restart a run goes on with the items that are left.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _CRITERIA: TypeAdapter[list[Grader]] = TypeAdapter(list[Grader])
 
 
 def _first(error: Exception) -> Exception:
-    """What went wrong first in a group of tasks."""
+    """The first exception of a group of tasks."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -230,7 +230,7 @@ def _stored_row(name: str, request: dict[str, Any], response: dict[str, Any]) ->
 
 
 def _messages(source: DataSource, item: dict[str, Any]) -> list[dict[str, str]]:
-    """What the model is asked about an item. Raises InvalidRequestError."""
+    """The request to the model about an item. Raises InvalidRequestError."""
     asked, values = source.input_messages, {"item": item}
     if asked is not None and asked.template is not None:
         return [{"role": m.role, "content": fill(m.content, values)} for m in asked.template]

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 @dataclass(frozen=True)
 class InternalResponse:
-    """What a route answered; header names are in lower case."""
+    """A route's answer; header names are in lower case."""
 
     status: int
     headers: dict[str, str]

@@ -224,7 +224,7 @@ class Accounts:
         urgent = {key_label(key) for key in (*settings.urgent_keys, admin) if key}
         for label in {key_label(key) for key in settings.keys} | urgent:
             self.put(label, KeyLimits(), urgent=label in urgent)
-        # Where no keys are asked for, everybody is trusted alike.
+        # Where no keys are required, everybody is trusted alike.
         self.put(ANONYMOUS, KeyLimits(), urgent=True)
 
     def put(self, label: str, limits: KeyLimits, *, urgent: bool) -> None:

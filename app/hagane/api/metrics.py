@@ -30,7 +30,7 @@ _RATE_SECONDS = 5.0
 
 
 class _EngineCollector(Collector):
-    """Reads the latest statistics of each model's engine when Prometheus asks."""
+    """Reads the latest statistics of each model's engine at each scrape by Prometheus."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet

@@ -1,6 +1,6 @@
 """Work whose time grows with a request's size, done off the event loop.
 
-What holds the interpreter's lock would stop the loop from any thread, so that the work itself is
+Code that holds the interpreter's lock stops the loop from any thread, so that the work itself is
 bounded too: see `hagane.api.body` for JSON. Tokenizing releases the lock.
 """
 

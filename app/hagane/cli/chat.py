@@ -202,7 +202,7 @@ def _show(chat: Chat, question: str, view: AnswerView) -> None:
 
 
 def _command(chat: Chat, text: str) -> str | None:
-    """Do what a line that begins with a slash says; returns a question to ask, or nothing.
+    """Run a line that begins with a slash; returns a question to ask, or nothing.
 
     Raises EOFError to end, ConfigurationError for a command that does not exist or lacks a value.
     """

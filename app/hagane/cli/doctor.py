@@ -270,7 +270,7 @@ def _address(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "address",
             "missing",
-            f"{host} may be reached from other machines, and no key is asked for",
+            f"{host} may be reached from other machines, and no key is required",
             "set api_keys (HAGANE_API_KEYS)",
         )
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

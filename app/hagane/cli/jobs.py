@@ -39,7 +39,7 @@ class JobsOptions(Options):
 
 
 def run(arguments: list[str]) -> int:
-    """Do what is asked; 1 when a job that was watched did not succeed."""
+    """Run the command; 1 when a job that was watched did not succeed."""
     options = read(JobsOptions, arguments, "jobs")
     key = options.admin_key
     if key is None:

@@ -51,7 +51,7 @@ class KeysOptions(Options):
 
 
 def run(arguments: list[str]) -> int:
-    """Do what is asked."""
+    """Run the command."""
     options = read(KeysOptions, arguments, "keys")
     key = options.admin_key
     if key is None:

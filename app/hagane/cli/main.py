@@ -13,7 +13,7 @@ from hagane.cli.command import nearest
 from hagane.system.errors import ConfigurationError, HaganeError
 
 # Each is the module of its name with a function `run(arguments) -> exit status`; a module is
-# imported when its command is asked for.
+# imported when its command runs.
 COMMANDS = MappingProxyType(
     {
         "serve": "Serve a model over HTTP with the OpenAI API.",

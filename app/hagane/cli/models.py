@@ -35,7 +35,7 @@ class ModelsOptions(Options):
 
 
 def run(arguments: list[str]) -> int:
-    """Do what is asked; stores are those of the settings in environment and file."""
+    """Run the command; stores are those of the settings in environment and file."""
     options = read(ModelsOptions, arguments, "models")
     settings = Settings()
     if options.action == "recommend":

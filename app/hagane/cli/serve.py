@@ -21,7 +21,7 @@ ORDER = (
 def _listen(settings: Settings) -> list[socket.socket]:
     """The common server's sockets, before anything is loaded for it."""
     if settings.admin_port:
-        # It is bound when the server starts; a port that is taken is told now.
+        # It is bound when the server starts; a port that is taken is reported now.
         for probe in listen(settings.admin_host, settings.admin_port, "admin_port"):
             probe.close()
     return listen(settings.host, settings.port, "port")

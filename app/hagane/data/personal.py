@@ -1,6 +1,6 @@
 """Finds personal data in texts by rules: what looks like an address, a number, an account.
 
-Rules find forms, not meanings: names and stories pass. Numbers of cards and accounts are told from
+Rules find forms, not meanings: names and stories pass. Numbers of cards and accounts differ from
 others by their check digits (ISO/IEC 7812, ISO 13616).
 """
 

@@ -72,7 +72,7 @@ class EncoderEngine:
         )
 
     def run(self) -> None:
-        """Until told to end. Raises EOFError or BrokenPipeError when the API process is gone."""
+        """Run until the end. Raises EOFError or BrokenPipeError when the API process is gone."""
         while self.running:
             timeout = 0.0 if self._waiting else self._heartbeat
             for message in self._channel.receive(timeout=timeout):

@@ -36,7 +36,7 @@ class CanaryPolicy(BaseModel):
 
 @dataclass
 class ArmCounts:
-    """What one side of an alias has done: `seconds` and `tokens` of the requests that succeeded."""
+    """Counts of one side of an alias: `seconds` and `tokens` of the requests that succeeded."""
 
     requests: int = 0
     errors: int = 0
@@ -96,7 +96,7 @@ def decide(policy: CanaryPolicy, seen: Comparison) -> tuple[Verdict, str]:
 
 
 def _fault(policy: CanaryPolicy, seen: Comparison) -> str | None:
-    """What speaks against the candidate with certainty, however early."""
+    """The certain reason against the candidate, however early; None if there is none."""
     ours, enough = seen.candidate, seen.candidate.requests >= policy.min_requests
     errors = confidence_sequence(ours.errors, ours.requests - ours.errors, policy.confidence)
     if errors.low > policy.max_error_rate or (enough and ours.error_rate > policy.max_error_rate):

@@ -30,7 +30,7 @@ _IN_FLIGHT = 32
 
 
 class GradedEval(BaseModel):
-    """A file of `hagane eval --graders`: OpenAI's graders, and what is asked about each item."""
+    """A file of `hagane eval --graders`: OpenAI's graders, and the question about each item."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,7 +93,7 @@ def read_items(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
 async def evaluate_graded(
     config: EngineConfig, plan: GradedEval, items: Sequence[dict[str, Any]]
 ) -> GradedResult:
-    """Ask the model of `config` about all items, greedily, and grade what it says.
+    """Ask the model of `config` about all items, greedily, and grade its answers.
 
     A `score_model` grader asks the same model. Raises HaganeError.
     """

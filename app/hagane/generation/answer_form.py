@@ -112,7 +112,7 @@ def _calls(form: ToolFormat | None, tokenizer: Tokenizer, tools: Tools) -> Gramm
 def _calls_in_text(
     form: ToolFormat | None, tokenizer: Tokenizer, tools: Tools, template: str
 ) -> Grammar | None:
-    """Free text in which calls follow their schemas; None where calls cannot be told from text."""
+    """Free text in which calls follow their schemas; None where calls look like text."""
     if form is None or form.frame is None:
         return None
     opening, closing = (_marker(tokenizer, text) for text in form.frame)

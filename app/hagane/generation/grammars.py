@@ -42,7 +42,7 @@ _COMPILE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar in llguidance's notation, and the field of the request that asked for it.
+    """A grammar in llguidance's notation, and the field of the request that has it.
 
     One that is `optional` is left out where it cannot be enforced.
     """
@@ -77,7 +77,7 @@ def any_json_object(param: str) -> Grammar:
 def from_json_schema(schema: Mapping[str, Any] | bool | str, param: str) -> Grammar:
     """JSON that validates against `schema`, written compactly, keys in the schema's order.
 
-    Raises InvalidRequestError for what is no schema, for one that is too large, and for
+    Raises InvalidRequestError for an invalid schema, for one that is too large, and for
     `x-guidance`, which would let a request switch llguidance's own checks off.
     """
     text = _schema_text(schema, param)

@@ -29,7 +29,7 @@ _MOST_PARTS = 200
 
 
 def check_formula(formula: str, names: frozenset[str]) -> None:
-    """Raises ValueError for what is no formula, or names what is not in `names`."""
+    """Raises ValueError for text that is not a formula, and for variables outside `names`."""
     tree = _parse(formula)
     parts = list(ast.walk(tree))
     if len(parts) > _MOST_PARTS:

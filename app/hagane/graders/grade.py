@@ -40,7 +40,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class Grading:
-    """What graders need: a way to `ask` models, and a `sandbox` for programs."""
+    """The resources of graders: a way to `ask` models, and a `sandbox` for programs."""
 
     ask: Ask
     sandbox: Sandbox = field(

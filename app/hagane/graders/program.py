@@ -1,4 +1,4 @@
-"""What runs in the sandbox of python graders. Modules that graders may use are imported here:
+"""The program in the sandbox of python graders. Modules that graders may use are imported here:
 once the process is confined, no file can be opened any more."""
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ _PLACE = re.compile(r"\{\{\s*([^{}\s]{1,256})\s*\}\}")
 
 
 def fill(text: str, values: dict[str, Any]) -> str:
-    """`text` with its places filled; what is no text is written as JSON.
+    """`text` with its places filled; values that are not text are written as JSON.
 
     Raises InvalidRequestError naming a path that leads nowhere.
     """
@@ -30,7 +30,7 @@ def places(text: str) -> list[str]:
 
 
 def look_up(path: str, values: dict[str, Any]) -> Any:
-    """What a dotted path such as `item.answers.0` leads to. Raises InvalidRequestError."""
+    """The value at a dotted path such as `item.answers.0`. Raises InvalidRequestError."""
     found: Any = values
     for part in path.split("."):
         try:

@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class AdapterRows:
-    """Whose change each row of a step gets: `slots` int32 [tokens], -1 for nobody's.
+    """The adapter of each row of a step: `slots` int32 [tokens], -1 for none.
 
     `groups` holds the same as (slot, int64 rows), for operators that take one adapter at a time.
     """

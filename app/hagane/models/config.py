@@ -52,7 +52,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What may differ between the layers of a model.
+    """The properties that may differ between the layers of a model.
 
     `window` is the number of most recent tokens that a token sees, itself included; None: all.
     `rope` turns queries and keys by their positions; None: attention does not know positions.
@@ -64,7 +64,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What one layer keeps of a token: a key and a value of each head."""
+    """One layer's cache of a token: a key and a value of each head."""
 
     kv_heads: int
     head_dim: int
@@ -133,7 +133,7 @@ class ModelConfig:
 
     @property
     def caches(self) -> tuple[CacheSpec, ...]:
-        """What each layer keeps in the KV cache."""
+        """The shape of each layer's KV cache."""
         return (CacheSpec(self.kv_heads, self.head_dim),) * self.layers
 
     @property

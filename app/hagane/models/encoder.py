@@ -79,7 +79,7 @@ class Output(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and MLP, each with its norm behind it."""
+    """Attention and MLP, each with its norm after it."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `config.json` says about an encoder: BERT and RoBERTa, as embedding models use them."""
+"""The `config.json` of an encoder: BERT and RoBERTa, as embedding models use them."""
 
 from __future__ import annotations
 

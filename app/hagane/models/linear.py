@@ -22,7 +22,7 @@ Quantized = QuantizedLinear | Int8Embedding
 def _int4(
     in_features: int, out_features: int, bias: bool, quantization: Quantization
 ) -> Int4 | Int8:
-    """The largest group up to the one asked for that divides `in_features`; int8 if none does."""
+    """The largest group up to the requested one that divides `in_features`; int8 if none does."""
     for group in GROUP_SIZES:
         if group <= quantization.group_size and in_features % group == 0:
             rotation = _rotation(in_features, quantization)

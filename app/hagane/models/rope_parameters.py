@@ -1,4 +1,4 @@
-"""What a model's `config.json` says of its rotary position embeddings.
+"""The rotary position embeddings of a model's `config.json`.
 
 Apart from their computation (`rope.py`), so that reading a configuration needs no torch.
 """
@@ -148,7 +148,7 @@ class RopeParameters:
         }
 
     def magnitude(self) -> float:
-        """What cos and sin are multiplied with: yarn's or longrope's temperature, else 1."""
+        """The factor of cos and sin: yarn's or longrope's temperature, else 1."""
         if self.kind not in ("yarn", "longrope"):
             return 1.0
         if self.attention_factor is not None:

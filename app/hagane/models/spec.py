@@ -75,7 +75,7 @@ def layer_projections(config: ModelConfig) -> dict[str, ProjectionSpec]:
 
 
 def part_names(config: ModelConfig) -> dict[str, str]:
-    """What checkpoints and adapters call the matrices that are these of Llama."""
+    """The names that checkpoints and adapters give to Llama's matrices."""
     found = {}
     for fused, parts in _LLAMA.items():
         for part in parts:
@@ -104,7 +104,7 @@ def layer_norms(config: ModelConfig) -> dict[str, int]:
 
 
 def norm_at(config: ModelConfig, path: str) -> str:
-    """What checkpoints call the norm at `path`, such as `layers.0.input_layernorm`."""
+    """The checkpoints' name for the norm at `path`, such as `layers.0.input_layernorm`."""
     parent, _, name = path.rpartition(".")
     stored = config.names.get(name, name)
     return f"{parent}.{stored}" if parent else stored

@@ -183,7 +183,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 def _is_long(scope: Scope) -> bool:
-    """Whether more is to come than is worth reading, or the client waits to be asked for it."""
+    """Whether more is to come than is worth reading, or the client waits for a 100 Continue."""
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"0")
     return b"expect" in headers or (length.isdigit() and int(length) > _SMALL_REST)

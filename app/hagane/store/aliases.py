@@ -37,9 +37,9 @@ class AliasGeneration:
     generation: int = 0
     created_at: int = field(default_factory=lambda: int(time.time()))
 
-    def choose(self, draw: float) -> Arm:
-        """The side for a request whose random number is `draw`, in [0, 100)."""
-        return "candidate" if self.candidate and draw < self.percentage else "target"
+    def choose(self, percentile: float) -> Arm:
+        """The side for a request whose random number is `percentile`, in [0, 100)."""
+        return "candidate" if self.candidate and percentile < self.percentage else "target"
 
     def model(self, arm: Arm) -> str | None:
         """The model on one side."""

@@ -1,4 +1,4 @@
-"""Batches of requests: what was asked for, how far they are, and the files of their results."""
+"""Batches of requests: their input, their progress, and the files of their results."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ class Catalogue:
     def resolve(self, name: str) -> ModelRef | None:
         """Resolve an alias (choosing between target and candidate), an artifact or a checkpoint.
 
-        Returns None for an adapter of another base model, for what is not promoted, and for what
-        has lost its directory. A standalone model needs no base.
+        Returns None for an adapter of another base model, for one that is not promoted, and for one
+        that has lost its directory. A standalone model needs no base.
         """
         found, marked = self._find(self._current(), name)
         if found is None or marked:

@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
     api_keys: SecretStr = Field(
-        SecretStr(""), description="comma-separated keys; empty: no key is asked for"
+        SecretStr(""), description="comma-separated keys; empty: no key is required"
     )
     priority_keys: SecretStr = Field(
         SecretStr(""),
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         "0), as the admin key's may; without api_keys everybody's may",
     )
     metrics_key: SecretStr = Field(
-        SecretStr(""), description="key of /metrics; empty: no key is asked for"
+        SecretStr(""), description="key of /metrics; empty: no key is required"
     )
     allowed_hosts: str = Field(
         "",

@@ -13,8 +13,8 @@ from typing import Any
 def loads(text: str) -> Any:
     """The value of a JSON text, all of whose strings can be written as UTF-8.
 
-    Raises ValueError for what is not JSON, is nested too deeply, has a number of more digits than
-    Python reads, or holds half of a surrogate pair.
+    Raises ValueError for text that is not JSON, is nested too deeply, has a number of more
+    digits than Python reads, or holds half of a surrogate pair.
     """
     try:
         value = json.loads(text)

@@ -17,7 +17,7 @@ from hagane.system.shapes import shaped
 
 _MODULES = "modules.json"
 _LARGEST = 1 << 20
-# What stands for a text: the hidden state of its last or first token, or the mean of all of them.
+# A text's embedding: the hidden state of its last or first token, or the mean of all of them.
 Pooling = Literal["last", "first", "mean"]
 
 
@@ -50,7 +50,7 @@ class EmbeddingStyle:
     def load(cls, directory: Path, *, default: Pooling) -> EmbeddingStyle:
         """That of the model in `directory`; `default` where its files name none.
 
-        Raises ModelError for files that ask for what is not supported.
+        Raises ModelError for files that require something unsupported.
         """
         modules = directory / _MODULES
         if not modules.is_file():
@@ -61,7 +61,7 @@ class EmbeddingStyle:
             raise ModelError(f"{modules}: {error}") from None
         kinds = {step.type.rsplit(".", 1)[-1]: step.path for step in steps}
         if "Dense" in kinds:
-            raise ModelError(f"{modules}: a dense layer behind the pooling is not supported")
+            raise ModelError(f"{modules}: a dense layer after the pooling is not supported")
         pooling = default
         if (folder := kinds.get("Pooling")) is not None:
             pooling = _pooling(directory / Path(folder).name / "config.json")

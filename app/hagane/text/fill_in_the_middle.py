@@ -1,6 +1,6 @@
-"""Prompts for filling in the middle: a text before, a text behind, and the model writes between.
+"""Prompts for filling in the middle: a text before, a text after, and the model writes between.
 
-Bavarian et al., 2022, arXiv:2207.14255: prefix, suffix, middle, each behind a token of its own.
+Bavarian et al., 2022, arXiv:2207.14255: prefix, suffix, middle, each after a token of its own.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ class FillInTheMiddle:
                 return cls(*(i for i in ids if i is not None))
         return None
 
-    def prompt(self, before: list[int], behind: list[int]) -> list[int]:
+    def prompt(self, before: list[int], after: list[int]) -> list[int]:
         """The token ids after which the model writes what stands between."""
-        return [self.prefix, *before, self.suffix, *behind, self.middle]
+        return [self.prefix, *before, self.suffix, *after, self.middle]

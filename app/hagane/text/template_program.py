@@ -1,7 +1,7 @@
 """Chat templates in the environment that transformers gives them.
 
 Runs in a worker of `Sandbox`, as templates are programs of strangers: bounded there in time and
-memory, and kept by jinja2's immutable sandbox from what is not theirs. Imports nothing else of the
+memory, and kept by jinja2's immutable sandbox from everything else. Imports nothing else of the
 package, so that a worker starts quickly.
 """
 

@@ -1,4 +1,4 @@
-"""Weights that are no numbers: refused when they are read, not found out by nonsense later."""
+"""Weights that are NaN or infinite: refused when they are read, not found out by nonsense later."""
 
 from __future__ import annotations
 

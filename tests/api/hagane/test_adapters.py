@@ -58,7 +58,7 @@ def text_of(call, model: str, tokens: int = TOKENS) -> str:
 
 @torch.inference_mode()
 def merged_text(call, model: Path, adapter) -> str:
-    """What transformers says with the adapter merged into the weights."""
+    """The answer of transformers with the adapter merged into the weights."""
     reference, ids = merged(model, adapter), list(PROMPT)
     for _ in range(TOKENS):
         ids.append(int(reference(torch.tensor([ids])).logits[0, -1].argmax()))

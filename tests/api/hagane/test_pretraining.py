@@ -119,7 +119,7 @@ def _live(server, admin, name: str, directory: Path) -> None:
     asked = admin.completions.create(**body, max_tokens=5, temperature=0, logprobs=0)
     assert asked.usage.prompt_tokens == len(ids)
     assert asked.choices[0].logprobs.tokens
-    # A request for more than its context is told of its own, not of the base's.
+    # A request for more than its context is refused by its own limit, not by the base's.
     with pytest.raises(openai.BadRequestError, match="32 tokens"):
         admin.completions.create(model=name, prompt="a", max_tokens=100)
 

@@ -31,7 +31,7 @@ def vectors(client, texts=TEXTS, **fields) -> np.ndarray:
 
 
 def reference(directory, texts, pooling, *, normalize=True) -> np.ndarray:
-    """What transformers makes of each text alone."""
+    """The embeddings of transformers, of each text alone."""
     backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     backend.no_truncation()
     model = AutoModel.from_pretrained(directory, torch_dtype=torch.float32).eval()
@@ -73,7 +73,7 @@ def test_formats_dimensions_and_token_ids(client, server):
 
 
 def pooled_model(source, directory, mode: str, *, normalize=False):
-    """The model in `source` with sentence-transformers' files beside it."""
+    """The model in `source` with sentence-transformers' files next to it."""
     directory.mkdir()
     for file in source.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())

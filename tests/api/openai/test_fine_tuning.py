@@ -166,8 +166,8 @@ def test_pausing_resuming_and_cancelling(admin, admin_server, training_file):
     job = jobs.create(
         model="tiny", training_file=training_file, method=supervised(n_epochs=50, batch_size=1)
     )
-    behind = jobs.create(model="tiny", training_file=training_file)
-    wait(admin, behind.id, "queued")
+    queued = jobs.create(model="tiny", training_file=training_file)
+    wait(admin, queued.id, "queued")
     wait(admin, job.id, "running")
     with pytest.raises(openai.ConflictError) as caught:
         admin.files.delete(training_file)
@@ -178,9 +178,9 @@ def test_pausing_resuming_and_cancelling(admin, admin_server, training_file):
     for name in ("step", "train_loss", "learning_rate", "tokens_per_second", "eta_seconds"):
         assert f'hagane_fine_tuning_{name}{{job="{job.id}"}}' in text
     assert jobs.pause(job.id).status == "paused"
-    assert jobs.cancel(behind.id).status == "cancelled"
+    assert jobs.cancel(queued.id).status == "cancelled"
     with pytest.raises(openai.ConflictError):
-        jobs.pause(behind.id)
+        jobs.pause(queued.id)
     while workers(admin_server):
         time.sleep(0.05)
     assert jobs.resume(job.id).status in ("queued", "running")
@@ -345,7 +345,7 @@ def test_kills_of_worker_engine_and_server_do_not_change_a_bit(tiny_model_dir, t
 
 
 def test_what_goes_wrong_with_a_job_leaves_the_server_alone(tiny_model_dir, tmp_path):
-    """A base whose weights are no numbers, and one that is gone, under real workers."""
+    """A base with NaN in its weights, and one that is gone, under real workers."""
     model, log = tmp_path / "tiny", tmp_path / "log"
     shutil.copytree(tiny_model_dir, model)
     flags = ("--data-dir", str(tmp_path / "data"), "--log-format", "pretty")
@@ -375,7 +375,7 @@ def test_what_goes_wrong_with_a_job_leaves_the_server_alone(tiny_model_dir, tmp_
         failed = failure()
         assert failed.error.code == "invalid_model"
         assert "model.norm.weight" in failed.error.message
-        # The worker logs as it was told to, under the job's id.
+        # The worker logs in the configured format, under the job's id.
         assert f"ERROR   __main__ [{failed.id}] job {failed.id} failed" in log.read_text()
         shutil.rmtree(model)
         assert failure().error.code == "invalid_model"

@@ -35,7 +35,7 @@ def sample(prefix: Prefix, index: int) -> int:
 
 
 def expected(request: GenerateRequest, index: int) -> tuple[list[int], str]:
-    """What continuation `index` generates when run alone, and why it ends."""
+    """The tokens of continuation `index` when run alone, and why it ends."""
     tokens = list(request.prompt)
     while True:
         tokens.append(sample((request.cache_salt, tuple(tokens)), index))
@@ -101,7 +101,7 @@ class Oracle:
             self.computed[sampler] = chunk.start + chunk.length
 
     def _read(self, chunk: Chunk) -> Prefix:
-        """What attention of the chunk's last token sees, which must be the sequence's own past."""
+        """The tokens that the chunk's last one attends to, which must be the sequence's own."""
         sequence, end = chunk.sequence, chunk.start + chunk.length
         for position in range(end):
             content = self.slots[self._slot(sequence, position)]
@@ -182,7 +182,7 @@ class Simulation:
         scheduler.check()
         if not self.ahead:
             self._finish(*launched)
-        # What is empty does not fly: the next turn may launch at once.
+        # An empty step is not in flight: the next turn may launch at once.
         self.flight = launched if self.ahead and schedule.chunks else None
         scheduler.check()
         assert scheduler.stats().running <= scheduler.max_sequences

@@ -12,7 +12,7 @@ DEAR = [1.0, 2.0, 3.0, 4.0]
 
 
 def best_length(acceptance, costs):
-    """What one sequence alone is given."""
+    """The room of one sequence alone."""
     rows = len(costs)
     (length,) = share_rows([acceptance], [rows], 1, rows, lambda count: costs[count - 1])
     return length

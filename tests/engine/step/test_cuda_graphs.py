@@ -67,7 +67,7 @@ def batch_of(tokens: list[list[int]], pasts: list[int], tables: list[list[int]])
 
 
 def served(stored: Transformer, quantization: Quantization | None) -> Transformer:
-    """The same weights behind the Triton kernels."""
+    """The same weights for the Triton kernels."""
     with DEVICE:
         model = Transformer(stored.config, quantization, cuda)
     model.load_state_dict(stored.state_dict())

@@ -1,4 +1,4 @@
-"""What a runner loads, and what it refuses before it loads anything."""
+"""A runner's loading, and its refusals before it loads anything."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def make(kind: str, out: int, inputs: int, group: int, dtype: torch.dtype, bias:
 
 
 def as_kernel_sees(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """What quantizing activations per token leaves of x."""
+    """x with its activations quantized per token."""
     wide = x.float()
     if kind == "dense":
         return wide.double()
@@ -317,7 +317,8 @@ def test_draws_equal_those_of_a_full_sort(vocab, spread, temperature, top_p, min
     assert len(place), "a token that was cut"
     index = place.item()
     below = p[order][:index].sum()
-    # Weights are float32: a token on the edge of a cut, and a draw between two, may go either way.
+    # Weights are float32: a token on the edge of a filter, and a sample between
+    # two, may go either way.
     slack = 1e-5 * mass + p[order][-1]
     assert below - slack <= point.item() * mass <= below + p[order][index] + slack
 

@@ -47,7 +47,7 @@ TENSORS = {
 
 
 def build(kernel: Any, tiles: Tiles | None, types: dict[str, str], **constants: Any) -> dict:
-    """What the compilers say of one kernel, in bfloat16 but for `types`."""
+    """The compilers' report on one kernel, in bfloat16 but for `types`."""
     names = kernel.arg_names
     signature = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What the tests of the Triton kernels share."""
+"""Fixtures of the tests of the Triton kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Triton and ptxas make of the kernels for a Hopper GPU; needs none."""
+"""The kernels compiled by Triton and ptxas for a Hopper GPU; needs none."""
 
 from __future__ import annotations
 

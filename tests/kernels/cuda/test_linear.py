@@ -32,7 +32,7 @@ def stored(kind: str, weight: torch.Tensor, group: int):
 
 
 def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What the kernels make of inputs of many rows, in float64; right to half a step."""
+    """Inputs of many rows as the kernels quantize them, in float64; right to half a step."""
     codes, scale = linear.quantize_rows(x, dtype)
     seen, factor = codes.double() * scale.double()[:, None], scale[:, None]
     step = factor if dtype == torch.int8 else torch.maximum(x.double().abs() / 8, factor / 512)

@@ -46,7 +46,7 @@ def test_the_oldest_make_room_and_the_old_expire(answers):
     assert store.bytes == 900
     assert store.add([row("late", age=7200)], StorageBounds(1 << 30, 3600)) == 0
     assert store.add([row("next")], StorageBounds(1 << 30, 3600)) == 0
-    # In the order of insertion: an old one behind newer ones goes when it comes to its turn.
+    # In the order of insertion: an old one after newer ones goes when it comes to its turn.
     fresh = Answers.open(None)
     assert fresh.completions.add([row("old", age=7200), row("new")], StorageBounds(1000, 3600)) == 1
     assert ids(fresh) == ["new"]

@@ -1,4 +1,4 @@
-"""What memory jobs may take, on a GPU of 80 GB that remembers what it was asked."""
+"""The memory that jobs may take, on a GPU of 80 GB that records its calls."""
 
 from __future__ import annotations
 

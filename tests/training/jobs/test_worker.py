@@ -1,4 +1,4 @@
-"""What a worker makes of a run's end. The run itself is played; tests of the API run real ones."""
+"""A worker's handling of a run's end. The run itself is played; tests of the API run real ones."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def test_a_model_trained_whole_goes_live_as_adapters_do(store, play):
     ("error", "code", "words"),
     [
         (
-            TrainingError("loss is no number", code="non_finite_loss"),
+            TrainingError("loss is NaN", code="non_finite_loss"),
             "non_finite_loss",
-            "loss is no number",
+            "loss is NaN",
         ),
         (TrainingError("the disk is full", code="disk_full"), "disk_full", "the disk is full"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", "free some of it"),

@@ -140,7 +140,7 @@ def _text(content: str | list[TextBlock]) -> str:
 
 
 def _template_variables(body: MessagesInput) -> tuple[tuple[str, Any], ...]:
-    # By the contract a model thinks only when it is asked to.
+    # By the contract a model thinks only on request.
     thinking = body.thinking is not None and body.thinking.type != "disabled"
     given: dict[str, Any] = {"enable_thinking": thinking}
     if body.output_config is not None and body.output_config.effort is not None:

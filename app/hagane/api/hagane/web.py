@@ -13,7 +13,7 @@ from hagane.api.access import guarded_router
 from hagane.api.downloads import Download
 
 FOLDER = Path(__file__).resolve().parents[2] / "web"
-# Named here because mimetypes.guess_type() asks the operating system, which may disagree. Files of
+# Named here because mimetypes.guess_type() reads the system's table, which may differ. Files of
 # other kinds in the folder are no pages.
 _TYPES = {
     ".html": "text/html; charset=utf-8",

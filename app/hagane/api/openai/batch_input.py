@@ -15,7 +15,7 @@ from hagane.system.json_lines import encode_line
 MOST_REQUESTS = 50_000
 _MOST_ERRORS = 100
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
-# It goes behind whatever else waits: 10 seconds of waiting for each.
+# Batches go after all other requests: 10 seconds of waiting for each.
 _IDLE_PRIORITY = 1000
 
 
@@ -35,7 +35,7 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class BatchError:
-    """What is wrong with a line."""
+    """The error of a line."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""What vLLM's clients may ask of a chat beyond OpenAI's fields: token ids, and of the prompt."""
+"""vLLM's fields of a chat beyond OpenAI's: token ids, of the answer and of the prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hagane.generation.events import Update
 
 
 class ChatExtras:
-    """The fields that one answer has because its body asked for them."""
+    """The fields of one answer that its body requested."""
 
     def __init__(self, body: ChatBody, generation: Generation) -> None:
         self.wants_tokens = body.return_token_ids
@@ -22,7 +22,7 @@ class ChatExtras:
             self.of_prompt["prompt_token_ids"] = list(generation.request.prompt)
 
     def add(self, update: Update) -> None:
-        """Take up what an update says of the prompt."""
+        """Collect an update's report on the prompt."""
         if update.prompt_logprobs is not None:
             shown = show_prompt_logprobs(self._tokenizer, update.prompt_logprobs)
             self.of_prompt["prompt_logprobs"] = shown

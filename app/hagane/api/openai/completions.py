@@ -147,8 +147,8 @@ def _around(resolved: ResolvedModel, prompt: Prompt, suffix: str, wanted: int | 
     before = prompt
     if isinstance(before, str):
         before = resolved.encode(before, "prompt", wanted=wanted, add_special_tokens=False)
-    behind = resolved.encode(suffix, "suffix", wanted=wanted, add_special_tokens=False)
-    return form.prompt(before, behind)
+    after = resolved.encode(suffix, "suffix", wanted=wanted, add_special_tokens=False)
+    return form.prompt(before, after)
 
 
 class _Running:
@@ -172,7 +172,7 @@ class _Running:
     def usage(self) -> dict[str, object]:
         usage = Usage.total(generation.usage for generation in self._generations)
         if self.body.max_tokens == 0:
-            # The engine makes a token to score the prompt; nobody asked for it.
+            # The engine makes a token to score the prompt; nobody requested it.
             usage.completion_tokens = 0
         return usage.as_json()
 

@@ -86,7 +86,7 @@ async def get_items(
     order: Literal["asc", "desc"] = "desc",
     include: Annotated[list[str] | None, Query()] = None,
 ) -> Response:
-    """The items, newest first unless asked otherwise. Raises NotFoundError."""
+    """The items, newest first unless requested otherwise. Raises NotFoundError."""
     del include
     paging = Paging(after, limit, newest_first=order == "desc")
     label = request.state.key_label

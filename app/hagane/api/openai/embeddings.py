@@ -69,7 +69,7 @@ async def embed(
 
 
 def _texts(body: EmbeddingBody, resolved: ResolvedModel) -> Sequence[str | list[int]]:
-    """What is to be embedded. Raises InvalidRequestError."""
+    """The texts to embed. Raises InvalidRequestError."""
     given: Any = body.input
     texts = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
     if not 1 <= len(texts) <= _MOST_INPUTS:

@@ -17,7 +17,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class DataSourceConfig(Body):
-    """What items have: `custom` ones follow a JSON schema, the others are stored completions."""
+    """The shape of items: `custom` ones follow a JSON schema, the others are stored completions."""
 
     type: Literal["custom", "stored_completions", "logs"]
     item_schema: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ class EvalUpdateBody(Body):
 
 
 class ContentRow(Body):
-    """One item, with the answer to grade where no model is asked."""
+    """One item, with the answer to grade where no model answers."""
 
     item: dict[str, Any]
     sample: dict[str, Any] | None = None
@@ -69,7 +69,7 @@ class Source(Body):
 
 
 class InputMessages(Body):
-    """What the model is asked: messages with places to fill, or messages of the item."""
+    """The model's input: messages with places to fill, or messages of the item."""
 
     type: Literal["template", "item_reference"]
     template: Annotated[list[GraderMessage], Field(min_length=1, max_length=64)] | None = None
@@ -92,7 +92,7 @@ class Sampling(Body):
 
 
 class DataSource(Body):
-    """`jsonl` grades answers that are there, `completions` asks `model` for them."""
+    """`jsonl` grades answers that are there, `completions` requests them from `model`."""
 
     type: Literal["jsonl", "completions"]
     source: Source

@@ -33,7 +33,7 @@ _RUN = "/{eval_id}/runs/{run_id}"
 
 @router.post("", status_code=201)
 def create_eval(body: EvalBody, request: Request) -> dict[str, Any]:
-    """Say what is asked and how answers are graded."""
+    """Create an eval: its questions and how answers are graded."""
     made = Eval(
         name=body.name,
         data_source_config=body.data_source_config.model_dump(exclude_none=True),
@@ -74,7 +74,7 @@ def delete_eval(eval_id: str, request: Request) -> dict[str, Any]:
 
 @router.post("/{eval_id}/runs", status_code=201)
 async def create_run(eval_id: str, body: RunBody, request: Request, _: Written) -> dict[str, Any]:
-    """Queue a run. Raises NotFoundError, or ModelNotFoundError for what is not served here."""
+    """Queue a run. Raises NotFoundError, or ModelNotFoundError for the model."""
     serving, source = get_serving(request), body.data_source
     evals = serving.store.answers.evals
     made = await asyncio.to_thread(evals.get, eval_id)

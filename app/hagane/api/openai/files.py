@@ -34,7 +34,7 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> dict[str, Any]:
-    """The files, newest first unless asked otherwise."""
+    """The files, newest first unless requested otherwise."""
     paging = Paging(after, limit, newest_first=order == "desc")
     page = get_serving(request).store.files.list(paging, purpose)
     data = [_describe(stored) for stored in page.items]

@@ -34,7 +34,7 @@ class GivenInput:
 def read_input(responses: Responses, owner: str, body: ResponseInput) -> GivenInput:
     """The items that a body contains and refers to; reads the store.
 
-    Raises InvalidRequestError naming the field, also for what is not stored here.
+    Raises InvalidRequestError naming the field, also for a response that is not stored here.
     """
     if body.previous_response_id is not None and body.conversation is not None:
         raise InvalidRequestError(

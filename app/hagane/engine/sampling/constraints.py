@@ -36,7 +36,7 @@ _SECONDS_PER_MASK = 0.002
 
 
 class Cost:
-    """What all sequences that follow one grammar have taken of the engine's time, CPU seconds.
+    """The engine's time spent on all sequences that follow one grammar, in CPU seconds.
 
     By grammar, so that it is no way around the bound to ask again, or for many answers at once.
     """

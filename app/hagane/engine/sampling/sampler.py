@@ -34,7 +34,7 @@ _LEAST_TEMPERATURE = 1e-5
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """One token per row, and the log-probabilities of the sequences that asked for theirs.
+    """One token per row, and the log-probabilities of the sequences that requested theirs.
 
     Rows in `failed` had logits that are not numbers.
     """

@@ -1,6 +1,6 @@
 """Decisions of the scheduler and their results: plain data.
 
-What there is one of for every sequence and step is a msgspec struct: made in a fifth of the time
+Objects made for every sequence and step are msgspec structs: made in a fifth of the time
 that a frozen dataclass takes.
 """
 

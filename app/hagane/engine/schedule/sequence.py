@@ -127,7 +127,7 @@ class Sequence:
     def ahead(self, tokens: tuple[int, ...]) -> Sequence:
         """The same sequence where `tokens` have followed, for the choice of the token after them.
 
-        Tokens are copied only where that choice asks which ones came before.
+        Tokens are copied only where that choice needs those that came before.
         """
         if self.adjusts:
             return replace(self, tokens=[*self.tokens, *tokens])

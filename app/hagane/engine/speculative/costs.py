@@ -1,10 +1,10 @@
-"""What a decode step costs by its rows, as measured while serving."""
+"""The cost of a decode step by its rows, as measured while serving."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 
-# What a row adds to a step of one row until it was measured: decoding waits for weights.
+# The share that a row adds to a step of one row until it is measured: decoding waits for weights.
 _ROW_SHARE = 0.05
 # How far one measurement moves what is known.
 _RATE = 0.15

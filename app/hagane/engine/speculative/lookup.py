@@ -18,7 +18,7 @@ _MOST_GUESSES = 15
 
 @dataclass
 class _State:
-    """What is known of one sequence, and the guess that its next tokens will be compared with."""
+    """The history of one sequence, and the guess that its next tokens will be compared with."""
 
     index: NgramIndex = field(default_factory=NgramIndex)
     pace: Pace = field(default_factory=Pace)
@@ -85,5 +85,5 @@ class PromptLookup:
         try:
             return self._follow(sequence, guess[:usable])
         except InvalidRequestError:
-            # A grammar that cannot go on says so again when its next token is sampled.
+            # A grammar that cannot go on reports it again when its next token is sampled.
             return 0

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 
 # How much of its weight an observation keeps when the next one comes.
 _MEMORY = 0.9
-# What is believed of a sequence before anything is known of it, and with what weight.
+# The prior for a sequence of which nothing is known, and its weight.
 _PRIOR, _PRIOR_WEIGHT = 0.5, 2.0
 # Expected gains below this drown in noise.
 _LEAST_GAIN = 1.03

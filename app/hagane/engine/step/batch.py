@@ -53,9 +53,9 @@ class Batch:
     one more, and `lengths` count the tokens in the cache after this step.
 
     `logit_rows` selects the rows whose logits are needed: the last row of every chunk that samples,
-    all rows of those that verify, and all rows of chunks whose prompt log-probabilities were asked
-    for. These chunks are in `prompts`, each with the first of its rows of logits. `sampled` has the
-    row of logits of every sampled token; None where all rows are sampled from, in order.
+    all rows of those that verify, and all rows of chunks whose prompt log-probabilities are
+    requested. These chunks are in `prompts`, each with the first of its rows of logits. `sampled`
+    has the row of logits of every sampled token; None where all rows are sampled from, in order.
     `hidden_rows` selects the rows whose hidden states are wanted: those of the chunks in `pooled`,
     each with its first row there.
 
@@ -127,7 +127,7 @@ def build_batch(
 ) -> Batch:
     """Flatten `chunks`, of which those of one token come first.
 
-    Every block they touch is already in the sequences' block tables. `adapters` knows the slot of
+    Every block they use is already in the sequences' block tables. `adapters` knows the slot of
     every sequence's adapter by its digest. `before` is still sampling the tokens that the sequences
     do not know yet.
     """

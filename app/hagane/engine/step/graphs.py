@@ -46,13 +46,13 @@ class DecodeGraphs:
         self._lengths = np.zeros(max_rows, dtype=np.int32)
         self._adapters = np.full(max_rows, -1, dtype=np.int32)
         self._workspace = Workspace()
-        # Hidden states [rows asked for, features] of the last step that was asked for any.
+        # Hidden states [rows requested, features] of the last step that requested any.
         self.hidden: Tensor | None = None
         # By rows, and whether any has an adapter: steps without pay nothing for those with.
         self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}
 
     def run(self, batch: Batch) -> Tensor:
-        """Float32 logits [rows asked for by the batch, vocab], valid until the next step."""
+        """Float32 logits [rows requested by the batch, vocab], valid until the next step."""
         rows = len(batch.token_ids)
         decodes = batch.decodes == len(batch.logit_rows) == rows <= len(self._slots)
         if not decodes or batch.in_flight_rows or batch.hidden_rows:

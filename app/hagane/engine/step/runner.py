@@ -106,7 +106,7 @@ class ModelRunner:
             for cache in model_config.caches
         )  # fmt: skip
         self.decode_rows = max(config.max_sequences, _LEAST_ROWS if self.verifies else 1)
-        # Hidden states [rows asked for, features] of the last batch that asked for any.
+        # Hidden states [rows requested, features] of the last batch that requested any.
         self.hidden: Tensor | None = None
         # A device allocates its memory at once.
         self._unfaulted = _huge_pages(self.caches if self.device.type == "cpu" else ())
@@ -239,7 +239,7 @@ class ModelRunner:
         return int(available_memory() * _CPU_MEMORY_FRACTION)
 
     def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:
-        """Float32 logits [rows asked for by the batch, vocab]; copies blocks first.
+        """Float32 logits [rows requested by the batch, vocab]; copies blocks first.
 
         They are valid until the next call.
         """

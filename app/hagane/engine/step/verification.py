@@ -21,7 +21,7 @@ from hagane.system.errors import InvalidRequestError
 
 @dataclass(frozen=True)
 class Accepted:
-    """The tokens that a step adds to a sequence, and their log-probabilities if asked for.
+    """The tokens that a step adds to a sequence, and their log-probabilities if requested.
 
     `failed` says that one of them was sampled from logits that are not numbers.
     """
@@ -73,7 +73,7 @@ def _ahead(chunk: Chunk, constraints: Constraints) -> list[Sequence]:
     for count in range(1, len(chunk.proposed) + 1):
         tokens = chunk.proposed[:count]
         ahead = chunk.sequence.ahead(tokens)
-        # A grammar that cannot go on says so again when the row is sampled.
+        # A grammar that cannot go on reports it again when the row is sampled.
         with contextlib.suppress(InvalidRequestError):
             constraints.branch(chunk.sequence, ahead, tokens)
         found.append(ahead)

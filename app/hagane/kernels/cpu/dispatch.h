@@ -38,7 +38,7 @@ struct LinearWork {
   int64_t rows;
   Matrix out;
   const void* residual;   // like out, or null
-  // Whose change in `bank` each row has, -1 for none; both null for none at all.
+  // The slot in `bank` of each row's adapter, -1 for none; both null for none at all.
   const Bank* bank;
   const int32_t* slots;   // [rows]
   RowWork before{};       // what x waits for, if anything
@@ -63,7 +63,7 @@ void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Mat
 void run_rope_tables(const RopeTables& a);
 // Rows `indices` of x, one after the other.
 void run_gather(const Matrix& x, const int64_t* indices, int64_t rows, int64_t features, const Matrix& out);
-// What that attention reads: to be fetched by the products before it.
+// The memory that the next attention reads: prefetched by the products before it.
 void run_prefetch(const Attention& attention);
 void run_softcap(const Softcap& softcap);
 void run_attention(const Attention& attention);

@@ -131,10 +131,10 @@ def quantize(
 ) -> int:
     """Up to four float parts [rows, in], one under the other, to int8 (group 0) or int4.
 
-    Weights are rounded to bfloat16 first if asked, and rotated in blocks of `rotation` unless 0.
-    With units 0, codes are rows as they are stored, int8 [out, in] or uint8 [out, in / 2], scale
-    float32 [out] or bfloat16 [out, in / group]; else codes int32 and scale are packed as in
-    `weight`. Returns the first row with NaN or an infinity, or -1.
+    Weights are rounded to bfloat16 first if requested, and rotated in blocks of `rotation`
+    unless 0. With units 0, codes are rows as they are stored, int8 [out, in] or uint8
+    [out, in / 2], scale float32 [out] or bfloat16 [out, in / group]; else codes int32 and scale
+    are packed as in `weight`. Returns the first row with NaN or an infinity, or -1.
     """
     named = {f"part{number}": part for number, part in enumerate(parts)}
     bad: int = _cpu.quantize(

@@ -14,7 +14,7 @@ namespace hagane {
 constexpr int64_t kGroupRows = 32;
 // Up to this many rows, a layer takes as long as reading its weights.
 constexpr int64_t kRowsThatWaitForMemory = 4;
-// What all rows of some blocks of outputs get added: written by one pass, read by the next.
+// The terms to add to all rows of some blocks of outputs: written by one pass, read by the next.
 constexpr int64_t kBytesOfChanges = 131072;
 
 // The rows of one call by their changes, and their inputs next to each other, as `a` wants them.
@@ -141,7 +141,7 @@ class ChangedRows {
     offsets_[at] = -128 * sum;
   }
 
-  // What `expand` will read for two blocks of outputs, into the second level of the cache.
+  // Prefetch the operands of `expand` for two blocks of outputs into the second level of the cache.
   void fetch(int64_t block, int64_t blocks) const {
     const int64_t end = std::min(blocks, block + 2);
     if (block >= end) return;

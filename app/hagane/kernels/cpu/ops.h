@@ -1,4 +1,4 @@
-// What the kernels compute on, and the table of functions that every instruction set fills.
+// The kernels' arguments, and the table of functions that every instruction set fills.
 #pragma once
 
 #include <atomic>
@@ -72,7 +72,7 @@ struct Prepared {
   const T* row(int64_t index) const { return static_cast<const T*>(rows) + index * stride; }
 };
 
-// What one adapter (Hu et al., 2021, arXiv:2106.09685) adds to one matrix: b (a x), in float32; for
+// The change that one adapter (Hu et al., 2021, arXiv:2106.09685) makes to one matrix: b (a x), in float32; for
 // int8 a x has 8 bits too.
 //   a  [ranks, in], packed like every weight: f32, bf16 or int8, by what the matrix' inputs are made
 //   b  [out / 16][units of ranks][16] in a's format, int8 with a scale per output. A fused matrix has
@@ -163,7 +163,7 @@ struct Linear {
   int64_t added_first = 0;
   Upcoming* upcoming = nullptr;  // or null
 
-  // What is added to 16 outputs of a row, or null.
+  // The terms to add to 16 outputs of a row, or null.
   const float* added_to(int64_t row, int64_t block) const {
     return added ? added + 16 * ((block - added_first) * x.count + row) : nullptr;
   }
@@ -375,7 +375,7 @@ struct Kernels {
                   float* scale, int32_t* offsets);
   // The outputs of blocks [first, last) for all rows.
   void (*linear)(const Linear&, int64_t first, int64_t last);
-  // What Linear::added is, of blocks [first, last).
+  // Linear::added of blocks [first, last).
   void (*expand)(const Changes&, int64_t first, int64_t last, float* added);
   void (*row_norm)(const RowNorm&, int64_t row);
   void (*activate)(const Activation&, int64_t row);

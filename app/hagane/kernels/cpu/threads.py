@@ -22,7 +22,7 @@ def instruction_set() -> str:
 def start(threads: int | None = None, instruction_set: str | None = None) -> str:
     """Pin one thread to each of the cores that this process may use, or to `threads` of them.
 
-    Returns the instruction set in use: the best one here, or the one asked for. Raises ValueError
+    Returns the instruction set in use: the best one here, or the requested one. Raises ValueError
     if that is not to be had.
     """
     chosen = extension.select(instruction_set)

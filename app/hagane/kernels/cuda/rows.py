@@ -64,7 +64,7 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _rotate(
+def _apply_rope(
     qkv, cos, sin, q_norm, k_norm, row_stride, heads, rotated, eps,
     HALF: tl.constexpr, PADDED: tl.constexpr, HEADS: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
@@ -119,7 +119,7 @@ def apply_rope(
     tokens, half = cos.shape
     rotated = heads + kv_heads
     q_norm, k_norm = norms or (qkv, qkv)
-    _rotate[(tokens, triton.cdiv(rotated, _HEADS))](
+    _apply_rope[(tokens, triton.cdiv(rotated, _HEADS))](
         qkv, cos, sin, q_norm, k_norm, qkv.stride(0), heads, rotated, eps,
         HALF=half, PADDED=power_of_two(half), HEADS=_HEADS, NORMED=norms is not None, num_warps=4,
     )  # fmt: skip

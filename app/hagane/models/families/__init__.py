@@ -1,4 +1,4 @@
-"""The model families: what their `config.json` says, as a `ModelConfig`.
+"""The model families: their `config.json` as a `ModelConfig`.
 
 A family is a function from the keys that were read to a `ModelConfig`, and a line in `FAMILIES`:
 

@@ -21,7 +21,7 @@ from hagane.models.rope_parameters import RopeParameters
 from hagane.system.errors import ModelError
 from hagane.system.weight_formats import WEIGHT_FORMATS
 
-# Building what a mistyped number asks for would take for ever.
+# Building a model of a mistyped size would take for ever.
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, Meta(ge=1, le=4096)]
 Epsilon = Annotated[float, Meta(gt=0, lt=1)]

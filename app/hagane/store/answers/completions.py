@@ -1,4 +1,4 @@
-"""Stored completions: what clients asked to keep, bounded by bytes and by age.
+"""Stored completions: answers that clients keep, bounded by bytes and by age.
 
 Every operation takes the caller's `key`; None stands for the administrator, who sees all of them.
 """

@@ -1,4 +1,4 @@
-"""Evals: what is asked and how answers are graded, runs of models over it, and their results."""
+"""Evals: questions and how answers are graded, runs of models over it, and their results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _now() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """`testing_criteria` are graders, `data_source_config` says what items have."""
+    """`testing_criteria` are graders, `data_source_config` describes the items."""
 
     name: str
     data_source_config: dict[str, Any]

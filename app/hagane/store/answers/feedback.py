@@ -18,7 +18,7 @@ from hagane.system.errors import NotFoundError
 _feedback = tables.feedback
 
 Thumbs = Literal["up", "down"]
-# What one decision rests on at most.
+# The most judgements for one decision.
 _MOST_JUDGED = 10_000
 # Given by the author; the other fields follow from the completion.
 _JUDGEMENT = (

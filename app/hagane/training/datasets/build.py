@@ -32,7 +32,7 @@ class Edit(BaseModel):
 
 
 class Task(BaseModel):
-    """What to build: from answers, or from a data set by an edit. `preview` records are shown."""
+    """Build a data set from answers, or from a data set by an edit. `preview` records are shown."""
 
     name: str
     spec: DatasetSpec

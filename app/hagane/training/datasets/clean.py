@@ -1,4 +1,4 @@
-"""What of the selected examples goes into a data set: bounds, personal data, duplicates, split."""
+"""Filter the selected examples of a data set: bounds, personal data, duplicates, split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hagane.training.datasets.spec import DatasetSpec
 
 @dataclass
 class Card:
-    """What a data set holds, in counts, and why the rest of the answers is not in it."""
+    """A data set's contents in counts, and why the rest of the answers is not in it."""
 
     records: int = 0
     training: int = 0

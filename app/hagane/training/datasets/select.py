@@ -152,7 +152,7 @@ def _correction(judged: Sequence[Feedback]) -> str | None:
 
 
 def _answer(choice: dict[str, Any]) -> Message:
-    """What was said, without what training files have no place for."""
+    """The message, without the fields that training files have no place for."""
     message = choice["message"]
     kept = {key: message[key] for key in ("content", "tool_calls") if message.get(key)}
     return {"role": "assistant", "content": "", **kept}

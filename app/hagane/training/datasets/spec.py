@@ -1,4 +1,4 @@
-"""What a data set is made of, in data: which answers, how they are cleaned, how they are split."""
+"""The specification of a data set: which answers, how they are cleaned, how they are split."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class DatasetSpec(BaseModel):
     max_records: int = Field(100_000, ge=1, le=1_000_000, strict=True)
 
     def treatment(self, kind: Kind) -> Treatment:
-        """What happens to personal data of a kind: it is masked unless the spec says otherwise."""
+        """The treatment of personal data of a kind: masked unless the spec chooses otherwise."""
         return self.personal_data.get(kind, "mask")

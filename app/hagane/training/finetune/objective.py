@@ -110,8 +110,8 @@ def _bounded(logits: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor | None
     if scale == 1 and not cap:
         return logits, None
     bounded = reference.softcap(logits.float(), scale, cap)
-    slope = scale * (1 - (bounded / cap).square()) if cap else torch.full_like(bounded, scale)
-    return bounded.to(logits.dtype), slope.to(logits.dtype)
+    derivative = scale * (1 - (bounded / cap).square()) if cap else torch.full_like(bounded, scale)
+    return bounded.to(logits.dtype), derivative.to(logits.dtype)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -130,12 +130,14 @@ class _FrozenHead(torch.autograd.Function):
         parts, gradients = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
-            logits, slope = _bounded(head.logits(hidden[rows]), config)
+            logits, derivative = _bounded(head.logits(hidden[rows]), config)
             parts.append(
                 operations.token_scores(logits, targets[rows], gradients=gradients is not None)
             )
             if gradients is not None:
-                gradients[rows] = head.gradient(logits if slope is None else logits.mul_(slope))
+                gradients[rows] = head.gradient(
+                    logits if derivative is None else logits.mul_(derivative)
+                )
         logprobs, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(correct)
         ctx.gradients = gradients

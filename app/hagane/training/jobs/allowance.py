@@ -29,7 +29,7 @@ class Gpu(Protocol):
 
 
 class CudaGpu:
-    """A CUDA device by torch's name. torch is imported when the first question is asked."""
+    """A CUDA device by torch's name. torch is imported at the first use."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -53,7 +53,7 @@ function adapterRow(adapter) {
     about.append(" · ", link);
   }
   const tools = promoted ? [] : [button("promote", () => promote(name))];
-  // What a job made is the server's own, and so are its files; what was loaded stays where it is.
+  // The server owns the files of models that jobs made; loaded adapters stay where they are.
   tools.push(job ? button("remove", () => remove(name)) : button("unload", () => unload(name)));
   if (promoted) tools.push(chatLink(name));
   made.append(named(tools, name));

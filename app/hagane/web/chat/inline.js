@@ -202,7 +202,7 @@ function anchor(address) {
 }
 
 /**
- * Stricter than CommonMark about nothing, laxer about one thing: punctuation beside a mark does
+ * Stricter than CommonMark about nothing, laxer about one thing: punctuation next to a mark does
  * not matter, because `**「強調」**です` is emphasis to every writer of Japanese.
  */
 function emphasis(scan) {

@@ -60,7 +60,7 @@ async function remove(conversation, name, actions) {
   $("new-chat").focus();
 }
 
-/** Make the drawer's button open it, and Escape or a tap beside it close it. */
+/** Make the drawer's button open it, and Escape or a tap outside close it. */
 export function prepareDrawer() {
   $("show-list").addEventListener("click", () => setDrawer(true));
   document.addEventListener("click", (event) => {

@@ -130,7 +130,7 @@ class Metadata:
         return self.model.tensors[tensor][1].shape[0]
 
     def floats(self, tensor: str, count: int) -> list[float]:
-        """The numbers of a float32 tensor that only carries what the configuration says."""
+        """The numbers of a float32 tensor that only repeats the configuration."""
         self.rows(tensor)
         file, info = self.model.tensors[tensor]
         if info.type.name != "F32" or info.shape != (count,):
