@@ -24,6 +24,7 @@ from hagane.pool.messages import AdapterRef, GenerateRequest, GrammarRef, TokenD
 from hagane.store.catalogue import ModelRef
 from hagane.system.errors import InvalidRequestError
 from hagane.system.logging import request_id
+from hagane.system.settings import Settings
 from hagane.text.embedding_style import Pooling
 
 PLAIN = AnswerForm(no_parsers, None)
@@ -69,19 +70,8 @@ def prepare_generation(
     Raises InvalidRequestError for parameters that do not fit this model or server.
     """
     account.check_priority(parameters.priority)
-    settings = serving.settings
-    if parameters.n > settings.max_sequences:
-        raise InvalidRequestError(
-            f"'n' is {parameters.n}; this server generates at most {settings.max_sequences} at a "
-            "time.",
-            param="n",
-        )
-    model = resolved.text
-    if model.encodes and pooling is None:
-        raise InvalidRequestError(
-            f"The model '{model.id}' makes embeddings and no text; use /v1/embeddings.",
-            param="model",
-        )
+    settings, model = serving.settings, resolved.text
+    _check(settings, model, parameters, pooling)
     timeout = parameters.timeout or settings.request_timeout
     request = GenerateRequest(
         # Logs of the engine name the HTTP request; the rest distinguishes its prompts.
@@ -107,6 +97,23 @@ def prepare_generation(
         most_calls,
     )
     return Generation(resolved, request, decoding)
+
+
+def _check(
+    settings: Settings, model: TextModel, parameters: Parameters, pooling: Pooling | None
+) -> None:
+    """Raises InvalidRequestError for more answers at a time, or another kind, than there can be."""
+    if parameters.n > settings.max_sequences:
+        raise InvalidRequestError(
+            f"'n' is {parameters.n}; this server generates at most {settings.max_sequences} at a "
+            "time.",
+            param="n",
+        )
+    if model.encodes and pooling is None:
+        raise InvalidRequestError(
+            f"The model '{model.id}' makes embeddings and no text; use /v1/embeddings.",
+            param="model",
+        )
 
 
 class _Charge:

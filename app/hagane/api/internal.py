@@ -19,27 +19,7 @@ class InternalResponse:
 
 async def post(app: ASGIApp, path: str, body: bytes, key: str) -> InternalResponse:
     """Send JSON to a route of `app` with an API key; cancelling it hangs up."""
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if key:
-        headers.append((b"authorization", f"Bearer {key}".encode()))
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": headers,
-        "client": None,
-        "server": None,
-        "state": {},
-    }
+    scope = _scope(path, len(body), key)
     sent = False
     status = 500
     answered: dict[str, str] = {}
@@ -66,3 +46,28 @@ async def post(app: ASGIApp, path: str, body: bytes, key: str) -> InternalRespon
 
     await app(scope, receive, send)
     return InternalResponse(status, answered, b"".join(pieces))
+
+
+def _scope(path: str, length: int, key: str) -> Scope:
+    """The ASGI scope of a request with a JSON body of `length` bytes."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(length).encode()),
+    ]
+    if key:
+        headers.append((b"authorization", f"Bearer {key}".encode()))
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": None,
+        "server": None,
+        "state": {},
+    }

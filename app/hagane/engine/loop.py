@@ -99,14 +99,7 @@ class Engine:
         overlap = runner.asynchronous if overlap is None else overlap
         grammars = Grammars(vocabulary, runner.vocab_size)
         constraints = Constraints(grammars)
-        proposer = None
-        if config.speculation != "off" and runner.verifies and not overlap:
-            rows = min(runner.decode_rows, config.max_batch_tokens)
-            proposer = PromptLookup(rows, constraints.valid, costs)
-        elif config.speculation == "lookup":
-            raise ConfigurationError(
-                "speculation lookup needs the native CPU kernels: leave it at auto"
-            )
+        proposer = _proposer(config, runner, constraints, costs, overlap=overlap)
         self.scheduler = Scheduler(
             KVCache(runner.blocks, runner.block_size, config.prefix_caching),
             max_batch_tokens=config.max_batch_tokens,
@@ -137,18 +130,25 @@ class Engine:
             limit=config.max_waiting,
         )
         self.running = True
-        deadline = time.monotonic() + _PREFAULT_SECONDS
-        self._report_stage("KV cache")
-        while time.monotonic() < deadline and runner.prefault():
-            pass
+        self._prefault()
         vocabulary.wait()
+        self._report_ready(time.monotonic() - started)
+
+    def _prefault(self) -> None:
+        """Map the part of the KV cache that a bounded time suffices for."""
+        self._report_stage("KV cache")
+        deadline = time.monotonic() + _PREFAULT_SECONDS
+        while time.monotonic() < deadline and self.runner.prefault():
+            pass
+
+    def _report_ready(self, load_seconds: float) -> None:
         self.outbox.send(
             EngineReady(
                 pid=os.getpid(),
-                context_length=runner.context_length,
-                block_size=runner.block_size,
-                blocks_total=runner.blocks,
-                load_seconds=time.monotonic() - started,
+                context_length=self.runner.context_length,
+                block_size=self.runner.block_size,
+                blocks_total=self.runner.blocks,
+                load_seconds=load_seconds,
             )
         )
 
@@ -244,6 +244,28 @@ class Engine:
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
         self.pipeline.cancel(request_id)
         self.outbox.fail(request_id, code, message)
+
+
+def _proposer(
+    config: EngineConfig,
+    runner: ModelRunner,
+    constraints: Constraints,
+    costs: StepCosts | None,
+    *,
+    overlap: bool,
+) -> PromptLookup | None:
+    """The source of guessed tokens; None where a step cannot verify them.
+
+    Raises ConfigurationError if they are required there.
+    """
+    if config.speculation != "off" and runner.verifies and not overlap:
+        rows = min(runner.decode_rows, config.max_batch_tokens)
+        return PromptLookup(rows, constraints.valid, costs)
+    if config.speculation == "lookup":
+        raise ConfigurationError(
+            "speculation lookup needs the native CPU kernels: leave it at auto"
+        )
+    return None
 
 
 def main(descriptor: int) -> None:

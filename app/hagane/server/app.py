@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -53,13 +53,13 @@ from hagane.api.openai import (
     stored_completions,
 )
 from hagane.api.openai.batch_runner import BatchRunner
-from hagane.api.openai.response_runs import fail_interrupted
 from hagane.api.serving import Serving, TextModel
 from hagane.api.sse import ClientDisconnectedError
 from hagane.lora.config import AdapterConfig, adapter_digest
 from hagane.pool.launch import Launched
 from hagane.pool.messages import EngineConfig
 from hagane.pool.models import Fleet, Residency
+from hagane.server.background_loops import BackgroundLoops
 from hagane.server.hosts import AllowedHosts
 from hagane.server.http_servers import AdminListener
 from hagane.server.middleware import (
@@ -110,28 +110,15 @@ def create_app(
     store = open_store(settings)
     supervisor = Supervisor(store, job_options(settings))
 
-    def loops() -> Iterator[BackgroundLoop]:
-        yield announcing
-        yield from fleet.loops()
-        yield from supervisor.loops
-        yield batch_runner.loop
-        yield from answers.loops
-        yield canaries.loop
-        yield runner.loop
-        yield used.loop
-
-    recorded = metrics.Metrics(fleet, store.jobs, loops)
+    recorded = metrics.Metrics(fleet, store.jobs, lambda: loops)
     accounts = Accounts(settings, recorded.registry)
     catalogue = Catalogue(store.database, model.id)
-    for name, path in settings.adapters.items():
-        AdapterConfig.load(path)
-        catalogue.register(name, path, adapter_digest(path), replace=True)
+    _register_adapters(catalogue, settings)
     answers = AnswerLog(
         store.answers, answer_bounds(settings), recorded.registry, durable=store.durable
     )
     canaries = CanaryWatch(store.aliases, store.answers, recorded.registry)
     keyring = KeyRing(settings, store.keys, accounts)
-    used = KeyUsageLog(accounts.usage, store.keys)
     serving = Serving(
         settings,
         model,
@@ -143,45 +130,37 @@ def create_app(
         catalogue,
         answers,
         canaries,
-        loops,
+        lambda: loops,
     )
-    admin_key = settings.admin_key.get_secret_value()
-    runner = EvalRunner(serving, accounts[key_label(admin_key) if admin_key else ANONYMOUS])
-    announcing = BackgroundLoop("announcements", partial(_announce, serving, shut_down))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await fleet.start()
-        if store.durable:
-            supervisor.start()
-        if store.durable and settings.admin_key.get_secret_value():
-            batch_runner.loop.start()
-        await asyncio.to_thread(fail_interrupted, store.responses)
-        announcing.start()
-        answers.start()
-        canaries.loop.start()
-        if store.durable:
-            runner.loop.start()
-            used.loop.start()
+        await loops.start()
         async with AsyncExitStack() as stack:
             if settings.admin_port is not None:
                 listener = AdminListener(admin_app(app), settings)
                 await stack.enter_async_context(listener.running())
             yield
-        await batch_runner.loop.stop()
-        await serving.runs.stop()
-        await asyncio.gather(
-            announcing.stop(),
-            runner.stop(),
-            supervisor.stop(grace=settings.shutdown_grace),
-            fleet.stop(grace=settings.shutdown_grace),
-        )
-        # Last: streams that ended meanwhile have brought answers to store.
-        await asyncio.gather(answers.stop(), canaries.stop(), used.stop())
+        await loops.stop()
 
     app = _application(serving, admin=settings.admin_port is None, lifespan=lifespan)
-    batch_runner = BatchRunner(app, serving)
+    admin_key = settings.admin_key.get_secret_value()
+    loops = BackgroundLoops(
+        serving,
+        supervisor,
+        BackgroundLoop("announcements", partial(_announce, serving, shut_down)),
+        BatchRunner(app, serving),
+        EvalRunner(serving, accounts[key_label(admin_key) if admin_key else ANONYMOUS]),
+        KeyUsageLog(accounts.usage, store.keys),
+    )
     return app
+
+
+def _register_adapters(catalogue: Catalogue, settings: Settings) -> None:
+    """Those of the command line. Raises ModelError."""
+    for name, path in settings.adapters.items():
+        AdapterConfig.load(path)
+        catalogue.register(name, path, adapter_digest(path), replace=True)
 
 
 def admin_app(app: FastAPI) -> FastAPI:

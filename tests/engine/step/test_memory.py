@@ -1,9 +1,15 @@
-"""The part of a GPU's memory that is left for the KV cache."""
+"""The KV cache's dtype, and the part of a GPU's memory that is left for it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from hagane.engine.step.memory import remaining_memory
+import torch
+from hagane.engine.step.memory import choose_cache_dtype, remaining_memory
+from hagane.models.config import Quantization
+from hagane.models.families import read_config_file
+from hagane.system.errors import ConfigurationError
 
 from tests.support.engine import config
 
@@ -27,3 +33,36 @@ def test_weights_others_a_step_and_adapters_have_their_room(
     )
     found = remaining_memory(settings, free=60 * GB, total=80 * GB, reserved=11 * GB, step=3 * GB)
     assert found == left * GB
+
+
+@pytest.mark.parametrize(
+    ("instructions", "quantize", "asked", "kept"),
+    [
+        ("avx512_bf16", "int4", "auto", torch.int8),
+        ("avx512", "int8", "auto", torch.int8),
+        ("avx512_bf16", "int8", "model", torch.bfloat16),
+        ("avx512_bf16", "none", "auto", torch.bfloat16),
+        ("avx512_bf16", "none", "int8", torch.int8),
+        ("avx512_bf16", "fp8", "auto", torch.bfloat16),
+        ("avx2", "int4", "auto", torch.bfloat16),
+        ("amx", "int4", "auto", torch.bfloat16),
+        (None, "int4", "auto", torch.bfloat16),
+    ],
+)
+def test_quantized_models_have_an_int8_cache_where_that_is_faster(
+    tiny_model_dir, instructions, quantize, asked, kept
+):
+    model = replace(read_config_file(tiny_model_dir), head_dim=64)
+    quantization = None if quantize == "none" else Quantization(quantize, 32)
+    settings = config(tiny_model_dir, kv_cache_dtype=asked)
+    found = choose_cache_dtype(settings, model, quantization, torch.bfloat16, instructions)
+    assert found == kept
+
+
+def test_an_int8_cache_needs_native_kernels(tiny_model_dir):
+    settings, model = (
+        config(tiny_model_dir, kv_cache_dtype="int8"),
+        read_config_file(tiny_model_dir),
+    )
+    with pytest.raises(ConfigurationError, match="needs the native CPU kernels"):
+        choose_cache_dtype(settings, model, None, torch.float32, None)

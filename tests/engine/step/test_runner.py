@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hagane.engine.loop import Engine
 from hagane.engine.step.runner import ModelRunner
 from hagane.kernels import cpu
@@ -16,7 +15,6 @@ from hagane.models.config import Quantization
 from hagane.pool.channel import EngineChannel
 from hagane.system.errors import ConfigurationError
 from hagane.weights.quantize import quantize_directory
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.engine import RunningEngine, config
 
@@ -39,34 +37,6 @@ def test_a_stored_format_is_served_as_if_quantized_at_the_start(tiny_model_dir, 
     assert answers[0].logprobs == answers[1].logprobs
     with pytest.raises(ConfigurationError, match="stored in fp8"):
         ModelRunner(config(tmp_path / "fp8", quantize="int8"))
-
-
-@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
-@pytest.mark.parametrize(
-    ("instructions", "quantize", "asked", "kept"),
-    [
-        ("avx512_bf16", "int4", "auto", torch.int8),
-        ("avx512", "int8", "auto", torch.int8),
-        ("avx512_bf16", "int8", "model", torch.bfloat16),
-        ("avx512_bf16", "none", "auto", torch.bfloat16),
-        ("avx512_bf16", "none", "int8", torch.int8),
-        ("avx512_bf16", "fp8", "auto", torch.bfloat16),
-        ("avx2", "int4", "auto", torch.bfloat16),
-        ("amx", "int4", "auto", torch.bfloat16),
-    ],
-)
-def test_quantized_models_have_an_int8_cache_where_that_is_faster(
-    tmp_path, monkeypatch, instructions, quantize, asked, kept
-):
-    monkeypatch.setattr(cpu, "instruction_set", lambda: instructions)
-    shape = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).save_pretrained(tmp_path)
-    settings = {"dtype": "bfloat16", "quantize": quantize, "kv_cache_dtype": asked}
-    runner = ModelRunner(config(tmp_path, **settings))
-    assert {part.dtype for pair in runner.caches for part in pair} == {kept}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

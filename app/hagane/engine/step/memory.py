@@ -1,4 +1,4 @@
-"""How much of a GPU's memory is left for the KV cache."""
+"""The memory of the KV cache: its dtype, and how much of a GPU's is left for it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,44 @@ import torch
 
 from hagane.kernels.layout import PagedLayout
 from hagane.models.attention import Paged
+from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer
 from hagane.pool.messages import EngineConfig
+from hagane.system.errors import ConfigurationError
+from hagane.system.weight_formats import WEIGHT_FORMATS
+
+# Where attention multiplies an int8 cache's codes as they are, half the bytes to read, for heads of
+# whole lines; others expand codes. AMX does so too, but has tiles for bfloat16: which of them is
+# faster there has not been measured.
+_INT8_CACHE_SETS = ("avx512", "avx512_bf16")
+_INT8_CACHE_FEATURES = 32
+
+
+def choose_cache_dtype(
+    config: EngineConfig,
+    model: ModelConfig,
+    quantization: Quantization | None,
+    dtype: torch.dtype,
+    instructions: str | None,
+) -> torch.dtype:
+    """The dtype of keys and values for a model that computes in `dtype`.
+
+    `instructions` is the set that the native kernels use, None for other backends. Raises
+    ConfigurationError for an int8 cache without native kernels.
+    """
+    wanted = config.kv_cache_dtype
+    if wanted == "int8" and instructions is None:
+        raise ConfigurationError(
+            "kv_cache_dtype int8 needs the native CPU kernels, in float32 or bfloat16: "
+            "leave it at auto"
+        )
+    if wanted == "auto" and quantization is not None:
+        # Other formats are dense on a CPU: users of those want small values kept precisely.
+        coarse = WEIGHT_FORMATS[quantization.format].integer
+        whole = model.head_dim % _INT8_CACHE_FEATURES == 0
+        if coarse and whole and instructions in _INT8_CACHE_SETS:
+            wanted = "int8"
+    return torch.int8 if wanted == "int8" else dtype
 
 
 def cuda_cache_memory(

@@ -13,7 +13,7 @@ from torch import Tensor
 from hagane.engine.step.batch import Batch, Inputs
 from hagane.engine.step.cuda_graphs import CudaGraphs
 from hagane.engine.step.graphs import DecodeGraphs
-from hagane.engine.step.memory import cuda_cache_memory
+from hagane.engine.step.memory import choose_cache_dtype, cuda_cache_memory
 from hagane.kernels import cpu, reference
 from hagane.kernels.backend import Operations, choose
 from hagane.kernels.devices import resolve_device
@@ -21,6 +21,7 @@ from hagane.kernels.transfer import send
 from hagane.lora.banks import AdapterBanks
 from hagane.models.attention import Paged
 from hagane.models.config import ModelConfig, Quantization
+from hagane.models.decoder import Transformer
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.system.machine import available_memory, usable_cores
@@ -32,11 +33,6 @@ logger = logging.getLogger(__name__)
 
 # The part of free memory that the KV cache may take when no figure is given.
 _CPU_MEMORY_FRACTION = 0.5
-# Where attention multiplies an int8 cache's codes as they are, half the bytes to read, for heads of
-# whole lines; others expand codes. AMX does so too, but has tiles for bfloat16: which of them is
-# faster there has not been measured.
-_INT8_CACHE_SETS = ("avx512", "avx512_bf16")
-_INT8_CACHE_FEATURES = 32
 # Of a step that verifies: one row more than are guessed for a sequence alone.
 _LEAST_ROWS = 16
 # Added to the loss: above it the load warns.
@@ -74,37 +70,18 @@ class ModelRunner:
             )
         quantization = _quantization(config, model_config, self.device)
         # Before the weights: the kernels quantize and pack them.
-        self._start_threads(config.threads)
+        instructions = self._start_threads(config.threads)
         progress("weights")
-        self.model, report = load_model(
-            directory,
-            device=str(self.device),
-            dtype=self.dtype,
-            quantization=quantization,
-            operations=self.operations,
-        )
+        self.model = self._load_model(directory, quantization)
         progress("buffers")
-        self.model.eval()
         self.banks = AdapterBanks(self.model, self.dtype, self.device)
-        logger.info(
-            "weights: %.1f M parameters, %.2f bits each, %.1f MB, loaded in %.2f s",
-            report.parameters / 1e6,
-            report.bits_per_weight,
-            report.weight_bytes / 1e6,
-            report.seconds,
-        )
-        _report_loss(quantization)
         self.vocab_size = model_config.vocab_size
         self.block_size = config.block_size
-        self.cache_dtype = self._cache_dtype(config, model_config, quantization)
+        self.cache_dtype = choose_cache_dtype(
+            config, model_config, quantization, self.dtype, instructions
+        )
         self.blocks = self._count_blocks(config, model_config)
-        self.caches = tuple(
-            self.operations.allocate_cache(
-                self.blocks, self.block_size, cache.kv_heads, cache.head_dim, self.cache_dtype,
-                self.device,
-            )
-            for cache in model_config.caches
-        )  # fmt: skip
+        self.caches = self._allocate_caches(model_config)
         self.decode_rows = max(config.max_sequences, _LEAST_ROWS if self.verifies else 1)
         # Hidden states [rows requested, features] of the last batch that requested any.
         self.hidden: Tensor | None = None
@@ -113,6 +90,33 @@ class ModelRunner:
         self._leave_cores_to_kernels()
         progress("recordings")
         self._graphs = self._make_graphs(config)
+
+    def _load_model(self, directory: Path, quantization: Quantization | None) -> Transformer:
+        model, report = load_model(
+            directory,
+            device=str(self.device),
+            dtype=self.dtype,
+            quantization=quantization,
+            operations=self.operations,
+        )
+        logger.info(
+            "weights: %.1f M parameters, %.2f bits each, %.1f MB, loaded in %.2f s",
+            report.parameters / 1e6,
+            report.bits_per_weight,
+            report.weight_bytes / 1e6,
+            report.seconds,
+        )
+        _report_loss(quantization)
+        return model.eval()
+
+    def _allocate_caches(self, model: ModelConfig) -> tuple[tuple[Tensor, Tensor], ...]:
+        return tuple(
+            self.operations.allocate_cache(
+                self.blocks, self.block_size, cache.kv_heads, cache.head_dim, self.cache_dtype,
+                self.device,
+            )
+            for cache in model.caches
+        )  # fmt: skip
 
     @torch.inference_mode()
     def _make_graphs(self, config: EngineConfig) -> DecodeGraphs | CudaGraphs | None:
@@ -158,24 +162,6 @@ class ModelRunner:
             page.bitwise_or_(0)
         return page is not None
 
-    def _cache_dtype(
-        self, config: EngineConfig, model: ModelConfig, quantization: Quantization | None
-    ) -> torch.dtype:
-        native = self.operations is cpu
-        if config.kv_cache_dtype == "int8" and not native:
-            raise ConfigurationError(
-                "kv_cache_dtype int8 needs the native CPU kernels, in float32 or bfloat16: "
-                "leave it at auto"
-            )
-        wanted = config.kv_cache_dtype
-        if wanted == "auto" and native and quantization is not None:
-            # Other formats are dense on a CPU: users of those want small values kept precisely.
-            coarse = WEIGHT_FORMATS[quantization.format].integer
-            whole = model.head_dim % _INT8_CACHE_FEATURES == 0
-            if coarse and whole and cpu.instruction_set() in _INT8_CACHE_SETS:
-                wanted = "int8"
-        return torch.int8 if wanted == "int8" else self.dtype
-
     def pin_main_thread(self) -> None:
         """Pin the calling thread to the core that the kernels' pool leaves to it.
 
@@ -185,17 +171,19 @@ class ModelRunner:
         if self.operations is cpu:
             os.sched_setaffinity(0, usable_cores()[:1])
 
-    def _start_threads(self, threads: int | None) -> None:
+    def _start_threads(self, threads: int | None) -> str | None:
+        """The instruction set of the native kernels; None for other backends."""
         if self.operations is not cpu:
             if threads:
                 torch.set_num_threads(threads)
-            return
+            return None
         instructions = cpu.start(threads)
         logger.info(
             "native kernels: %s on %d threads",
             instructions,
             threads or len(usable_cores()),
         )
+        return instructions
 
     def _leave_cores_to_kernels(self) -> None:
         """From here on torch only samples; a second pool would fight the kernels' for the cores."""

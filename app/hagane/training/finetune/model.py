@@ -94,17 +94,7 @@ def load_finetune_model(
     )
     adapter = None
     if not spec.full:
-        names = part_names(config)
-        adapter = AdapterConfig(
-            rank=spec.rank,
-            alpha=spec.alpha,
-            # By the family's own names, of which one may be several of Llama's.
-            target_modules=tuple(
-                dict.fromkeys(names[name] for name in spec.target_modules if name in names)
-            ),
-            rslora=spec.rslora,
-            base_model=model_name(spec.model),
-        )
+        adapter = _adapter_config(spec, config)
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
         if native and training.usable(device, dtype):
             cpu.start_beside_torch(spec.threads)
@@ -114,6 +104,19 @@ def load_finetune_model(
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)
     return FineTuneModel(model, adapter, spec.model, device, dtype)
+
+
+def _adapter_config(spec: FineTuneSpec, config: ModelConfig) -> AdapterConfig:
+    """By the family's own names of modules, of which one may be several of Llama's."""
+    names = part_names(config)
+    targets = dict.fromkeys(names[name] for name in spec.target_modules if name in names)
+    return AdapterConfig(
+        rank=spec.rank,
+        alpha=spec.alpha,
+        target_modules=tuple(targets),
+        rslora=spec.rslora,
+        base_model=model_name(spec.model),
+    )
 
 
 def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
