@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gguf
 import pytest
 import torch
 from hagane.cli.main import dispatch
 from hagane.lora.export import export_gguf
+from hagane.lora.files import load_adapter
 from hagane.system.errors import ConfigurationError
 from hagane.text.tokenizer import Tokenizer
 from hagane.weights.load import checkpoint_tensors, load_model
+from hagane.weights.sources.config import load_config
+from pydantic import ValidationError
 
 from tests.support.engine import make_adapter, merged
+from tests.support.gguf import interleaved
 
 TEXT = "Once upon a time 今日は 123 don't\n\n  <|im_end|>"
 
@@ -54,3 +59,31 @@ def test_an_adapter_is_added_as_transformers_adds_it(tiny_model_dir, tmp_path):
     theirs = merged(tiny_model_dir, adapter).state_dict()
     for name, tensor in checkpoint_tensors(model):
         assert torch.allclose(tensor, theirs[name], rtol=1e-5, atol=1e-5), name
+
+
+def test_an_adapter_alone_has_its_factors_as_llama_cpp_reads_them(tiny_model_dir, tmp_path):
+    make_adapter(tmp_path / "adapter", tiny_model_dir, seed=3)
+    path = tmp_path / "adapter.gguf"
+    arguments = [str(tiny_model_dir), str(path), "--adapter", str(tmp_path / "adapter")]
+    assert dispatch(["export", *arguments, "--adapter-only"]) == 0
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.type"].contents() == "adapter"
+    assert reader.fields["general.architecture"].contents() == "llama"
+    assert reader.fields["adapter.type"].contents() == "lora"
+    # The rank: the scale is in B.
+    assert reader.fields["adapter.lora.alpha"].contents() == 4
+    factors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    adapter = load_adapter(tmp_path / "adapter", load_config(tiny_model_dir))
+    assert len(factors) == 2 * len(adapter.changes) == 28
+    for ours, theirs, heads in (("q_proj", "attn_q", 4), ("v_proj", "attn_v", 0)):
+        change = adapter.changes[f"layers.1.self_attn.{ours}"]
+        expected = (change.scale * change.b @ change.a).numpy()
+        if heads:
+            expected = interleaved(expected, heads)
+        a, b = (factors[f"blk.1.{theirs}.weight.lora_{letter}"] for letter in "ab")
+        torch.testing.assert_close(b @ a, torch.from_numpy(expected))
+
+
+def test_an_adapter_alone_needs_one(tiny_model_dir, tmp_path):
+    with pytest.raises(ValidationError, match="--adapter-only needs --adapter"):
+        dispatch(["export", str(tiny_model_dir), str(tmp_path / "x.gguf"), "--adapter-only"])

@@ -1,4 +1,4 @@
-"""A model, with an adapter's changes or without, as a GGUF file."""
+"""A model, with an adapter's changes or without, or the adapter alone, as a GGUF file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from hagane.text.tokenizer import Tokenizer
 from hagane.weights.load import checkpoint_tensors
 from hagane.weights.opening import open_weights
 from hagane.weights.sources.config import load_config
-from hagane.weights.sources.gguf.writer import ExportedTensor, FileType, write_gguf
+from hagane.weights.sources.gguf.writer import (
+    ExportedTensor,
+    FileType,
+    write_gguf,
+    write_gguf_adapter,
+)
 from hagane.weights.sources.source import WeightSource
 
 
@@ -45,6 +50,24 @@ def export_gguf(base: Path, adapter_directory: Path | None, target: Path, kind: 
     ]
     write_gguf(target, config, tensors, pairs, kind)
     return len(adapter.changes) if adapter else 0
+
+
+@torch.no_grad()
+def export_gguf_adapter(base: Path, adapter_directory: Path, target: Path) -> int:
+    """Write an adapter for `base` alone as the file `target`; returns how many matrices it changes.
+
+    Raises as `export_gguf` does.
+    """
+    config = load_config(base)
+    if target.exists():
+        raise ConfigurationError(f"{target} exists: name a new file")
+    changes = load_adapter(adapter_directory, config).changes
+    factors = {
+        f"model.{module}.weight": (change.a.float(), change.scale * change.b.float())
+        for module, change in changes.items()
+    }
+    write_gguf_adapter(target, config, factors)
+    return len(changes)
 
 
 @torch.no_grad()

@@ -77,6 +77,35 @@ def write_gguf(
     commit(partial, target)
 
 
+def write_gguf_adapter(
+    target: Path,
+    config: ModelConfig,
+    changes: Mapping[str, tuple[Tensor, Tensor]],
+) -> None:
+    """Write a low-rank adapter for a model of `config`, which llama.cpp adds while it serves.
+
+    `changes` are A [rank, in] and B [out, rank] in float32, the scale in B, by the Hugging Face
+    names of their matrices. Raises ConfigurationError as `write_gguf` does.
+    """
+    name, form = _architecture(config)
+    partial = target.with_name(f".{target.name}.partial")
+    writer = gguf.GGUFWriter(partial, name)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    # Readers multiply by alpha / rank of each matrix; llama.cpp by nothing where alpha is 0.
+    ranks = {len(a) for a, _ in changes.values()}
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(ranks.pop()) if len(ranks) == 1 else 0.0)
+    for weight, (a, b) in changes.items():
+        rows = _permuted(b, weight, form, config)
+        for letter, factor in (("a", a), ("b", rows)):
+            writer.add_tensor(f"{form.tensor_name(weight)}.lora_{letter}", factor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    commit(partial, target)
+
+
 def _architecture(config: ModelConfig) -> tuple[str, Architecture]:
     # llama.cpp's llama is Mistral, too.
     wanted = config.architecture.replace("Mistral", "Llama")
@@ -137,11 +166,16 @@ def _stored(tensor: ExportedTensor, kind: FileType) -> gguf.GGMLQuantizationType
 
 
 def _ordered(tensor: ExportedTensor, form: Architecture, config: ModelConfig) -> Tensor:
-    values = tensor.load().float()
-    if form.permuted and (".q_proj." in tensor.name or ".k_proj." in tensor.name):
-        # Halves of each head interleaved: (head, half, place) becomes (head, place, half).
-        halves = values.unflatten(0, (-1, 2, config.head_dim // 2))
-        values = halves.transpose(1, 2).flatten(0, 2)
+    values = _permuted(tensor.load().float(), tensor.name, form, config)
     if tensor.name.endswith("norm.weight"):
         values = values + form.norm_offset
     return values.contiguous()
+
+
+def _permuted(rows: Tensor, name: str, form: Architecture, config: ModelConfig) -> Tensor:
+    """Rows of query or key with the halves of each head interleaved, where the format has it so."""
+    if not form.permuted or not (".q_proj." in name or ".k_proj." in name):
+        return rows.contiguous()
+    # (head, half, place) becomes (head, place, half).
+    halves: Tensor = rows.unflatten(0, (-1, 2, config.head_dim // 2))
+    return halves.transpose(1, 2).flatten(0, 2).contiguous()
