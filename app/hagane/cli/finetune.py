@@ -39,6 +39,8 @@ class FinetuneOptions(Options):
     quantize: FormatChoice | None = Field(None, description="the frozen base")
     checkpoint_every: int | None = Field(None, description="steps")
     patience: int | None = Field(None, description="checkpoints without gain that end the run")
+    teacher: str | None = Field(None, description="a larger model with the same vocabulary")
+    teacher_weight: float | None = Field(None, description="of its distributions [0.5]")
     neftune_alpha: float | None = Field(None, description="noise on embeddings [none]")
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N [auto]")
     threads: int | None = Field(None, description="default: one per usable core")
@@ -48,7 +50,7 @@ class FinetuneOptions(Options):
 GROUPS = {
     "The run": ("model", "output", "validation_file", "device", "threads", "seed"),
     "Training": ("method", "n_epochs", "batch_size", "learning_rate", "beta", "sequence_length",
-                 "checkpoint_every", "patience", "neftune_alpha"),
+                 "checkpoint_every", "patience", "neftune_alpha", "teacher", "teacher_weight"),
     "What is trained": ("rank", "alpha", "full", "quantize"),
 }  # fmt: skip
 
@@ -69,6 +71,8 @@ def run(arguments: list[str]) -> int:
     if options.validation_file is not None:
         given["validation_file"] = options.validation_file.resolve()
     given["model"] = resolve_model(options.model)
+    if options.teacher is not None:
+        given["teacher"] = resolve_model(options.teacher)
     spec = FineTuneSpec(training_file=options.file.resolve(), **given)
     output = options.output or Path(f"{options.file.stem}-adapter")
     output.mkdir(parents=True, exist_ok=True)

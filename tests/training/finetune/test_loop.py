@@ -16,6 +16,8 @@ from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.report.listener import CheckpointReport, StepReport
 from torch.utils.checkpoint import checkpoint
 
+from tests.support.adapted import adapted_pair
+
 SKY = "The sky is blue."
 
 
@@ -100,6 +102,18 @@ def test_judgements_are_learned(spec, tmp_path, method):
     changed = {"method": method, "training_file": file, "learning_rate": 2e-3, "n_epochs": 2}
     result = finetune(spec.model_copy(update=changed), tmp_path / "run", Recorder())
     assert result.valid_loss < 0.9 * result.base_valid_loss
+
+
+@pytest.mark.slow
+def test_a_teacher_is_learned_from(spec, tmp_path):
+    adapted_pair(spec.model, tmp_path)
+    change = {"teacher": tmp_path / "merged", "teacher_weight": 1.0, "n_epochs": 10}
+    taught = spec.model_copy(update=change)
+    result = finetune(taught, tmp_path / "run", Recorder())
+    assert result.valid_loss < 0.9 * result.base_valid_loss
+    with pytest.raises(TrainingInterrupted):
+        finetune(taught, tmp_path / "parts", Recorder(stop_after=1))
+    assert finetune(taught, tmp_path / "parts", Recorder()).digest == result.digest
 
 
 def test_a_run_that_overfits_ends_with_its_best_checkpoint(spec, tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from hagane.training.finetune.examples import Example
+from hagane.kernels import reference
+from hagane.lora.train import factors
+from hagane.models.attention import PackedSequences
+from hagane.training.finetune.examples import Example, SoftTargets
 from hagane.training.finetune.noise import embedding_noise
-from hagane.training.finetune.objective import supervised_loss
+from hagane.training.finetune.objective import distillation_loss, supervised_loss
 
-from tests.support.adapted import adapted_pair, logprob, sequence
+from tests.support.adapted import CONFIG, adapted_pair, logprob, sequence
 
 
 @pytest.fixture
@@ -39,3 +43,35 @@ def test_noise_is_bounded_by_each_sequence_and_ends_with_the_block(adapted):
         assert part.abs().max() <= bound * (1 + 1e-5)
         assert part.std() == pytest.approx(bound / 3**0.5, rel=0.15)
     assert torch.equal(embed(ids), clean)
+
+
+def test_distillation_loss_and_its_gradient(adapted):
+    model, theirs = adapted
+    generator = np.random.default_rng(0)
+    examples, wanted = [], torch.zeros(())
+    for length, prompt in ((9, 4), (20, 1)):
+        one = sequence(length, prompt)
+        places = int(one.loss_mask.sum())
+        ids = np.argsort(generator.random((places, 300)), axis=1)[:, :5].astype(np.int32)
+        shares = generator.dirichlet(np.ones(5), places).astype(np.float32)
+        examples.append(Example((one,), b"", soft=(SoftTargets(ids, shares),)))
+        tokens = torch.from_numpy(one.tokens).long()
+        rows = torch.from_numpy(np.flatnonzero(one.loss_mask)) - 1
+        with torch.no_grad():
+            scores = theirs(input_ids=tokens[None]).logits[0].log_softmax(-1)[rows]
+        soft = (scores.gather(1, torch.from_numpy(ids).long()) * torch.from_numpy(shares)).sum()
+        wanted -= 0.7 * soft + 0.3 * logprob(theirs, one)
+        # The same through the whole vocabulary's logits, by autograd.
+        hidden = model(tokens, PackedSequences([length], tokens.device, reference))
+        dense = model.logits(hidden[rows]).log_softmax(-1)
+        own = (dense.gather(1, torch.from_numpy(ids).long()) * torch.from_numpy(shares)).sum()
+        (-0.7 * own - 0.3 * dense.gather(1, tokens[rows + 1][:, None]).sum()).backward()
+    parameters = [p for pair in factors(model, CONFIG).values() for p in pair]
+    gradients = [p.grad.clone() for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    loss = distillation_loss(model, examples, 0.7)
+    torch.testing.assert_close(loss.total.detach(), wanted, atol=1e-3, rtol=1e-5)
+    loss.total.backward()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)

@@ -18,11 +18,11 @@ from hagane.api.openai import fine_tuning
 from hagane.api.openai.fine_tuning import Limit
 from hagane.api.openai.fine_tuning_schemas import describe_job
 from hagane.api.serving import Serving, get_serving
+from hagane.api.stored_models import stored_model
 from hagane.store.artifacts import ServedArtifact
 from hagane.store.jobs import Event, Job, new_job_id
 from hagane.store.paging import Paging
-from hagane.system.errors import InvalidRequestError, ModelError
-from hagane.text.hub import local_model, model_stores
+from hagane.system.errors import InvalidRequestError
 from hagane.training.jobs.gate import Policy
 from hagane.training.pretrain.config import PretrainConfig
 
@@ -123,7 +123,7 @@ def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainCo
     threads = serving.settings.training_threads or max(1, (os.cpu_count() or 1) // 2)
     own = {"output": serving.store.job_directory(job_id) / "model", "threads": threads}
     if isinstance(start := values.get("start_from"), str):
-        own["start_from"] = _start(serving, start)
+        own["start_from"] = stored_model(serving, start, "config.start_from")
         values = {key: value for key, value in values.items() if key != "start_from"}
     try:
         config = PretrainConfig.model_validate(own | values)
@@ -159,15 +159,3 @@ def _require_text(values: dict[str, Any]) -> None:
             "'config' has a zero byte, half a character or too many levels; send plain text.",
             param="config",
         )
-
-
-def _start(serving: Serving, name: str) -> Path:
-    try:
-        directory = local_model(name, model_stores(serving.settings))
-    except (ModelError, OSError) as error:
-        raise InvalidRequestError(f"{error}.", param="config.start_from") from None
-    if directory is None:
-        raise InvalidRequestError(
-            f"'{name}' is not on this server: fetch it first.", param="config.start_from"
-        )
-    return directory

@@ -29,6 +29,7 @@ from hagane.api.openai.fine_tuning_schemas import (
 )
 from hagane.api.serving import Serving, get_serving
 from hagane.api.sse import stream
+from hagane.api.stored_models import stored_model
 from hagane.store.jobs import Event, Job, Status, new_job_id
 from hagane.store.paging import Paging
 from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
@@ -279,6 +280,8 @@ def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTun
     extra = body.extra.model_dump(exclude_none=True, exclude={"promote"})
     settings = serving.settings
     served = {"quantize": "none" if body.extra.full else settings.quantize}
+    if body.extra.teacher is not None:
+        extra["teacher"] = stored_model(serving, body.extra.teacher, "extra.teacher")
     rewarding = {}
     if method.reinforcement is not None:
         rewarding = {"grader": method.reinforcement.grader, "base_name": serving.model.id}

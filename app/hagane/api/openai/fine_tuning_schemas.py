@@ -79,8 +79,8 @@ class Extra(Body):
 
     `quantize` follows the server's own, so that an adapter is trained on what it will be served on.
     `promote` is the gate: whether the result goes live always, if its validation loss is below the
-    base model's, or when an admin decides so. The last four are of reinforcement, whose loss is the
-    mean reward, negated.
+    base model's, or when an admin decides so. `teacher` names a larger model in the store, or one
+    that a job made. The last four are of reinforcement, whose loss is the mean reward, negated.
     """
 
     rank: Count | None = None
@@ -92,6 +92,8 @@ class Extra(Body):
     learning_rate: Number | None = None
     patience: Count | None = None
     neftune_alpha: Number | None = None
+    teacher: str | None = None
+    teacher_weight: Number | None = None
     quantize: FormatChoice | None = None
     promote: Literal["always", "if_better", "manual"] = "if_better"
     group_size: Count | None = None

@@ -35,16 +35,26 @@ _Sequences = list[MaskedSequence] | RecordError
 
 
 @dataclass(frozen=True, eq=False)
+class SoftTargets:
+    """A teacher's likeliest tokens at each of n trained places: int32 ids [n, k], float32 shares
+    [n, k] of their probability, which sum to 1."""
+
+    ids: np.ndarray
+    shares: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Example:
     """One sequence to train on, or of a pair the preferred and the rejected one.
 
     `digest` is that of its tokens: equal examples are never on both sides of a split. One that is
-    not `desirable` is to be avoided.
+    not `desirable` is to be avoided. `soft` are a teacher's targets for each sequence.
     """
 
     sequences: tuple[MaskedSequence, ...]
     digest: bytes
     desirable: bool = True
+    soft: tuple[SoftTargets, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.sequences))

@@ -19,9 +19,10 @@ from hagane.training.finetune.meter import StepScore
 from hagane.training.finetune.micro_batches import batch, micro_batches
 from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.noise import embedding_noise
-from hagane.training.finetune.objective import Loss, supervised_loss
+from hagane.training.finetune.objective import Loss, distillation_loss, supervised_loss
 from hagane.training.finetune.preference import dpo_loss, kto_loss, orpo_loss, reference_point
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan, resolve
+from hagane.training.finetune.teacher import taught
 from hagane.training.report.listener import FineTuneResult, Listener
 
 
@@ -39,7 +40,7 @@ def finetune(
     listener asked to stop. `free_memory` returns the bytes of main memory that the run may use.
     """
     with explained():
-        return drive(_Run.prepare(spec, free_memory), directory, listener)
+        return drive(_Run.prepare(spec, directory, free_memory), directory, listener)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,11 @@ class _Run:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def prepare(cls, spec: FineTuneSpec, free_memory: Callable[[], int]) -> _Run:
+    def prepare(cls, spec: FineTuneSpec, directory: Path, free_memory: Callable[[], int]) -> _Run:
         torch.set_num_threads(spec.threads or torch.get_num_threads())
         data = load(spec)
+        if spec.teacher is not None:
+            data = taught(spec, spec.teacher, data, directory / "state")
         longest = max(len(e) for e in data.training + data.validation)
         model = load_finetune_model(spec, longest, free_memory=free_memory)
         plan = resolve(spec, len(data.training), model.transformer.config.hidden_size)
@@ -113,6 +116,8 @@ class _Run:
 
     def _loss(self, examples: list[Example], reference: float) -> Loss:
         model, beta = self.model.transformer, self.plan.beta
+        if self.spec.teacher is not None:
+            return distillation_loss(model, examples, self.spec.teacher_weight)
         if self.spec.method == "supervised":
             return supervised_loss(model, examples)
         if self.spec.method == "kto":

@@ -59,6 +59,30 @@ def supervised_loss(model: Transformer, examples: list[Example]) -> Loss:
 
 def score(model: Transformer, sequences: list[MaskedSequence]) -> Scores:
     """Score all sequences in one forward pass."""
+    hidden, targets = _before_trained(model, sequences)
+    logprobs, correct = _logprobs(model, hidden, targets)
+    return Scores(logprobs, int(correct.sum()), [int(s.loss_mask.sum()) for s in sequences])
+
+
+def distillation_loss(model: Transformer, examples: list[Example], weight: float) -> Loss:
+    """(1 - weight) * cross-entropy of the tokens + weight * that of the teacher's distribution.
+
+    In nats, summed over trained tokens (Hinton et al., 2015, arXiv:1503.02531, at temperature 1).
+    The examples have `soft` targets.
+    """
+    sequences = [sequence for e in examples for sequence in e.sequences]
+    hidden, targets = _before_trained(model, sequences)
+    hard, correct = _logprobs(model, hidden, targets)
+    soft = [targets for e in examples for targets in e.soft]
+    ids = torch.cat([torch.from_numpy(one.ids) for one in soft]).long().to(hidden.device)
+    shares = torch.cat([torch.from_numpy(one.shares) for one in soft]).to(hidden.device)
+    expected: Tensor = _SoftHead.apply(hidden, _frozen_head(model, hidden), ids, shares, model)  # type: ignore[no-untyped-call]
+    total = -(1 - weight) * hard.sum() - weight * expected.sum()
+    return Loss(total, int(correct.sum()), len(hard))
+
+
+def _before_trained(model: Transformer, sequences: list[MaskedSequence]) -> tuple[Tensor, Tensor]:
+    """Hidden states [n, hidden] before the trained tokens of all sequences, and their ids [n]."""
     device = next(model.parameters()).device
     tokens = torch.cat([torch.from_numpy(s.tokens) for s in sequences]).long().to(device)
     trained = torch.cat([torch.from_numpy(s.loss_mask) for s in sequences])
@@ -66,8 +90,7 @@ def score(model: Transformer, sequences: list[MaskedSequence]) -> Scores:
     lengths = [len(s) for s in sequences]
     hidden = model(tokens, PackedSequences(lengths, device, _operations(model)))
     # A sequence's first token is never trained, so the row before a trained one is in its sequence.
-    logprobs, correct = _logprobs(model, hidden[rows - 1], tokens[rows])
-    return Scores(logprobs, int(correct.sum()), [int(s.loss_mask.sum()) for s in sequences])
+    return hidden[rows - 1], tokens[rows]
 
 
 def _operations(model: Transformer) -> Differentiable:
@@ -77,18 +100,10 @@ def _operations(model: Transformer) -> Differentiable:
 
 def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 [n] log-probabilities of int64 targets [n], and bool [n]: the likeliest tokens."""
-    head = model.head
-    if not isinstance(head, DenseEmbedding | Int8Embedding | Int8TrainingEmbedding):
-        raise TypeError("a model packed for serving cannot be trained")
-    trains_head = any(p.requires_grad for p in head.parameters()) and torch.is_grad_enabled()
-    if not trains_head:
-        frozen = (
-            head
-            if isinstance(head, Int8TrainingEmbedding)
-            else DequantizedHead(head.matrix(hidden.dtype))
-        )
+    trains_head = any(p.requires_grad for p in model.head.parameters())
+    if not (trains_head and torch.is_grad_enabled()):
         logprobs, correct = _FrozenHead.apply(
-            hidden, frozen, targets, _operations(model), model.config
+            hidden, _frozen_head(model, hidden), targets, _operations(model), model.config
         )  # type: ignore[no-untyped-call]
         return logprobs, correct
     parts = [
@@ -96,6 +111,15 @@ def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tens
         for rows, wanted in zip(hidden.split(_ROWS), targets.split(_ROWS), strict=True)
     ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([first for _, first in parts])
+
+
+def _frozen_head(model: Transformer, hidden: Tensor) -> DequantizedHead | Int8TrainingEmbedding:
+    head = model.head
+    if isinstance(head, Int8TrainingEmbedding):
+        return head
+    if not isinstance(head, DenseEmbedding | Int8Embedding):
+        raise TypeError("a model packed for serving cannot be trained")
+    return DequantizedHead(head.matrix(hidden.dtype))
 
 
 def _chunk(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,4 +172,38 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
+        return ctx.gradients * grad[:, None].to(ctx.gradients.dtype), None, None, None, None
+
+
+class _SoftHead(torch.autograd.Function):
+    """hidden [n, hidden], a head, int64 ids [n, k], float32 shares [n, k] that sum to 1.
+
+    Gives sum(share * log-probability) [n], float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: DequantizedHead | Int8TrainingEmbedding,
+        ids: Tensor,
+        shares: Tensor,
+        model: Transformer,
+    ) -> Tensor:
+        parts, gradients = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), _ROWS):
+            rows = slice(start, start + _ROWS)
+            logits, slope = _bounded(head.logits(hidden[rows]), model.config)
+            wide = logits.float().log_softmax(1)
+            parts.append((wide.gather(1, ids[rows]) * shares[rows]).sum(1))
+            if gradients is not None:
+                grad = wide.exp_().neg_().scatter_add_(1, ids[rows], shares[rows])
+                grad = grad if slope is None else grad.mul_(slope)
+                gradients[rows] = head.gradient(grad.to(logits.dtype))
+        ctx.gradients = gradients
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.gradients * grad[:, None].to(ctx.gradients.dtype), None, None, None, None

@@ -42,7 +42,9 @@ class FineTuneSpec(BaseModel):
     cut. `full` trains every weight instead of an adapter. `quantize` keeps the frozen base in 8 or
     4 bits (QLoRA, Dettmers et al., 2023, arXiv:2305.14314). `checkpoint_every` is in steps. A run
     ends early after `patience` checkpoints without a lower validation loss. `neftune_alpha` is the
-    strength of noise on embeddings in training (NEFTune, Jain et al., 2023, arXiv:2310.05914).
+    strength of noise on embeddings in training (NEFTune, Jain et al., 2023, arXiv:2310.05914). A
+    `teacher` is a model directory with the same vocabulary, from whose `teacher_tokens` likeliest
+    tokens at every place the run learns, with `teacher_weight` of the loss (distillation).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +72,9 @@ class FineTuneSpec(BaseModel):
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     patience: Annotated[int, Field(ge=1, le=1000)] | None = None
     neftune_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
+    teacher: Path | None = None
+    teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    teacher_tokens: Annotated[int, Field(ge=1, le=64)] = 16
 
     @field_validator("target_modules")
     @classmethod
@@ -86,6 +91,8 @@ class FineTuneSpec(BaseModel):
             raise ValueError(
                 f"{self.method} compares with the base below an adapter: it cannot be full"
             )
+        if self.teacher is not None and (self.full or self.method != "supervised"):
+            raise ValueError("a teacher goes with supervised training of an adapter only")
         if self.method == "reinforcement" and "grader" not in type(self).model_fields:
             raise ValueError("reinforcement needs a grader: start it as a job")
         if self.neftune_alpha is not None and self.method != "supervised":

@@ -25,7 +25,7 @@ from hagane.training.finetune.micro_batches import batch, micro_batches
 from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.objective import score
 from hagane.training.finetune.spec import TrainingPlan
-from hagane.training.reinforce.answering import AnsweringEngine
+from hagane.training.jobs.answering import AnsweringEngine, answering_config
 from hagane.training.reinforce.policy_loss import advantages, policy_loss
 from hagane.training.reinforce.rollouts import Rollout, RolloutSampler
 from hagane.training.reinforce.spec import ReinforceSpec, resolve_reinforcement
@@ -58,7 +58,10 @@ def reinforce(
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         adapter_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
         dtype = str(model.dtype).removeprefix("torch.")
-        with AnsweringEngine(spec, longest, adapter_bytes, dtype) as engine:
+        config = answering_config(
+            spec, spec.model, longest, adapter_bytes=adapter_bytes, dtype=dtype
+        )
+        with AnsweringEngine(config) as engine:
             policy = ServedPolicy(model, engine, directory / "state" / "rollouts")
             run = _Run(spec, tasks, plan, model, optimizer, policy, RolloutSampler(spec, engine))
             return drive(run, directory, listener)

@@ -1,4 +1,4 @@
-"""An engine alongside the run, which answers with the adapter of the step.
+"""An engine alongside a run, which answers with the adapter of the step, or as a teacher.
 
 It is the serving engine in a process of its own: continuous batching, prefix cache, and adapters
 put in place between two of its steps. An event loop in a thread of its own talks to it, so that it
@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -23,10 +24,11 @@ from hagane.pool.messages import (
     GenerateRequest,
     SamplingParams,
     TokenDelta,
+    TokenLogprobs,
 )
 from hagane.system.errors import EngineCrashedError, EngineUnavailableError
+from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.estimates import ANSWERING_CACHE
-from hagane.training.reinforce.spec import ReinforceSpec
 
 _Result = TypeVar("_Result")
 
@@ -49,6 +51,7 @@ class SeededPrompt:
 class SampledAnswer:
     """Generated tokens [n] with their log-probabilities [n] in nats at temperature 1.
 
+    `prompt_scores` are those of the prompt, None for its first token, if they were asked for.
     `ended` means that the last one ends the answer and is no part of its text; otherwise it was
     cut at the most tokens allowed.
     """
@@ -56,6 +59,7 @@ class SampledAnswer:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     ended: bool
+    prompt_scores: tuple[TokenLogprobs | None, ...] = ()
 
     @property
     def text_tokens(self) -> tuple[int, ...]:
@@ -63,37 +67,45 @@ class SampledAnswer:
         return self.tokens[:-1] if self.ended else self.tokens
 
 
+def answering_config(
+    spec: FineTuneSpec, model: Path, longest: int, *, adapter_bytes: int = 0, dtype: str = "auto"
+) -> EngineConfig:
+    """The engine that answers by `model` for a run; it computes on what the run computes on.
+
+    `longest` is the most tokens of a prompt with its answer.
+    """
+    return EngineConfig(
+        model=str(model),
+        device=spec.device,
+        dtype=dtype,
+        quantize=spec.quantize,
+        # That of `Quantization.choose`, by which the run's own base is quantized.
+        group_size=32,
+        block_size=16,
+        context_length=longest + 1,
+        kv_cache_memory=None,
+        kv_cache_limit=ANSWERING_CACHE,
+        # As in training: quantized keys would answer by other probabilities.
+        kv_cache_dtype="model",
+        shares_device=True,
+        max_batch_tokens=_STEP_TOKENS,
+        max_sequences=_SEQUENCES,
+        max_waiting=1 << 20,
+        prefix_caching=True,
+        threads=spec.threads,
+        adapter_memory=_MOST_ADAPTERS * adapter_bytes + (64 << 20),
+    )
+
+
 class AnsweringEngine:
     """The engine of a run, alive inside its `with` block; methods are for the run's own thread.
 
-    with AnsweringEngine(spec, longest=512, adapter_bytes=10_000_000, dtype="bfloat16") as engine:
-        engine.run(engine.answer([prompt], adapter, sampling))
+    with AnsweringEngine(answering_config(spec, spec.model, longest=512)) as engine:
+        answers = engine.run(engine.answer(prompt, adapter, sampling))
     """
 
-    def __init__(self, spec: ReinforceSpec, longest: int, adapter_bytes: int, dtype: str) -> None:
-        """`longest` is the most tokens of a prompt with its answer."""
-        self._client = EngineClient(
-            EngineConfig(
-                model=str(spec.model),
-                device=spec.device,
-                dtype=dtype,
-                quantize=spec.quantize,
-                group_size=0,
-                block_size=16,
-                context_length=longest + 1,
-                kv_cache_memory=None,
-                kv_cache_limit=ANSWERING_CACHE,
-                # As in training: quantized keys would answer by other probabilities.
-                kv_cache_dtype="model",
-                shares_device=True,
-                max_batch_tokens=_STEP_TOKENS,
-                max_sequences=_SEQUENCES,
-                max_waiting=1 << 20,
-                prefix_caching=True,
-                threads=spec.threads,
-                adapter_memory=_MOST_ADAPTERS * adapter_bytes + (64 << 20),
-            )
-        )
+    def __init__(self, config: EngineConfig) -> None:
+        self._client = EngineClient(config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -169,4 +181,5 @@ class AnsweringEngine:
 def _joined(deltas: list[TokenDelta]) -> SampledAnswer:
     scores = [entry.logprob for delta in deltas for entry in delta.logprobs or ()]
     tokens = [token for delta in deltas for token in delta.tokens]
-    return SampledAnswer(tuple(tokens), tuple(scores), deltas[-1].stopped_on_token)
+    prompt = tuple(entry for delta in deltas for entry in delta.prompt_logprobs or ())
+    return SampledAnswer(tuple(tokens), tuple(scores), deltas[-1].stopped_on_token, prompt)
