@@ -53,9 +53,14 @@ CONTRAST = r"""() => {
 FOCUS = """() => {
   const element = document.activeElement;
   const style = getComputedStyle(element);
+  // The message field has the focus nearly always: its box changes colour, and has no ring.
+  const box = element.closest(".box");
+  const accent = getComputedStyle(document.querySelector(".primary")).borderTopColor;
+  const marked = element.matches("textarea") && box
+    && getComputedStyle(box).borderTopColor === accent;
   return {
     name: element.id || element.className || element.tagName,
-    outlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+    outlined: marked || (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2),
     // Links within running text may be as low as the text (WCAG 2.5.8).
     size: element.matches(".text a, p a, h3 a")
       ? 24

@@ -69,10 +69,17 @@ def page(request, browser, server):
         yield page
 
 
-@pytest.mark.parametrize("dialog", [None, "#open-settings", "#conversations .rename"])
+def open_dialog(page, way):
+    for step in way.split(" > "):
+        page.click(step)
+
+
+DIALOGS = ["body", "#open-settings", ".more", ".more > #menu .rename", "#list-menu"]
+
+
+@pytest.mark.parametrize("dialog", DIALOGS)
 def test_every_control_has_a_name(page, dialog):
-    if dialog:
-        page.click(dialog)
+    open_dialog(page, dialog)
     found = unnamed(page)
     page.keyboard.press("Escape")
     assert found == []
@@ -90,10 +97,9 @@ def test_names_say_which_and_what(page):
     } <= set(found)
 
 
-@pytest.mark.parametrize("dialog", [None, "#open-settings", "#conversations .rename", ".edit"])
+@pytest.mark.parametrize("dialog", [*DIALOGS, ".edit"])
 def test_contrast_is_at_least_aa(page, dialog):
-    if dialog:
-        page.click(dialog)
+    open_dialog(page, dialog)
     found = weak(page)
     page.keyboard.press("Escape")
     assert found == []
@@ -122,8 +128,8 @@ def test_tab_reaches_everything_visibly(page):
     reached = tab_around(page, "send")
     names = [focus["name"] for focus in reached]
     assert names[0] == "skip"
-    for name in ("new-chat", "choose", "rename", "model", "theme", "open-settings", "log",
-                 "edit", "retry", "prompt", "send"):  # fmt: skip
+    for name in ("new-chat", "search", "choose", "more", "list-menu", "model", "theme",
+                 "open-settings", "log", "edit", "retry", "attach", "prompt", "send"):  # fmt: skip
         assert name in names
     assert [focus["name"] for focus in reached if not focus["outlined"]] == []
     assert [focus["name"] for focus in reached if focus["size"] < 24] == []

@@ -54,6 +54,12 @@ def choose(page, **values):
     page.click("#settings .primary")
 
 
+def manage(page, what):
+    """Choose from the menu of the conversation that is open."""
+    page.click("#conversations li:has([aria-current]) .more")
+    page.click(f"#menu .{what}")
+
+
 def test_streams_an_answer_in_japanese(page):
     choose(page, temperature=0, maxTokens=40)
     page.evaluate(WATCH)
@@ -274,7 +280,7 @@ def test_two_tabs_on_one_conversation_keep_all_that_was_said(page, endless):
         tab.wait_for_selector(".message.user:has-text('four')")
         assert all(f'"content":"{word}"' in tab.evaluate(kept) for word in ("two", "three"))
     # What one tab deletes, the other does not bring back.
-    page.click("#conversations .remove")
+    manage(page, "remove")
     page.click("#ask .primary")
     other.wait_for_selector("#log:not(:has(.message))", state="attached")
     assert "hagane.message" not in other.evaluate("Object.keys(localStorage).join()")
@@ -353,25 +359,109 @@ def test_conversations_are_listed_renamed_exported_and_deleted(page):
     assert names.all_inner_texts() == ["two", "one"]
     page.click("#conversations .choose:has-text('one')")
     assert page.inner_text(".message.user .text") == "one"
-    page.click("#conversations .rename")
+    manage(page, "rename")
     page.fill("#ask-value", "名前")
     page.press("#ask-value", "Enter")
     page.wait_for_selector("#conversations :text('名前')")
     assert names.all_inner_texts() == ["two", "名前"]
     with page.expect_download() as got:
-        page.click("#conversations .exportJson")
+        manage(page, "exportJson")
     assert got.value.suggested_filename == "名前.json"
     file = json.loads(Path(got.value.path()).read_text(encoding="utf-8"))
     assert [m["role"] for m in file["messages"]] == ["system", "user", "assistant"]
-    page.click("#conversations .remove")
+    manage(page, "remove")
     page.click("#ask .cancel")
     assert names.count() == 2
-    page.click("#conversations .remove")
+    manage(page, "remove")
     page.click("#ask .primary")
     page.wait_for_selector("#conversations:not(:has-text('名前'))")
     assert names.all_inner_texts() == ["two"]
     page.reload()
     assert names.all_inner_texts() == ["two"]
+
+
+def test_conversations_are_searched_and_come_back_from_files(page, tmp_path):
+    branch = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "Where is the cat?"},
+        {"role": "assistant", "content": "In the **garden**."},
+    ]
+    file = tmp_path / "one.jsonl"
+    file.write_text(f"{json.dumps({'messages': branch})}\n", encoding="utf-8")
+    page.set_input_files("#import", file)
+    page.wait_for_selector(".message.assistant:has-text('In the garden.')")
+    page.click("#new-chat")
+    choose(page, maxTokens=2)
+    send(page, "another")
+    wait_answer(page)
+    assert page.locator("#conversations h2").all_inner_texts() == ["Today"]
+    names = page.locator("#conversations .choose")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("GARDEN")
+    page.wait_for_selector("#conversations:not(:has-text('another'))")
+    assert names.all_inner_texts() == ["Where is the cat?"]
+    names.click()
+    with page.expect_download() as got:
+        manage(page, "exportMarkdown")
+    text = Path(got.value.path()).read_text(encoding="utf-8")
+    assert "## You\n\nWhere is the cat?\n\n## Assistant\n\nIn the **garden**.\n" in text
+    page.fill("#search", "")
+    page.click("#list-menu")
+    with page.expect_download() as got:
+        page.click("#menu .exportAll")
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    assert page.is_visible("#empty")
+    page.set_input_files("#import", got.value.path())
+    page.wait_for_selector("#conversations .choose >> nth=1")
+    assert sorted(names.all_inner_texts()) == ["Where is the cat?", "another"]
+    file.write_text('{"conversations": 3}', encoding="utf-8")
+    page.set_input_files("#import", file)
+    page.wait_for_selector("#notice:has-text('no conversations')")
+
+
+def test_text_files_go_with_a_message(page, tmp_path):
+    names = {"a.txt": "猫".encode("shift_jis"), "b.md": b"```\ncode\n```\n", "c.bin": b"\0\xff"}
+    for name, content in names.items():
+        (tmp_path / name).write_bytes(content)
+    page.set_input_files("#files", [tmp_path / name for name in names])
+    page.wait_for_selector("#notice:has-text('c.bin is not taken')")
+    assert page.locator("#attached .file").count() == 2
+    choose(page, maxTokens=2)
+    with page.expect_request("**/v1/chat/completions") as asked:
+        send(page, "What is it?")
+    (message,) = asked.value.post_data_json["messages"]
+    assert message["content"] == (
+        "a.txt:\n```\n猫\n```\n\nb.md:\n````\n```\ncode\n```\n````\n\nWhat is it?"
+    )
+    wait_answer(page)
+    assert page.locator(".message.user .file").all_inner_texts() == ["a.txt", "b.md"]
+    assert page.locator("#attached .file").count() == 0
+
+
+def test_examples_and_shortcuts(page):
+    page.click("#examples button >> nth=0")
+    assert page.input_value("#prompt").startswith("Explain how a bicycle")
+    choose(page, maxTokens=2)
+    page.press("#prompt", "Enter")
+    wait_answer(page)
+    assert not page.is_visible("#empty")
+    page.press("#prompt", "ArrowUp")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Edit the message"
+    page.keyboard.press("Control+Shift+O")
+    page.wait_for_selector("#empty")
+    page.keyboard.press("Control+/")
+    page.wait_for_selector("#shortcuts[open]")
+
+
+def test_sliders_and_fields_show_the_same(page):
+    page.click("#open-settings")
+    slider, field = page.locator("[data-slides=temperature]"), page.locator("[name=temperature]")
+    assert (slider.input_value(), field.input_value()) == ("1", "")
+    slider.fill("0.5")
+    assert field.input_value() == "0.5"
+    field.fill("")
+    assert slider.input_value() == "1"
 
 
 def test_an_answer_goes_on_while_another_conversation_is_read(page):

@@ -159,4 +159,6 @@ def test_every_word_of_a_page_exists_and_is_used(page):
     asked = set(re.findall(r'data-i18n[\w-]*="(\w+)"', text))
     asked |= set(re.findall(r'\b(?:t|button)\("(\w+)"', text))
     assert asked <= common.keys() | own.keys()
-    assert [word for word in own if not re.search(rf'["\'.]{word}\b', text)] == []
+    # Menus name their words as keys of what each does.
+    unused = [word for word in own if not re.search(rf'["\'.]{word}\b|\n +{word}: \(\) =>', text)]
+    assert unused == []

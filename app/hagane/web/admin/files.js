@@ -55,7 +55,7 @@ async function upload(form) {
 }
 
 async function remove(file) {
-  if ((await ask(t("removeLabel", { name: file.filename }))) === null) return;
+  if ((await ask(t("removeLabel", { name: file.filename }), null, "remove")) === null) return;
   await attempt(async () => {
     await request(pathOf("v1/files", file.id), { method: "DELETE" });
     await refresh();

@@ -74,7 +74,7 @@ async function unload(name) {
 }
 
 async function remove(name) {
-  if ((await ask(t("removeLabel", { name }))) === null) return;
+  if ((await ask(t("removeLabel", { name }), null, "remove")) === null) return;
   await act(pathOf("v1/models", name), { method: "DELETE" });
 }
 
@@ -129,6 +129,6 @@ async function history({ name }, card) {
 }
 
 async function removeAlias(name) {
-  if ((await ask(t("removeLabel", { name }))) === null) return;
+  if ((await ask(t("removeLabel", { name }), null, "remove")) === null) return;
   await act(pathOf("admin/aliases", name), { method: "DELETE" });
 }

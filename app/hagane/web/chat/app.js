@@ -1,18 +1,19 @@
 /** Composition: the one module that knows the page, the store and the server. */
 
-import { ApiError, listModels, pageExists, sendFeedback } from "../shared/api.js";
+import { ApiError, pageExists, sendFeedback } from "../shared/api.js";
 import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
-import { borrowKey, loadKey } from "../shared/keys.js";
+import { loadKey } from "../shared/keys.js";
 import { prefer, preferences } from "../shared/storage.js";
 import { requestBody } from "./answer.js";
 import { fit, onEnter, touches } from "./composer.js";
 import { explain } from "./errors.js";
-import { askForKey } from "./key.js";
-import { offerModels } from "./models.js";
-import { isOwn, isWritten, keepOnLeaving, run, runsOf } from "./runs.js";
+import { Attachments, acceptFiles } from "./files.js";
+import { Access } from "./models.js";
+import { begin, isOwn, isWritten, keepOnLeaving, runsOf } from "./runs.js";
 import { openSettings } from "./settings.js";
-import { prepareDrawer, setDrawer, showConversations } from "./sidebar.js";
+import { prepareShortcuts } from "./shortcuts.js";
+import { prepareDrawer, prepareList, setDrawer, showConversations } from "./sidebar.js";
 import * as store from "./store.js";
 import { followOtherTabs } from "./tabs.js";
 import { branch, endBelow, siblings } from "./tree.js";
@@ -34,10 +35,35 @@ const log = new MessageLog($("log"), {
     store.change(current, { leaf: endBelow(current, message) });
     show();
   },
-  key: enterKey,
+  key: () => access.refused(),
   now: () => runsOf(current.id).forEach((one) => one.now()),
   stop: stopCurrent,
 });
+
+const access = new Access($("model"), notice);
+const attachments = new Attachments($("attached"), notice);
+
+/** What the list of conversations can do. */
+const list = {
+  select,
+  changed(id, changes) {
+    kept(store.change(open.get(id) ?? store.openConversation(id), changes));
+    show();
+  },
+  removed(id) {
+    forget(id);
+    if (id === current.id) select(null);
+    else show();
+  },
+  read(conversations) {
+    for (const conversation of conversations) {
+      kept(store.keepAll(conversation));
+      if (!runsOf(conversation.id).length) open.delete(conversation.id);
+    }
+    select(conversations[0].id);
+  },
+  refused: notice,
+};
 
 function recall(id) {
   const found = open.get(id) ?? store.openConversation(id);
@@ -64,18 +90,7 @@ function show() {
   $("empty").hidden = messages.length > 0;
   $("send").textContent = t(running ? "stop" : "send");
   $("send").classList.toggle("stop", running);
-  showConversations(current, {
-    select,
-    changed(id, changes) {
-      kept(store.change(open.get(id) ?? store.openConversation(id), changes));
-      show();
-    },
-    removed(id) {
-      forget(id);
-      if (id === current.id) select(null);
-      else show();
-    },
-  });
+  showConversations(current.id, list);
 }
 
 function placeOf(message, messages) {
@@ -105,13 +120,20 @@ function select(id) {
 }
 
 async function send() {
-  if (!(await modelIsKnown())) return;
+  if (!(await access.known())) return;
   const text = $("prompt").value.trim();
-  if (!text || runsOf(current.id).length) return;
-  $("prompt").value = "";
-  fit($("prompt"));
-  say({ role: "user", content: text });
+  if ((!text && !attachments.files.length) || runsOf(current.id).length) return;
+  write("");
+  const files = attachments.take();
+  say({ role: "user", content: text, ...(files.length && { files }) });
   answer();
+}
+
+/** Put `text` into the field, ready to be changed. */
+function write(text) {
+  $("prompt").value = text;
+  fit($("prompt"));
+  if (text) $("prompt").focus();
 }
 
 /** Add a message to the current conversation and keep it. */
@@ -124,7 +146,7 @@ function say(message, parent = current.leaf) {
 
 /** Another answer beside this one; or the first to a message that has none. */
 async function retry(message) {
-  if (!(await modelIsKnown())) return;
+  if (!(await access.known())) return;
   answer(message.role === "user" ? message.id : message.parent);
   $("prompt").focus();
 }
@@ -141,19 +163,19 @@ function edit(message, content) {
 /** Have the message `parent` answered; the conversation may leave the screen meanwhile. */
 function answer(parent = current.leaf) {
   const message = say({ role: "assistant", content: "", model: preferences.model }, parent);
-  write(message, requestBody(current.system, branch(current).slice(0, -1)));
+  run(message, requestBody(current.system, branch(current).slice(0, -1)));
 }
 
 /** Have an answer that broke off go on where it ended. */
 function resume(message) {
   const body = requestBody(current.system, branch(current));
-  write(message, { ...body, model: message.model ?? body.model, continue_final_message: true });
+  run(message, { ...body, model: message.model ?? body.model, continue_final_message: true });
 }
 
-async function write(message, body) {
+async function run(message, body) {
   const conversation = current;
   let waiting = false;
-  const written = run(conversation, message, body, loadKey("key"), () => {
+  const written = begin(conversation, message, body, loadKey("key"), () => {
     if (waiting !== "waiting" in message) {
       waiting = !waiting;
       if (conversation === current) show();
@@ -166,7 +188,7 @@ async function write(message, body) {
   await written;
   if (!open.has(conversation.id)) return;
   $("status").textContent = message.error ? "" : t(message.note ?? "done");
-  if (message.error?.code === "model_not_found") loadModels();
+  if (message.error?.code === "model_not_found") access.load();
   if (conversation === current) show();
   else if (!runsOf(conversation.id).length) open.delete(conversation.id);
 }
@@ -189,36 +211,11 @@ async function judge(message, thumbs) {
   $("status").textContent = t("thanks");
 }
 
-/** Asks again for the models when the first attempt failed; the page then says why. */
-async function modelIsKnown() {
-  if (!$("model").value) await loadModels();
-  return $("model").value !== "";
-}
-
-async function loadModels() {
-  try {
-    const models = await listModels(loadKey("key"));
-    prefer({ model: offerModels($("model"), models, preferences.model) });
-    notice("");
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    const tried = loadKey("key");
-    if (error.status !== 401) notice(explain(error));
-    else if (!tried && (await borrowKey("key"))) await loadModels();
-    else enterKey(tried !== "");
-  }
-}
-
-function enterKey(refused = true) {
-  notice(t("needsKey"));
-  askForKey(refused === true && loadKey("key") !== "", loadModels);
-}
-
 function settings() {
   openSettings(current.system, (changes) => {
     prefer(changes);
     kept(store.change(current, { system: changes.system }));
-    loadModels();
+    access.load();
   });
 }
 
@@ -244,7 +241,20 @@ function listen() {
   $("open-settings").addEventListener("click", settings);
   $("open-key").addEventListener("click", () => {
     $("settings").close();
-    askForKey(false, loadModels);
+    access.ask();
+  });
+  for (const example of $("examples").children) {
+    example.addEventListener("click", () => write(`${example.textContent}\n`));
+  }
+  acceptFiles(attachments, $("files"), $("attach"), document.querySelector("main"));
+  prepareList(list, show);
+  prepareShortcuts({
+    fresh: () => select(null),
+    search: () => {
+      setDrawer(true);
+      $("search").focus();
+    },
+    editLast: () => [...document.querySelectorAll(".message.user .edit")].at(-1)?.click(),
   });
   keepOnLeaving();
   followOtherTabs(open, (id, deleted) => {
@@ -270,7 +280,7 @@ prepareAppearance(WORDS, () => {
   $("hint").textContent = t(touches() ? "hintTouch" : "hint");
   log.clear();
   show();
-  loadModels();
+  access.load();
 });
 if (!touches()) $("prompt").focus();
 $("to-admin").hidden = !(await pageExists("admin"));

@@ -1,6 +1,61 @@
-/** The choice of models: bases first, then what was tuned from each. */
+/** The choice of models, and the key that the server may want before it names any. */
 
+import { ApiError, listModels } from "../shared/api.js";
 import { t } from "../shared/i18n.js";
+import { borrowKey, loadKey } from "../shared/keys.js";
+import { prefer, preferences } from "../shared/storage.js";
+import { explain } from "./errors.js";
+import { askForKey } from "./key.js";
+
+/** What the server can be asked with: its models, and a key where it wants one. */
+export class Access {
+  /**
+   * @param {HTMLSelectElement} select
+   * @param {(text: string) => void} notice
+   */
+  constructor(select, notice) {
+    this.select = select;
+    this.notice = notice;
+  }
+
+  /** Offer the server's models; where that fails, say why and ask for what is missing. */
+  async load() {
+    try {
+      const models = await listModels(loadKey("key"));
+      prefer({ model: offerModels(this.select, models, preferences.model) });
+      this.notice("");
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      const tried = loadKey("key") !== "";
+      if (error.status !== 401) this.notice(explain(error));
+      else if (!tried && (await borrowKey("key"))) await this.load();
+      else this.refused(tried);
+    }
+  }
+
+  /**
+   * Asks again for the models when the first attempt failed.
+   * @returns {Promise<boolean>} whether there is a model
+   */
+  async known() {
+    if (!this.select.value) await this.load();
+    return this.select.value !== "";
+  }
+
+  /**
+   * The server wants a key.
+   * @param {boolean} [tried] whether there was one, which it refused
+   */
+  refused(tried = loadKey("key") !== "") {
+    this.notice(t("needsKey"));
+    this.ask(tried);
+  }
+
+  /** @param {boolean} [refused] whether the key that there is was refused just now */
+  ask(refused = false) {
+    askForKey(refused, () => this.load());
+  }
+}
 
 /**
  * Fill `select` with `models`, adapters and aliases grouped by what they were tuned from.

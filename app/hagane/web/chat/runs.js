@@ -25,7 +25,7 @@ const runs = new Map();
  * @param {(kept: boolean) => void} kept whether there was room, whenever it was kept
  * @returns {Promise<void>} fulfilled at the end, whatever it was
  */
-export async function run(conversation, message, body, key, changed, kept) {
+export async function begin(conversation, message, body, key, changed, kept) {
   delete message.note;
   delete message.error;
   const started = startAnswer(body, message, key, changed);

@@ -4,6 +4,8 @@ import { prepareDialog } from "../shared/dialogs.js";
 import { preferences } from "../shared/storage.js";
 
 const NUMBERS = ["temperature", "topP", "topK", "minP", "repetitionPenalty", "maxTokens", "seed"];
+/** Where a slider stands while the model's own value holds. */
+const USUAL = { temperature: 1, topP: 1, minP: 0, repetitionPenalty: 1 };
 
 /**
  * Show the settings; `changed` gets the new preferences when they are saved.
@@ -22,6 +24,26 @@ export function openSettings(system, changed) {
   });
   form.elements.system.value = system;
   for (const name of NUMBERS) form.elements[name].value = preferences[name] ?? "";
+  for (const slider of form.querySelectorAll("[data-slides]")) follow(slider, form);
+  for (const button of form.querySelectorAll("[data-presses]")) {
+    button.onclick = () => document.getElementById(button.dataset.presses).click();
+  }
   dialog.showModal();
   form.elements.system.focus();
+}
+
+/** A slider and its field show the same; an empty field is the model's own value. */
+function follow(slider, form) {
+  const name = slider.dataset.slides;
+  const field = form.elements[name];
+  const show = () => {
+    slider.value = field.value || USUAL[name];
+    slider.classList.toggle("untouched", field.value === "");
+  };
+  field.oninput = show;
+  slider.oninput = () => {
+    field.value = slider.value;
+    show();
+  };
+  show();
 }

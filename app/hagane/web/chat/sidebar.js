@@ -1,44 +1,66 @@
-/** The list of conversations, a drawer on narrow screens. */
+/** The list of conversations by date, a drawer on narrow screens. */
 
 import { ask } from "../shared/dialogs.js";
-import { button, download } from "../shared/dom.js";
+import { classed, download, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
-import { exported } from "./exchange.js";
+import { openMenu } from "../shared/menu.js";
+import { asMarkdown, backup, exported, imported } from "./exchange.js";
 import * as store from "./store.js";
 
 const $ = (id) => document.getElementById(id);
 
+/** Until how many days ago each heading reaches. */
+const AGES = [[0, "today"], [1, "yesterday"], [7, "week"], [30, "month"], [Infinity, "older"]];
+const DAY = 86_400_000;
+
 /**
- * Show every stored conversation; the current one carries its actions.
- * @param {import("./store.js").Conversation} current
- * @param {{select: (id: string) => void, changed: (id: string, changes: object) => void,
- *   removed: (id: string) => void}} actions
+ * @typedef {{select: (id: ?string) => void, changed: (id: string, changes: object) => void,
+ *   removed: (id: string) => void, read: (conversations: object[]) => void,
+ *   refused: (text: string) => void}} Actions
+ */
+
+/**
+ * Show every stored conversation, or those that contain what is searched for.
+ * @param {string} current id of the one that is open
+ * @param {Actions} actions
  */
 export function showConversations(current, actions) {
-  const rows = store.listConversations().map((entry) => row(entry, entry.id === current.id, actions));
-  $("conversations").replaceChildren(...rows);
+  const wanted = $("search").value.trim();
+  const found = wanted && store.search(wanted);
+  const entries = store.listConversations().filter(({ id }) => !wanted || found.has(id));
+  const groups = Map.groupBy(entries, ({ updated }) => ageOf(updated));
+  const parts = Array.from(groups, ([age, members]) => {
+    const rows = members.map((entry) => row(entry, entry.id === current, actions));
+    return element("section", element("h2", t(age)), element("ul", ...rows));
+  });
+  if (wanted && !parts.length) parts.push(classed("p", "quiet", t("nothingFound")));
+  $("conversations").replaceChildren(...parts);
 }
 
-function row(conversation, isCurrent, actions) {
-  const name = store.nameOf(conversation) || t("untitled");
-  const choose = document.createElement("button");
+function ageOf(updated) {
+  const days = Math.round((new Date().setHours(0, 0, 0, 0) - new Date(updated).setHours(0, 0, 0, 0)) / DAY);
+  return AGES.find(([most]) => days <= most)[1];
+}
+
+function row(entry, isCurrent, actions) {
+  const name = store.nameOf(entry) || t("untitled");
+  const choose = classed("button", "choose", name);
   choose.type = "button";
-  choose.className = "choose";
-  choose.textContent = name;
-  choose.addEventListener("click", () => actions.select(conversation.id));
-  const made = document.createElement("li");
-  made.append(choose);
-  if (!isCurrent) return made;
-  choose.setAttribute("aria-current", "true");
-  const tools = document.createElement("div");
-  tools.className = "tools";
-  tools.append(
-    button("rename", () => rename(conversation, name, actions)),
-    button("exportJson", () => download(`${fileName(name)}.json`, exported(store.openConversation(conversation.id)))),
-    button("remove", () => remove(conversation, name, actions)),
-  );
-  made.append(tools);
-  return made;
+  choose.title = new Date(entry.updated).toLocaleString(document.documentElement.lang);
+  choose.addEventListener("click", () => actions.select(entry.id));
+  if (isCurrent) choose.setAttribute("aria-current", "true");
+  const more = classed("button", "more", "…");
+  more.type = "button";
+  more.setAttribute("aria-label", t("moreOf", { name }));
+  more.setAttribute("aria-expanded", "false");
+  const open = () => store.openConversation(entry.id);
+  more.addEventListener("click", () => openMenu(more, {
+    rename: () => rename(entry, name, actions),
+    exportMarkdown: () => download(`${fileName(name)}.md`, asMarkdown(open()), "text/markdown"),
+    exportJson: () => download(`${fileName(name)}.json`, exported(open())),
+    remove: () => remove(entry, name, actions),
+  }));
+  return element("li", choose, more);
 }
 
 /** Without what some file system refuses in a name. */
@@ -46,28 +68,50 @@ function fileName(name) {
   return name.replace(/[\p{Cc}\\/:*?"<>|]+/gu, "-");
 }
 
-async function rename(conversation, name, actions) {
+async function rename({ id }, name, actions) {
   const title = await ask(t("renameLabel"), name);
   if (title === null) return;
-  actions.changed(conversation.id, { title });
-  document.querySelector("#conversations .rename")?.focus();
+  actions.changed(id, { title });
 }
 
-async function remove(conversation, name, actions) {
-  if ((await ask(t("removeLabel", { name }))) === null) return;
-  store.deleteConversation(conversation.id);
-  actions.removed(conversation.id);
+async function remove({ id }, name, actions) {
+  if ((await ask(t("removeLabel", { name }), null, "remove")) === null) return;
+  store.deleteConversation(id);
+  actions.removed(id);
   $("new-chat").focus();
+}
+
+/**
+ * Make the search, and the menu of the whole list, work.
+ * @param {Actions} actions
+ * @param {() => void} searched
+ */
+export function prepareList(actions, searched) {
+  $("search").addEventListener("input", searched);
+  $("list-menu").addEventListener("click", () => openMenu($("list-menu"), {
+    importFile: () => $("import").click(),
+    exportAll: () => download("hagane-conversations.json", backup()),
+    showShortcuts: () => $("shortcuts").showModal(),
+  }));
+  $("import").addEventListener("change", async () => {
+    try {
+      for (const file of $("import").files) actions.read(imported(await file.text()));
+    } catch (error) {
+      if (!(error instanceof SyntaxError || error instanceof TypeError)) throw error;
+      actions.refused(t("importFailed"));
+    }
+    $("import").value = "";
+  });
 }
 
 /** Make the drawer's button open it, and Escape or a tap outside close it. */
 export function prepareDrawer() {
   $("show-list").addEventListener("click", () => setDrawer(true));
   document.addEventListener("click", (event) => {
-    if (isOpen() && !event.target.closest("#sidebar, #show-list, dialog")) setDrawer(false);
+    if (isOpen() && !event.target.closest("#sidebar, #show-list, #menu, dialog")) setDrawer(false);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || !isOpen() || document.querySelector("dialog[open]")) return;
+    if (event.key !== "Escape" || !isOpen() || document.querySelector("dialog[open], #menu")) return;
     setDrawer(false);
     $("show-list").focus();
   });

@@ -1,5 +1,7 @@
 /** Modal dialogs: a form of the page, or a question. */
 
+import { t } from "./i18n.js";
+
 const $ = (id) => document.getElementById(id);
 
 /**
@@ -23,13 +25,17 @@ export function prepareDialog(dialog, accept) {
  * Ask for a word or for consent.
  * @param {string} label
  * @param {?string} value what the field begins with; null: no field, a question of yes or no
+ * @param {"ok" | "remove"} [word] what the button says; what removes is red
  * @returns {Promise<?string>} the field's text ("" without a field), null when cancelled
  */
-export function ask(label, value = null) {
+export function ask(label, value = null, word = "ok") {
   const dialog = $("ask");
   const field = $("ask-value");
   prepareDialog(dialog, () => {});
   $("ask-label").textContent = label;
+  const accept = dialog.querySelector(".primary");
+  accept.textContent = t(word);
+  accept.classList.toggle("danger", word === "remove");
   field.hidden = value === null;
   field.value = value ?? "";
   dialog.returnValue = "";
