@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,9 +12,11 @@ import pytest
 from hagane.api.background import BackgroundRun, BackgroundRuns
 from hagane.api.canaries import CanaryWatch
 from hagane.api.eval_runs import EvalRunner
+from hagane.api.openai.batch_runner import BatchRunner
 from hagane.store.aliases import AliasGeneration
 from hagane.store.answers.canaries import Canary
 from hagane.store.answers.evals import Eval, EvalRun
+from hagane.store.batches import StoredBatch
 from hagane.store.store import Store
 from prometheus_client import CollectorRegistry
 
@@ -80,3 +83,26 @@ async def test_a_fault_in_an_answer_of_the_background_ends_it_and_is_logged(capl
         assert [event["type"] async for event in run.follow(-1)] == ["first"]
     assert "resp_1 could not be made" in caplog.text
     assert "the store is gone" in caplog.text
+
+
+async def test_a_batch_that_cannot_be_run_fails_and_the_next_one_is_taken(store):
+    """A fault of the program, in either step: here the server has no settings, and no file."""
+    serving = SimpleNamespace(store=store, settings=SimpleNamespace(max_sequences=4))
+    moments = {"created_at": int(time.time()), "expires_at": int(time.time()) + 3600}
+    names = ("first", "second")
+    for name, status in zip(names, ("in_progress", "validating"), strict=True):
+        store.batches.add(
+            StoredBatch(
+                id=name, status=status, endpoint="/v1/completions", input_file="../" * 200,
+                completion_window="24h", metadata={}, moments={}, counts={}, errors=[], **moments,
+            )
+        )  # fmt: skip
+    runner = BatchRunner(None, serving)
+    runner.loop.start()
+    async with asyncio.timeout(20):
+        while store.batches.get(names[1]).status != "failed":
+            await asyncio.sleep(0.01)
+    await runner.loop.stop()
+    assert [store.batches.get(name).status for name in names] == ["failed"] * 2
+    assert store.batches.get(names[0]).errors[0]["code"] == "internal_error"
+    assert runner.loop.failures == 0

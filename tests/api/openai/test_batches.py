@@ -9,6 +9,7 @@ import time
 import httpx
 import openai
 import pytest
+from hagane.api.openai.batch_input import check_input
 
 from tests.support.server import ADMIN_KEY, CHAT_KEY, start_server, stop_server
 
@@ -86,12 +87,16 @@ def test_embeddings_and_responses_come_in_batches_too(admin):
 
 def test_a_wrong_file_fails_with_its_lines(admin):
     content = b'{"custom_id": "a"}\nno json\n' + lines(1) + b"\n" + lines(1)
+    content += b"\n" + b"[" * 100_000 + b'\n{"\\ud800":1}\n' + b"1"
     failed = wait(admin, start(admin, content), "failed")
     problems = [(error.line, error.code, error.param) for error in failed.errors.data]
     assert problems == [
         (1, "invalid_method", "method"),
         (2, "invalid_json_line", None),
         (4, "duplicate_custom_id", "custom_id"),
+        (5, "invalid_json_line", None),
+        (6, "invalid_json_line", None),
+        (7, "invalid_request", None),
     ]
     file = admin.files.create(file=("in.jsonl", lines(1)), purpose="batch")
     with pytest.raises(openai.BadRequestError) as refused:
@@ -99,6 +104,13 @@ def test_a_wrong_file_fails_with_its_lines(admin):
     assert refused.value.param == "endpoint"
     with pytest.raises(openai.NotFoundError):
         admin.batches.create(input_file_id="file-x", endpoint=ENDPOINT, completion_window="24h")
+
+
+def test_a_line_without_end_is_not_read_whole(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"[1," * (12 << 20) + b"\n" + lines(1))
+    count, errors = check_input(path, ENDPOINT)
+    assert (count, [(e.line, e.code) for e in errors]) == (2, [(1, "invalid_request")])
 
 
 def test_batches_are_cancelled_expired_and_resumed(tiny_model_dir, tmp_path):

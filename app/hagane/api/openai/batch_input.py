@@ -14,6 +14,7 @@ from hagane.system.json_lines import encode_line
 
 MOST_REQUESTS = 50_000
 _MOST_ERRORS = 100
+_LONGEST_LINE = 16 << 20
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 # Batches go after all other requests: 10 seconds of waiting for each.
 _IDLE_PRIORITY = 1000
@@ -73,16 +74,24 @@ def read_requests(path: Path) -> Iterator[BatchRequest]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank; of one that is too long, what is too much ends it."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        number = 0
+        while line := file.readline(_LONGEST_LINE + 1):
+            number += 1
             if line.strip():
                 yield number, line
+            while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):
+                line = file.readline(_LONGEST_LINE + 1)
 
 
 def _check(number: int, line: bytes, endpoint: str, seen: set[str]) -> BatchError | None:
+    if len(line) > _LONGEST_LINE:
+        message = f"This line is longer than {_LONGEST_LINE >> 20} MiB."
+        return BatchError("invalid_request", message, None, number)
     try:
         read = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         return BatchError("invalid_json_line", f"This line is not JSON: {error}.", None, number)
     if not isinstance(read, dict):
         return BatchError("invalid_request", "This line is no JSON object.", None, number)

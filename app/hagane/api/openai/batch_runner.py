@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +26,12 @@ from hagane.api.openai.batch_input import (
     read_requests,
 )
 from hagane.api.serving import Serving
-from hagane.store.batches import StoredBatch
+from hagane.store.batches import UNFINISHED, StoredBatch
+from hagane.store.database import strikes_all
 from hagane.store.files import Files
 from hagane.system.loops import BackgroundLoop
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _BUSY_SECONDS = 0.05
@@ -51,16 +55,25 @@ class BatchRunner:
         batch = await asyncio.to_thread(self._batches.next)
         if batch is None:
             return _POLL_SECONDS
-        if batch.status == "validating":
-            await self._validate(batch)
-            return 0.0
+        try:
+            await (self._validate(batch) if batch.status == "validating" else self._run(batch))
+        except Exception as error:
+            if strikes_all(error):
+                raise
+            logger.exception("batch %s fails by a fault of this program", batch.id)
+            # The text may be what cannot be stored.
+            message = f"{type(error).__name__}: {str(error)!a}; see the server's log."
+            shown = BatchError("internal_error", message, None, 0).as_json()
+            await self._move(batch, UNFINISHED, "failed", errors=[shown])
+        return 0.0
+
+    async def _run(self, batch: StoredBatch) -> None:
         log = await asyncio.to_thread(ResultLog, self._log_path(batch))
         try:
             ending = await self._work(batch, log)
         finally:
             log.close()
         await self._finalize(batch, log, ending)
-        return 0.0
 
     def _log_path(self, batch: StoredBatch) -> Path:
         folder = self._serving.store.directory / "batches"
