@@ -27,8 +27,8 @@ from hagane.engine.outbox import Outbox
 from hagane.engine.prerequisites import Prerequisites, Released
 from hagane.engine.sampling.compiler import GrammarCompiler
 from hagane.engine.sampling.constraints import Constraints, Grammars
+from hagane.engine.sampling.grammar_vocabulary import Vocabulary
 from hagane.engine.sampling.sampler import Sampler
-from hagane.engine.sampling.vocabulary import Vocabulary
 from hagane.engine.schedule.admission import check_token_ids
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.speculative.costs import StepCosts

@@ -25,7 +25,7 @@ _COMPOSING = frozenset({"qwen2", "deepseek-r1-qwen", "megrez", "kormo"})
 _BYTES = 6
 
 
-class Vocabulary:
+class StoredVocabulary:
     """The tokens that a file declares. Raises ModelError naming the key at fault."""
 
     def __init__(self, file: GGUFFile) -> None:
@@ -99,7 +99,7 @@ def load_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any
     Raises ModelError naming the file and what is missing, malformed or not supported in it.
     """
     file = GGUFFile(shard_paths(path)[0])
-    vocabulary = Vocabulary(file)
+    vocabulary = StoredVocabulary(file)
     kind = vocabulary.text("model", "")
     build = _KINDS.get(kind)
     if build is None:
@@ -114,7 +114,7 @@ def load_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any
     return backend, _settings(vocabulary, kind)
 
 
-def _added(vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> list[AddedToken]:
+def _added(vocabulary: StoredVocabulary, backend: tokenizers.Tokenizer) -> list[AddedToken]:
     """Tokens that are found in text as a whole; control tokens are special, too."""
     return [
         AddedToken(token, normalized=False, special=kind == CONTROL)
@@ -124,7 +124,7 @@ def _added(vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> list[AddedT
     ]
 
 
-def _settings(vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
+def _settings(vocabulary: StoredVocabulary, kind: str) -> dict[str, Any]:
     named = {name: vocabulary.token(key) for name, key in _SPECIAL.items()}
     beginning = kind == "llama" or vocabulary.text("pre", "default") in BEGINNING
     settings: dict[str, Any] = {
@@ -137,7 +137,7 @@ def _settings(vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
     return settings
 
 
-def _byte_level_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+def _byte_level_bpe(vocabulary: StoredVocabulary) -> tokenizers.Tokenizer:
     """GPT-2's kind: bytes written as printable characters, merged by rank."""
     name = vocabulary.text("pre", "default")
     pre_tokenizer = byte_level(name)
@@ -162,7 +162,7 @@ def _byte_level_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     return backend
 
 
-def _sentencepiece_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+def _sentencepiece_bpe(vocabulary: StoredVocabulary) -> tokenizers.Tokenizer:
     """SentencePiece's BPE (Kudo and Richardson, 2018): merges follow from the tokens' scores."""
     ids, unknown = vocabulary.ids(), vocabulary.token("unknown")
     # Runs of spaces are stored as such, and looked up as what stands for them.
@@ -188,7 +188,7 @@ def _sentencepiece_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     return backend
 
 
-def _merges_by_score(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
+def _merges_by_score(vocabulary: StoredVocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to make a token of two others, those of the highest score first."""
     scores, kinds = vocabulary.scores(), vocabulary.kinds
     # Gemma's scores say nothing: the order of its tokens is that of the merges.
@@ -206,7 +206,7 @@ def _merges_by_score(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[
     return [(left, right) for *_, left, right in merges]
 
 
-def _word_pieces(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+def _word_pieces(vocabulary: StoredVocabulary) -> tokenizers.Tokenizer:
     """BERT's kind. GGUF marks where words begin, BERT where they go on."""
     ids = {}
     for token, i in vocabulary.ids().items():
@@ -232,7 +232,7 @@ def _word_pieces(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     return backend
 
 
-def _unigram(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+def _unigram(vocabulary: StoredVocabulary) -> tokenizers.Tokenizer:
     """SentencePiece's unigram language model (Kudo, 2018), as T5 and XLM-R have it."""
     pieces = list(zip(vocabulary.tokens, vocabulary.scores(), strict=True))
     unknown = vocabulary.token("unknown")
@@ -262,7 +262,7 @@ def _unigram(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     return backend
 
 
-_KINDS: dict[str, Callable[[Vocabulary], tokenizers.Tokenizer]] = {
+_KINDS: dict[str, Callable[[StoredVocabulary], tokenizers.Tokenizer]] = {
     "gpt2": _byte_level_bpe,
     "llama": _sentencepiece_bpe,
     "bert": _word_pieces,

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 import torch
 from hagane.engine.sampling.constraints import Grammars
-from hagane.engine.sampling.vocabulary import Vocabulary
+from hagane.engine.sampling.grammar_vocabulary import Vocabulary
 from hagane.generation import grammars
 from hagane.pool.messages import GrammarRef
 from hagane.system.errors import InvalidRequestError

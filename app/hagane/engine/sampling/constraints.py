@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hagane.engine.sampling.vocabulary import Vocabulary
+from hagane.engine.sampling.grammar_vocabulary import Vocabulary
 from hagane.engine.schedule.plan import Continuation
 from hagane.engine.schedule.sequence import Sequence
 from hagane.pool.messages import GrammarRef
