@@ -139,3 +139,34 @@ def test_what_cannot_start_is_refused_with_the_reason(tiny_model_dir, models):
                 await fleet.engine("b", models[1]).__aenter__()
 
     asyncio.run(scenario())
+
+
+def test_weights_share_a_budget_and_pinned_models_stay(tiny_model_dir, models):
+    first, second = models
+    size = sum(file.stat().st_size for file in first.glob("*.safetensors"))
+
+    async def scenario() -> None:
+        async with running(tiny_model_dir, models=5, weight_bytes=int(1.5 * size)) as fleet:
+            await fleet.load("a", first, pinned=True)
+            with pytest.raises(EngineUnavailableError, match=r"resident_memory allows .* GB"):
+                await fleet.engine("b", second).__aenter__()
+            await fleet.load("a", first, pinned=False)
+            async with fleet.engine("b", second) as engine:
+                assert len(await tokens_of(engine)) == 4
+            assert [resident.name for resident in fleet.residents] == ["base", "b"]
+            await fleet.release(second)
+            assert [resident.name for resident in fleet.residents] == ["base"]
+
+    asyncio.run(scenario())
+
+
+def test_a_pinned_model_is_not_stopped_while_idle(tiny_model_dir, models):
+    async def scenario() -> None:
+        async with running(tiny_model_dir, models=2, idle_seconds=0.2) as fleet:
+            await fleet.start()
+            await fleet.load("a", models[0], pinned=True)
+            await fleet.load("b", models[1], pinned=False)
+            await until(lambda: len(fleet.residents) == 2)
+            assert [resident.name for resident in fleet.residents] == ["base", "a"]
+
+    asyncio.run(scenario())

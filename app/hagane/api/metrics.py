@@ -47,8 +47,8 @@ class _EngineCollector(Collector):
         yield _crashes(residents)
         yield GaugeMetricFamily(
             "hagane_resident_models",
-            "Models in memory that are not pinned",
-            sum(not resident.pinned for resident in residents),
+            "Models in memory besides the base",
+            sum(not resident.base for resident in residents),
         )
         yield CounterMetricFamily(
             "hagane_log_lines_dropped",

@@ -8,10 +8,12 @@ from pathlib import Path
 from safetensors import safe_open
 
 from hagane.models.config import ModelConfig
+from hagane.models.encoder_config import EncoderConfig
 from hagane.models.spec import checkpoint_shapes
 from hagane.pool.messages import EngineConfig
 from hagane.system.weight_formats import WEIGHT_FORMATS
-from hagane.weights.sources.config import load_config
+from hagane.weights.sources.config import is_gguf, load_any_config
+from hagane.weights.sources.gguf.file import shard_paths
 
 # Bits of a served weight, with its share of the scales.
 _BITS = {
@@ -34,22 +36,29 @@ def engine_bytes(config: EngineConfig) -> int:
 
 def weight_bytes(config: EngineConfig) -> int:
     """The stored weights, in bytes, in the form in which they are served."""
-    directory = Path(config.model)
-    model = load_config(directory)
-    kept = model.stored is not None and config.quantize == "none"
+    path = Path(config.model)
+    model = load_any_config(path)
+    if isinstance(model, EncoderConfig):
+        return _stored_bytes(path)
+    kept = (model.stored is not None or is_gguf(path)) and config.quantize == "none"
     if model.quantization is not None or kept:
-        return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+        return _stored_bytes(path)
     dtype = model.dtype if config.dtype == "auto" else config.dtype
     form = dtype if config.quantize == "none" else config.quantize
-    return int(_count_weights(directory, model) * _BITS[form] / 8)
+    return int(_count_weights(path, model) * _BITS[form] / 8)
 
 
-def _count_weights(directory: Path, model: ModelConfig) -> int:
-    """From headers alone; of packed codes, from the configuration."""
-    if model.stored is not None:
+def _stored_bytes(path: Path) -> int:
+    files = shard_paths(path) if is_gguf(path) else path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
+
+
+def _count_weights(path: Path, model: ModelConfig) -> int:
+    """From headers alone; of packed codes and GGUF files, from the configuration."""
+    if model.stored is not None or is_gguf(path):
         return sum(map(math.prod, checkpoint_shapes(model).values()))
     total = 0
-    for file in directory.glob("*.safetensors"):
+    for file in path.glob("*.safetensors"):
         with safe_open(file, framework="np") as weights:
             names = weights.keys()
             total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)

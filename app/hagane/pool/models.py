@@ -1,9 +1,9 @@
 """The models in memory, each with an engine process of its own.
 
-The model that the server was started on is pinned: it is there as long as the server. Others, such
-as the results of full fine-tuning and pretraining, share no weights with it and cannot run in its
-batches: the first request for one starts its engine, which is stopped when its place is needed for
-another, or when it was not requested for a while.
+The model that the server was started on is there as long as the server. Others share no weights
+with it and cannot run in its batches: the first request for one starts its engine, which is stopped
+when its place or its memory is needed for another, or when it was not requested for a while. One
+that an admin pinned stays.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +19,15 @@ from pathlib import Path
 
 import msgspec
 
+from hagane.models.encoder_config import EncoderConfig
 from hagane.pool.client import EngineClient
-from hagane.pool.footprint import engine_bytes
+from hagane.pool.footprint import engine_bytes, weight_bytes
 from hagane.pool.launch import Launched
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import EngineUnavailableError, HaganeError
 from hagane.system.loops import BackgroundLoop, Changes
 from hagane.system.machine import available_memory, cuda_driver_present
-from hagane.weights.sources.config import load_config
+from hagane.weights.sources.config import load_any_config
 
 logger = logging.getLogger(__name__)
 
@@ -36,42 +37,50 @@ _RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Residency:
-    """Bounds on models that are not pinned.
+    """Bounds on models other than the base.
 
-    `models` are in memory at a time, each with a KV cache of `cache_bytes` (or of one context, if
-    that is more) and, on a GPU, `gpu_memory_fraction` of its memory; one that nobody has asked for
-    in `idle_seconds` is stopped.
+    `models` are in memory at a time, with weights of `weight_bytes` together (None: what is free),
+    each with a KV cache of `cache_bytes` (or of one context, if that is more) and, on a GPU,
+    `gpu_memory_fraction` of its memory; one that nobody has asked for in `idle_seconds` is stopped.
     """
 
     models: int
     cache_bytes: int
     gpu_memory_fraction: float
     idle_seconds: float
+    weight_bytes: int | None = None
 
 
 @dataclass(eq=False)
 class ResidentModel:
     """A model's engine. `users` are the requests that keep it; a `pinned` one needs none.
 
-    `starting` ends when its process is launched, or with the reason why it is not.
+    `starting` ends when its process is launched, or with the reason why it is not; the base has
+    none, since it is started with the server. `bytes` are those of its weights.
     """
 
     name: str
     client: EngineClient
     pinned: bool = False
     starting: asyncio.Task[None] | None = None
+    bytes: int = 0
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def base(self) -> bool:
+        """Whether it is the model that the server was started on."""
+        return self.starting is None
 
 
 class Fleet:
     """All engines of a server.
 
     Args:
-        name: of the pinned model, which `config` describes.
+        name: of the base, the model which `config` describes.
         config: its engine's; other models' engines differ from it by what is the model's own.
         residency: the bounds of the other models.
-        launched: the pinned model's engine process, where it is under way already.
+        launched: the base's engine process, where it is under way already.
         memory: gives the available memory in bytes.
     """
 
@@ -85,7 +94,7 @@ class Fleet:
     ) -> None:
         self.base = EngineClient(config, launched)
         self._residency, self._memory = residency, memory
-        self._residents = {Path(config.model): ResidentModel(name, self.base, pinned=True)}
+        self._residents = {Path(config.model): ResidentModel(name, self.base)}
         self._stopping: set[asyncio.Task[None]] = set()
         self._sweeper = BackgroundLoop("idle models", self._stop_idle)
         self._changes = Changes()
@@ -93,8 +102,12 @@ class Fleet:
 
     @property
     def residents(self) -> tuple[ResidentModel, ...]:
-        """The models in memory, and those on their way there; the pinned one comes first."""
+        """The models in memory, and those on their way there; the base comes first."""
         return tuple(self._residents.values())
+
+    def by_directory(self) -> tuple[tuple[Path, ResidentModel], ...]:
+        """As `residents`, with the directory or file of each."""
+        return tuple(self._residents.items())
 
     def loops(self) -> Iterator[BackgroundLoop]:
         """The background loops."""
@@ -103,7 +116,7 @@ class Fleet:
             yield resident.client.supervision
 
     async def start(self) -> None:
-        """Start the pinned model's engine in the background, and look after the others."""
+        """Start the base's engine in the background, and look after the others."""
         await self.base.start()
         self._sweeper.start()
 
@@ -124,14 +137,18 @@ class Fleet:
     async def engine(self, name: str, directory: Path) -> AsyncIterator[EngineClient]:
         """The engine of the model in `directory`, kept while the context is open.
 
-        Waits until the engine takes requests, unless it is pinned. Raises EngineUnavailableError
-        saying why it cannot be had: every place is taken by a model in use, the memory does not
-        suffice, or the engine does not start.
+        Waits until the engine takes requests, unless it is the base's. Raises
+        EngineUnavailableError saying why it cannot be had: every place is taken by a model in use,
+        the memory does not suffice, or the engine does not start.
         """
-        resident = self._residents.get(directory) or self._admit(name, directory)
+        resident = self._residents.get(directory)
+        if resident is None:
+            # Headers of large files take their time.
+            config, needed = await asyncio.to_thread(self._plan, directory)
+            resident = self._residents.get(directory) or self._admit(name, config, needed)
         resident.users += 1
         try:
-            if not resident.pinned:
+            if not resident.base:
                 await self._ready(directory, resident)
             yield resident.client
         finally:
@@ -139,10 +156,20 @@ class Fleet:
             resident.used_at = time.monotonic()
             self._changes.notify()
 
+    async def load(self, name: str, directory: Path, *, pinned: bool) -> None:
+        """Have a model in memory, and keep it there if it is to be `pinned`.
+
+        Raises EngineUnavailableError as `engine` does.
+        """
+        async with self.engine(name, directory):
+            resident = self._residents.get(directory)
+            if resident is not None and not resident.base:
+                resident.pinned = pinned
+
     async def release(self, folder: Path) -> None:
         """Stop the engines of models in `folder`, each when its last request is done."""
         for directory, resident in list(self._residents.items()):
-            if resident.pinned or not directory.is_relative_to(folder):
+            if resident.base or not directory.is_relative_to(folder):
                 continue
             await self._changes.wait_for(partial(self._unused, directory))
             if directory in self._residents:
@@ -153,28 +180,51 @@ class Fleet:
         resident = self._residents.get(directory)
         return resident is None or not resident.users
 
-    def _admit(self, name: str, directory: Path) -> ResidentModel:
+    def _admit(self, name: str, config: EngineConfig, needed: int) -> ResidentModel:
         """Begin to start an engine, and to stop those in whose place it comes."""
         if self._draining:
             raise EngineUnavailableError("The server is shutting down.")
-        client = EngineClient(self._config(directory))
-        others = [(path, one) for path, one in self._residents.items() if not one.pinned]
-        idle = [(path, one) for path, one in others if not one.users]
-        excess = len(others) + 1 - self._residency.models
-        if excess > len(idle):
-            raise EngineUnavailableError(
-                f"The model '{name}' needs an engine of its own besides the default model's, and "
-                f"resident_models allows {self._residency.models}, all of which are in use: raise "
-                "it, or try again later.",
-                retry_after=_RETRY_SECONDS,
-            )
-        idle.sort(key=lambda pair: pair[1].used_at)
-        for path, _ in idle[: max(excess, 0)]:
-            self._retire(path)
-        resident = ResidentModel(name, client, starting=asyncio.create_task(self._start(client)))
-        self._residents[directory] = resident
+        self._make_room(name, needed)
+        client = EngineClient(config)
+        starting = asyncio.create_task(self._start(client))
+        resident = ResidentModel(name, client, starting=starting, bytes=needed)
+        self._residents[Path(config.model)] = resident
         logger.info("starting an engine for %s", name)
         return resident
+
+    def _make_room(self, name: str, needed: int) -> None:
+        """Stop those that were requested longest ago until one more fits within the bounds.
+
+        Raises EngineUnavailableError, and stops none, if models in use or pinned are in the way.
+        """
+        others = {path: one for path, one in self._residents.items() if not one.base}
+        idle = [path for path, one in others.items() if not (one.pinned or one.users)]
+        idle.sort(key=lambda path: others[path].used_at)
+        leaving: list[Path] = []
+        while (bound := self._exceeded([*others.values()], needed)) is not None:
+            if not idle:
+                raise EngineUnavailableError(
+                    f"The model '{name}' needs an engine of its own besides the default model's, "
+                    f"and {bound}: raise it, unload a model, or try again later.",
+                    retry_after=_RETRY_SECONDS,
+                )
+            leaving.append(idle.pop(0))
+            del others[leaving[-1]]
+        for path in leaving:
+            self._retire(path)
+
+    def _exceeded(self, others: Sequence[ResidentModel], needed: int) -> str | None:
+        """The bound that one more model next to `others` would break, in words."""
+        most, budget = self._residency.models, self._residency.weight_bytes
+        if len(others) >= most:
+            return f"resident_models allows {most}, all of which are in use or pinned"
+        taken = sum(one.bytes for one in others)
+        if budget is not None and taken + needed > budget:
+            return (
+                f"resident_memory allows {budget / 1e9:.2f} GB of weights, of which "
+                f"{taken / 1e9:.2f} GB are in use or pinned and {needed / 1e9:.2f} GB are needed"
+            )
+        return None
 
     async def _start(self, client: EngineClient) -> None:
         await self._stopped()
@@ -213,17 +263,24 @@ class Fleet:
     async def _stop_idle(self) -> float:
         since = time.monotonic() - self._residency.idle_seconds
         for directory, resident in list(self._residents.items()):
-            if not (resident.pinned or resident.users) and resident.used_at < since:
+            kept = resident.base or resident.pinned or resident.users
+            if not kept and resident.used_at < since:
                 self._retire(directory)
         return min(self._residency.idle_seconds, 1.0)
 
-    def _config(self, directory: Path) -> EngineConfig:
-        """The pinned model's settings for another model, which has no adapters."""
+    def _plan(self, directory: Path) -> tuple[EngineConfig, int]:
+        """The base's settings for another model, which has no adapters, and its weights' bytes.
+
+        A model that is stored quantized stays as it is. Raises ModelError.
+        """
         base, residency = self.base.config, self._residency
-        longest = load_config(directory).max_position_embeddings
-        return msgspec.structs.replace(
+        config = load_any_config(directory)
+        longest = config.max_position_embeddings
+        stored = isinstance(config, EncoderConfig) or config.quantization is not None
+        planned = msgspec.structs.replace(
             base,
             model=str(directory),
+            quantize="none" if stored else base.quantize,
             context_length=min(base.context_length or longest, longest),
             kv_cache_memory=None,
             kv_cache_limit=residency.cache_bytes,
@@ -231,6 +288,7 @@ class Fleet:
             shares_device=True,
             adapter_memory=0,
         )
+        return planned, weight_bytes(planned)
 
 
 async def _stop(resident: ResidentModel, grace: float) -> None:

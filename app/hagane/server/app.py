@@ -24,6 +24,7 @@ from hagane.api.eval_runs import EvalRunner
 from hagane.api.hagane import (
     adapters,
     admin,
+    admin_models,
     admin_page,
     aliases,
     datasets,
@@ -71,6 +72,7 @@ from hagane.server.middleware import (
 from hagane.store.answers.completions import StorageBounds
 from hagane.store.catalogue import Catalogue
 from hagane.store.keys import key_label
+from hagane.store.offered import OfferedModels
 from hagane.store.responses import Retention
 from hagane.store.store import DATABASE_FILE, Store
 from hagane.system.errors import ConfigurationError, ModelError
@@ -85,8 +87,8 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
-    health, metrics, openapi, web, adapters, admin, admin_page, keys, aliases, files, batches,
-    fine_tuning, pretraining, stored_completions, feedback, datasets, evals,
+    health, metrics, openapi, web, adapters, admin, admin_models, admin_page, keys, aliases, files,
+    batches, fine_tuning, pretraining, stored_completions, feedback, datasets, evals,
 )  # fmt: skip
 
 # Reports on files at a time, each a process of its own; more of them wait.
@@ -112,7 +114,7 @@ def create_app(
 
     recorded = metrics.Metrics(fleet, store.jobs, lambda: loops)
     accounts = Accounts(settings, recorded.registry)
-    catalogue = Catalogue(store.database, model.id)
+    catalogue = Catalogue(store.database, model.id, offered_models(settings, model.id))
     _register_adapters(catalogue, settings)
     answers = AnswerLog(
         store.answers, answer_bounds(settings), recorded.registry, durable=store.durable
@@ -283,6 +285,18 @@ def answer_bounds(settings: Settings) -> StorageBounds:
     return StorageBounds(int(settings.stored_completions_bytes), seconds)
 
 
+def offered_models(settings: Settings, base: str) -> OfferedModels:
+    """The models on disk that requests may name besides `base`.
+
+    Raises ModelError for one that is not there, ConfigurationError for a name that is taken.
+    """
+    stores = model_stores(settings)
+    named = {name: resolve_model(model, stores) for name, model in settings.other_models.items()}
+    if base in named:
+        raise ConfigurationError(f"models has the name {base!r}, which is that of `model`")
+    return OfferedModels(named, settings.models_dir)
+
+
 def residency(settings: Settings) -> Residency:
     """The settings that bound standalone models."""
     return Residency(
@@ -290,6 +304,7 @@ def residency(settings: Settings) -> Residency:
         cache_bytes=int(settings.resident_cache_memory),
         gpu_memory_fraction=settings.resident_gpu_memory_fraction,
         idle_seconds=settings.resident_idle_seconds,
+        weight_bytes=None if settings.resident_memory is None else int(settings.resident_memory),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from hagane.store import tables
 from hagane.store.aliases import Aliases, AliasGeneration, Arm
 from hagane.store.artifacts import Artifacts, ServedArtifact
 from hagane.store.database import Database
+from hagane.store.offered import OfferedModels
 from hagane.system.errors import ConflictError
 
 # How long changes by other processes may go unnoticed.
@@ -42,12 +44,13 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class _Names:
-    """All names in the database, as of its `version`."""
+    """All names in the database, as of its `version`, and the models on disk."""
 
     version: tuple[int, int]
     artifacts: dict[str, ServedArtifact]
     aliases: dict[str, AliasGeneration]
     checkpoints: dict[str, tuple[ServedArtifact, bool]]
+    offered: dict[str, Path]
 
 
 class Catalogue:
@@ -57,9 +60,10 @@ class Catalogue:
     everything else may, and belongs in a thread.
     """
 
-    def __init__(self, database: Database, base: str) -> None:
+    def __init__(self, database: Database, base: str, offered: OfferedModels | None = None) -> None:
         self._database = database
         self._base = base
+        self._offered = offered or OfferedModels({})
         self._artifacts = Artifacts(database)
         self._aliases = Aliases(database)
         self._loading = threading.Lock()
@@ -90,7 +94,7 @@ class Catalogue:
         return found if self._mark(found.id) else None
 
     def list(self) -> list[ModelRef]:
-        """Adapters and standalone models, oldest first, then aliases: `/v1/models` lists them."""
+        """Adapters and standalone models, oldest first, models on disk, and aliases."""
         names = self._current()
         kept = [stored for stored in names.artifacts.values() if stored.name != self._base]
         served = [found for stored in kept if (found := self._usable(stored))]
@@ -98,7 +102,15 @@ class Catalogue:
             ModelRef(alias.name, alias.target or self._base, None, None, alias.created_at)
             for alias in names.aliases.values()
         ]
-        return served + aliases
+        taken = {self._base, *names.artifacts, *names.aliases}
+        offered = [
+            _standalone(name, path) for name, path in names.offered.items() if name not in taken
+        ]
+        return served + offered + aliases
+
+    def on_disk(self) -> dict[str, Path]:
+        """The models that the settings name and those in the store, by name."""
+        return dict(self._current().offered)
 
     def register(
         self, name: str, directory: Path, digest: str, *, replace: bool = False
@@ -107,7 +119,11 @@ class Catalogue:
 
         Raises ConflictError if the name is taken, unless an adapter has it and `replace` is true.
         """
-        taken = name == self._base or self._aliases.resolve(name) is not None
+        taken = (
+            name == self._base
+            or name in self._current().offered
+            or self._aliases.resolve(name) is not None
+        )
         before = self._artifacts.find(name)
         if taken or (before is not None and (before.standalone or not replace)):
             raise ConflictError(
@@ -124,6 +140,8 @@ class Catalogue:
         with self._loading:
             if self._names.version != self._database.version():
                 self._names = self._load()
+            else:
+                self._names = dataclasses.replace(self._names, offered=self._offered.current())
             self._fresh_until = time.monotonic() + _FRESH_SECONDS
             return self._names
 
@@ -135,6 +153,7 @@ class Catalogue:
             {stored.name: stored for stored in self._artifacts.list()},
             {alias.name: alias for alias in self._aliases.current()},
             self._checkpoints(),
+            self._offered.current(),
         )
 
     def _find(self, names: _Names, name: str) -> tuple[ModelRef | None, bool]:
@@ -148,7 +167,7 @@ class Catalogue:
             # A candidate that was deleted costs nobody an answer.
             arm = "target"
             found, marked = self._find_model(names, alias.model(arm))
-        return found and replace(found, alias=name, arm=arm), marked
+        return found and dataclasses.replace(found, alias=name, arm=arm), marked
 
     def _find_model(self, names: _Names, model: str | None) -> tuple[ModelRef | None, bool]:
         if model is None:
@@ -158,6 +177,8 @@ class Catalogue:
         if (stored := names.artifacts.get(model)) is not None:
             return self._usable(stored), True
         stored, marked = names.checkpoints.get(model, (None, True))
+        if stored is None and (path := names.offered.get(model)) is not None:
+            return _standalone(model, path), True
         if stored is None or not stored.path.is_dir():
             return None, True
         return _as_ref(stored), marked
@@ -191,6 +212,10 @@ class Catalogue:
         wanted = checkpoints.update().where(checkpoints.c.name == checkpoint)
         with self._database.write() as connection:
             return connection.execute(wanted.values(asked_for=True)).rowcount > 0
+
+
+def _standalone(name: str, path: Path) -> ModelRef:
+    return ModelRef(name, name, None, None, 0, path)
 
 
 def _as_ref(stored: ServedArtifact) -> ModelRef:

@@ -41,8 +41,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                       "body_timeout", "request_timeout", "keep_alive_seconds", "shutdown_grace"),
         "Keys and limits": ("api_keys", "admin_key", "metrics_key", "priority_keys",
                             "rate_limit_requests", "rate_limit_tokens", "max_concurrent_requests"),
-        "Adapters and other models": ("adapter", "adapter_memory", "adapter_roots",
-                                      "resident_models", "resident_cache_memory",
+        "Adapters and other models": ("models", "adapter", "adapter_memory", "adapter_roots",
+                                      "resident_models", "resident_memory", "resident_cache_memory",
                                       "resident_gpu_memory_fraction", "resident_idle_seconds"),
         "Files and training": ("data_dir", "max_file_bytes", "training_threads",
                                "job_gpu_memory_fraction", "job_checkpoints",
@@ -154,6 +154,11 @@ class Settings(BaseSettings):
     max_concurrent_requests: int | None = Field(
         None, ge=1, description="requests at a time per API key before 429; default: no limit"
     )
+    models: list[str] = Field(
+        [],
+        description="NAME=MODEL of another model to serve, or MODEL alone: a directory, a name or "
+        "a hub id; may be repeated. Those in models_dir are served by their names anyway",
+    )
     adapter: list[str] = Field(
         [], description="NAME=PATH of a LoRA adapter to serve (PEFT's format); may be repeated"
     )
@@ -204,7 +209,10 @@ class Settings(BaseSettings):
     resident_models: int = Field(
         1,
         ge=0,
-        description="standalone models, trained here, kept in memory next to the base",
+        description="other models in memory at a time, next to the one of `model`",
+    )
+    resident_memory: ByteSize | None = Field(
+        None, description="most memory of their weights together; default: what is free"
     )
     resident_cache_memory: ByteSize = Field(
         ByteSize(1 << 30), description="most memory of the KV cache of each of them"
@@ -273,6 +281,17 @@ class Settings(BaseSettings):
         if wrong := [name for name, _, path in pairs if not (name and path)]:
             raise ConfigurationError(f"adapter {wrong[0]!r} is not of the form NAME=PATH")
         return {name: Path(path).expanduser().resolve() for name, _, path in pairs}
+
+    @property
+    def other_models(self) -> dict[str, str]:
+        """What `models` names: directory, name or hub id by the name that requests use."""
+        pairs = [entry.partition("=") for entry in self.models]
+        found = {name if found else Path(name).name: path or name for name, found, path in pairs}
+        if "" in found or len(found) < len(pairs):
+            raise ConfigurationError(
+                f"models {self.models}: every entry needs a name of its own, as NAME=MODEL"
+            )
+        return found
 
     @property
     def roots(self) -> tuple[Path, ...]:

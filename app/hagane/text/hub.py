@@ -65,6 +65,19 @@ def local_model(name: str, stores: Sequence[Path]) -> Path | None:
     )
 
 
+def models_in(store: Path) -> dict[str, Path]:
+    """The models of a store by name: directories with a configuration, and GGUF files."""
+    found: dict[str, Path] = {}
+    for path in sorted(store.glob("*")):
+        try:
+            model = _model_at(path)
+        except ModelError:
+            continue  # of several, none can be meant by the directory's name
+        if model is not None and (is_gguf(model) or (model / CONFIG_FILE).is_file()):
+            found.setdefault(path.stem if is_gguf(path) else path.name, model)
+    return found
+
+
 def _model_at(path: Path) -> Path | None:
     """A directory in Hugging Face layout, a GGUF file, or the one GGUF file in a directory."""
     if is_gguf(path):

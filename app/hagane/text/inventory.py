@@ -41,9 +41,9 @@ def stored_models(settings: Settings) -> list[StoredModel]:
 def _in_store(store: Path) -> Iterator[StoredModel]:
     for path in sorted(store.glob("*")):
         if is_gguf(path) and expected_shards(path)[0] == path:
-            yield StoredModel(model_name(path), path, _size(path), str(store))
+            yield StoredModel(model_name(path), path, stored_bytes(path), str(store))
         elif (path / CONFIG_FILE).is_file() or any(path.glob(f"*{SUFFIX}")):
-            yield StoredModel(path.name, path, _size(path), str(store))
+            yield StoredModel(path.name, path, stored_bytes(path), str(store))
 
 
 def _in_hub_cache() -> Iterator[StoredModel]:
@@ -60,7 +60,8 @@ def _in_hub_cache() -> Iterator[StoredModel]:
             yield StoredModel(repository.repo_id, path, size, "hub")
 
 
-def _size(model: Path) -> int:
+def stored_bytes(model: Path) -> int:
+    """The size of a model's files, in bytes."""
     if is_gguf(model):
         parts = [part for part in expected_shards(model) if part.is_file()]
         return sum(part.stat().st_size for part in parts)
@@ -118,7 +119,7 @@ def describe(model: Path) -> dict[str, str]:
         "format": "GGUF" if is_gguf(model) else "safetensors",
         "architecture": config.architecture,
         "parameters": f"{parameters / 1e6:.1f} M",
-        "size": f"{_size(model) / 1e6:.1f} MB",
+        "size": f"{stored_bytes(model) / 1e6:.1f} MB",
         "tensors": ", ".join(f"{count} {kind}" for kind, count in types.most_common()),
         "context": f"{config.max_position_embeddings} tokens",
         "vocabulary": f"{config.vocab_size} tokens",

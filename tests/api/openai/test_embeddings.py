@@ -11,8 +11,9 @@ import openai
 import pytest
 import tokenizers
 import torch
-from transformers import AutoModel, BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import AutoModel
 
+from tests.support.encoder import encoder
 from tests.support.server import start_server, stop_server
 
 TEXTS = ["Once upon a time", "A small cat.", "Once upon a time there was a small cat. " * 4]
@@ -104,35 +105,6 @@ def test_a_decoders_mean_in_chunks(tiny_model_dir, tmp_path):
     found = np.array([each["embedding"] for each in answer.json()["data"]])
     np.testing.assert_allclose(found[:3], expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_array_equal(found[:3], found[3:])
-
-
-def encoder(directory, kind: str):
-    """A random encoder with a WordPiece tokenizer."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz."]
-    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-    vocab = {word: number for number, word in enumerate(words)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer()
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    torch.manual_seed(1)
-    sizes = {
-        "vocab_size": len(words),
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 258,
-        "initializer_range": 0.3,
-    }
-    made = (
-        BertModel(BertConfig(**sizes))
-        if kind == "bert"
-        else RobertaModel(RobertaConfig(**sizes, pad_token_id=1))
-    )
-    made.save_pretrained(directory)
-    backend.save(str(directory / "tokenizer.json"))
-    return directory
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("bert", "mean"), ("roberta", "first")])

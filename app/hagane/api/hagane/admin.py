@@ -32,7 +32,7 @@ def status(request: Request) -> dict[str, Any]:
             "pid": client.info.pid if client.info else None,
             "context_length": serving.context_length(serving.model.config),
         },
-        "resident_models": [_describe(one) for one in serving.fleet.residents if not one.pinned],
+        "resident_models": [_describe(one) for one in serving.fleet.residents if not one.base],
         "requests": {"running": stats.running, "waiting": stats.waiting},
         "kv_cache": {
             "blocks_used": stats.blocks_used,
@@ -72,6 +72,13 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
 
 def _require_not_base(serving: Serving, model_id: str) -> None:
     found = serving.store.artifacts.find(model_id)
+    if found is None and model_id in serving.catalogue.on_disk():
+        raise ConflictError(
+            f"'{model_id}' was not made here: unload it by POST /admin/models/unload, and remove "
+            "its files with `hagane models rm`.",
+            param="model",
+            code="model_not_removable",
+        )
     if found is not None and found.path.resolve() == serving.model.directory:
         raise ConflictError(
             f"'{model_id}' is what this server was started on: serve another model first.",

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from hagane.api.access import guarded_router
 from hagane.api.serving import Serving, get_serving
 from hagane.store.catalogue import ModelRef
-from hagane.weights.sources.config import load_config
+from hagane.weights.sources.config import load_any_config
 
 router = guarded_router()
 
@@ -59,7 +59,7 @@ async def get_model(model_id: str, request: Request) -> dict[str, Any]:
 def describe_model(serving: Serving, model: ModelRef) -> dict[str, Any]:
     """`root` is what the weights are, `parent` what they, or an alias, stand on."""
     whole = model.model_directory
-    config = serving.model.config if whole is None else load_config(whole)
+    config = serving.model.config if whole is None else load_any_config(whole)
     stands_alone = model.adapter_directory is not None or whole is not None
     parent = serving.model.id if whole is None else model.root
     return {

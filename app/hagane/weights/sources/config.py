@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hagane.models.config import CONFIG_FILE, ModelConfig
+from hagane.models.encoder_config import EncoderConfig
 from hagane.models.families import read_config, read_config_file
 from hagane.system.files import read_json_object
 from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, model_stem
@@ -21,6 +22,11 @@ def load_config(path: Path) -> ModelConfig:
     if not is_gguf(path):
         return read_config_file(path)
     return read_config(config_dict(path), source=str(path))
+
+
+def load_any_config(path: Path) -> ModelConfig | EncoderConfig:
+    """As `load_config`, of encoders too. Raises ModelError."""
+    return EncoderConfig.find(path) or load_config(path)
 
 
 def config_dict(path: Path) -> dict[str, Any]:
