@@ -93,6 +93,14 @@ def _model_at(path: Path) -> Path | None:
     return (files[0] if files else path).resolve()
 
 
+def stored_bytes(model: Path) -> int:
+    """The size of a model's files, in bytes."""
+    if is_gguf(model):
+        parts = [part for part in expected_shards(model) if part.is_file()]
+        return sum(part.stat().st_size for part in parts)
+    return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
+
+
 def is_hub_id(name: str) -> bool:
     """Whether `name` has the form OWNER/NAME or OWNER/NAME/FILE.gguf."""
     return _HUB_ID.fullmatch(name) is not None

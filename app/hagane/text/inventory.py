@@ -17,7 +17,7 @@ from hagane.models.config import CONFIG_FILE
 from hagane.models.spec import checkpoint_shapes
 from hagane.system.errors import ModelError
 from hagane.system.settings import Settings
-from hagane.text.hub import BUILTIN_MODELS, is_hub_id, model_stores
+from hagane.text.hub import BUILTIN_MODELS, is_hub_id, model_stores, stored_bytes
 from hagane.weights.sources.config import is_gguf, load_config, model_name
 from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, expected_shards, shard_paths
 
@@ -58,14 +58,6 @@ def _in_hub_cache() -> Iterator[StoredModel]:
         if any(name.endswith((SUFFIX, ".safetensors")) for name in names):
             path, size = repository.repo_path, repository.size_on_disk
             yield StoredModel(repository.repo_id, path, size, "hub")
-
-
-def stored_bytes(model: Path) -> int:
-    """The size of a model's files, in bytes."""
-    if is_gguf(model):
-        parts = [part for part in expected_shards(model) if part.is_file()]
-        return sum(part.stat().st_size for part in parts)
-    return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
 
 
 def remove(name: str, settings: Settings) -> StoredModel:

@@ -15,7 +15,7 @@ from hagane.api.serving import Serving, get_serving
 from hagane.pool.models import ResidentModel
 from hagane.store.catalogue import ModelRef
 from hagane.system.errors import ConflictError
-from hagane.text.inventory import stored_bytes
+from hagane.text.hub import stored_bytes
 
 router = guarded_router(prefix="/admin/models")
 
