@@ -23,7 +23,13 @@ ARCHITECTURES = {
     "XLMRobertaModel": "",
     "XLMRobertaForMaskedLM": "roberta.",
 }
+# Of sentence-transformers, which cuts longer texts: the model was trained on none.
+_TEXTS_FILE = "sentence_bert_config.json"
 _Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+class _Texts(msgspec.Struct, frozen=True):
+    max_seq_length: _Size | None = None
 
 
 class _StoredEncoder(msgspec.Struct, frozen=True):
@@ -56,6 +62,7 @@ class EncoderConfig:
     heads: int
     position_embeddings: int
     first_position: int
+    longest_text: int | None
     token_types: int
     norm_eps: float
     activation: Literal["gelu", "gelu_new", "relu"]
@@ -64,7 +71,8 @@ class EncoderConfig:
     @property
     def max_position_embeddings(self) -> int:
         """The longest text, tokens."""
-        return self.position_embeddings - self.first_position
+        positions = self.position_embeddings - self.first_position
+        return positions if self.longest_text is None else min(positions, self.longest_text)
 
     @classmethod
     def find(cls, directory: Path) -> EncoderConfig | None:
@@ -97,8 +105,15 @@ class EncoderConfig:
             heads=stored.num_attention_heads,
             position_embeddings=stored.max_position_embeddings,
             first_position=stored.pad_token_id + 1 if shifted else 0,
+            longest_text=_longest_text(directory / _TEXTS_FILE),
             token_types=stored.type_vocab_size,
             norm_eps=stored.layer_norm_eps,
             activation=stored.hidden_act,  # type: ignore[arg-type]
             prefix=ARCHITECTURES[known[0]],
         )
+
+
+def _longest_text(path: Path) -> int | None:
+    return (
+        shaped(read_json_object(path), _Texts, str(path)).max_seq_length if path.exists() else None
+    )
