@@ -45,10 +45,11 @@ class FinetuneOptions(Options):
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N [auto]")
     threads: int | None = Field(None, description="default: one per usable core")
     seed: int | None = Field(None, description="[0]")
+    seeds: int | None = Field(None, description="runs, of which the best is kept [1]")
 
 
 GROUPS = {
-    "The run": ("model", "output", "validation_file", "device", "threads", "seed"),
+    "The run": ("model", "output", "validation_file", "device", "threads", "seed", "seeds"),
     "Training": ("method", "n_epochs", "batch_size", "learning_rate", "beta", "sequence_length",
                  "checkpoint_every", "patience", "neftune_alpha", "teacher", "teacher_weight"),
     "What is trained": ("rank", "alpha", "full", "quantize"),

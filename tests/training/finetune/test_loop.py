@@ -89,6 +89,24 @@ def test_a_run_ends_early_where_checkpoints_get_no_better(spec, tmp_path):
     assert (parts.steps, parts.digest) == (whole.steps, whole.digest)
 
 
+def test_the_best_of_several_seeds_is_kept(spec, tmp_path):
+    swept = spec.model_copy(update={"seeds": 2, "n_epochs": 2})
+    listener = Recorder()
+    whole = finetune(swept, tmp_path / "whole", listener)
+    assert [report.step for report in listener.steps] == list(range(1, 17))
+    assert {report.steps for report in listener.steps} == {16}
+    assert whole.steps == 16
+    assert_best_is_kept(whole, listener)
+    losses = [r.metrics["valid_loss"] for r in listener.checkpoints]
+    assert len(set(losses)) == len(losses) == 4
+    with pytest.raises(TrainingInterrupted):
+        finetune(swept, tmp_path / "parts", Recorder(stop_after=10))
+    rest = Recorder()
+    parts = finetune(swept, tmp_path / "parts", rest)
+    assert [report.step for report in rest.steps] == list(range(11, 17))
+    assert (parts.step, parts.digest) == (whole.step, whole.digest)
+
+
 @pytest.mark.parametrize("method", ["orpo", "kto"])
 def test_judgements_are_learned(spec, tmp_path, method):
     records = []

@@ -91,6 +91,7 @@ class Extra(Body):
     full: Flag | None = None
     learning_rate: Number | None = None
     patience: Count | None = None
+    seeds: Count | None = None
     neftune_alpha: Number | None = None
     teacher: str | None = None
     teacher_weight: Number | None = None

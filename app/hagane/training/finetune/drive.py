@@ -126,13 +126,18 @@ def _metrics(update: StepUpdate, valid: StepScore) -> dict[str, float]:
     }
 
 
-def _result(full: bool, directory: Path, progress: RunProgress) -> FineTuneResult:
-    final = directory / ("model" if full else "adapter")
+def copy_result(source: Path, final: Path) -> None:
+    """Copy the files of an adapter or model, each atomically."""
     final.mkdir(exist_ok=True)
-    for file in sorted(_checkpoint(directory, progress.best_step).iterdir()):
+    for file in sorted(source.iterdir()):
         partial = final / f".{file.name}.partial"
         shutil.copyfile(file, partial)
         commit(partial, final / file.name)
+
+
+def _result(full: bool, directory: Path, progress: RunProgress) -> FineTuneResult:
+    final = directory / ("model" if full else "adapter")
+    copy_result(_checkpoint(directory, progress.best_step), final)
     return FineTuneResult(
         directory=final,
         digest=None if full else adapter_digest(final),

@@ -155,8 +155,8 @@ def report(spec: FineTuneSpec) -> FileReport:
             kept, found.held_out = data.training, len(data.validation)
             found.warn_of_few()
         plan = resolve(spec, len(kept), config.hidden_size)
-        found.plan, found.steps = plan, plan.steps
-        found.seconds = estimates.seconds(config, spec, plan, sum(map(len, kept)))
+        found.plan, found.steps = plan, spec.seeds * plan.steps
+        found.seconds = spec.seeds * estimates.seconds(config, spec, plan, sum(map(len, kept)))
         longest = max(map(len, examples))
         found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
         found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)

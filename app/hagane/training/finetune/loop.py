@@ -22,6 +22,7 @@ from hagane.training.finetune.noise import embedding_noise
 from hagane.training.finetune.objective import Loss, distillation_loss, supervised_loss
 from hagane.training.finetune.preference import dpo_loss, kto_loss, orpo_loss, reference_point
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan, resolve
+from hagane.training.finetune.sweep import sweep
 from hagane.training.finetune.teacher import taught
 from hagane.training.report.listener import FineTuneResult, Listener
 
@@ -40,7 +41,17 @@ def finetune(
     listener asked to stop. `free_memory` returns the bytes of main memory that the run may use.
     """
     with explained():
-        return drive(_Run.prepare(spec, directory, free_memory), directory, listener)
+        torch.set_num_threads(spec.threads or torch.get_num_threads())
+        data = load(spec)
+        if spec.teacher is not None:
+            data = taught(spec, spec.teacher, data, directory / "state")
+
+        def prepare(seeded: FineTuneSpec) -> _Run:
+            return _Run.prepare(seeded, data, free_memory)
+
+        if spec.seeds > 1:
+            return sweep(spec, directory, listener, prepare)
+        return drive(prepare(spec), directory, listener)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +65,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def prepare(cls, spec: FineTuneSpec, directory: Path, free_memory: Callable[[], int]) -> _Run:
-        torch.set_num_threads(spec.threads or torch.get_num_threads())
-        data = load(spec)
-        if spec.teacher is not None:
-            data = taught(spec, spec.teacher, data, directory / "state")
+    def prepare(cls, spec: FineTuneSpec, data: Data, free_memory: Callable[[], int]) -> _Run:
         longest = max(len(e) for e in data.training + data.validation)
         model = load_finetune_model(spec, longest, free_memory=free_memory)
         plan = resolve(spec, len(data.training), model.transformer.config.hidden_size)

@@ -39,7 +39,8 @@ class FineTuneSpec(BaseModel):
 
     `model` is a directory in Hugging Face layout. `learning_rate` is absolute and goes before the
     multiplier, which scales the rate of "auto". `sequence_length` is in tokens; longer examples are
-    cut. `full` trains every weight instead of an adapter. `quantize` keeps the frozen base in 8 or
+    cut. Of `seeds` runs, from `seed` on, the best is kept; all hold out the same examples. `full`
+    trains every weight instead of an adapter. `quantize` keeps the frozen base in 8 or
     4 bits (QLoRA, Dettmers et al., 2023, arXiv:2305.14314). `checkpoint_every` is in steps. A run
     ends early after `patience` checkpoints without a lower validation loss. `neftune_alpha` is the
     strength of noise on embeddings in training (NEFTune, Jain et al., 2023, arXiv:2310.05914). A
@@ -59,6 +60,7 @@ class FineTuneSpec(BaseModel):
     beta: Annotated[float, Field(gt=0, le=2)] | Auto = "auto"
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    seeds: Annotated[int, Field(ge=1, le=16)] = 1
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     alpha: Annotated[float, Field(gt=0, le=4096)] = 32.0
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = TARGETS

@@ -144,9 +144,8 @@ class Supervisor:
     def _forget_states(self) -> None:
         """Remove what a run would go on from, of jobs that never will: most of what they leave."""
         for folder in (self._store.directory / "jobs").iterdir():
-            states = [
-                path for path in (folder / "state", folder / "model" / "state") if path.is_dir()
-            ]
+            places = (folder / "state", folder / "model" / "state", *folder.glob("seed-*/state"))
+            states = [path for path in places if path.is_dir()]
             if states and self._store.jobs.status(folder.name) in ("succeeded", "cancelled"):
                 for state in states:
                     shutil.rmtree(state, ignore_errors=True)

@@ -41,6 +41,8 @@ class ReinforceSpec(FineTuneSpec):
     def _applicable(self) -> Self:
         if self.full:
             raise ValueError("reinforcement changes an adapter of the model that answers: no full")
+        if self.seeds > 1:
+            raise ValueError("reinforcement takes one seed")
         graders = self.grader.graders.values() if isinstance(self.grader, Multi) else [self.grader]
         for grader in graders:
             if isinstance(grader, ScoreModel) and grader.model != self.base_name:
