@@ -103,9 +103,28 @@ FAMILIES = {
     "seed": ("seed_oss", {"attention_out_bias": True}),
     "ernie": ("ernie4_5", {"use_bias": True}),
     "helium": ("helium", {"hidden_size": 96}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "qwen2-moe": ("qwen2_moe", {"hidden_size": 96, "num_experts": 6, "num_experts_per_tok": 3,
+                                "moe_intermediate_size": 32, "decoder_sparse_step": 2,
+                                "shared_expert_intermediate_size": 64}),
+    "qwen3-moe": ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True,
+                                "moe_intermediate_size": 32, "mlp_only_layers": [1]}),
+    "olmoe": ("olmoe", {"hidden_size": 96, "num_experts": 6, "num_experts_per_tok": 2,
+                        "intermediate_size": 32}),
+    "granite-moe": ("granitemoe", {"hidden_size": 96, "num_local_experts": 4,
+                                   "embedding_multiplier": 3.0, "residual_multiplier": 0.3}),
+    "granite-moe-shared": ("granitemoeshared", {"hidden_size": 96, "num_local_experts": 4,
+                                                "shared_intermediate_size": 48,
+                                                "intermediate_size": 32}),
+    "glm4-moe": ("glm4_moe", {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+                              "topk_group": 2, "moe_intermediate_size": 32, "use_qk_norm": True,
+                              "routed_scaling_factor": 1.5}),
+    "ernie-moe": ("ernie4_5_moe", {"moe_num_experts": 6, "moe_k": 2, "hidden_size": 96,
+                                   "moe_intermediate_size": 32, "moe_num_shared_experts": 2}),
 }  # fmt: skip
 # One for each operation that backends have by themselves.
-BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2")
+BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2",
+                "qwen2_moe", "glm4_moe")  # fmt: skip
 BLOCK = 16
 BACKENDS = [
     reference,
@@ -139,6 +158,9 @@ def checkpoint(request, tmp_path_factory):
             scale = 0.2 if parameter.ndim == 1 else 0.08
             parameter.add_(torch.randn_like(parameter) * scale)
             assert name
+        for name, buffer in theirs.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.2)
     directory = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(directory)
     return theirs, directory

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +54,23 @@ class Operations(Protocol):
     def activate(self, x: Tensor, kind: str, *, gated: bool) -> Tensor: ...
 
     def scaled_add(self, x: Tensor, factor: float, residual: Tensor | None = None) -> Tensor: ...
+
+    def route(
+        self,
+        logits: Tensor,
+        correction: Tensor | None,
+        *,
+        chosen: int,
+        score: Literal["softmax", "sigmoid"] = "softmax",
+        normalised: bool = True,
+        floor: float = 1e-20,
+        scale: float = 1.0,
+        groups: int = 1,
+        chosen_groups: int = 1,
+        group_best: int = 2,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def gate_rows(self, x: Tensor, scores: Tensor) -> Tensor: ...
 
     def softcap(self, logits: Tensor, scale: float, cap: float) -> Tensor: ...
 

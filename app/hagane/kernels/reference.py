@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from hagane.kernels.experts import gate_rows, route
 from hagane.kernels.layout import PagedLayout
 from hagane.kernels.sampling import sample
 
@@ -19,11 +20,13 @@ __all__ = [
     "apply_rope",
     "argmax",
     "causal_attention",
+    "gate_rows",
     "hadamard",
     "layer_norm",
     "paged_attention",
     "rms_norm",
     "rope_tables",
+    "route",
     "sample",
     "scaled_add",
     "sequence_attention",

@@ -20,7 +20,7 @@ from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, Torch
 from hagane.lora.files import Adapter
 from hagane.models.decoder import Transformer
 from hagane.models.serving_layers import CudaLinear, Packed
-from hagane.models.spec import projections, sibling
+from hagane.models.spec import parts_of, projections
 
 if TYPE_CHECKING:
     from hagane.kernels.cuda.low_rank import CudaBank
@@ -68,7 +68,8 @@ class AdapterBanks:
     def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
         self.config = model.config
         self._banks: dict[str, Bank] = {}
-        for path, projection in projections(model.config):
+        self._adaptable = {p: spec for p, spec in projections(model.config) if spec.adaptable}
+        for path, projection in self._adaptable.items():
             parent, _, leaf = f"model.{path}".rpartition(".")
             owner = model.get_submodule(parent)
             base = owner.get_submodule(leaf)
@@ -106,12 +107,14 @@ class AdapterBanks:
 
     def _group(self, adapter: Adapter) -> dict[str, list[Part]]:
         groups: dict[str, list[Part]] = {}
-        for path, projection in projections(self.config):
-            for part, first in projection.starts().items():
-                change = adapter.changes.get(sibling(path, part))
+        for path, projection in self._adaptable.items():
+            first = 0
+            for part, rows in parts_of(path, projection).items():
+                change = adapter.changes.get(part)
                 if change is not None:
                     placed = Part(first, change.a, change.b, change.scale)
                     groups.setdefault(path, []).append(placed)
+                first += rows
         return groups
 
 

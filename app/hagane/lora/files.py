@@ -100,6 +100,11 @@ def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[s
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is truncated or not a safetensors file: {error}") from None
     for name, tensor in sorted(tensors.items()):
+        if name not in expected and ".experts." in name:
+            raise ModelError(
+                f"{path}: tensor {name} changes an expert of a mixture, which is not supported: "
+                "train without experts in target_modules"
+            )
         if name not in expected:
             raise ModelError(
                 f"{path}: tensor {name} is unexpected in a LoRA adapter for this model whose "

@@ -51,15 +51,80 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How a router's scores of the experts become the weights of the `chosen` ones.
+
+    The best by score are chosen, or by score plus the expert's correction, of those `chosen_groups`
+    of `groups` equal groups whose `group_best` best experts have the largest sum. The weights are
+    the scores, divided by their sum (at least `floor`) if `normalised`, times `scale`.
+    """
+
+    chosen: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalised: bool = True
+    floor: float = 1e-20
+    scale: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
+    group_best: int = 2
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """What checkpoints call the matrices of a mixture, within a layer; `{}` is an expert's number.
+
+    `experts` and `shared` are gate, up and down projection; gate and up of one name are one matrix.
+    `stacked`: the experts' matrices are one tensor [experts, rows, columns], without a number.
+    `correction` is a tensor's whole name, of `correction_dims` dimensions.
+    """
+
+    router: str = "mlp.gate"
+    experts: tuple[str, str, str] = (
+        "mlp.experts.{}.gate_proj",
+        "mlp.experts.{}.up_proj",
+        "mlp.experts.{}.down_proj",
+    )
+    shared: tuple[str, str, str] = (
+        "mlp.shared_experts.gate_proj",
+        "mlp.shared_experts.up_proj",
+        "mlp.shared_experts.down_proj",
+    )
+    shared_gate: str = "mlp.shared_expert_gate"
+    correction: str = "mlp.gate.e_score_correction_bias"
+    correction_dims: int = 1
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """A mixture of experts: `count` MLPs, of which a router chooses some for each token.
+
+    `features` is the inner width of each, `shared` that of one more, which every token has; 0:
+    none. `shared_gate`: its result is multiplied by the sigmoid of a score. `corrected`: experts
+    are chosen by scores to which a correction of each is added.
+    """
+
+    count: int
+    features: int
+    routing: Routing
+    shared: int = 0
+    shared_gate: bool = False
+    corrected: bool = False
+    names: ExpertNames = ExpertNames()
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """The properties that may differ between the layers of a model.
 
     `window` is the number of most recent tokens that a token sees, itself included; None: all.
     `rope` turns queries and keys by their positions; None: attention does not know positions.
+    `experts` are in the place of the MLP; None: an MLP.
     """
 
     window: int | None = None
     rope: RopeParameters | None = None
+    experts: ExpertsSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +152,9 @@ class ModelConfig:
       and logits.
 
     `fused` are projections that checkpoints store as one matrix. `names` has the names in
-    checkpoints of modules that are not called as in Llama. `dtype` is the dtype the model asks to
-    be run in. `stored` is the format of a checkpoint that another program quantized. `raw` is the
+    checkpoints of modules that are not called as in Llama. `unused` are beginnings of the names of
+    tensors that checkpoints have besides the model. `dtype` is the dtype the model asks to be run
+    in. `stored` is the format of a checkpoint that another program quantized. `raw` is the
     `config.json` that was read.
     """
 
@@ -123,6 +189,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     fused: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
     tie_word_embeddings: bool = False
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
@@ -137,6 +204,11 @@ class ModelConfig:
         return (CacheSpec(self.kv_heads, self.head_dim),) * self.layers
 
     @property
+    def mixed(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return any(spec.experts for spec in self.layer_specs)
+
+    @property
     def plain(self) -> bool:
         """Whether the arithmetic is Llama's, which every backend has in single passes."""
         same = self.norm == "rms" and self.norms == "before" and self.activation == "silu"
@@ -146,7 +218,8 @@ class ModelConfig:
         per_head = self.qk_norm != "width" and self.attention_scale is None
         rotated = all(spec.rope for spec in self.layer_specs)
         unscaled = all(factor == 1 for factor in ones) and not any(zeros)
-        return same and self.gated and whole and per_head and rotated and unscaled
+        dense = self.gated and not self.mixed
+        return same and dense and whole and per_head and rotated and unscaled
 
     def to_dict(self) -> dict[str, Any]:
         """The Hugging Face `config.json` of this model (unquantized), loadable by transformers."""

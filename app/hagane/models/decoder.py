@@ -20,32 +20,20 @@ from hagane.models.attention import AttentionContext, RowSelection
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
-from hagane.models.formats.layer import Linear
 from hagane.models.frozen import Int8TrainingEmbedding
-from hagane.models.linear import make_embedding, make_linear
+from hagane.models.linear import make_embedding, make_projection
+from hagane.models.mlp import MLP
+from hagane.models.moe import MixtureOfExperts
 from hagane.models.rope import RotaryEmbedding
 from hagane.models.rope_parameters import RopeParameters
 from hagane.models.serving_layers import CudaEmbedding, PackedEmbedding
-from hagane.models.spec import layer_norms, layer_projections
+from hagane.models.spec import layer_norms
 
 # Where keys are centered on average: later positions turn slow features a little further.
 _CENTERED_POSITIONS = 4096
 
 # Cosines and sines of a layer's rotation; None where it has none.
 Rotation = tuple[Tensor, Tensor] | tuple[None, None]
-
-
-def _projection(
-    config: ModelConfig, layer: int, path: str, quantization: Quantization | None
-) -> Linear:
-    declared = layer_projections(config)[path]
-    return make_linear(
-        declared.columns,
-        declared.rows,
-        bias=declared.bias,
-        quantization=quantization,
-        eight_bits=quantization is not None and quantization.has_eight_bits(layer, path),
-    )
 
 
 class Norm(nn.Module):
@@ -90,8 +78,8 @@ class Attention(nn.Module):
             config.attention_scale or config.head_dim**-0.5, spec.window, config.attention_cap
         )
         self.rope = spec.rope
-        self.qkv_proj = _projection(config, layer, "self_attn.qkv_proj", quantization)
-        self.o_proj = _projection(config, layer, "self_attn.o_proj", quantization)
+        self.qkv_proj = make_projection(config, layer, "self_attn.qkv_proj", quantization)
+        self.o_proj = make_projection(config, layer, "self_attn.o_proj", quantization)
         # Float32 [kv_heads, head_dim], or None: what is taken off every key (see `center_keys`).
         self.key_center: Tensor | None = None
         self.q_norm: Norm | None = None
@@ -148,31 +136,6 @@ class Attention(nn.Module):
         self.key_center = rotated.mean(0).contiguous()
 
 
-class MLP(nn.Module):
-    """The feed-forward block: SwiGLU, or what the family has instead."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        quantization: Quantization | None,
-        operations: Operations,
-    ) -> None:
-        super().__init__()
-        self.operations = operations
-        self.activation, self.gated = config.activation, config.gated
-        self.gate_up_proj = _projection(config, layer, "mlp.gate_up_proj", quantization)
-        self.down_proj = _projection(config, layer, "mlp.down_proj", quantization)
-
-    def forward(self, x: Tensor, context: AttentionContext, residual: Tensor | None) -> Tensor:
-        inner = context.linear(self.gate_up_proj, x)
-        if self.gated and self.activation == "silu":
-            inner = self.operations.silu_and_mul(inner)
-        else:
-            inner = self.operations.activate(inner, self.activation, gated=self.gated)
-        return context.linear(self.down_proj, inner, residual)
-
-
 class DecoderLayer(nn.Module):
     """Attention and MLP, each adding to the residual stream; norms are where the family has them.
 
@@ -189,7 +152,12 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.operations = operations
         self.self_attn = Attention(config, layer, quantization, operations)
-        self.mlp = MLP(config, layer, quantization, operations)
+        mixture = config.layer_specs[layer].experts
+        self.mlp = (
+            MLP(config, layer, "mlp", quantization, operations)
+            if mixture is None
+            else MixtureOfExperts(config, layer, mixture, quantization, operations)
+        )
         norms = layer_norms(config)
 
         def norm(name: str) -> Norm | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hagane.models.config import Quantization
+from hagane.models.config import ModelConfig, Quantization
 from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.fp8 import Fp8
 from hagane.models.formats.int4 import GROUP_SIZES, Int4
 from hagane.models.formats.int8 import Int8, Int8Embedding
 from hagane.models.formats.layer import Linear, QuantizedLinear, rotation_block
+from hagane.models.spec import projection_at
 
 Quantized = QuantizedLinear | Int8Embedding
 
@@ -63,6 +64,22 @@ def make_linear(
         return Dense(in_features, out_features, bias)
     name = "int8" if eight_bits and quantization.format == "int4" else quantization.format
     return _LAYERS[name](in_features, out_features, bias, quantization)
+
+
+def make_projection(
+    config: ModelConfig, layer: int, path: str, quantization: Quantization | None
+) -> Linear:
+    """The linear layer that a model declares at `path` within a layer."""
+    declared = projection_at(config, f"layers.{layer}.{path}")
+    if declared is None:
+        raise ValueError(f"layer {layer} has no projection {path}")
+    return make_linear(
+        declared.columns,
+        declared.rows,
+        bias=declared.bias,
+        quantization=quantization,
+        eight_bits=quantization is not None and quantization.has_eight_bits(layer, path),
+    )
 
 
 def make_embedding(

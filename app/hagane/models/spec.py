@@ -12,11 +12,16 @@ keep them apart. Needs no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hagane.models.config import ModelConfig
+from hagane.models.config import ExpertsSpec, ModelConfig
 
+_EXPERTS = "mlp.experts."
+_ROUTER = re.compile(
+    r"(?P<before>.*layers\.(?P<layer>\d+)\.)mlp\.(?P<name>gate|shared_gate|correction)"
+)
 _LLAMA = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "o_proj": ("o_proj",),
@@ -29,49 +34,94 @@ _LLAMA = {
 class ProjectionSpec:
     """A linear layer [rows, columns]; `parts` are the rows of each matrix that is fused in it.
 
-    Parts are in their order and named as in checkpoints.
+    Parts are in their order and named by their path within a layer, as in checkpoints. Adapters
+    change those that are `adaptable`.
     """
 
     columns: int
     parts: dict[str, int]
     bias: bool = False
+    adaptable: bool = True
 
     @property
     def rows(self) -> int:
         return sum(self.parts.values())
 
-    def starts(self) -> dict[str, int]:
-        """By part, the row at which it begins."""
-        starts, start = {}, 0
-        for name, rows in self.parts.items():
-            starts[name] = start
-            start += rows
-        return starts
 
-
-def layer_projections(config: ModelConfig) -> dict[str, ProjectionSpec]:
+def layer_projections(config: ModelConfig, layer: int) -> dict[str, ProjectionSpec]:
     """The projections of one layer, by their path within it."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    found = _attention(config)
+    mixture = config.layer_specs[layer].experts
+    if mixture is None:
+        return found | _mlp(config, "mlp", _own_names(config), config.intermediate_size)
+    if mixture.shared:
+        found |= _mlp(config, "mlp.shared_expert", mixture.names.shared, mixture.shared)
+    for number in range(mixture.count):
+        found |= _expert(config, mixture, number)
+    return found
+
+
+def projection_at(config: ModelConfig, path: str) -> ProjectionSpec | None:
+    """The projection at `path` below the decoder, or None where there is none."""
+    layer, _, within = path.removeprefix("layers.").partition(".")
+    if not path.startswith("layers."):
+        return None
+    mixture = config.layer_specs[int(layer)].experts
+    if mixture is not None and within.startswith(_EXPERTS):
+        # Alone: there may be ten thousand.
+        number = int(within.removeprefix(_EXPERTS).partition(".")[0])
+        return _expert(config, mixture, number).get(within)
+    found = _attention(config)
+    if mixture is None:
+        found |= _mlp(config, "mlp", _own_names(config), config.intermediate_size)
+    elif mixture.shared:
+        found |= _mlp(config, "mlp.shared_expert", mixture.names.shared, mixture.shared)
+    return found.get(within)
+
+
+def _attention(config: ModelConfig) -> dict[str, ProjectionSpec]:
+    hidden, stored = config.hidden_size, part_names(config)
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    gate = {"gate_proj": inner} if config.gated else {}
-    stored = part_names(config)
-
-    def declare(name: str, columns: int, bias: bool, parts: dict[str, int]) -> ProjectionSpec:
-        if name in config.fused:
-            parts = {name: sum(parts.values())}
-        return ProjectionSpec(
-            columns, {stored.get(part, part): rows for part, rows in parts.items()}, bias
-        )
-
-    apart = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    qkv: dict[str, int] = {}
+    for part, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        _add(qkv, f"self_attn.{stored[part]}", rows)
+    output = {f"self_attn.{stored['o_proj']}": hidden}
     return {
-        "self_attn.qkv_proj": declare("qkv_proj", hidden, config.qkv_bias, apart),
-        "self_attn.o_proj": declare("o_proj", queries, config.output_bias, {"o_proj": hidden}),
-        "mlp.gate_up_proj": declare(
-            "gate_up_proj", hidden, config.mlp_bias, {**gate, "up_proj": inner}
-        ),
-        "mlp.down_proj": declare("down_proj", inner, config.mlp_bias, {"down_proj": hidden}),
+        "self_attn.qkv_proj": ProjectionSpec(hidden, qkv, config.qkv_bias),
+        "self_attn.o_proj": ProjectionSpec(queries, output, config.output_bias),
     }
+
+
+def _mlp(
+    config: ModelConfig, path: str, names: tuple[str, str, str], inner: int, *, expert: bool = False
+) -> dict[str, ProjectionSpec]:
+    """The projections of the MLP at `path`, whose gate, up and down projection have these names."""
+    gate, up, down = names
+    gate_up: dict[str, int] = {}
+    for name in (gate, up) if config.gated else (up,):
+        _add(gate_up, name, inner)
+    hidden, bias = config.hidden_size, config.mlp_bias
+    return {
+        f"{path}.gate_up_proj": ProjectionSpec(hidden, gate_up, bias, not expert),
+        f"{path}.down_proj": ProjectionSpec(inner, {down: hidden}, bias, not expert),
+    }
+
+
+def _own_names(config: ModelConfig) -> tuple[str, str, str]:
+    stored = part_names(config)
+    up = f"mlp.{stored['up_proj']}"
+    return f"mlp.{stored.get('gate_proj', up)}", up, f"mlp.{stored['down_proj']}"
+
+
+def _expert(config: ModelConfig, mixture: ExpertsSpec, number: int) -> dict[str, ProjectionSpec]:
+    gate, up, down = (name.format(number) for name in mixture.names.experts)
+    path = f"{_EXPERTS}{number}"
+    return _mlp(config, path, (gate, up, down), mixture.features, expert=True)
+
+
+def _add(parts: dict[str, int], name: str, rows: int) -> None:
+    """Matrices of one name are one."""
+    parts[name] = parts.get(name, 0) + rows
 
 
 def part_names(config: ModelConfig) -> dict[str, str]:
@@ -103,8 +153,18 @@ def layer_norms(config: ModelConfig) -> dict[str, int]:
     return norms
 
 
-def norm_at(config: ModelConfig, path: str) -> str:
-    """The checkpoints' name for the norm at `path`, such as `layers.0.input_layernorm`."""
+def stored_at(config: ModelConfig, path: str) -> str:
+    """The checkpoints' name for the norm, or the part of a router, at `path`.
+
+    Such as `layers.0.input_layernorm`, `layers.0.mlp.gate`, `layers.0.mlp.correction`.
+    """
+    router = _ROUTER.fullmatch(path)
+    if router is not None:
+        mixture = config.layer_specs[int(router["layer"])].experts
+        if mixture is not None:
+            names = mixture.names
+            own = {"gate": names.router, "shared_gate": names.shared_gate}
+            return router["before"] + own.get(router["name"], names.correction)
     parent, _, name = path.rpartition(".")
     stored = config.names.get(name, name)
     return f"{parent}.{stored}" if parent else stored
@@ -117,46 +177,60 @@ def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     norms = {"norm": config.hidden_size}
     for layer in range(config.layers):
         norms |= {f"layers.{layer}.{path}": size for path, size in layer_norms(config).items()}
+        shapes |= _router_shapes(config, layer)
     for path, features in norms.items():
         kinds = ("weight", "bias") if config.norm_bias and "self_attn" not in path else ("weight",)
-        shapes |= {f"model.{norm_at(config, path)}.{kind}": (features,) for kind in kinds}
+        shapes |= {f"model.{stored_at(config, path)}.{kind}": (features,) for kind in kinds}
     for path, projection in projections(config):
-        for part, rows in projection.parts.items():
-            name = f"model.{sibling(path, part)}"
-            shapes[f"{name}.weight"] = (rows, projection.columns)
+        for part, rows in parts_of(path, projection).items():
+            shapes[f"model.{part}.weight"] = (rows, projection.columns)
             if projection.bias:
-                shapes[f"{name}.bias"] = (rows,)
+                shapes[f"model.{part}.bias"] = (rows,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = table
     return shapes
 
 
+def _router_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    mixture = config.layer_specs[layer].experts
+    if mixture is None:
+        return {}
+    names, prefix = mixture.names, f"model.layers.{layer}"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}.{names.router}.weight": (mixture.count, config.hidden_size)
+    }
+    if mixture.shared_gate:
+        shapes[f"{prefix}.{names.shared_gate}.weight"] = (1, config.hidden_size)
+    if mixture.corrected:
+        shape = (*(1,) * (names.correction_dims - 1), mixture.count)
+        return shapes | {f"{prefix}.{names.correction}": shape}
+    return shapes
+
+
 def projections(config: ModelConfig) -> Iterator[tuple[str, ProjectionSpec]]:
     """Every projection by its path below the decoder, such as `layers.0.mlp.down_proj`."""
-    declared = layer_projections(config)
     for layer in range(config.layers):
-        for path, projection in declared.items():
+        for path, projection in layer_projections(config, layer).items():
             yield f"layers.{layer}.{path}", projection
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(rows, columns) of every matrix apart, by its path, such as `layers.0.self_attn.q_proj`."""
+    """(rows, columns) of every adaptable matrix, by its path, as `layers.0.self_attn.q_proj`."""
     return {
-        sibling(path, part): (rows, projection.columns)
+        part: (rows, projection.columns)
         for path, projection in projections(config)
-        for part, rows in projection.parts.items()
+        if projection.adaptable
+        for part, rows in parts_of(path, projection).items()
     }
+
+
+def parts_of(path: str, projection: ProjectionSpec) -> dict[str, int]:
+    """Rows of each part of the projection at `path`, by the part's path below the decoder."""
+    layer = path.removeprefix("layers.").partition(".")[0]
+    return {f"layers.{layer}.{part}": rows for part, rows in projection.parts.items()}
 
 
 def parts_at(config: ModelConfig, path: str) -> dict[str, int] | None:
     """Rows of each part of the projection at `path`, by path; None where there is none."""
-    _, _, within = path.removeprefix("layers.").partition(".")
-    projection = layer_projections(config).get(within)
-    if projection is None:
-        return None
-    return {sibling(path, part): rows for part, rows in projection.parts.items()}
-
-
-def sibling(path: str, part: str) -> str:
-    """The path of a part of the projection at `path`."""
-    return f"{path.rpartition('.')[0]}.{part}"
+    projection = projection_at(config, path)
+    return None if projection is None else parts_of(path, projection)

@@ -13,11 +13,11 @@ from dataclasses import replace
 import torch
 
 from hagane.models.config import ModelConfig, Quantization
-from hagane.models.spec import parts_at
+from hagane.models.spec import ProjectionSpec, parts_of, projections
 from hagane.weights.sources.source import Rows, WeightSource
 
 _SENSITIVE = ("self_attn.qkv_proj", "self_attn.o_proj")
-_MAY_BE_SENSITIVE = "mlp.down_proj"
+_MAY_BE_SENSITIVE = "down_proj"
 # The largest column's mean square in units of all columns': of Qwen2.5-Coder 0.5B and 1.5B five
 # layers each have 35 to 990, the others up to 21.
 _LARGE_COLUMN = 32.0
@@ -34,17 +34,21 @@ def choose_eight_bits(
     """
     if quantization.format != "int4":
         return quantization
-    paths = (f"layers.{layer}.{_MAY_BE_SENSITIVE}" for layer in range(config.layers))
-    large = (path for path in paths if _has_large_column(config, source, path))
+    large = (
+        path
+        for path, projection in projections(config)
+        # Those of experts are many, and few tokens read each.
+        if path.endswith(_MAY_BE_SENSITIVE) and projection.adaptable
+        if _has_large_column(source, path, projection)
+    )
     return replace(quantization, eight_bits=(*_SENSITIVE, *large))
 
 
-def _has_large_column(config: ModelConfig, source: WeightSource, path: str) -> bool:
-    parts = parts_at(config, path) or {}
-    shapes = {name: (rows, config.intermediate_size) for name, rows in parts.items()}
+def _has_large_column(source: WeightSource, path: str, projection: ProjectionSpec) -> bool:
     return any(
-        largest_column(source.read(f"model.{name}.weight", shape)) > _LARGE_COLUMN
-        for name, shape in shapes.items()
+        largest_column(source.read(f"model.{name}.weight", (rows, projection.columns)))
+        > _LARGE_COLUMN
+        for name, rows in parts_of(path, projection).items()
     )
 
 

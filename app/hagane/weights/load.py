@@ -32,6 +32,7 @@ from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
 from hagane.models.linear import Quantized
+from hagane.models.moe import Correction, Experts
 from hagane.models.serving_layers import (
     Packed,
     PackedEmbedding,
@@ -39,7 +40,7 @@ from hagane.models.serving_layers import (
     pack_for_serving,
     quantize_natively,
 )
-from hagane.models.spec import norm_at, parts_at
+from hagane.models.spec import parts_at, stored_at
 from hagane.system.files import commit, write_text
 from hagane.weights.eight_bits import choose_eight_bits
 from hagane.weights.finite import check_finite, naming
@@ -48,6 +49,7 @@ from hagane.weights.load_progress import LoadProgress
 from hagane.weights.opening import compare, open_weights
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
+from hagane.weights.stacks import stack_experts
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ _NATIVE_BLOCK_ELEMENTS = 1 << 20
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 # The dtypes that the native kernels read and quantize.
 _NATIVE = (torch.float32, torch.bfloat16)
-_Holder = Stored | Norm
+_Holder = Stored | Norm | Correction
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ def load_model(
             "%d matrices are dequantized to %s, as no kernel multiplies by their codes: the first "
             "is %s", len(loading.dequantized), dtype, loading.dequantized[0],
         )  # fmt: skip
+    if operations is cpu:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Experts):
+                loading.replace(name, module.for_cpu())
     model.model.rotaries.to(device)
     return model, LoadReport(progress.total, size, time.monotonic() - started, quantization)
 
@@ -144,6 +150,8 @@ class _Loading:
             module.dtype = self.dtype
         if self.model.config.quantization is not None:
             return self._place(name, module, self._read_stored(name, module))
+        if isinstance(module, Correction):
+            return self._place(name, module, {"weight": self._read_correction(name, module)})
         bias = getattr(module, "bias", None)
         tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
         parts = self._parts(name, module, "weight")
@@ -180,7 +188,7 @@ class _Loading:
             self._center_keys(name, module)
             replacement = for_serving(module, self.operations, self.dtype)
             if replacement is not module:
-                self._replace(name, replacement)
+                self.replace(name, replacement)
                 _release(next(iter(tensors.values())))
                 _trim_heap()
         return size
@@ -203,7 +211,7 @@ class _Loading:
         with naming(self.path, [(part.name, len(part.rows)) for part in parts]):
             packed = pack_for_serving(native, matrices, getattr(module, "bias", None), self.dtype)
         embeds = isinstance(module, Int8Embedding)
-        self._replace(name, PackedEmbedding(packed, self.dtype) if embeds else Packed(packed))
+        self.replace(name, PackedEmbedding(packed, self.dtype) if embeds else Packed(packed))
         for matrix in matrices:
             _release(matrix)
         return packed.nbytes
@@ -219,7 +227,7 @@ class _Loading:
     def _keep(self, name: str, module: Dense | DenseEmbedding, kept: cpu.PackedWeight) -> int:
         self._center_keys(name, module)
         embeds = isinstance(module, DenseEmbedding)
-        self._replace(name, PackedEmbedding(kept, self.dtype) if embeds else Packed(kept))
+        self.replace(name, PackedEmbedding(kept, self.dtype) if embeds else Packed(kept))
         return kept.nbytes
 
     def _center_keys(self, name: str, module: _Holder) -> None:
@@ -227,7 +235,7 @@ class _Loading:
         if self.operations is cpu and isinstance(owner, Attention) and module is owner.qkv_proj:
             owner.center_keys()
 
-    def _replace(self, name: str, module: nn.Module) -> None:
+    def replace(self, name: str, module: nn.Module) -> None:
         parent, _, leaf = name.rpartition(".")
         setattr(self.model.get_submodule(parent), leaf, module)
 
@@ -240,6 +248,13 @@ class _Loading:
             tensors[key] = next(iter(rows.split(len(rows))))
             check_finite(self.path, f"{name}.{key}", tensors[key])
         return tensors
+
+    def _read_correction(self, name: str, module: Correction) -> Tensor:
+        stored = stored_at(self.model.config, name)
+        rows = self.source.read(stored, module.stored_shape)
+        whole = next(iter(rows.split(len(rows)))).float().flatten()
+        check_finite(self.path, stored, whole)
+        return whole
 
     def _parts(self, name: str, module: _Holder, kind: str) -> list[_Part]:
         """The parts of a module's weight or bias in a checkpoint."""
@@ -346,14 +361,15 @@ def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str,
     if parts is not None:
         return [(f"{_DECODER}{part}", rows) for part, rows in parts.items()]
     state = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    if isinstance(module, Norm):
-        name = norm_at(config, name)
-    return [(name, state[0].shape[0])]
+    return [(stored_at(config, name), state[0].shape[0])]
 
 
 def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """The unquantized model's tensors under their Hugging Face names, fused ones taken apart."""
     for name, module in model.named_modules():
+        if isinstance(module, Correction):
+            stored = stored_at(model.config, name)
+            yield stored, module.weight.view(module.stored_shape)
         if not isinstance(module, Dense | DenseEmbedding | Norm):
             continue
         parts = _parts(name, module, model.config)
@@ -365,8 +381,12 @@ def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 
 def save_model(model: Transformer, directory: Path, *, dtype: torch.dtype) -> None:
     """Write config.json and model.safetensors, readable by transformers, weights in `dtype`."""
-    tensors = {n: t.to("cpu", dtype).contiguous() for n, t in checkpoint_tensors(model)}
-    write_directory(directory, tensors, model.config.to_dict())
+    tensors = {
+        # A correction keeps its dtype: it decides between near scores.
+        n: t.to("cpu", t.dtype if n.endswith("correction_bias") else dtype).contiguous()
+        for n, t in checkpoint_tensors(model)
+    }
+    write_directory(directory, stack_experts(model.config, tensors), model.config.to_dict())
 
 
 def write_directory(directory: Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hagane.models.config import ModelConfig
-from hagane.models.spec import checkpoint_shapes, layer_norms, norm_at
+from hagane.models.spec import checkpoint_shapes, layer_norms, stored_at
 from hagane.system.errors import ModelError
 from hagane.weights.sources.config import load_config
 from hagane.weights.sources.source import Rows, WeightSource, open_source
@@ -59,14 +59,20 @@ def open_weights(path: Path) -> tuple[ModelConfig, WeightSource]:
             )  # fmt: skip
             config = replace(config, tie_word_embeddings=False)
     if config.quantization is None:
-        compare(path, source, checkpoint_shapes(config))
+        compare(path, source, checkpoint_shapes(config), config.unused)
     return config, source
 
 
-def compare(path: Path, source: WeightSource, expected: Mapping[str, tuple[int, ...]]) -> None:
+def compare(
+    path: Path,
+    source: WeightSource,
+    expected: Mapping[str, tuple[int, ...]],
+    unused: tuple[str, ...] = (),
+) -> None:
     """Raises ModelError unless `source`, read from `path`, has the `expected` tensors and no other.
 
-    A head may be left over: that of a tied model is its embedding once more.
+    A head may be left over: that of a tied model is its embedding once more. So may tensors whose
+    names begin with one of `unused`.
     """
     missing = [name for name in expected if source.shape(name) is None]
     if missing:
@@ -78,7 +84,7 @@ def compare(path: Path, source: WeightSource, expected: Mapping[str, tuple[int, 
                 f"{path}: tensor {name} has shape {list(stored or ())}, the config asks for "
                 f"{list(shape)}"
             )
-    others = source.others({*expected, _HEAD})
+    others = [n for n in source.others({*expected, _HEAD}) if not n.startswith(unused)]
     if others:
         raise ModelError(f"{path}: tensor {others[0]} is unexpected{_count(others)}")
 
@@ -90,12 +96,13 @@ def _count(names: list[str]) -> str:
 def _check_layers(path: Path, config: ModelConfig, source: WeightSource) -> None:
     """Before the tensors are named one by one: a count is clearer than the first of many names."""
     norm = next(iter(layer_norms(config)))
-    stored_name = norm if config.quantization is not None else norm_at(config, norm)
+    stored_name = norm if config.quantization is not None else stored_at(config, norm)
 
     def has(layer: int) -> bool:
         return source.shape(f"model.layers.{layer}.{stored_name}.weight") is not None
 
-    if has(config.layers - 1) and not has(config.layers):
+    beyond = has(config.layers) and f"model.layers.{config.layers}." not in config.unused
+    if has(config.layers - 1) and not beyond:
         return
     stored = next(layer for layer in range(1 << 24) if not has(layer))
     raise ModelError(

@@ -17,6 +17,8 @@ from hagane.models.decoder import Transformer
 from hagane.models.serving_layers import for_serving
 from hagane.weights.load import load_model
 
+from tests.support.mixture import make_mixture
+
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 BLOCK, BLOCKS, MOST = 16, 40, 6
 CPU = torch.device("cpu")
@@ -68,6 +70,19 @@ def decode_batch(rng: random.Random, contexts: list[int], vocab: int) -> Batch:
 
 @torch.inference_mode()
 def test_replays_equal_steps_that_run_by_themselves(model):
+    compare_decode_steps(model, steps=60)
+
+
+@torch.inference_mode()
+def test_steps_of_a_mixture_are_recorded_too(tmp_path):
+    directory = make_mixture(tmp_path, "qwen3_moe")
+    options = {"device": "cpu", "dtype": torch.float32, "quantization": None, "operations": cpu}
+    mixture, _ = load_model(directory, **options)
+    compare_decode_steps(mixture, steps=20)
+    compare_mixed_steps(mixture, steps=5)
+
+
+def compare_decode_steps(model: Transformer, steps: int) -> None:
     rng = random.Random(1)
     config = model.config
     graphed, plain = caches(config), caches(config)
@@ -75,7 +90,7 @@ def test_replays_equal_steps_that_run_by_themselves(model):
         model, graphed, max_rows=MOST, max_blocks=BLOCKS // MOST, block_size=BLOCK
     )
     contexts = [1] * MOST
-    for _ in range(60):
+    for _ in range(steps):
         rows = rng.choice([1, 2, 3, MOST])
         batch = decode_batch(rng, contexts[:rows], config.vocab_size)
         inputs = batch.to(CPU)

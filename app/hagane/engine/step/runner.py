@@ -123,6 +123,9 @@ class ModelRunner:
         """Decode steps without Python in between, for the kernels that can be recorded."""
         if self.operations is reference:
             return None
+        if self.operations is not cpu and self.model.config.mixed:
+            # Which experts a step uses is not known before it runs.
+            return None
         kind = DecodeGraphs if self.operations is cpu else CudaGraphs
         graphs = kind(
             self.model,

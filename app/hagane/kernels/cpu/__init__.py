@@ -1,5 +1,6 @@
 """Serving on the CPU through Hagane's own C++ kernels: the backend `cpu`."""
 
+from hagane.kernels.cpu.experts import PackedExperts, gate_rows, mix_experts, route
 from hagane.kernels.cpu.extension import find_nonfinite
 from hagane.kernels.cpu.operations import (
     activate,
@@ -40,6 +41,7 @@ __all__ = [
     "LANES",
     "GroupedForm",
     "NonFiniteError",
+    "PackedExperts",
     "PackedWeight",
     "activate",
     "allocate_cache",
@@ -48,10 +50,12 @@ __all__ = [
     "available",
     "embed",
     "find_nonfinite",
+    "gate_rows",
     "gather",
     "instruction_set",
     "layer_norm",
     "linear",
+    "mix_experts",
     "pack_dense",
     "pack_grouped",
     "pack_int4",
@@ -65,6 +69,7 @@ __all__ = [
     "record",
     "rms_norm",
     "rope_tables",
+    "route",
     "sample",
     "scaled_add",
     "silu_and_mul",

@@ -124,7 +124,7 @@ T* Arguments::table(const char* name, int64_t rows, int64_t* stride) {
 constexpr const char* kWeight = "hagane.weight";
 
 // Methods of the extension module by area, for its table.
-extern PyMethodDef serving_methods[], weight_methods[], training_methods[], pretraining_methods[];
+extern PyMethodDef serving_methods[], expert_methods[], weight_methods[], training_methods[], pretraining_methods[];
 
 #define HAGANE_METHOD(name, function)                                            \
   {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)),      \

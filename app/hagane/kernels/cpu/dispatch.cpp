@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "low_rank.h"
-#include "pool.h"
+#include "tasks.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -20,14 +20,9 @@ const Kernels* active = generic_kernels();
 
 Upcoming upcoming;
 
-// Less than this many bytes of work is done before another thread has woken up.
-constexpr int64_t kBytesWorthATask = 16384;
-constexpr int64_t kTasksPerThread = 8;
 // Rows (queries times heads) of one attention task: enough to reuse every key and value from the
 // first-level cache, few enough to spread a prefill over many threads.
 constexpr int64_t kAttentionRows = 128;
-// Rows of inputs whose distance is a power of two would share a few lines of the cache.
-constexpr int64_t kBytesBetweenRows = 64;
 
 #if defined(__x86_64__)
 bool has_amx() {
@@ -58,18 +53,6 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool has_avx_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 #endif
 
-// Calls fn(index) for every index, in chunks that are worth handing to a thread.
-template <class F>
-void split(int64_t count, int64_t bytes_each, const F& fn) {
-  Pool& pool = Pool::instance();
-  int64_t least = ceil_div(kBytesWorthATask, std::max<int64_t>(bytes_each, 1));
-  int64_t chunk = std::max(least, ceil_div(count, pool.threads() * kTasksPerThread));
-  pool.run(ceil_div(count, chunk), [&](int64_t task) {
-    int64_t end = std::min(count, (task + 1) * chunk);
-    for (int64_t i = task * chunk; i < end; ++i) fn(i);
-  });
-}
-
 }  // namespace
 
 const Kernels* find_kernels(const char* name) {
@@ -98,8 +81,7 @@ void run_linear(const LinearWork& work) {
   static thread_local ChangedRows changed;
   const Weight& weight = *work.weight;
   const int64_t rows = work.rows;
-  const int64_t item = weight.format == Format::f32 ? 4 : weight.format == Format::bf16 ? 2 : 1;
-  const int64_t stride = weight.padded_inputs() + kBytesBetweenRows / item;
+  const int64_t item = weight.input_bytes(), stride = input_stride(weight);
   const int64_t padded = round_up(rows, 16);
   std::byte* prepared = row_scratch.get<std::byte>(padded * stride * item);
   float* scale = scale_scratch.get<float>(padded * weight.input_scales());

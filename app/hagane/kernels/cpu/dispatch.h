@@ -32,6 +32,23 @@ struct RowWork {
   }
 };
 
+// The MLPs of a mixture: gate and up of each in one matrix, and down.
+struct Experts {
+  std::vector<const Weight*> gate_up, down;
+};
+
+struct ExpertsWork {
+  const Experts* experts;
+  Matrix x;
+  int64_t rows, chosen;
+  const int32_t* numbers;  // [rows, chosen]: experts
+  const float* weights;    // [rows, chosen]
+  Activation::Kind kind;
+  bool gated;
+  Matrix out;
+  const void* residual;  // like out, or null
+};
+
 struct LinearWork {
   const Weight* weight;
   Matrix x;
@@ -53,6 +70,9 @@ void run_pack_grouped(const GroupedCodes& codes);
 int64_t run_find_nonfinite(const Matrix& x, int64_t rows, int64_t columns);
 void run_rows(const RowWork& work);
 void run_linear(const LinearWork& work);
+void run_experts(const ExpertsWork& work);
+RowWork routing_rows(const Routing& routing);
+RowWork gated_rows(const GatedRows& gated);
 RowWork norm_rows(const RowNorm& norm);
 RowWork activation_rows(const Activation& activation);
 RowWork scaled_add_rows(const ScaledAdd& add);

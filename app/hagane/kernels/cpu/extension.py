@@ -22,6 +22,7 @@ Weight = NewType("Weight", object)
 LowRank = NewType("LowRank", object)
 Bank = NewType("Bank", object)
 Recording = NewType("Recording", object)
+Experts = NewType("Experts", object)
 
 
 def built() -> bool:
@@ -199,6 +200,56 @@ def row_norm(
         x=x, out=out, weight=weight, bias=bias, residual=residual, eps=eps, offset=offset,
         centered=int(centered),
     )  # fmt: skip
+
+
+def experts(gate_up: Sequence[Weight], down: Sequence[Weight]) -> Experts:
+    """The MLPs of a mixture. Raises ValueError unless all of them have one shape and format."""
+    return Experts(_cpu.experts(gate_up=gate_up, down=down))
+
+
+def mix_experts(
+    experts: Experts,
+    x: Tensor,
+    out: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    residual: Tensor | None,
+    kind: str,
+    *,
+    gated: bool,
+) -> None:
+    """x, out and residual [rows, features]; chosen int32 and weights float32 [rows, chosen]."""
+    _cpu.mix_experts(
+        experts=experts, x=x, out=out, chosen=chosen.shape[1], numbers=chosen, weights=weights,
+        residual=residual, kind=_ACTIVATIONS[kind], gated=int(gated),
+    )  # fmt: skip
+
+
+def route(
+    logits: Tensor,
+    correction: Tensor | None,
+    numbers: Tensor,
+    weights: Tensor,
+    *,
+    sigmoid: bool,
+    normalised: bool,
+    floor: float,
+    scale: float,
+    groups: int,
+    chosen_groups: int,
+    group_best: int,
+) -> None:
+    """float32 logits [rows, experts] -> int32 numbers and float32 weights [rows, chosen]."""
+    _cpu.route(
+        logits=logits, correction=correction, chosen=numbers.shape[1], sigmoid=int(sigmoid),
+        normalised=int(normalised), floor=floor, scale=scale, groups=groups,
+        chosen_groups=chosen_groups, group_best=group_best, numbers=numbers, weights=weights,
+    )  # fmt: skip
+
+
+def gate_rows(x: Tensor, out: Tensor, scores: Tensor) -> None:
+    """x and out [rows, features], scores float32 [rows, 1]."""
+    _cpu.gate_rows(x=x, out=out, scores=scores)
 
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}

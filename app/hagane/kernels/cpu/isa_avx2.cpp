@@ -22,6 +22,7 @@ namespace {
 
 #include "attention.inc"
 #include "elementwise.inc"
+#include "experts.inc"
 #include "activation.inc"
 #include "store.inc"
 #include "training.inc"

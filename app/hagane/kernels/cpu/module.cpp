@@ -96,7 +96,7 @@ PyMODINIT_FUNC PyInit__cpu() {
   using namespace hagane;
   if (!import_dtypes()) return nullptr;
   PyObject* module = PyModule_Create(&definition);
-  for (PyMethodDef* more : {weight_methods, serving_methods, training_methods, pretraining_methods})
+  for (PyMethodDef* more : {weight_methods, serving_methods, expert_methods, training_methods, pretraining_methods})
     if (module && PyModule_AddFunctions(module, more)) Py_CLEAR(module);
   return module;
 }

@@ -42,6 +42,8 @@ struct Weight {
   int64_t groups() const { return in / group; }
   // With those that only units of codes have.
   int64_t padded_inputs() const { return format == Format::grouped ? in : units << static_cast<int>(format); }
+  // Of one element of a prepared row.
+  int64_t input_bytes() const { return format == Format::f32 ? 4 : format == Format::bf16 ? 2 : 1; }
   // Scales of a prepared row, and sums of its codes.
   int64_t input_scales() const { return format == Format::grouped ? in / 32 : 1; }
   int64_t input_sums() const { return format == Format::int4 || format == Format::grouped ? groups() : 1; }
@@ -251,6 +253,35 @@ struct Softcap {
   float scale, cap;
 };
 
+// How rows choose experts by a router's scores (Routing in models/config.py).
+struct Routing {
+  const float* logits;      // [rows, experts]
+  const float* correction;  // [experts], or null
+  int64_t rows, experts, stride;
+  int64_t chosen, groups, chosen_groups, group_best;
+  bool sigmoid, normalised;
+  float floor, scale;
+  int32_t* numbers;  // [rows, chosen], the best first
+  float* weights;    // [rows, chosen]
+};
+
+// The experts' results, weighted and added up by row.
+struct Mixture {
+  const float* results;  // [slots, features]
+  const int32_t* slots;  // [rows, chosen], -1 for none
+  const float* weights;  // [rows, chosen]
+  int64_t rows, chosen, features;
+  Matrix out;            // [rows, features]
+  const void* residual;  // like out, or null
+};
+
+// Rows times the sigmoid of a score each.
+struct GatedRows {
+  Matrix x, out;  // [rows, features]
+  const float* scores;
+  int64_t rows, features;
+};
+
 struct Store {
   Matrix k, v;  // [tokens, kv_heads * head_dim]
   DType cache_dtype;
@@ -382,6 +413,8 @@ struct Kernels {
   void (*scaled_add)(const ScaledAdd&, int64_t row);
   void (*softcap)(const Softcap&, int64_t row);
   void (*silu_and_mul)(const Matrix& gate_up, int64_t features, const Matrix& out, int64_t row);
+  void (*mix)(const Mixture&, int64_t row);
+  void (*gate_rows)(const GatedRows&, int64_t row);
   void (*embed)(const Weight&, const int64_t* ids, const Matrix& out, int64_t row);
   void (*rotary)(const Rotary&, int64_t token);
   void (*store)(const Store&, int64_t token);

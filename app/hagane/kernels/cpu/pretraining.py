@@ -46,6 +46,8 @@ class Pretraining:
     activate = staticmethod(reference.activate)
     scaled_add = staticmethod(reference.scaled_add)
     softcap = staticmethod(reference.softcap)
+    route = staticmethod(reference.route)
+    gate_rows = staticmethod(reference.gate_rows)
 
     def rms_norm(
         self,

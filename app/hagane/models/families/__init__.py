@@ -20,9 +20,12 @@ from hagane.models.families import (
     glm,
     granite,
     llama,
+    mixtral,
     olmo,
     others,
+    others_moe,
     phi,
+    qwen_moe,
     smollm,
     stablelm,
     starcoder,
@@ -70,6 +73,29 @@ FAMILIES: Mapping[str, Family] = {
     "SeedOssForCausalLM": Family("Seed-OSS", "seed_oss", others.SeedKeys, others.seed_oss),
     "Ernie4_5ForCausalLM": Family("ERNIE 4.5", "ernie4_5", others.ErnieKeys, others.ernie),
     "HeliumForCausalLM": Family("Helium", "helium", Keys, others.helium),
+    "MixtralForCausalLM": Family("Mixtral", "mixtral", mixtral.MixtralKeys, mixtral.mixtral),
+    "Qwen2MoeForCausalLM": Family(
+        "Qwen 1.5, 2 MoE", "qwen2_moe", qwen_moe.Qwen2MoeKeys, qwen_moe.qwen2_moe
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        "Qwen 3 MoE", "qwen3_moe", qwen_moe.QwenMoeKeys, qwen_moe.qwen3_moe
+    ),
+    "OlmoeForCausalLM": Family("OLMoE", "olmoe", others_moe.OlmoeKeys, others_moe.olmoe),
+    "GraniteMoeForCausalLM": Family(
+        "Granite 3 MoE", "granitemoe", others_moe.GraniteMoeKeys, others_moe.granite_moe
+    ),
+    "GraniteMoeSharedForCausalLM": Family(
+        "Granite 3 MoE, shared",
+        "granitemoeshared",
+        others_moe.GraniteMoeKeys,
+        others_moe.granite_moe,
+    ),
+    "Glm4MoeForCausalLM": Family(
+        "GLM-4.5", "glm4_moe", others_moe.Glm4MoeKeys, others_moe.glm4_moe
+    ),
+    "Ernie4_5_MoeForCausalLM": Family(
+        "ERNIE 4.5 MoE", "ernie4_5_moe", others_moe.ErnieMoeKeys, others_moe.ernie_moe
+    ),
 }
 
 

@@ -84,7 +84,7 @@ def qwen3(found: Found[QwenKeys]) -> ModelConfig:
 
 def _qwen(found: Found[QwenKeys]) -> ModelConfig:
     config, keys = base(found), found.keys
-    if not keys.use_sliding_window or keys.sliding_window is None:
+    if not keys.use_sliding_window or not keys.sliding_window:
         return config
     kinds = found.kinds()
     if keys.layer_types is None:

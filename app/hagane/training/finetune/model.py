@@ -21,7 +21,7 @@ from hagane.lora.train import attach, factors
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer, use_operations
 from hagane.models.frozen import use_int8_training
-from hagane.models.spec import part_names
+from hagane.models.spec import linear_shapes, part_names
 from hagane.system.errors import TrainingError
 from hagane.system.machine import available_memory
 from hagane.training.finetune.spec import FineTuneSpec
@@ -95,6 +95,7 @@ def load_finetune_model(
     adapter = None
     if not spec.full:
         adapter = _adapter_config(spec, config)
+        _check_targets(config, adapter)
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
         if native and training.usable(device, dtype):
             cpu.start_beside_torch(spec.threads)
@@ -117,6 +118,7 @@ def _adapter_config(spec: FineTuneSpec, config: ModelConfig) -> AdapterConfig:
         rslora=spec.rslora,
         base_model=model_name(spec.model),
     )
+        _check_targets(config, adapter)
 
 
 def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

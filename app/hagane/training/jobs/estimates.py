@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hagane.models.config import ModelConfig
-from hagane.models.spec import linear_shapes
+from hagane.models.spec import projections
 from hagane.system.machine import cuda_driver_present, usable_cores
 from hagane.system.weight_formats import WEIGHT_FORMATS
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan
@@ -20,12 +20,23 @@ ANSWERING_CACHE = 512 << 20
 
 def parameters(config: ModelConfig) -> int:
     """Count weights of the layers' matrices, without embeddings."""
-    return sum(rows * columns for rows, columns in linear_shapes(config).values())
+    return sum(spec.rows * spec.columns for _, spec in projections(config))
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Those of `parameters` that a token uses: of experts, the chosen ones."""
+    unused = 0
+    for spec in config.layer_specs:
+        if spec.experts is not None:
+            idle = spec.experts.count - spec.experts.routing.chosen
+            matrices = 3 if config.gated else 2
+            unused += idle * matrices * spec.experts.features * config.hidden_size
+    return parameters(config) - unused
 
 
 def seconds(config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens: int) -> float:
     """Seconds of a run over `tokens` tokens per epoch."""
-    weights = parameters(config) + config.vocab_size * config.hidden_size
+    weights = active_parameters(config) + config.vocab_size * config.hidden_size
     # Two in each direction, and two for the gradient of a weight.
     operations = plan.epochs * tokens * (6.0 if spec.full else 4.0) * weights
     if spec.device != "cpu" and cuda_driver_present():
@@ -34,6 +45,7 @@ def seconds(config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens:
     return operations / (core * (spec.threads or len(usable_cores())))
 
 
+<<<<<<< HEAD
 def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
     """Bytes of the engine that answers in a run of reinforcement learning: weights and KV cache.
 
@@ -44,6 +56,16 @@ def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
     weights = parameters(config) + config.vocab_size * config.hidden_size
     token = 4 * config.layers * config.kv_heads * config.head_dim
     return int(weights * width) + max(ANSWERING_CACHE, token * longest)
+=======
+def _inner_features(config: ModelConfig) -> int:
+    """The most that a token has between the projections of MLPs in one layer."""
+    return max(
+        config.intermediate_size
+        if spec.experts is None
+        else spec.experts.routing.chosen * spec.experts.features + spec.experts.shared
+        for spec in config.layer_specs
+    )
+>>>>>>> 950e0c9 (feat: mixtures of experts, with native kernels that follow the experts in use)
 
 
 def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointing: bool) -> int:
@@ -61,7 +83,7 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
     else:
         ratio = 2 * spec.rank / config.hidden_size
         weights = parameters(config) * (width + 16 * ratio) + ends
-    row = 6 * config.hidden_size + 4 * config.intermediate_size
+    row = 6 * config.hidden_size + 4 * _inner_features(config)
     row += 3 * (config.heads + config.kv_heads) * config.head_dim
     stored = 2.0 * tokens * (row + config.layers * config.hidden_size)
     if not checkpointing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -17,6 +18,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # Buffers that old exporters wrote and every reader recomputes.
 _RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+_NUMBERED = re.compile(r"(.+)\.(\d{1,6})\.(weight|bias)")
 
 # Bytes: a hundred times the index of the largest open models.
 _LARGEST_INDEX = 256 << 20
@@ -29,7 +31,10 @@ class _Index(msgspec.Struct, frozen=True):
 
 
 class SafetensorsCheckpoint:
-    """The safetensors files of a directory as one mapping from tensor name to tensor."""
+    """The safetensors files of a directory as one mapping from tensor name to tensor.
+
+    `a.3.weight` may be number 3 of a stack that is stored as `a.weight`.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -61,7 +66,11 @@ class SafetensorsCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         path = self._files.get(name)
-        return None if path is None else tuple(self._opened[path].get_slice(name).get_shape())
+        if path is not None:
+            return tuple(self._opened[path].get_slice(name).get_shape())
+        stack, number = _stack_of(name)
+        shape = self.shape(stack) if stack in self._files else None
+        return shape[1:] if shape and number < shape[0] else None
 
     def dtype(self, name: str) -> str | None:
         """The stored dtype as the file calls it, such as "BF16"; None if it is not stored."""
@@ -69,7 +78,8 @@ class SafetensorsCheckpoint:
         return None if path is None else str(self._opened[path].get_slice(name).get_dtype())
 
     def others(self, names: Collection[str]) -> list[str]:
-        return sorted(n for n in self._files if n not in names and not n.endswith(_RECOMPUTED))
+        known = {*names, *(_stack_of(name)[0] for name in names)}
+        return sorted(n for n in self._files if n not in known and not n.endswith(_RECOMPUTED))
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor `name`, a view of the mapped file.
@@ -78,6 +88,10 @@ class SafetensorsCheckpoint:
         """
         path = self._files.get(name)
         if path is None:
+            stack, number = _stack_of(name)
+            stacked = self.shape(stack) if stack in self._files else None
+            if stacked and stacked[1:] == shape and number < stacked[0]:
+                return self.read(stack, stacked)[number]
             raise ModelError(f"{self.directory}: tensor {name} is missing")
         tensor: Tensor = self._opened[path].get_tensor(name)
         if tuple(tensor.shape) != shape:
@@ -86,6 +100,12 @@ class SafetensorsCheckpoint:
                 f"{list(shape)}"
             )
         return tensor
+
+
+def _stack_of(name: str) -> tuple[str, int]:
+    """The stack that a tensor would be in, and its number there; "" and 0 if its name has none."""
+    match = _NUMBERED.fullmatch(name)
+    return (f"{match[1]}.{match[3]}", int(match[2])) if match else ("", 0)
 
 
 def _open(path: Path) -> safe_open:
