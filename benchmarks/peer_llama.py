@@ -170,10 +170,10 @@ def measure(path: Path, plan: dict) -> dict:
     started = time.monotonic()
     runner = Runner(path, 1, max(plan["prompts"]) + 512, plan["threads"])
     ready = time.monotonic() - started
-    rng = random.Random(0)
+    rng, vocab = random.Random(0), plan.get("vocab", 150_000)
 
     def prompt(length: int) -> list[int]:
-        return [rng.randrange(10, 150_000) for _ in range(length)]
+        return [rng.randrange(10, vocab) for _ in range(length)]
 
     runner.prefill(prompt(64))
     prefill, prefix_hit, decode = {}, {}, {}
@@ -201,7 +201,7 @@ def measure(path: Path, plan: dict) -> dict:
             for step in range(plan["new_tokens"]):
                 position = plan["context"] + step
                 runner.decode(
-                    [(rng.randrange(10, 150_000), position, s, True) for s in range(streams)]
+                    [(rng.randrange(10, vocab), position, s, True) for s in range(streams)]
                 )
             rates.append(streams * plan["new_tokens"] / (time.monotonic() - begin))
         decode[streams] = statistics.median(rates)

@@ -118,7 +118,7 @@ def test_an_unknown_family_is_refused_in_one_line_that_names_the_others(name):
 
 def test_the_document_lists_the_families_that_are_read():
     files = {found.name: name for name, found in ARCHITECTURES.items()}
-    files["MistralForCausalLM"] = "llama"
+    files |= {"MistralForCausalLM": "llama", "MixtralForCausalLM": "llama"}
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, family in FAMILIES.items():
         gguf = f"`{files[name]}`" if name in files else "no"

@@ -13,6 +13,15 @@ SHAPE = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0,
     "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+# What `SHAPE` leaves open.
+OTHERS: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {
+        "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+    },
+    "mixtral": {"num_local_experts": 4},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
+}  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
     "glm4_moe": {
@@ -23,9 +32,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make_mixture(directory: Path, kind: str, **changes: Any) -> Path:
-    """Write a random model of one of `KINDS`, whose experts differ in what they do."""
+    """Write a random model of a kind, whose experts differ in what they do."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(SHAPE | KINDS[kind] | changes))
+    config = AutoConfig.for_model(kind, **(SHAPE | (KINDS | OTHERS)[kind] | changes))
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

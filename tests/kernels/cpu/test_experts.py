@@ -14,6 +14,8 @@ from tests.support.paging import SETS
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 EXPERTS, HIDDEN, INNER = 7, 96, 64
+# "ordered" takes the inputs of each matrix in another order.
+KINDS = ("dense", "int8", "int4", "grouped", "ordered")
 ROUTINGS = {
     "softmax": {"chosen": 3},
     "unnormalised": {"chosen": 3, "normalised": False, "scale": 2.5},
@@ -34,23 +36,24 @@ def instruction_set(request):
     cpu.start(1)
 
 
-def grouped(weight: torch.Tensor) -> tuple[cpu.PackedWeight, torch.Tensor]:
+def grouped(weight: torch.Tensor, *, ordered: bool) -> tuple[cpu.PackedWeight, torch.Tensor]:
     """Random codes of 5 bits in a file's groups, and the weights that they are."""
-    codes = torch.randint(0, 32, weight.shape, dtype=torch.uint8)
-    scale = (torch.rand(len(weight), weight.shape[1] // 32) * 0.02).half()
+    form, shape = GroupedForm(5, 32, 0, True), tuple(weight.shape)
+    codes = torch.randint(0, 32, shape, dtype=torch.uint8)
+    scale = (torch.rand(len(weight), shape[1] // 32) * 0.02).half()
     minimum = (torch.randn(scale.shape) * 0.1).half()
     wide, least = (t.float().repeat_interleave(32, 1) for t in (scale, minimum))
-    packed = cpu.pack_grouped(
-        [(codes, scale, minimum)], tuple(weight.shape), GroupedForm(5, 32, 0, True)
-    )
-    return packed, codes * wide + least
+    order = torch.randperm(shape[1]) if ordered else None
+    matrix = cpu.pack_grouped([(codes, scale, minimum)], shape, form, order=order)
+    floats = codes * wide + least
+    return matrix, floats if order is None else floats[:, order.argsort()]
 
 
 def packed(kind: str, rows: int, columns: int, dtype: torch.dtype) -> tuple:
     """A random matrix for the kernels, and as floats."""
     weight = torch.randn(rows, columns) * columns**-0.5
-    if kind == "grouped":
-        return grouped(weight)
+    if kind in ("grouped", "ordered"):
+        return grouped(weight, ordered=kind == "ordered")
     if kind == "dense":
         bias = torch.randn(rows)
         matrix = cpu.pack_dense(weight.to(dtype), bias)
@@ -116,7 +119,7 @@ def test_logits_that_are_nan_choose_experts_that_exist():
     assert weights.isnan().all()
 
 
-@pytest.mark.parametrize("kind", ["dense", "int8", "int4", "grouped"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 5, 60])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_are_the_weighted_sums_of_their_experts(kind, rows, dtype):
@@ -138,7 +141,7 @@ def test_experts_without_a_gate_and_a_residual():
     torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["dense", "int8", "int4", "grouped"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_s_bits_are_those_that_it_has_alone(kind):
     native, _ = mixture(kind, torch.bfloat16)
     x, numbers, weights = inputs(70, torch.bfloat16)

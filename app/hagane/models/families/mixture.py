@@ -14,6 +14,9 @@ from hagane.models.families.keys import Found
 # A count of experts, or of groups of them.
 Experts = Annotated[int, Meta(ge=1, le=4096)]
 
+# In all layers: three times those of the largest open models.
+_MOST_EXPERTS = 1 << 16
+
 
 def mixed(
     found: Found[Any],
@@ -26,6 +29,8 @@ def mixed(
     Raises ModelError if so many cannot be chosen.
     """
     routing = experts.routing
+    if experts.count * config.layers > _MOST_EXPERTS:
+        raise found.error("num_hidden_layers", f"asks for more than {_MOST_EXPERTS} experts in all")
     within = experts.count // max(1, routing.groups) * routing.chosen_groups
     if experts.count % routing.groups or routing.chosen_groups > routing.groups:
         raise found.error("n_group", f"{routing.groups} does not divide {experts.count} experts")

@@ -118,7 +118,18 @@ def _adapter_config(spec: FineTuneSpec, config: ModelConfig) -> AdapterConfig:
         rslora=spec.rslora,
         base_model=model_name(spec.model),
     )
-        _check_targets(config, adapter)
+
+
+def _check_targets(config: ModelConfig, adapter: AdapterConfig) -> None:
+    """Raises TrainingError if nothing would be trained."""
+    shapes = linear_shapes(config)
+    if not adapter.resolve(list(shapes)):
+        names = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in shapes))
+        experts = "; experts are not adapted" if config.mixed else ""
+        raise TrainingError(
+            f"target_modules names no matrix that an adapter changes: there are {names}{experts}",
+            code="invalid_model",
+        )
 
 
 def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -45,7 +45,6 @@ def seconds(config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens:
     return operations / (core * (spec.threads or len(usable_cores())))
 
 
-<<<<<<< HEAD
 def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
     """Bytes of the engine that answers in a run of reinforcement learning: weights and KV cache.
 
@@ -56,7 +55,8 @@ def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
     weights = parameters(config) + config.vocab_size * config.hidden_size
     token = 4 * config.layers * config.kv_heads * config.head_dim
     return int(weights * width) + max(ANSWERING_CACHE, token * longest)
-=======
+
+
 def _inner_features(config: ModelConfig) -> int:
     """The most that a token has between the projections of MLPs in one layer."""
     return max(
@@ -65,7 +65,6 @@ def _inner_features(config: ModelConfig) -> int:
         else spec.experts.routing.chosen * spec.experts.features + spec.experts.shared
         for spec in config.layer_specs
     )
->>>>>>> 950e0c9 (feat: mixtures of experts, with native kernels that follow the experts in use)
 
 
 def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointing: bool) -> int:

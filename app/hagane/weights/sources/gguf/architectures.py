@@ -17,6 +17,7 @@ import numpy as np
 
 from hagane.weights.sources.gguf.eos import end_token_ids
 from hagane.weights.sources.gguf.file import GGUFModel
+from hagane.weights.sources.gguf.metadata import Metadata
 
 _OUTER = {
     "model.embed_tokens": "token_embd",
@@ -40,6 +41,19 @@ _LAYER = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
+    # Mixtures: the router, all experts, and the one that all tokens have.
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.w3": "ffn_up_exps",
+    "block_sparse_moe.experts.w2": "ffn_down_exps",
 }
 # Norms of what blocks add.
 _OUTPUT_NORMS = {
@@ -51,6 +65,7 @@ _GLM_NORMS = {
     "post_self_attn_layernorm": "post_attention_norm",
     "post_mlp_layernorm": "post_ffw_norm",
 }
+_EXPERT = re.compile(r"(model\.layers\.\d+\.\w+\.experts\.)(\d{1,6})\.(.+)")
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 # Tensors that only repeat the configuration.
 CONFIGURATION_TENSORS = frozenset(
@@ -58,88 +73,10 @@ CONFIGURATION_TENSORS = frozenset(
 )
 
 
-class Metadata:
-    """A file's metadata under its architecture's prefix, with errors that name file and key."""
-
-    def __init__(self, model: GGUFModel) -> None:
-        self.model = model
-        self.file = model.metadata
-        self.architecture = self._text("general.architecture")
-
-    def _text(self, key: str) -> str:
-        value = self.file.get(key)
-        if not isinstance(value, str):
-            raise self.file.error(f"has no text in {key}, got {value!r}")
-        return value
-
-    def get(self, key: str) -> Any:
-        """The value of ARCHITECTURE.key, or None."""
-        return self.file.get(f"{self.architecture}.{key}")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer. An array, one value a layer, must hold the same value throughout."""
-        value = self.get(key)
-        if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
-            value = value[0].item()
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
-            raise self.file.error(
-                f"has no positive integer in {self.architecture}.{key}, got {value!r}"
-            )
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive, finite number."""
-        value = self.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            raise self.file.error(
-                f"has no positive number in {self.architecture}.{key}, got {value!r}"
-            )
-        return float(value)
-
-    def layers(self) -> int:
-        """The number of layers, not more than there are tensors for."""
-        count = self.integer("block_count")
-        last = f"blk.{count - 1}.attn_output.weight"
-        if not self.has(last):
-            raise self.file.error(
-                f"has {count} layers by {self.architecture}.block_count, but no tensor {last!r}"
-            )
-        return count
-
-    def head_dim(self, hidden: int, heads: int, kv_heads: int) -> int:
-        """Features of a head, as many as the rows of the first query matrix are for."""
-        size = self.integer("attention.key_length", max(1, hidden // heads))
-        fused = self.has("blk.0.attn_qkv.weight")
-        tensor, count = "blk.0.attn_q.weight", heads
-        if fused:
-            tensor, count = "blk.0.attn_qkv.weight", heads + 2 * kv_heads
-        rows = self.rows(tensor)
-        if size * count != rows:
-            raise self.file.error(
-                f"has {count} heads of {size} features by its metadata, but {rows} rows of "
-                f"{tensor!r}"
-            )
-        return size
-
-    def rows(self, tensor: str) -> int:
-        """The first dimension of a tensor that every model has."""
-        if tensor not in self.model.tensors:
-            raise self.file.error(f"has no tensor {tensor!r}")
-        return self.model.tensors[tensor][1].shape[0]
-
-    def floats(self, tensor: str, count: int) -> list[float]:
-        """The numbers of a float32 tensor that only repeats the configuration."""
-        self.rows(tensor)
-        file, info = self.model.tensors[tensor]
-        if info.type.name != "F32" or info.shape != (count,):
-            raise file.error(f"has {tensor} of shape {list(info.shape)} in {info.type.name}")
-        values: list[float] = np.frombuffer(file.data, "<f4", count, info.start).tolist()
-        return values
-
-    def has(self, tensor: str) -> bool:
-        return tensor in self.model.tensors
+def without_number(name: str) -> tuple[str, int | None]:
+    """The Hugging Face name of an expert's tensor without its number, and that; None for others."""
+    match = _EXPERT.fullmatch(name)
+    return (match[1] + match[3], int(match[2])) if match else (name, None)
 
 
 def _nothing(_: Metadata) -> dict[str, Any]:
@@ -152,11 +89,13 @@ class Architecture:
 
     `permuted`: rows of query and key are stored with the two halves of each head interleaved.
     `norm_offset`: what norms' stored weights have been raised by. `writable`: whether `writer`
-    knows all that the file must say.
+    knows all that the file must say. `mixture` is the one of Hugging Face's that a file with
+    experts reads as, where others have none.
     """
 
     name: str
     permuted: bool = False
+    mixture: str = ""
     norm_offset: float = 0.0
     writable: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
@@ -261,8 +200,43 @@ def _ernie(metadata: Metadata) -> dict[str, Any]:
     return {"use_bias": metadata.has("blk.0.attn_q.bias")}
 
 
+def _experts(metadata: Metadata) -> dict[str, Any]:
+    """The keys of a mixture, under the names that families have for them."""
+    count = metadata.integer("expert_count")
+    inner = metadata.integer("expert_feed_forward_length", metadata.integer("feed_forward_length"))
+    return {
+        "num_experts": count,
+        "num_local_experts": count,
+        "num_experts_per_tok": metadata.integer("expert_used_count"),
+        "moe_intermediate_size": inner,
+        "norm_topk_prob": False,
+    }
+
+
+def _mixtral(metadata: Metadata) -> dict[str, Any]:
+    return _llama(metadata) if metadata.get("expert_count") is None else _experts(metadata)
+
+
+def _qwen2_moe(metadata: Metadata) -> dict[str, Any]:
+    shared = metadata.rows("blk.0.ffn_up_shexp.weight")
+    return {**_experts(metadata), "shared_expert_intermediate_size": shared}
+
+
+def _qwen3_moe(metadata: Metadata) -> dict[str, Any]:
+    return {**_experts(metadata), "norm_topk_prob": True}
+
+
 ARCHITECTURES = {
-    "llama": Architecture("LlamaForCausalLM", permuted=True, writable=True, config=_llama),
+    "llama": Architecture(
+        "LlamaForCausalLM",
+        permuted=True,
+        mixture="MixtralForCausalLM",
+        writable=True,
+        config=_mixtral,
+    ),
+    "qwen2moe": Architecture("Qwen2MoeForCausalLM", config=_qwen2_moe),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", config=_qwen3_moe),
+    "olmoe": Architecture("OlmoeForCausalLM", config=_experts),
     "qwen2": Architecture("Qwen2ForCausalLM", writable=True),
     "qwen3": Architecture("Qwen3ForCausalLM", writable=True),
     "gemma": Architecture("GemmaForCausalLM", norm_offset=1.0, config=_gemma),
@@ -304,9 +278,10 @@ def huggingface_config(model: GGUFModel) -> dict[str, Any]:
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     kv_heads = metadata.integer("attention.head_count_kv", heads)
     head_dim = metadata.head_dim(hidden, heads, kv_heads)
+    experts = found.mixture and metadata.get("expert_count")
     floats = all(info.type.name == "F32" for _, info in model.tensors.values())
     return {
-        "architectures": [found.name],
+        "architectures": [found.mixture if experts else found.name],
         "vocab_size": metadata.rows("token_embd.weight"),
         "hidden_size": hidden,
         "intermediate_size": metadata.integer("feed_forward_length"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from hagane.weights.sources.gguf.architectures import (
     CONFIGURATION_TENSORS,
     architecture,
     huggingface_config,
+    without_number,
 )
 from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
 from hagane.weights.sources.gguf.quantized_blocks import DECODERS, FLOATS, FORMS
@@ -26,6 +27,8 @@ from hagane.weights.sources.grouped_rows import GroupedRows, Groups
 # torch shares out larger tensors to threads, which wait for each other longer than they decode.
 _ONE_THREADS_ELEMENTS = 1 << 15
 _PERMUTED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
+# Stored as a vector.
+_ROW = "ffn_gate_inp_shexp.weight"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,14 @@ class GGUFRows(GroupedRows):
             self.file.data.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
+def _part(info: TensorInfo, number: int) -> TensorInfo | None:
+    """One matrix of a tensor [experts, rows, columns]."""
+    if len(info.shape) != 3 or number >= info.shape[0]:
+        return None
+    size = info.size // info.shape[0]
+    return replace(info, shape=info.shape[1:], start=info.start + number * size, size=size)
+
+
 class GGUFSource:
     """A GGUF file as a source of weights. Raises ModelError on opening what cannot be read."""
 
@@ -101,22 +112,39 @@ class GGUFSource:
         self._config = read_config(huggingface_config(self._model), source=str(path))
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        stored = self._model.tensors.get(self._architecture.tensor_name(name))
-        return None if stored is None else stored[1].shape
+        found = self._find(name)
+        return None if found is None else found[1].shape
 
     def others(self, names: Collection[str]) -> list[str]:
-        known = {self._architecture.tensor_name(name) for name in names} | CONFIGURATION_TENSORS
+        tensor_name = self._architecture.tensor_name
+        known = {tensor_name(without_number(name)[0]) for name in names} | CONFIGURATION_TENSORS
         return sorted(set(self._model.tensors) - known)
+
+    def _find(self, name: str) -> tuple[GGUFFile, TensorInfo] | None:
+        """Where `name` lies: a tensor, or an expert's part of one of all experts."""
+        whole, number = without_number(name)
+        found = self._model.tensors.get(self._architecture.tensor_name(whole))
+        if found is None:
+            return None
+        file, info = found
+        if number is not None:
+            part = _part(info, number)
+            return None if part is None else (file, part)
+        if info.name.endswith(_ROW) and len(info.shape) == 1:
+            # A matrix of one row.
+            return file, replace(info, shape=(1, *info.shape))
+        return found
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor | GGUFRows:
         """The tensor `name`: a view of the file where it holds floats, else read in blocks.
 
         Raises ModelError if it is missing or not of `shape`.
         """
-        stored = self._architecture.tensor_name(name)
-        if stored not in self._model.tensors:
+        stored = self._architecture.tensor_name(without_number(name)[0])
+        found = self._find(name)
+        if found is None:
             raise ModelError(f"{self.path}: tensor {stored} ({name}) is missing")
-        file, info = self._model.tensors[stored]
+        file, info = found
         if info.shape != shape:
             raise file.error(
                 f"has the tensor {stored!r} of shape {list(info.shape)}, the metadata asks for "
