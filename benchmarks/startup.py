@@ -1,4 +1,5 @@
-"""From the command to readiness, quantizing at load, alone and alongside busy processes.
+"""From the command to readiness and to a first answer, quantizing at load, alone and alongside busy
+processes.
 
 Usage: python benchmarks/startup.py DIRECTORY ... [--formats int8 int4] [--busy N] [--rounds N]
 
@@ -34,8 +35,8 @@ def busy(count: int) -> Iterator[None]:
             loop.wait()
 
 
-def start(module: str, model: Path, form: str, seconds: float) -> float | None:
-    """Seconds until the server is ready; None if it takes longer than `seconds`."""
+def start(module: str, model: Path, form: str, seconds: float) -> tuple[float, float] | None:
+    """Seconds until the server is ready, and until it has answered; None after `seconds`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -48,7 +49,9 @@ def start(module: str, model: Path, form: str, seconds: float) -> float | None:
                 with contextlib.suppress(httpx.TransportError):
                     url = f"http://127.0.0.1:{port}/health/ready"
                     if httpx.get(url, timeout=10).status_code == 200:
-                        return time.monotonic() - started
+                        ready = time.monotonic() - started
+                        ask(port, model.name)
+                        return ready, time.monotonic() - started
                 if server.poll() is not None:
                     raise SystemExit("the server ended before it was ready")
                 time.sleep(0.05)
@@ -59,6 +62,13 @@ def start(module: str, model: Path, form: str, seconds: float) -> float | None:
                 server.wait(20)
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def ask(port: int, model: str) -> None:
+    """One short answer."""
+    body = {"model": model, "prompt": "Once upon a time", "max_tokens": 1}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    httpx.post(url, json=body, timeout=60).raise_for_status()
 
 
 def main() -> None:
@@ -82,9 +92,13 @@ def main() -> None:
                     start(options.module, model, form, options.seconds)
                     for _ in range(options.rounds)
                 ]
-            known = [seconds for seconds in times if seconds is not None]
-            shown = f"{statistics.median(known):.1f} s" if known else limit
-            print(f"| {model.name} | {form} | {options.busy} busy | {shown} |", flush=True)
+            known = [both for both in times if both is not None]
+            ready, answered = (
+                f"{statistics.median(column):.1f} s" if known else limit
+                for column in (zip(*known, strict=True) if known else ((), ()))
+            )
+            row = (model.name, form, f"{options.busy} busy", ready, answered)
+            print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":
