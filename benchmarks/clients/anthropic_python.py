@@ -26,7 +26,9 @@ def chat() -> str:
 
 def tools() -> str:
     messages: list = [{"role": "user", "content": harness.WEATHER}]
-    answer = ask(messages, tools=[TOOL], tool_choice={"type": "any"}, extra_body={"temperature": 0})
+    options: dict = {"tools": [TOOL], "extra_body": {"temperature": 0}}
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    answer = ask(messages, tool_choice=choice, **options)
     messages.append({"role": "assistant", "content": answer.content})
     results = [
         {"type": "tool_result", "tool_use_id": b.id, "content": harness.get_weather(**b.input)}
@@ -34,11 +36,7 @@ def tools() -> str:
         if b.type == "tool_use"
     ]
     messages.append({"role": "user", "content": results})
-    return (
-        ask(messages, tools=[TOOL], tool_choice={"type": "none"}, extra_body={"temperature": 0})
-        .content[0]
-        .text
-    )
+    return ask(messages, tool_choice={"type": "none"}, **options).content[0].text
 
 
 def structured() -> tuple[str, int]:

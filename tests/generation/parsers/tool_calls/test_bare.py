@@ -17,6 +17,12 @@ CASES = [
     (f" \n{CALL}\n", "", ['{"a": "}{"}']),
     (f"{CALL}\n{CALL}", "", ['{"a": "}{"}'] * 2),
     (f"{CALL}\n{MARKED}", "", ['{"a": "}{"}', "{}"]),
+    (
+        CALL + '\n{"name": "g", "type": "object"}',
+        '\n{"name": "g", "type": "object"}',
+        ['{"a": "}{"}'],
+    ),
+    (f"{CALL}\n\nIt rains.", "\n\nIt rains.", ['{"a": "}{"}']),
     ('{"name": "g", "arguments": {}}', '{"name": "g", "arguments": {}}', []),
     ('{"name": "f"}', '{"name": "f"}', []),
     (f"Well: {CALL}", f"Well: {CALL}", []),
