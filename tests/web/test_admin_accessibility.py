@@ -118,7 +118,9 @@ def test_the_loss_curve_can_be_read_as_text(page):
     legend = page.inner_text("#chart-loss .legend")
     assert "Training: 1.157" in legend
     assert "Validation: 1.337" in legend
-    assert page.get_by_role("progressbar", name="Step 120 of 240").is_visible()
+    page.get_by_role("progressbar", name="Step 120 of 240").wait_for()
+    axes = page.locator("#chart-loss .name")
+    assert axes.all_text_contents() == ["Loss in nats per token", "Steps"]
     page.evaluate("document.querySelector('#chart-loss details').open = true")
     wait_until(page, "document.querySelectorAll('#chart-loss tbody tr').length >= 50")
 

@@ -5,7 +5,7 @@ import { t } from "../shared/i18n.js";
 import { number } from "./list.js";
 
 const HEIGHT = 220;
-const MARGIN = { top: 12, right: 12, bottom: 26, left: 52 };
+const MARGIN = { top: 28, right: 12, bottom: 42, left: 52 };
 /** A smoothed line follows this part of a series' points: short ones hardly, long ones calmly. */
 const SMOOTHED = 1 / 40;
 /** More points than this are drawn without dots, and smoothed if the series wants that. */
@@ -71,6 +71,7 @@ export class LineChart {
   /**
    * @param {HTMLElement} figure
    * @param {{from?: number, to?: number, table?: boolean, xName: () => string,
+   *   yName: () => string,
    *   unit?: string}} options `from`: what the vertical axis includes at least, and `to`
    */
   constructor(figure, options) {
@@ -148,8 +149,13 @@ export class LineChart {
       svg("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, this.#say(value)),
     ]);
     const columns = xTicks.map((value) =>
-      svg("text", { x: x(value), y: HEIGHT - 6, "text-anchor": "middle" }, number(value, 2)));
-    return [...rows, ...columns];
+      svg("text", { x: x(value), y: HEIGHT - 24, "text-anchor": "middle" }, number(value, 2)));
+    const names = [
+      svg("text", { class: "name", x: 0, y: 12 }, this.options.yName()),
+      svg("text", { class: "name", x: width - MARGIN.right, y: HEIGHT - 6, "text-anchor": "end" },
+        this.options.xName()),
+    ];
+    return [...rows, ...columns, ...names];
   }
 
   #line({ points, smooth }, index) {

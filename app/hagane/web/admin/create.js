@@ -76,7 +76,8 @@ function body({ elements }) {
   const chosen = [...elements.target].filter(({ checked }) => checked).map(({ value }) => value);
   const extra = {
     ...numbers(EXTRA),
-    quantize: elements.quantize.value,
+    // Left out, it is what this server serves: an adapter is trained on what it will stand on.
+    ...(elements.quantize.value && { quantize: elements.quantize.value }),
     promote: elements.promote.value,
     rslora: elements.rslora.checked,
     full: elements.full.checked,

@@ -1,7 +1,7 @@
 /** One job, as it runs. */
 
 import { ask } from "../shared/dialogs.js";
-import { button, classed, element } from "../shared/dom.js";
+import { breakable, button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { LineChart } from "./chart.js";
 import { followEvents, listAll, pathOf, request } from "./client.js";
@@ -29,12 +29,19 @@ const ROUTES = { pause: "pause", resume: "resume", cancelJob: "cancel" };
  */
 export function openJob(id) {
   const abort = new AbortController();
-  const chart = new LineChart($("chart-loss"), { xName: () => t("steps"), table: true });
+  // What preferences and rewards cost has no unit.
+  let unit = "loss";
+  const yName = () => t(unit);
+  const chart = new LineChart($("chart-loss"), { xName: () => t("steps"), yName, table: true });
   clear();
   const stop = poll(SECONDS, async () => {
     const job = inCommon(await request(pathOf(JOBS, id)));
     const checkpoints = await listAll(`${pathOf(JOBS, id)}/checkpoints`);
     show(job, checkpoints);
+    if (job.method.type === "supervised" && unit === "loss") {
+      unit = "lossUnit";
+      chart.show(chart.series);
+    }
     if (job.finished_at) stop();
   });
   attempt(() => follow(id, chart, abort.signal));
@@ -84,7 +91,7 @@ function log(event) {
 }
 
 function show(job, checkpoints) {
-  $("job-title").replaceChildren(job.extra.adapter, " ", badge(job.status));
+  $("job-title").replaceChildren(...breakable(job.extra.adapter), " ", badge(job.status));
   showList($("job-head"), [job], ({ id }) => id, head);
   showFacts($("job-facts"), facts(job));
   showList($("checkpoint-list"), checkpoints, ({ id }) => id, checkpoint);

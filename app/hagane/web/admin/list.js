@@ -3,6 +3,8 @@
 import { classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 
+/** Characters that fit into one column of facts, about. */
+const LONG = 18;
 /** What each list shows: by key, the entry's JSON and its element. */
 const shown = new WeakMap();
 
@@ -48,7 +50,10 @@ export function showFacts(list, facts) {
   const known = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
   list.replaceChildren(...known.map(([term, value]) => {
     const said = typeof value === "number" ? number(value) : value;
-    return element("div", element("dt", term), element("dd", said));
+    const made = element("div", element("dt", term), element("dd", said));
+    // An id has a line of its own rather than two.
+    made.classList.toggle("long", typeof said === "string" && said.length > LONG);
+    return made;
   }));
 }
 

@@ -1,12 +1,12 @@
 /** Adapters, and the aliases that point to them. */
 
 import { ask } from "../shared/dialogs.js";
-import { button, classed, element } from "../shared/dom.js";
+import { breakable, button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { editAlias } from "./alias.js";
 import { pathOf, request } from "./client.js";
 import { chatLink, moment, number, showList } from "./list.js";
-import { announce, attempt, poll } from "./notice.js";
+import { announce, attempt, notice, poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
 const SECONDS = 5;
@@ -46,7 +46,7 @@ function adapterRow(adapter) {
   const { name, base_model: base, promoted, job, created_at: created } = adapter;
   const about = element("p", `${base} · `, moment(created));
   about.className = "quiet";
-  const made = classed("li", "card", element("h3", name, " ", state(promoted)), about);
+  const made = classed("li", "card", element("h3", ...breakable(name), " ", state(promoted)), about);
   if (job) {
     const link = element("a", job);
     link.href = `#/job/${encodeURIComponent(job)}`;
@@ -97,7 +97,7 @@ function aliasRow(alias) {
     chatLink(name),
   ];
   const made = classed("li", "card",
-    element("h3", name),
+    element("h3", ...breakable(name)),
     element("p", t("pointsTo", { target }), trial ? ` ${trial}` : ""),
     classed("p", "quiet", t("generation", { number: generation })),
     named(tools, name));
@@ -107,7 +107,7 @@ function aliasRow(alias) {
 async function rollBack({ name, generation }) {
   let before;
   await attempt(async () => ([, before] = (await request(pathOf("admin/aliases", name))).history));
-  if (!before?.target) return announce(t("noHistory"));
+  if (!before?.target) return notice(t("noHistory"));
   if ((await ask(t("rollbackLabel", { name, target: before.target }))) === null) return;
   await act(pathOf("admin/aliases", name, "rollback"), { json: { expected_generation: generation } });
 }

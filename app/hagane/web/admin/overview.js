@@ -17,9 +17,9 @@ const samples = [];
 export function openOverview() {
   const ago = () => t("secondsAgo");
   const charts = {
-    requests: new LineChart($("chart-requests"), { xName: ago, from: 0, to: 4 }),
-    cache: new LineChart($("chart-cache"), { xName: ago, from: 0, to: 100, unit: " %" }),
-    rate: new LineChart($("chart-rate"), { xName: ago, from: 0, to: 10 }),
+    requests: new LineChart($("chart-requests"), { xName: ago, yName: () => t("requestsUnit"), from: 0, to: 4 }),
+    cache: new LineChart($("chart-cache"), { xName: ago, yName: () => t("cacheUnit"), from: 0, to: 100, unit: " %" }),
+    rate: new LineChart($("chart-rate"), { xName: ago, yName: () => t("rateUnit"), from: 0, to: 10 }),
   };
   return poll(SECONDS, async () => {
     const status = await request("admin/status");

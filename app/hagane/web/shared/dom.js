@@ -28,6 +28,16 @@ export function classed(tag, className, ...children) {
 }
 
 /**
+ * A name that breaks over lines after its marks, and not within its words where it need not.
+ * @param {string} name such as `ft:base:house:ftjob-1`
+ * @returns {Node[]}
+ */
+export function breakable(name) {
+  const parts = name.split(/(?<=[:/_-])/);
+  return parts.flatMap((part) => [document.createElement("wbr"), document.createTextNode(part)]).slice(1);
+}
+
+/**
  * A button with a text.
  * @param {string} word key of the text
  * @param {(event: MouseEvent) => void} pressed
