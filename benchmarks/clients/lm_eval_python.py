@@ -7,6 +7,7 @@ from pathlib import Path
 
 import harness
 import lm_eval
+from lm_eval.tasks import TaskManager
 
 TASK = """\
 task: one
@@ -30,7 +31,7 @@ def evaluate(kind: str, metric: str, model: str, path: str, **options: object) -
         if kind != "multiple_choice":
             text = text.replace("doc_to_choice: [sunny, rainy]\n", "")
         Path(folder, "one.yaml").write_text(text)
-        tasks = lm_eval.tasks.TaskManager(include_path=folder)
+        tasks = TaskManager(include_path=folder)
         arguments = {"model": harness.MODEL, "base_url": f"{harness.URL}/v1/{path}"}
         arguments |= {"tokenizer": os.environ["HAGANE_CLIENT_TOKENIZER"], **options}
         return lm_eval.simple_evaluate(

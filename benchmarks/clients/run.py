@@ -60,7 +60,7 @@ CLIENTS = (
     Client("outlines", "outlines_python.py", ("outlines", "openai")),
     Client("llm", "llm_python.py", ("llm",)),
     Client("guidellm", "guidellm_python.py", ("guidellm",)),
-    Client("lm-eval", "lm_eval_python.py", ("lm-eval[api]",)),
+    Client("lm-eval", "lm_eval_python.py", ("lm-eval[api]", "transformers")),
 )  # fmt: skip
 
 
