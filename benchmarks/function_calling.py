@@ -112,6 +112,7 @@ async def score(options: argparse.Namespace, name: str) -> dict[str, Any]:
                 "messages": case["question"][0],
                 "tools": tools,
                 "tool_choice": options.tool_choice,
+                "parallel_tool_calls": False,
                 "temperature": 0,
                 "max_tokens": 256,
             }
