@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -209,12 +210,15 @@ def test_a_template_without_tools_refuses_them(server):
 THINKING_TEMPLATE = TOOL_TEMPLATE + "{# <think> </think> #}{{ opening }}"
 
 
+FENCED = '```json\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n```\n'
+
+
 @pytest.fixture(scope="module")
 def marked(tiny_model_dir, tmp_path_factory):
-    """A model whose markers are tokens: 3 and 4 of calls, 5 and 6 of reasoning."""
+    """A model whose markers are tokens: 3 and 4 of calls, 5 and 6 of reasoning; FENCED is one."""
     folder = tmp_path_factory.mktemp("marked")
     markers = ("<tool_call>", "</tool_call>", "<think>", "</think>")
-    made = with_markers(tiny_model_dir, folder / "made", *markers)
+    made = with_markers(tiny_model_dir, folder / "made", *markers, text=FENCED)
     running = serve(made, folder, THINKING_TEMPLATE)
     url = f"{running.url}/v1"
     with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as opened:
@@ -233,13 +237,35 @@ def test_a_call_that_the_model_begins_follows_its_schema(marked):
     assert free.choices[0].message.tool_calls is None
     assert plain.choices[0].message.content
     # Schemas that cannot be enforced are refused with strict, else left to the model.
-    odd = {"name": "odd", "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
+    never = {"type": "object", "properties": {"a": {"not": {}}}, "required": ["a"]}
+    odd = {"name": "odd", "parameters": never}
     loose = [{"type": "function", "function": odd}]
     assert ask(marked, tools=loose, max_tokens=5).choices
     strict = [{"type": "function", "function": {**odd, "strict": True}}]
     with pytest.raises(openai.BadRequestError) as refused:
         ask(marked, tools=strict)
     assert "not" in str(refused.value)
+
+
+def test_a_call_in_a_fence_is_a_call_where_there_are_tools(marked):
+    address = str(marked.base_url).replace("/v1/", "/tokenize")
+    (token,) = httpx.post(address, json={"prompt": FENCED}).json()["tokens"]
+    fenced = {"logit_bias": {str(token): 100}, "max_tokens": 2, "temperature": 0}
+    for several in (True, False):
+        choice = ask(marked, parallel_tool_calls=several, **fenced).choices[0]
+        assert choice.finish_reason == ("length" if several else "tool_calls")
+        assert choice.message.content is None
+        calls = [(c.function.name, c.function.arguments) for c in choice.message.tool_calls]
+        assert calls == [("get_weather", '{"city": "Rome"}')] * (2 if several else 1)
+    for without in ({"tool_choice": "none"}, {"tools": [TOOLS[1]]}):
+        choice = ask(marked, **fenced, **without).choices[0]
+        assert choice.message.content == FENCED * 2
+        assert choice.message.tool_calls is None
+    chunks = list(ask(marked, stream=True, parallel_tool_calls=False, **fenced))
+    deltas = [call for c in chunks for call in c.choices[0].delta.tool_calls or []]
+    assert deltas[0].function.name == "get_weather"
+    assert "".join(d.function.arguments for d in deltas[1:]) == '{"city": "Rome"}'
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
 def test_reasoning_ends_within_its_budget(marked):

@@ -117,3 +117,10 @@ def test_bare_calls_of_known_tools_are_calls(tokenizer):
     assert read(answer, CALL)[2] == [["weather", '{"city": "京"}']]
     other = json.dumps({"name": "Ada", "arguments": {}})
     assert read(answer, other) == ("", other, [])
+    fenced = f"```json\n{CALL}\n```"
+    assert read(answer, fenced) == ("", "", [["weather", '{"city": "京"}']])
+    # An answer that follows a grammar may look like a call; calls have their markers then.
+    free = grammars.from_json_schema({"type": "object"}, "response_format")
+    answer = shape_answer(HERMES, "", tokenizer, Tools(TOOLS), free)
+    assert read(answer, CALL) == ("", CALL, [])
+    assert len(read(answer, framed(CALL))[2]) == 1

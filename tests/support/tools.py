@@ -36,8 +36,11 @@ def serve(
     return running
 
 
-def with_markers(tiny_model_dir: Path, directory: Path, *markers: str) -> Path:
-    """The tiny model with a tokenizer that has `markers` as tokens of their own, from id 3."""
+def with_markers(tiny_model_dir: Path, directory: Path, *markers: str, text: str = "") -> Path:
+    """The tiny model with a tokenizer that has `markers` as tokens of their own, from id 3.
+
+    `text` is one token, too, the last: a model can be made to write it by a bias.
+    """
     shutil.copytree(tiny_model_dir, directory)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -53,5 +56,7 @@ def with_markers(tiny_model_dir: Path, directory: Path, *markers: str) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(["Once upon a time there was a small cat."] * 20, trainer)
+    if text:
+        tokenizer.add_tokens([AddedToken(text, special=False, normalized=False)])
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory

@@ -59,6 +59,7 @@ def shape_answer(
     distinguished from an answer that follows a grammar.
     """
     form = registry.tool_format(template)
+    unheld = grammar is None and not tools.required
     if tools.required:
         grammar = _calls(form, tokenizer, tools)
     elif tools.functions and grammar is not None:
@@ -84,10 +85,13 @@ def shape_answer(
         grammar = grammars.after_reasoning(grammar or free, end, reasoning_budget)
     elif grammar is not None and closing is not None:
         grammar = grammars.after_reasoning(grammar, _marker(tokenizer, closing))
-    return AnswerForm(partial(_chain, template, prompt, form, tools), grammar)
+    return AnswerForm(partial(_chain, template, prompt, form, tools, unheld), grammar)
 
 
-def _chain(template: str, prompt: str, form: ToolFormat | None, tools: Tools) -> Chain:
+def _chain(
+    template: str, prompt: str, form: ToolFormat | None, tools: Tools, unheld: bool
+) -> Chain:
+    """The parsers of an answer; an `unheld` one may have calls whose markers were forgotten."""
     parsers: list[Parser] = []
     if (reasoning := registry.reasoning_parser(template, prompt)) is not None:
         parsers.append(reasoning)
@@ -95,8 +99,8 @@ def _chain(template: str, prompt: str, form: ToolFormat | None, tools: Tools) ->
         parsers.append(JsonCalls(0))
     elif form is not None and (tools.functions or form.name == "harmony"):
         # Harmony writes its reasoning and its answer in the same notation as calls.
-        if form.frame is not None and tools.functions:
-            parsers.append(BareCalls(tools.functions))
+        if form.frame is not None and tools.functions and unheld:
+            parsers.append(BareCalls(tools.functions, form.frame))
         parsers.append(form.parser(tools.functions))
     return Chain(parsers)
 
