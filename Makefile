@@ -39,7 +39,7 @@ test-all: tools  ## run the slow tests, too: they build a wheel and install it
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
 docs-check: tools  ## run every command in README and docs that can be run
-	$(BIN)/python -m pytest tests/docs $(ARGS)
+	$(BIN)/python -m pytest -m "" tests/docs $(ARGS)
 
 lint: tools  ## ruff (lint and format) and mypy, changing nothing
 	$(BIN)/ruff check .

@@ -97,7 +97,9 @@ def add_weight_format(copy: Copy) -> None:
         r"\1\nfrom hagane.models.formats.toy import Toy",
     )
     copy.edit(
-        change, r'^( +)"fp8": _fp8,$', r'\1"fp8": _fp8,\n\1"toy": lambda *shape: Toy(*shape[:3]),'
+        change,
+        r'^( +)"int4": _int4,$',
+        r'\1"int4": _int4,\n\1"toy": lambda *shape: Toy(*shape[:3]),',
     )
 
 

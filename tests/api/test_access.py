@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -51,8 +49,10 @@ async def statuses(app: FastAPI, key: str) -> dict[str, int]:
     return found
 
 
+# Every pair of values of two of them.
 @pytest.mark.parametrize(
-    ("api_keys", "metrics_key", "own_listener"), itertools.product([False, True], repeat=3)
+    ("api_keys", "metrics_key", "own_listener"),
+    [(False, False, False), (False, True, True), (True, False, True), (True, True, False)],
 )
 async def test_every_route_and_every_key(
     tiny_model_dir, tmp_path, api_keys, metrics_key, own_listener

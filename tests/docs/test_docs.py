@@ -114,6 +114,7 @@ def check_settings(command: str, workplace: Path, monkeypatch) -> None:
 
 
 # The Japanese README has the same blocks, as a test below makes sure.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
     [path for path in DOCUMENTS if path.name != "README.ja.md"],
