@@ -43,12 +43,12 @@ class FailingRunner:
     def __getattr__(self, name):
         return getattr(self._runner, name)
 
-    def execute(self, batch, copies):
+    def execute(self, batch, copies, leaves):
         chance = self._random.random()
         if chance < self._rate / 2:
             self.failures += 1
             raise MemoryError("before")
-        logits = self._runner.execute(batch, copies)
+        logits = self._runner.execute(batch, copies, leaves)
         if chance < self._rate:
             self.failures += 1
             raise RuntimeError("after")
@@ -105,8 +105,8 @@ def test_a_pass_that_fails_costs_its_own_requests_and_no_block(tiny_model_dir, t
 class ForgetfulRunner(FailingRunner):
     """Hands out logits of too few rows once: rows can no longer be matched."""
 
-    def execute(self, batch, copies):
-        logits = self._runner.execute(batch, copies)
+    def execute(self, batch, copies, leaves):
+        logits = self._runner.execute(batch, copies, leaves)
         self.failures += 1
         return logits[:0] if self.failures == 3 else logits
 

@@ -27,6 +27,7 @@ from hagane.generation.request import Parameters
 from hagane.graders.grade import Grading
 from hagane.graders.spec import Grader
 from hagane.graders.template import fill, look_up
+from hagane.pool.messages import IDLE_PRIORITY
 from hagane.store.answers.completions import CompletionFilter
 from hagane.store.answers.evals import EvalItem, EvalRun
 from hagane.store.database import strikes_all
@@ -45,8 +46,6 @@ _POLL_SECONDS = 0.5
 _AT_ONCE = 4
 _MOST_TRIES = 60
 _RETRY_SECONDS = 1.0
-# Everybody else goes first.
-_PRIORITY = 1000
 _MOST_TOKENS = 1024
 _MOST_ROWS = 10_000
 _CRITERIA: TypeAdapter[list[Grader]] = TypeAdapter(list[Grader])
@@ -166,7 +165,7 @@ class EvalRunner:
             temperature=given.get("temperature", 0.0),
             top_p=given.get("top_p"),
             seed=given.get("seed"),
-            priority=_PRIORITY,
+            priority=IDLE_PRIORITY,
         )
         account = self._account
         size = sum(len(turn.text) for turn in turns)

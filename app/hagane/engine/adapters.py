@@ -56,6 +56,11 @@ class Adapters:
         """Whether `poll` has anything to look after."""
         return bool(self._reading or self._fitting or self._packing or self._unwanted)
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether an adapter waits for live requests to give up the memory of theirs."""
+        return bool(self._fitting)
+
     def stats(self, requests: int) -> AdapterStats:
         """Gauges and counters; `requests` wait for an adapter."""
         return AdapterStats(

@@ -30,6 +30,7 @@ from hagane.engine.sampling.constraints import Constraints, Grammars
 from hagane.engine.sampling.grammar_vocabulary import Vocabulary
 from hagane.engine.sampling.sampler import Sampler
 from hagane.engine.schedule.admission import check_token_ids
+from hagane.engine.schedule.plan import IdleWork
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.speculative.costs import StepCosts
 from hagane.engine.speculative.lookup import PromptLookup
@@ -40,6 +41,7 @@ from hagane.models.config import ModelConfig
 from hagane.models.encoder_config import EncoderConfig
 from hagane.pool.channel import EngineChannel, MalformedMessage
 from hagane.pool.messages import (
+    IDLE_PRIORITY,
     AdapterChecked,
     CancelRequest,
     CheckAdapter,
@@ -123,12 +125,15 @@ class Engine:
             self.outbox,
             overlap=overlap,
             proposer=proposer,
+            leaves=self._goes_before_idle_work,
         )
         self.prerequisites = Prerequisites(
             self.adapters,
             GrammarCompiler(grammars, BackgroundThread("grammars", channel.wake)),
             limit=config.max_waiting,
         )
+        # Read within a step, to be handled after it.
+        self._messages: list[ToEngine | MalformedMessage] = []
         self.running = True
         self._prefault()
         vocabulary.wait()
@@ -166,7 +171,9 @@ class Engine:
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
             idle = not (self.pipeline.busy or self.runner.prefault())
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
-            messages = self.channel.receive(timeout=pause if idle else 0.0)
+            timeout = pause if idle and not self._messages else 0.0
+            messages = self._messages + self.channel.receive(timeout)
+            self._messages = []
             for message in messages:
                 self.handle(message)
             self.turn()
@@ -177,10 +184,29 @@ class Engine:
             now, in_use = time.monotonic(), self.scheduler.digests
             for released in self.prerequisites.poll(now, in_use):
                 self._release(released)
+        self.scheduler.idle_work = self._idle_work()
         deltas = self.pipeline.step()
         adapters = self.adapters.stats(len(self.prerequisites))
         stats = msgspec.structs.replace(self.scheduler.stats(), adapters=adapters)
         self.outbox.flush(deltas, stats)
+
+    def _idle_work(self) -> IdleWork:
+        """Idle sequences make way for what is about to come, unless they hold what it waits for."""
+        if not self.prerequisites.urgent:
+            return IdleWork.YIELDS
+        return IdleWork.GOES_ON if self.adapters.lacks_room else IdleWork.STOPS
+
+    def _goes_before_idle_work(self) -> bool:
+        """Whether there is a message now that a step of idle priority must not keep waiting."""
+        try:
+            self._messages += self.channel.receive(timeout=0.0)
+        except EOFError:
+            # The loop meets it again.
+            return True
+        return any(
+            isinstance(message, GenerateRequest) and message.priority < IDLE_PRIORITY
+            for message in self._messages
+        )
 
     def handle(self, message: ToEngine | MalformedMessage) -> None:
         """Act on one message; an exception fails the request that it is about."""

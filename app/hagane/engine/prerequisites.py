@@ -11,7 +11,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from hagane.pool.messages import FailureCode, GenerateRequest
+from hagane.pool.messages import IDLE_PRIORITY, FailureCode, GenerateRequest
 from hagane.system.errors import QueueFullError
 
 
@@ -105,6 +105,11 @@ class Prerequisites:
             )
         self._held.append(_Held(request, now, frozenset(wanted), wanted))
         return False
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a request waits here that is not of idle priority."""
+        return any(held.request.priority < IDLE_PRIORITY for held in self._held)
 
     def cancel(self, request_id: str) -> None:
         """Drop a request. Unknown ids are ignored."""

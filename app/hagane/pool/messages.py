@@ -109,15 +109,20 @@ class GrammarRef(msgspec.Struct, frozen=True):
     text: str
 
 
+IDLE_PRIORITY = 1000
+"""From this priority on, a request runs only while no other one runs or waits."""
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One prompt and what to do with it.
 
     `n` continuations share one prefill and are distinguished by `TokenDelta.index`. Smaller
-    `priority` runs first. `deadline` is a `time.monotonic()` moment. Requests share prefix-cache
-    blocks only with requests of equal `cache_salt` and equal adapter. Answers follow `grammar` to
-    its end, which ends them. Where it `speculates` and the engine does, several tokens may be
-    verified in one step, which changes the time that an answer takes and nothing else. With
-    `pooling` the prompt's embedding is wanted, and at most a token.
+    `priority` runs first, and from `IDLE_PRIORITY` on only where nothing else does. `deadline` is a
+    `time.monotonic()` moment. Requests share prefix-cache blocks only with requests of equal
+    `cache_salt` and equal adapter. Answers follow `grammar` to its end, which ends them. Where it
+    `speculates` and the engine does, several tokens may be verified in one step, which changes the
+    time that an answer takes and nothing else. With `pooling` the prompt's embedding is wanted, and
+    at most a token.
     """
 
     request_id: str

@@ -15,7 +15,7 @@ from hagane.engine.cache.blocks import KVCache
 from hagane.engine.schedule.plan import Chunk, Sampled, Schedule
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.schedule.sequence import Sequence
-from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.pool.messages import IDLE_PRIORITY, GenerateRequest, SamplingParams
 from hagane.system.errors import QueueFullError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -69,6 +69,14 @@ class Oracle:
             for sampler in chunk.samplers
         }
         return list(self.sampled.values())
+
+    def leave(self, schedule: Schedule) -> None:
+        """Execute it, but for its samples: the same tokens are to be computed again."""
+        self._copy(schedule)
+        computed = dict(self.computed)
+        for chunk in schedule.chunks:
+            self._write(chunk)
+        self.computed = computed
 
     def _prefix(self, sequence: Sequence, length: int) -> Prefix:
         assert sequence.in_flight <= 1
@@ -167,12 +175,16 @@ class Simulation:
             self._drop(request_id)
         assert schedule.chunks or self.flight or not scheduler.has_work
         if first is not None and first.request_id not in schedule.expired:
-            assert first.blocks, "the first in order was preempted"
+            assert first.blocks or first.idle, "the first in order was preempted"
             orders = [chunk.sequence.order for chunk in schedule.chunks]
             assert not scheduler._room(first) or min(orders) <= first.order
         assert schedule.tokens <= scheduler.max_batch_tokens
+        assert len({chunk.sequence.idle for chunk in schedule.chunks}) <= 1, "idle next to others"
         assert len({id(chunk.sequence) for chunk in schedule.chunks}) == len(schedule.chunks)
         assert len({id(sequence) for sequence in schedule.samplers}) == len(schedule.samplers)
+        if not self.ahead and schedule.idle and self.random.random() < 0.1:
+            self.oracle.leave(schedule)
+            return
         launched = schedule, self.oracle.execute(schedule)
         if self.requests and self.random.random() < 0.02:
             self._cancel(whole=True)
@@ -205,7 +217,7 @@ class Simulation:
                 prompt_logprobs=chance.choice([None, None, None, 0]),
             ),
             n=min(chance.choice([1, 1, 1, 2, 3]), self.scheduler.max_sequences),
-            priority=chance.choice([0, 0, 0, -1, 3]),
+            priority=chance.choice([0, 0, 0, -1, 3, IDLE_PRIORITY]),
             deadline=self.now + chance.choice([0.5, 5.0]) if chance.random() < 0.1 else None,
             cache_salt=chance.choice(["", "", "tenant"]),
         )
@@ -232,7 +244,8 @@ class Simulation:
         assert key not in self.dropped
         self.texts.setdefault(key, []).extend(result.tokens)
         assert result.stopped_on_token == (result.finish_reason == "stop")
-        self.longest_wait = max(self.longest_wait, result.sequence.queue_seconds)
+        if not result.sequence.idle:
+            self.longest_wait = max(self.longest_wait, result.sequence.queue_seconds)
         if result.finish_reason is not None:
             self.finished[key] = result.finish_reason
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import msgspec
 
+from hagane.pool.messages import IDLE_PRIORITY
 from hagane.system.json_lines import encode_line
 
 MOST_REQUESTS = 50_000
 _MOST_ERRORS = 100
 _LONGEST_LINE = 16 << 20
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
-# Batches go after all other requests: 10 seconds of waiting for each.
-_IDLE_PRIORITY = 1000
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class BatchRequest:
 
     def as_json(self) -> bytes:
         """The body that is sent: at idle priority unless it names another one."""
-        return msgspec.json.encode({"priority": _IDLE_PRIORITY, **self.body})
+        return msgspec.json.encode({"priority": IDLE_PRIORITY, **self.body})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from hagane.engine.cache.blocks import KVCache
 from hagane.pool.messages import GenerateRequest
-from hagane.system.errors import ConfigurationError, ContextLengthError, InvalidRequestError
+from hagane.system.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    InvalidRequestError,
+    QueueFullError,
+)
 
 
 def check_request(request: GenerateRequest, max_sequences: int, context_length: int) -> None:
@@ -29,6 +34,22 @@ def check_request(request: GenerateRequest, max_sequences: int, context_length: 
             "shorten it.",
             param="prompt",
         )
+
+
+def check_queue(waiting: int, max_waiting: int, longest: float, last: float) -> None:
+    """Raises QueueFullError, with an estimate of when to try again, if no more requests may wait.
+
+    `longest` is how long the first one has waited, `last` how long the last one admitted did, in
+    seconds: a queue turns over in about the time that those at its head have spent in it.
+    """
+    if waiting < max_waiting:
+        return
+    seconds = min(max(last, longest, 1.0), 60.0)
+    raise QueueFullError(
+        f"The queue is full: {waiting} requests are waiting "
+        f"(max_waiting is {max_waiting}). Try again in {seconds:.0f} s.",
+        retry_after=seconds,
+    )
 
 
 def check_token_ids(request: GenerateRequest, vocab_size: int) -> None:

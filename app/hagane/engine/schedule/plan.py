@@ -6,7 +6,9 @@ that a frozen dataclass takes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from itertools import chain
 
@@ -15,6 +17,18 @@ import msgspec
 from hagane.engine.cache.blocks import BlockCopy
 from hagane.engine.schedule.sequence import Sequence
 from hagane.pool.messages import FinishReason
+
+
+class IdleWork(Enum):
+    """What becomes of idle sequences, apart from what the scheduler sees.
+
+    YIELDS: they run while no other sequence runs or waits. STOPS: not even then, for a request is
+    about to arrive. GOES_ON: next to others, for some wait for what idle ones hold.
+    """
+
+    YIELDS = "yields"
+    STOPS = "stops"
+    GOES_ON = "goes on"
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -33,6 +47,14 @@ class Chunk(msgspec.Struct, frozen=True):
     length: int
     samplers: tuple[Sequence, ...] = ()
     proposed: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sequence: Sequence, length: int, proposed: tuple[int, ...] = ()) -> Chunk:
+        """The next `length` tokens of a sequence, and guesses after them."""
+        samplers: tuple[Sequence, ...] = ()
+        if length == sequence.uncomputed:
+            samplers = (sequence, *map(sequence.sibling, sequence.pending))
+        return cls(sequence, sequence.computed, length + len(proposed), samplers, proposed)
 
     @property
     def samples(self) -> bool:
@@ -58,6 +80,22 @@ class Schedule:
     def tokens(self) -> int:
         """Tokens that pass through the model in this step."""
         return sum(chunk.length for chunk in self.chunks)
+
+    def affected(self, running: Iterable[Sequence]) -> list[str]:
+        """Ids of the requests that cannot go on if this was not executed.
+
+        Those are the ones that were to run, and the ones among `running` whose blocks were to be
+        copied.
+        """
+        copied = {destination for _, destination in self.copies}
+        lost = [s for s in running if copied.intersection(s.blocks)] if copied else []
+        planned = [chunk.sequence for chunk in self.chunks]
+        return list(dict.fromkeys(s.request_id for s in chain(planned, lost)))
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that runs is of idle priority, and may be done later instead."""
+        return all(chunk.sequence.idle for chunk in self.chunks)
 
     @cached_property
     def samplers(self) -> tuple[Sequence, ...]:

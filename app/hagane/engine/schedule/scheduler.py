@@ -15,6 +15,9 @@ first come first served):
 - When blocks run out, the last running sequence in order is preempted: it gives up its blocks,
   keeps its tokens and waits, a step at least. Its keys and values are computed again later, as far
   as the prefix cache lost them.
+- Sequences of idle priority stand still, with their blocks, while any other runs or waits. Then
+  they are preempted for those that find no place. Steps of theirs alone are small, as whoever
+  arrives meanwhile waits for them.
 
 The first sequence in order is never preempted for another, and always fits alone: every step
 advances it, so there is no deadlock and no thrashing without progress.
@@ -26,7 +29,7 @@ one that will have all its tokens by then does not.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from itertools import chain, count
@@ -34,14 +37,17 @@ from operator import attrgetter
 from types import MappingProxyType
 
 from hagane.engine.cache.blocks import BlockCopy, KVCache
-from hagane.engine.schedule.admission import check_limits, check_request
-from hagane.engine.schedule.plan import Chunk, Continuation, Sampled, Schedule
+from hagane.engine.schedule.admission import check_limits, check_queue, check_request
+from hagane.engine.schedule.plan import Chunk, Continuation, IdleWork, Sampled, Schedule
 from hagane.engine.schedule.sequence import Phase, Sequence
 from hagane.engine.speculative.proposer import Proposer
 from hagane.pool.messages import EngineStats, FinishReason, GenerateRequest
-from hagane.system.errors import InvalidRequestError, QueueFullError
+from hagane.system.errors import InvalidRequestError
 
 _by_order = attrgetter("order")
+_by_idle = attrgetter("idle")
+# The part of a step's tokens that idle sequences may have.
+_IDLE_SHARE = 4
 
 
 class Scheduler:
@@ -54,6 +60,9 @@ class Scheduler:
         max_waiting: most sequences waiting before `add` refuses.
         context_length: most tokens of a sequence, prompt and generated.
         proposer: guesses tokens that steps verify; None for one token a sequence and step.
+
+    Attributes:
+        idle_work: what becomes of idle sequences; whoever owns the scheduler may change it.
 
     Raises:
         ConfigurationError: the figures cannot work together.
@@ -81,18 +90,22 @@ class Scheduler:
         self._tickets = count()
         self._last_wait, self._preemptions, self._steps = 0.0, 0, 0
         self._proposed, self._accepted = 0, 0
+        self.idle_work, self._paused = IdleWork.YIELDS, False
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is live; if so, a schedule always runs or expires something."""
-        return bool(self._requests)
+        """Whether a schedule runs or expires something: always if other than idle ones are live."""
+        return bool(self._requests) and not (self._idle and self.idle_work is IdleWork.STOPS)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether all live sequences, if any, are idle; they are the last in order."""
+        return all(line[0].idle for line in (self._running, self._waiting) if line)
 
     @property
     def digests(self) -> set[str]:
         """Digests of the adapters and grammars in use."""
-        live = list(chain(self._running, self._waiting))
-        grammars = {s.grammar.digest for s in live if s.grammar is not None}
-        return grammars | {s.adapter for s in live if s.adapter}
+        return set(chain.from_iterable(s.needs for s in chain(self._running, self._waiting)))
 
     def add(self, request: GenerateRequest, now: float) -> None:
         """Queue a request. `now` is a `time.monotonic()` moment, here and below.
@@ -107,13 +120,8 @@ class Scheduler:
                 f"request_id {request.request_id!r} is in use; choose another.", param="request_id"
             )
         check_request(request, self.max_sequences, self.context_length)
-        if len(self._waiting) >= self.max_waiting:
-            seconds = self._retry_after(now)
-            raise QueueFullError(
-                f"The queue is full: {len(self._waiting)} requests are waiting "
-                f"(max_waiting is {self.max_waiting}). Try again in {seconds:.0f} s.",
-                retry_after=seconds,
-            )
+        longest = now - self._waiting[0].arrived if self._waiting else 0.0
+        check_queue(len(self._waiting), self.max_waiting, longest, self._last_wait)
         sequence = Sequence.of(request, next(self._tickets), now)
         self._requests[request.request_id] = [sequence]
         insort(self._waiting, sequence, key=_by_order)
@@ -139,6 +147,7 @@ class Scheduler:
     def schedule(self, now: float) -> Schedule:
         """Decide the next step; at most the previous one may still lack its `update`."""
         expired = self._expire(now)
+        self._paused = not (self._idle or self.idle_work is IdleWork.GOES_ON)
         preemptions = self._preemptions
         copies = self._secure_blocks()
         proposals = self._propose()
@@ -172,10 +181,7 @@ class Scheduler:
 
         Finished sequences are freed. Those preempted since sample their tokens again. After the
         sampled tokens come those of `continuations`, which pass through the model with the next
-        step.
-
-        Raises:
-            ValueError: not as many entries as samplers.
+        step. Raises ValueError if there are not as many entries as samplers.
         """
         if len(tokens) != len(schedule.samplers):
             raise ValueError(f"{len(tokens)} tokens for {len(schedule.samplers)} samplers")
@@ -188,14 +194,8 @@ class Scheduler:
         ]
 
     def affected(self, schedule: Schedule) -> list[str]:
-        """Ids of the requests that cannot go on when `schedule` was not executed.
-
-        Those are the ones that were to run, and the ones whose blocks were to be copied.
-        """
-        copied = {destination for _, destination in schedule.copies}
-        lost = [s for s in self._running if copied.intersection(s.blocks)] if copied else []
-        planned = [chunk.sequence for chunk in schedule.chunks]
-        return list(dict.fromkeys(s.request_id for s in chain(planned, lost)))
+        """As `Schedule.affected`."""
+        return schedule.affected(self._running)
 
     def reset(self) -> list[str]:
         """Drop every request and all that is cached; returns the ids of the requests."""
@@ -225,28 +225,21 @@ class Scheduler:
         )
 
     def check(self) -> None:
-        """Verify that no block is lost or used without right.
-
-        Raises:
-            RuntimeError: the book-keeping is wrong.
-        """
+        """Raises RuntimeError if a block is lost or used without right."""
         self.kv.check(self._running)
         live = sum(len(sequences) for sequences in self._requests.values())
-        if live != len(self._running) + len(self._waiting):
-            raise RuntimeError(
-                f"scheduler corrupt: {live} live sequences, {len(self._running)} running "
-                f"and {len(self._waiting)} waiting"
-            )
+        if live != (lined := len(self._running) + len(self._waiting)):
+            raise RuntimeError(f"scheduler corrupt: {live} live sequences, {lined} in line")
 
-    def _retry_after(self, now: float) -> float:
-        # A queue turns over in about the time that those at its head have spent in it.
-        return min(max(self._last_wait, now - self._waiting[0].arrived, 1.0), 60.0)
+    def _active(self, line: list[Sequence]) -> list[Sequence]:
+        """Those of `line`, which is in order, that do not stand still for others."""
+        return line[: bisect_left(line, True, key=_by_idle)] if self._paused else line
 
     def _expire(self, now: float) -> tuple[str, ...]:
         expired = tuple(
             request_id
-            for request_id, sequences in self._requests.items()
-            if (deadline := sequences[0].deadline) is not None and deadline <= now
+            for request_id, (first, *_) in self._requests.items()
+            if first.deadline is not None and first.deadline <= now
         )
         for request_id in expired:
             self.cancel(request_id)
@@ -256,7 +249,7 @@ class Scheduler:
         """Give the running sequences the blocks of their next tokens, preempting from the end."""
         copies: list[BlockCopy] = []
         position = 0
-        while position < len(self._running):
+        while position < len(self._active(self._running)):
             sequence = self._running[position]
             granted = self.kv.extend(sequence) if self._room(sequence) else ()
             if granted is None:
@@ -275,7 +268,7 @@ class Scheduler:
 
     def _propose(self) -> dict[Sequence, tuple[int, ...]]:
         """Tokens to verify with the next step, for which there is room; none during a prefill."""
-        decoding = [s for s in self._running if self._room(s)]
+        decoding = [s for s in self._active(self._running) if self._room(s)]
         if self._proposer is None or any(s.uncomputed > 1 for s in decoding):
             return {}
         room = {s: self._room(s) - 1 for s in decoding if s.speculates and s.generated}
@@ -294,13 +287,15 @@ class Scheduler:
         """Decoding sequences first, then prefills, running and newly admitted ones in order."""
         chunks: list[Chunk] = []
         prefills: deque[Sequence] = deque()
-        for sequence in self._running:
+        for sequence in self._active(self._running):
             if sequence.uncomputed > 1:
                 prefills.append(sequence)
             elif self._room(sequence):
-                chunks.append(_chunk(sequence, 1, proposals.get(sequence, ())))
+                chunks.append(Chunk.of(sequence, 1, proposals.get(sequence, ())))
         budget = self.max_batch_tokens - sum(chunk.length for chunk in chunks)
-        if len(chunks) >= len(prefills) + len(self._waiting):
+        if self._idle:
+            budget = min(budget, max(self.max_batch_tokens // _IDLE_SHARE - len(chunks), 1))
+        elif len(chunks) >= len(prefills) + len(self._active(self._waiting)):
             budget = min(budget, max(self.max_batch_tokens // 2, 1))
         while budget > 0:
             admitted = None
@@ -315,18 +310,19 @@ class Scheduler:
                 break
             sequence = admitted or prefills.popleft()
             length = min(sequence.uncomputed, budget)
-            chunks.append(_chunk(sequence, length))
+            chunks.append(Chunk.of(sequence, length))
             budget -= length
         return sorted(chunks, key=lambda chunk: chunk.length > 1 and not chunk.proposed)
 
     def _admit(self, now: float) -> Sequence | None:
         """Start the first waiting sequence if there is room for it to stay."""
         sequence = self._waiting[0]
-        width = sequence.width + sum(running.width for running in self._running)
-        if width > self.max_sequences:
+        if sequence.idle and self._paused:
             return None
-        if not self.kv.admit(sequence, spare=width if self._running else 0):
-            return None
+        while not self._place(sequence):
+            if len(self._active(self._running)) == len(self._running):
+                return None
+            self._preempt(self._running[-1])
         del self._waiting[0]
         sequence.phase = Phase.RUNNING
         insort(self._running, sequence, key=_by_order)
@@ -335,6 +331,14 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
             self._last_wait = sequence.queue_seconds
         return sequence
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Give it blocks if it can stay; those that stand still take no more meanwhile."""
+        if sequence.width + sum(s.width for s in self._running) > self.max_sequences:
+            return False
+        active = self._active(self._running)
+        width = sequence.width + sum(s.width for s in active)
+        return self.kv.admit(sequence, spare=width if active else 0)
 
     def _fork(self, parent: Sequence, children: tuple[Sequence, ...]) -> None:
         """Start the siblings that were not cancelled since they were scheduled."""
@@ -391,10 +395,3 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._requests[sequence.request_id]
-
-
-def _chunk(sequence: Sequence, length: int, proposed: tuple[int, ...] = ()) -> Chunk:
-    samplers: tuple[Sequence, ...] = ()
-    if length == sequence.uncomputed:
-        samplers = (sequence, *map(sequence.sibling, sequence.pending))
-    return Chunk(sequence, sequence.computed, length + len(proposed), samplers, proposed)

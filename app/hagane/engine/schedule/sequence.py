@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
+from hagane.pool.messages import IDLE_PRIORITY, GenerateRequest, GrammarRef, SamplingParams
 from hagane.text.embedding_style import Pooling
 
 PRIORITY_SECONDS = 10.0
@@ -183,12 +183,24 @@ class Sequence:
         return 0.0 if self.first_scheduled is None else self.first_scheduled - self.arrived
 
     @property
-    def order(self) -> tuple[float, int, int]:
+    def needs(self) -> list[str]:
+        """Digests of its adapter and its grammar, if it has them."""
+        grammar = "" if self.grammar is None else self.grammar.digest
+        return [digest for digest in (self.adapter, grammar) if digest]
+
+    @property
+    def idle(self) -> bool:
+        """Whether it runs only while no sequence of a higher priority runs or waits."""
+        return self.priority >= IDLE_PRIORITY
+
+    @property
+    def order(self) -> tuple[bool, float, int, int]:
         """Sort key of scheduling: smaller runs first, larger is preempted first.
 
-        Its head is a virtual arrival time: each level of priority moves a request
-        `PRIORITY_SECONDS` back or forth in time. All requests age at one rate, so the order of two
-        of them never changes, and whatever a request's priority, those that arrive more than its
-        handicap later queue after it: no request starves.
+        Idle ones come last, however long they wait. Then follows a virtual arrival time: each level
+        of priority moves a request `PRIORITY_SECONDS` back or forth in time. All requests age at
+        one rate, so the order of two of them never changes, and whatever a request's priority,
+        those that arrive more than its handicap later queue after it: no other request starves.
         """
-        return (self.arrived + PRIORITY_SECONDS * self.priority, self.arrival, self.index)
+        virtual = self.arrived + PRIORITY_SECONDS * self.priority
+        return (self.idle, virtual, self.arrival, self.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from hagane.engine.step.batch import Batch, Inputs
 from hagane.kernels import cpu
-from hagane.kernels.cpu.recording import Workspace
+from hagane.kernels.cpu.recording import Replay, Workspace
 from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
 from hagane.models.attention import Paged, RowSelection
@@ -24,7 +25,8 @@ class DecodeGraphs:
     Where every sequence brings one token, and samples one, inputs lie in arrays of fixed addresses
     for up to `max_rows` sequences with block tables of up to `max_blocks` entries: a batch is
     copied there, then its recording replayed. Other steps are recorded each time. Between kernels
-    that have emptied the caches Python is slow, and the other threads fall asleep.
+    that have emptied the caches Python is slow, and the other threads fall asleep. Steps that may
+    be left are recorded in parts, a layer each.
     """
 
     def __init__(
@@ -48,15 +50,19 @@ class DecodeGraphs:
         self._workspace = Workspace()
         # Hidden states [rows requested, features] of the last step that requested any.
         self.hidden: Tensor | None = None
-        # By rows, and whether any has an adapter: steps without pay nothing for those with.
-        self._replays: dict[tuple[int, bool], Callable[[], Tensor]] = {}
+        # By rows, whether any has an adapter (steps without pay nothing for those with), and
+        # whether the step can be left.
+        self._replays: dict[tuple[int, bool, bool], Replay] = {}
 
-    def run(self, batch: Batch) -> Tensor:
-        """Float32 logits [rows requested by the batch, vocab], valid until the next step."""
+    def run(self, batch: Batch, leaves: Callable[[], bool] | None = None) -> Tensor | None:
+        """Float32 logits [rows requested by the batch, vocab], valid until the next step.
+
+        `leaves` is asked between layers whether to leave the rest undone; then there are none.
+        """
         rows = len(batch.token_ids)
         decodes = batch.decodes == len(batch.logit_rows) == rows <= len(self._slots)
         if not decodes or batch.in_flight_rows or batch.hidden_rows:
-            return self._run_once(batch.to(torch.device("cpu")))
+            return self._run_once(batch.to(torch.device("cpu")), leaves)
         self._token_ids[:rows] = batch.token_ids
         self._positions[:rows] = batch.positions
         self._slots[:rows] = batch.slots
@@ -65,20 +71,24 @@ class DecodeGraphs:
         adapted = batch.adapters is not None
         if batch.adapters is not None:
             self._adapters[:rows] = batch.adapters
-        replay = self._replays.get((rows, adapted))
+        kind = (rows, adapted, leaves is not None)
+        replay = self._replays.get(kind)
         if replay is None:
-            replay = self._replays[rows, adapted] = self._record(rows, adapted)
-        return replay()
+            replay = self._record(lambda: self._step(rows, adapted), leaves is not None)
+            self._replays[kind] = replay
+        return replay(leaves)
 
     @torch.inference_mode()
-    def _run_once(self, inputs: Inputs) -> Tensor:
+    def _run_once(self, inputs: Inputs, leaves: Callable[[], bool] | None) -> Tensor | None:
         context = Paged(inputs.positions, inputs.layout, self._caches, cpu, inputs.adapters)
         rows = _wanted_rows(inputs)
         selection = self._select(rows, inputs) if len(rows) < len(inputs.token_ids) else None
-        replay = cpu.record(
-            lambda: self._model(inputs.token_ids, context, selection), self._workspace
+        replay = self._record(
+            lambda: self._model(inputs.token_ids, context, selection), leaves is not None
         )
-        states = replay()
+        states = replay(leaves)
+        if states is None:
+            return None
         if inputs.hidden_rows is not None:
             self.hidden = states[torch.searchsorted(rows, inputs.hidden_rows)]
         return self._model.logits(states[torch.searchsorted(rows, inputs.logit_rows)])
@@ -92,8 +102,12 @@ class DecodeGraphs:
         return RowSelection(rows, Paged(positions, layout, self._caches, cpu, adapters))
 
     @torch.inference_mode()
-    def _record(self, rows: int, adapted: bool) -> Callable[[], Tensor]:
-        return cpu.record(lambda: self._step(rows, adapted), self._workspace)
+    def _record(self, step: Callable[[], Tensor], in_parts: bool) -> Replay:
+        """Parts are what lies between the beginnings of two layers."""
+        with contextlib.ExitStack() as hooks:
+            for layer in self._model.model.layers if in_parts else ():
+                hooks.enter_context(layer.register_forward_pre_hook(lambda *_: cpu.cut()))
+            return cpu.record(step, self._workspace)
 
     def _step(self, rows: int, adapted: bool) -> Tensor:
         token_ids, positions = map(torch.from_numpy, (self._token_ids, self._positions))

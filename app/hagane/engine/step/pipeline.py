@@ -4,7 +4,8 @@ On a device that runs alongside Python, the forward pass of step n + 1 is launch
 runs. Its input is the tokens that n samples, which stay on the device. Then the host waits for n's
 tokens and appends them to their sequences, and n + 1 is sampled with all earlier tokens known:
 penalties and masks that depend on them make no batch wait. Elsewhere a step is finished before the
-next one is scheduled.
+next one is scheduled. There a step of idle priority alone is left half done when a request arrives
+that goes before it: what it has written into the cache is written again.
 
 Faults stay where they belong. An exception that one row causes fails that row's request, one in the
 forward pass fails the requests of that step, and any other fails all requests and empties the KV
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 
@@ -62,7 +63,8 @@ class StepPipeline:
 
     `slots` is the slot of every loaded adapter by its digest, `constraints` knows the grammars that
     sequences follow. With `overlap` a step is launched before the previous one is finished. The
-    scheduler's `proposer`, if any, hears how long decode steps take.
+    scheduler's `proposer`, if any, hears how long decode steps take. `leaves` is asked in steps of
+    idle priority whether a request waits for their end.
     """
 
     def __init__(
@@ -76,10 +78,11 @@ class StepPipeline:
         *,
         overlap: bool,
         proposer: Proposer | None = None,
+        leaves: Callable[[], bool] | None = None,
     ) -> None:
         self._scheduler, self._runner, self._sampler = scheduler, runner, sampler
         self._slots, self._outbox, self._overlap = slots, outbox, overlap
-        self._constraints, self._proposer = constraints, proposer
+        self._constraints, self._proposer, self._leaves = constraints, proposer, leaves
         self._in_flight: InFlightStep | None = None
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
         self._embeddings = PendingEmbeddings()
@@ -129,7 +132,7 @@ class StepPipeline:
         return deltas
 
     def _forward(self) -> ForwardPass | None:
-        """Launch the next step's forward pass; None if no token can run, or the pass fails."""
+        """Launch the next step's forward pass; None if there is none, it fails or is left."""
         schedule = self._scheduler.schedule(time.monotonic())
         for request_id in schedule.expired:
             self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
@@ -138,7 +141,8 @@ class StepPipeline:
         before = None if self._in_flight is None else self._in_flight.tokens
         try:
             batch = build_batch(schedule.chunks, self._runner.block_size, self._slots, before)
-            logits = self._runner.execute(batch, schedule.copies)
+            leaves = self._leaves if schedule.idle else None
+            logits = self._runner.execute(batch, schedule.copies, leaves)
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -146,7 +150,7 @@ class StepPipeline:
                 self._fail_for(error, request_id)
             self._scheduler.check()
             return None
-        return ForwardPass(schedule, batch, logits)
+        return None if logits is None else ForwardPass(schedule, batch, logits)
 
     def _finish_previous(self) -> list[TokenDelta]:
         previous, self._in_flight = self._in_flight, None

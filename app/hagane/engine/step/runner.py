@@ -229,15 +229,21 @@ class ModelRunner:
             return cuda_cache_memory(self.model, config, tokens, self.device, self.dtype)
         return int(available_memory() * _CPU_MEMORY_FRACTION)
 
-    def execute(self, batch: Batch, copies: Sequence[tuple[int, int]]) -> Tensor:
+    def execute(
+        self,
+        batch: Batch,
+        copies: Sequence[tuple[int, int]],
+        leaves: Callable[[], bool] | None = None,
+    ) -> Tensor | None:
         """Float32 logits [rows requested by the batch, vocab]; copies blocks first.
 
-        They are valid until the next call.
+        They are valid until the next call. Where a device does not run alongside Python, `leaves`
+        is asked between layers whether to leave the rest undone; then there are none.
         """
         if copies:
             self._copy_blocks(copies)
         if isinstance(self._graphs, DecodeGraphs):
-            logits = self._graphs.run(batch)
+            logits = self._graphs.run(batch, leaves)
             self.hidden = self._graphs.hidden
             return logits
         return self._run(batch.to(self.device))

@@ -34,7 +34,7 @@ from hagane.kernels.cpu.packing import (
     quantize,
     quantize_rows,
 )
-from hagane.kernels.cpu.recording import record
+from hagane.kernels.cpu.recording import cut, record
 from hagane.kernels.cpu.threads import available, instruction_set, start, start_beside_torch
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "apply_rope",
     "argmax",
     "available",
+    "cut",
     "embed",
     "find_nonfinite",
     "gate_rows",

@@ -53,34 +53,48 @@ def _map(size: int) -> mmap.mmap:
     return buffer
 
 
+Replay = Callable[..., Tensor | None]
+
 # Where results go while a recording is made; else torch's allocator has room for them.
 _workspace: Workspace | None = None
+# The finished parts of the recording that is being made.
+_parts: list[extension.Recording] = []
 
 
-def record(step: Callable[[], Tensor], workspace: Workspace) -> Callable[[], Tensor]:
+def record(step: Callable[[], Tensor], workspace: Workspace) -> Replay:
     """A function that runs the kernels of `step` and returns its result: no Python in between.
 
     All that `step` computes must come from this backend, from tensors that stay where they are: it
     is called, but nothing is computed before the function is. Its result lies in the
-    workspace, until another recording of it runs.
+    workspace, until another recording of it runs. Where `step` calls `cut`, the function asks its
+    argument, if it has one, whether to leave the rest undone; then it returns None.
     """
-    global _workspace
-    _workspace = workspace
+    global _workspace, _parts
+    _workspace, _parts = workspace, (parts := [])
     extension.record()
     try:
         result = step()
     finally:
         _workspace = None
-        kernels = extension.recorded()
+        parts.append(extension.recorded())
     # One tensor for all replays: making one takes torch a tenth of a millisecond after kernels that
     # have emptied the caches.
     alias = workspace.alias(result)
 
-    def replay() -> Tensor:
-        extension.replay(kernels)
+    def replay(leaves: Callable[[], bool] | None = None) -> Tensor | None:
+        for number, part in enumerate(parts):
+            if number and leaves is not None and leaves():
+                return None
+            extension.replay(part)
         return alias
 
     return replay
+
+
+def cut() -> None:
+    """Where a recording is made, begin another part of it."""
+    _parts.append(extension.recorded())
+    extension.record()
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
