@@ -132,8 +132,8 @@ class Engine:
             GrammarCompiler(grammars, BackgroundThread("grammars", channel.wake)),
             limit=config.max_waiting,
         )
-        # Read within a step, to be handled after it.
-        self._messages: list[ToEngine | MalformedMessage] = []
+        # Messages read within a step.
+        self._early: list[ToEngine | MalformedMessage] = []
         self.running = True
         self._prefault()
         vocabulary.wait()
@@ -171,12 +171,14 @@ class Engine:
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
             idle = not (self.pipeline.busy or self.runner.prefault())
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
-            timeout = pause if idle and not self._messages else 0.0
-            messages = self._messages + self.channel.receive(timeout)
-            self._messages = []
-            for message in messages:
-                self.handle(message)
+            self.receive(pause if idle else 0.0)
             self.turn()
+
+    def receive(self, timeout: float) -> None:
+        """Act on the messages at hand; where there are none, wait up to `timeout` seconds."""
+        early, self._early = self._early, []
+        for message in early + self.channel.receive(0.0 if early else timeout):
+            self.handle(message)
 
     def turn(self) -> None:
         """Run one step and report what became of it."""
@@ -199,13 +201,13 @@ class Engine:
     def _goes_before_idle_work(self) -> bool:
         """Whether there is a message now that a step of idle priority must not keep waiting."""
         try:
-            self._messages += self.channel.receive(timeout=0.0)
+            self._early += self.channel.receive(timeout=0.0)
         except EOFError:
             # The loop meets it again.
             return True
         return any(
             isinstance(message, GenerateRequest) and message.priority < IDLE_PRIORITY
-            for message in self._messages
+            for message in self._early
         )
 
     def handle(self, message: ToEngine | MalformedMessage) -> None:

@@ -81,13 +81,10 @@ def test_whoever_finds_no_place_takes_theirs() -> None:
 
 def test_whoever_finds_no_blocks_takes_theirs() -> None:
     scheduler = make(blocks=8, max_batch_tokens=64)
-    for name in "ab":
-        add_idle(scheduler, name, 13, max_tokens=3)
-    for _ in range(10):
-        step(scheduler)
-        if scheduler.kv.used == 8:
-            break
-    scheduler.add(request("chat", 9, max_tokens=4), 0.0)
+    for name, length in (("a", 9), ("b", 7)):
+        add_idle(scheduler, name, length)
+    assert names(scheduler) == {"a", "b"}
+    scheduler.add(request("chat", 13), 0.0)
     assert names(scheduler) == {"chat"}
     assert scheduler.stats().preemptions == 1
     assert {r.sequence.request_id for r in drain(scheduler) if r.finish_reason} == {

@@ -100,6 +100,27 @@ def compare_decode_steps(model: Transformer, steps: int) -> None:
         contexts[:rows] = [c + 1 for c in contexts[:rows]]
 
 
+@torch.inference_mode()
+def test_a_step_left_between_layers_comes_to_the_same_when_it_is_done_again(model):
+    rng = random.Random(4)
+    config = model.config
+    parted, plain = caches(config), caches(config)
+    sizes = {"max_rows": MOST, "max_blocks": BLOCKS // MOST, "block_size": BLOCK}
+    graphs, whole = DecodeGraphs(model, parted, **sizes), DecodeGraphs(model, plain, **sizes)
+    contexts = [1] * MOST
+    for number in range(20):
+        if number % 2:
+            batch = mixed_batch(rng, [0, 7], config.vocab_size)
+        else:
+            batch = decode_batch(rng, contexts[: rng.choice([1, 3])], config.vocab_size)
+        for layers in range(1, config.layers + 1):
+            answers = iter([False] * (layers - 1) + [True])
+            assert graphs.run(batch, answers.__next__) is None
+        assert torch.equal(graphs.run(batch, lambda: False), whole.run(batch))
+        for one, other in zip(parted, plain, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def mixed_batch(rng: random.Random, starts: list[int], vocab: int) -> Batch:
     """A chunk of each sequence, of which nothing, the last row or all rows are wanted."""
     own = BLOCKS // MOST

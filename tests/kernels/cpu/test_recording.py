@@ -52,6 +52,23 @@ def test_rows_that_go_through_several_operations_at_once_come_to_the_same(rows):
     assert torch.equal(replay(), step())
 
 
+def test_a_replay_can_be_left_at_its_cuts():
+    inputs, weight = torch.randn(3, 64), torch.rand(64)
+
+    def step():
+        inner = cpu.rms_norm(inputs, weight, 1e-6)
+        cpu.cut()
+        inner = cpu.rms_norm(inner, weight, 1e-6)
+        cpu.cut()
+        return cpu.rms_norm(inner, weight, 1e-6)
+
+    replay = cpu.record(step, Workspace())
+    whole = replay().clone()
+    for answers in ([True], [False, True]):
+        assert replay(iter(answers).__next__) is None
+    assert torch.equal(replay(lambda: False), whole)
+
+
 def test_dead_tensors_give_their_memory_to_later_ones():
     workspace = Workspace()
     first = workspace.empty(2, 3000, dtype=torch.float32)
