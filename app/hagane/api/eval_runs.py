@@ -46,6 +46,8 @@ _POLL_SECONDS = 0.5
 _AT_ONCE = 4
 _MOST_TRIES = 60
 _RETRY_SECONDS = 1.0
+# For one answer: others may go first for as long.
+_PATIENCE_SECONDS = 86_400.0
 _MOST_TOKENS = 1024
 _MOST_ROWS = 10_000
 _CRITERIA: TypeAdapter[list[Grader]] = TypeAdapter(list[Grader])
@@ -166,6 +168,7 @@ class EvalRunner:
             top_p=given.get("top_p"),
             seed=given.get("seed"),
             priority=IDLE_PRIORITY,
+            timeout=_PATIENCE_SECONDS,
         )
         account = self._account
         size = sum(len(turn.text) for turn in turns)

@@ -19,6 +19,7 @@ from hagane.kernels.devices import resolve_device
 from hagane.models.encoder_config import EncoderConfig
 from hagane.pool.channel import EngineChannel, MalformedMessage
 from hagane.pool.messages import (
+    IDLE_PRIORITY,
     AdapterChecked,
     CancelRequest,
     CheckAdapter,
@@ -131,13 +132,18 @@ class EncoderEngine:
         self._waiting.append((time.monotonic(), request))
 
     def _take(self) -> list[tuple[float, GenerateRequest]]:
-        """The next requests, as many as fit a step; those whose deadline has passed are failed."""
+        """The next requests, as many as fit a step, those of idle priority last and by themselves.
+
+        Those whose deadline has passed are failed.
+        """
         now, tokens = time.monotonic(), 0
+        self._waiting = deque(sorted(self._waiting, key=_is_idle))
         taken: list[tuple[float, GenerateRequest]] = []
         while self._waiting:
             _, request = self._waiting[0]
             tokens += len(request.prompt)
-            if taken and tokens > self._config.max_batch_tokens:
+            full = tokens > self._config.max_batch_tokens
+            if taken and (full or _is_idle(self._waiting[0]) != _is_idle(taken[0])):
                 break
             entry = self._waiting.popleft()
             if request.deadline is not None and request.deadline < now:
@@ -166,6 +172,10 @@ class EncoderEngine:
             )
             for (arrived, request), states in zip(taken, hidden.split(lengths), strict=True)
         ]
+
+
+def _is_idle(entry: tuple[float, GenerateRequest]) -> bool:
+    return entry[1].priority >= IDLE_PRIORITY
 
 
 def _pool(states: Tensor, request: GenerateRequest) -> Tensor:

@@ -14,6 +14,8 @@ from hagane.pool.messages import IDLE_PRIORITY
 from hagane.system.json_lines import encode_line
 
 MOST_REQUESTS = 50_000
+# A batch's, and so that of each of its requests, which may stand still for others most of it.
+WINDOW_SECONDS = 86_400
 _MOST_ERRORS = 100
 _LONGEST_LINE = 16 << 20
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
@@ -29,8 +31,9 @@ class BatchRequest:
     body: dict[str, Any]
 
     def as_json(self) -> bytes:
-        """The body that is sent: at idle priority unless it names another one."""
-        return msgspec.json.encode({"priority": IDLE_PRIORITY, **self.body})
+        """The body that is sent: at idle priority and for the whole window unless it says so."""
+        defaults = {"priority": IDLE_PRIORITY, "timeout": WINDOW_SECONDS}
+        return msgspec.json.encode({**defaults, **self.body})
 
 
 @dataclass(frozen=True)

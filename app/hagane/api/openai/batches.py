@@ -11,6 +11,7 @@ from fastapi import Query, Request
 
 from hagane.api.access import guarded_router
 from hagane.api.fields import Body, Metadata
+from hagane.api.openai.batch_input import WINDOW_SECONDS
 from hagane.api.serving import get_serving
 from hagane.store.batches import StoredBatch
 from hagane.store.paging import Paging
@@ -19,7 +20,6 @@ from hagane.system.errors import ConflictError, InvalidRequestError
 PATH = "/v1/batches"
 router = guarded_router()
 
-_WINDOW_SECONDS = 86_400
 _MOMENTS = (
     "in_progress",
     "finalizing",
@@ -55,7 +55,7 @@ async def create(body: BatchBody, request: Request) -> dict[str, Any]:
     batch = StoredBatch(
         id=f"batch_{uuid.uuid4().hex}",
         created_at=now,
-        expires_at=now + _WINDOW_SECONDS,
+        expires_at=now + WINDOW_SECONDS,
         status="validating",
         endpoint=body.endpoint,
         input_file=stored.id,
