@@ -61,11 +61,18 @@ def completed(client: httpx.Client, batch: str) -> int:
     return int(client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"])
 
 
+def rate(client: httpx.Client, batch: str, seconds: float = 8.0) -> float:
+    """Requests of a batch done in a second while nobody else asks for anything."""
+    start, before = time.perf_counter(), completed(client, batch)
+    time.sleep(seconds)
+    return (completed(client, batch) - before) / (time.perf_counter() - start)
+
+
 def measure(url: str, options: argparse.Namespace) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
     alone: dict[str, list[float]] = {"first": [], "whole": []}
     beside: dict[str, list[float]] = {"first": [], "whole": []}
-    done = 0
+    done, rates = 0, []
     with httpx.Client(base_url=url, headers=headers, timeout=600) as client:
         latencies(client, 2, 0)  # warm up
         for _ in range(options.rounds):
@@ -74,6 +81,7 @@ def measure(url: str, options: argparse.Namespace) -> dict[str, Any]:
             batch = start_batch(client, options.lines)
             while completed(client, batch) == 0:
                 time.sleep(0.1)
+            rates.append(rate(client, batch))
             before = completed(client, batch)
             for name, values in latencies(client, options.requests, options.pause).items():
                 beside[name] += values
@@ -81,7 +89,10 @@ def measure(url: str, options: argparse.Namespace) -> dict[str, Any]:
             client.post(f"/v1/batches/{batch}/cancel")
             while client.get(f"/v1/batches/{batch}").json()["status"] != "cancelled":
                 time.sleep(0.1)
-    found: dict[str, Any] = {"batch_requests_done_meanwhile": done}
+    found: dict[str, Any] = {
+        "batch_requests_per_second_alone": round(statistics.median(rates), 2),
+        "batch_requests_done_meanwhile": done,
+    }
     for name in alone:
         without, with_batch = statistics.median(alone[name]), statistics.median(beside[name])
         found[name] = {
