@@ -1,7 +1,7 @@
 """Works through batches, one after the other, while nothing else wants the engine.
 
-A request of a batch is sent to the server's own routes at idle priority. New ones are started only
-while no other request runs or waits. Results are written down as they come: after a crash a batch
+A request of a batch is sent to the server's own routes at idle priority: the engine lets it stand
+still while others run. New ones are started only while no other request runs or waits. Results are written down as they come: after a crash a batch
 goes on with the requests that have none.
 """
 
