@@ -9,7 +9,8 @@ import time
 import httpx
 import openai
 import pytest
-from hagane.api.openai.batch_input import check_input
+from hagane.api.openai.batch_input import BatchRequest, check_input
+from hagane.pool.messages import IDLE_PRIORITY
 
 from tests.support.server import ADMIN_KEY, CHAT_KEY, start_server, stop_server
 
@@ -72,6 +73,12 @@ def test_a_batch_is_run_and_its_results_sorted(admin):
     assert next(each.id for each in admin.batches.list()) == batch.id
     with pytest.raises(openai.ConflictError):
         admin.batches.cancel(batch.id)
+
+
+@pytest.mark.parametrize("named", [{}, {"priority": 3}, {"timeout": 5}])
+def test_requests_run_at_idle_priority_for_a_day_unless_they_say_otherwise(named):
+    sent = json.loads(BatchRequest(1, "a", ENDPOINT, {"model": "tiny", **named}).as_json())
+    assert sent == {"model": "tiny", "priority": IDLE_PRIORITY, "timeout": 86_400, **named}
 
 
 def test_embeddings_and_responses_come_in_batches_too(admin):
