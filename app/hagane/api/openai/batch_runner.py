@@ -1,8 +1,8 @@
 """Works through batches, one after the other, while nothing else wants the engine.
 
 A request of a batch is sent to the server's own routes at idle priority: the engine lets it stand
-still while others run. New ones are started only while no other request runs or waits. Results are written down as they come: after a crash a batch
-goes on with the requests that have none.
+still while others run. New ones are started only while no other request runs or waits. Results are
+written down as they come: after a crash a batch goes on with the requests that have none.
 """
 
 from __future__ import annotations
