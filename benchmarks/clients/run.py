@@ -56,7 +56,7 @@ CLIENTS = (
     Client("openai-agents", "openai_agents_python.py", ("openai-agents",)),
     Client("pydantic-ai", "pydantic_ai_python.py", ("pydantic-ai-slim[openai,anthropic]",)),
     Client("smolagents", "smolagents_python.py", ("smolagents[openai]",)),
-    Client("dspy", "dspy_python.py", ("dspy",)),
+    Client("dspy", "dspy_python.py", ("dspy", "numpy")),
     Client("outlines", "outlines_python.py", ("outlines", "openai")),
     Client("llm", "llm_python.py", ("llm",)),
     Client("guidellm", "guidellm_python.py", ("guidellm",)),

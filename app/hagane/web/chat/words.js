@@ -157,7 +157,7 @@ export const WORDS = {
     exportJson: "JSON で書き出す",
     showList: "会話一覧",
     model: "モデル",
-    adapters: "{base} の微調整モデル",
+    adapters: "{base} のファインチューニング済みモデル",
     admin: "管理",
     settings: "設定",
     log: "メッセージ",
