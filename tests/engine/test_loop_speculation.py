@@ -14,7 +14,7 @@ from hagane.system.errors import ConfigurationError
 from tests.support.engine import RunningEngine, config, make_adapter
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
-REQUESTS = 240
+REQUESTS = 144
 SCHEMA = {
     "type": "object",
     "properties": {"names": {"type": "array", "items": {"enum": ["a", "bb"]}, "maxItems": 6}},
@@ -99,7 +99,7 @@ def test_answers_have_the_same_bits(tiny_model_dir, tmp_path, memory, changes):
     small = {"kv_cache_memory": memory, "max_sequences": 16} | changes
     plain, _ = answers(config(tiny_model_dir, speculation="off", **small), asked)
     guessed, stats = answers(config(tiny_model_dir, **small), asked, costs=Free())
-    assert stats.preemptions and stats.accepted_tokens > 200
+    assert stats.preemptions and stats.accepted_tokens > 100
     assert stats.proposed_tokens > stats.accepted_tokens
     for request in asked:
         one, other = plain[request.request_id], guessed[request.request_id]
