@@ -18,6 +18,9 @@ if not torch.cuda.is_available():
     # Triton decides when it is imported, as transformers does: its kernels run on the CPU.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Some hundred processes start: none but the first compiles the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.server import ADMIN_KEY, CHAT_KEY, Server, start_server, stop_server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import resource
@@ -10,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import httpx
@@ -197,12 +199,15 @@ def test_keys_come_before_bodies(bounded, length):
         assert time.monotonic() - started < 0.6
         assert b"connection: close" in answer.lower()
         connection.sendall(HEAD + b"\r\n")
+        connection.shutdown(socket.SHUT_WR)  # the server waits for no more of the body
         assert statuses(rest(connection)) == []
 
 
 def test_a_client_that_waits_to_be_asked_is_not_asked_without_a_key(bounded):
     raw = POST + b"Content-Length: 9\r\nExpect: 100-continue\r\n"
-    assert send(bounded, raw + b"\r\n") == [401]
+    with connect(bounded) as connection:
+        connection.sendall(raw + b"\r\n")
+        assert statuses(connection.recv(65536)) == [401]
     with connect(bounded) as connection:
         connection.sendall(raw + KEY + b"\r\n")
         assert statuses(connection.recv(65536)) == [100]
@@ -237,9 +242,8 @@ def test_bodies_that_stall_or_trickle_are_given_up(bounded):
     assert time.monotonic() - started < 6
 
 
-@pytest.mark.parametrize("sent", [0, 60, 300, 5000], ids=["head", "purpose", "file", "content"])
-@pytest.mark.parametrize("chunked", [False, True])
-def test_uploads_that_stall_are_given_up_and_leave_nothing(bounded, sent, chunked):
+def stalled_upload(sent: int, *, chunked: bool) -> bytes:
+    """The head of an upload and the first `sent` bytes of its form."""
     part = b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n'
     form = part % b"purpose" + b"fine-tune\r\n" + part % b'file"; filename="a.jsonl'
     form = (form + b"x" * 5000)[:sent]
@@ -247,15 +251,23 @@ def test_uploads_that_stall_are_given_up_and_leave_nothing(bounded, sent, chunke
         b"application/json", b"multipart/form-data; boundary=B"
     )
     head += b"Authorization: Bearer admin\r\n"
-    with connect(bounded) as connection:
-        if chunked:
-            body = b"%x\r\n%b\r\n" % (len(form), form) if form else b""
-            connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
-        else:
-            connection.sendall(head + b"Content-Length: 900000\r\n\r\n" + form)
-        answer = rest(connection)
-    assert statuses(answer) == [408]
-    assert b"body_timeout" in answer
+    if chunked:
+        body = b"%x\r\n%b\r\n" % (len(form), form) if form else b""
+        return head + b"Transfer-Encoding: chunked\r\n\r\n" + body
+    return head + b"Content-Length: 900000\r\n\r\n" + form
+
+
+def test_uploads_that_stall_are_given_up_and_leave_nothing(bounded):
+    """In the head, in the purpose, in the head of the file, and in its content; all at a time."""
+    with ExitStack() as stack:
+        connections = {}
+        for stalled in itertools.product((0, 60, 300, 5000), (False, True)):
+            connections[stalled] = stack.enter_context(connect(bounded))
+            connections[stalled].sendall(stalled_upload(stalled[0], chunked=stalled[1]))
+        for stalled, connection in connections.items():
+            answer = rest(connection)
+            assert statuses(answer) == [408], stalled
+            assert b"body_timeout" in answer, stalled
     assert list((bounded.log.parent / "data" / "files").iterdir()) == []
 
 

@@ -135,7 +135,7 @@ def test_keys_and_errors_are_in_the_dialects_shape(admin_server):
     assert wrong.json()["type"] == "error"
     assert wrong.json()["error"]["type"] == "authentication_error"
     with anthropic.Anthropic(base_url=admin_server.url, api_key=CHAT_KEY) as client:
-        assert [(m.type, m.id) for m in client.models.list()] == [("model", "tiny")]
+        assert ("model", "tiny") in [(m.type, m.id) for m in client.models.list()]
         with pytest.raises(anthropic.NotFoundError) as missing:
             ask(client, model="other")
         assert missing.value.body["error"]["type"] == "not_found_error"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from functools import lru_cache
 
-from fastapi import Request
+from fastapi import FastAPI, Request, Response
 
 from hagane.api.access import GuardedRoute, guarded_router
 from hagane.api.description import describe_api
@@ -15,20 +16,25 @@ router = guarded_router(include_in_schema=False)
 
 
 @router.get("/openapi.json")
-def openapi(request: Request) -> dict[str, Any]:
+def openapi(request: Request) -> Response:
     """The routes that the caller's key may know of, in OpenAPI 3.1."""
     keys = get_serving(request).keys
-    shown = keys.holds_admin_key(request)
+    without_key = frozenset(access for access in Access if not keys.required(access))
+    document = _document(request.app, keys.holds_admin_key(request), without_key)
+    return Response(document, media_type="application/json")
+
+
+# Describing the routes takes a second of computing; there are two documents for each listener,
+# and others once the first key is made.
+@lru_cache(maxsize=8)
+def _document(app: FastAPI, with_admin: bool, without_key: frozenset[Access]) -> bytes:
+    """The description of the application's routes as JSON."""
     routes = [
         route
-        for route in request.app.routes
+        for route in app.routes
         if isinstance(route, GuardedRoute)
         and route.include_in_schema
-        and (shown or route.rule.access is not Access.ADMIN)
+        and (with_admin or route.rule.access is not Access.ADMIN)
     ]
-    return describe_api(
-        routes,
-        title=request.app.title,
-        version=request.app.version,
-        without_key=frozenset(access for access in Access if not keys.required(access)),
-    )
+    described = describe_api(routes, title=app.title, version=app.version, without_key=without_key)
+    return json.dumps(described, ensure_ascii=False).encode()
