@@ -23,6 +23,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.support import postgres as postgresql
+from tests.support.postgres import Postgres
 from tests.support.server import ADMIN_KEY, CHAT_KEY, Server, start_server, stop_server
 
 if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton"):
@@ -71,6 +73,16 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, of which each test takes a schema by `url()`."""
+    if (reason := postgresql.missing()) is not None:
+        pytest.skip(reason)
+    running = Postgres.create()
+    yield running
+    running.remove()
 
 
 @pytest.fixture(scope="session")

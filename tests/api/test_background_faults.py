@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 def store(tmp_path):
     opened = Store.open(tmp_path / "data")
     yield opened
-    opened.database.close()
+    opened.close()
 
 
 async def test_an_eval_run_that_cannot_be_read_fails_and_the_next_one_is_taken(store):

@@ -88,22 +88,44 @@ class CanaryWatch:
 
     async def _round(self) -> float:
         """Judge every running canary by all that came until now."""
-        canaries = await asyncio.to_thread(self._answers.canaries.running)
         since, self._since = self._since, defaultdict(ArmCounts)
-        failed: Exception | None = None
-        for canary in canaries:
-            try:
-                await asyncio.to_thread(self._judge, canary, since)
-                await self._announce(canary)
-            except Exception as error:
-                # The others are judged all the same; what was seen of this one counts next time.
-                logger.exception("the canary of %s could not be judged", canary.alias)
-                failed = error
-                for key in [key for key in since if key[0] == canary.alias]:
-                    self._since[key].add(since.pop(key))
+        try:
+            judged, failed = await asyncio.to_thread(self._judge_all, since)
+        finally:
+            # What was not judged by counts next time.
+            for key, counts in since.items():
+                self._since[key].add(counts)
+        for canary in judged:
+            await self._announce(canary)
         if failed is not None:
             raise failed
         return _ROUND_SECONDS
+
+    def _judge_all(
+        self, since: dict[tuple[str, str, str], ArmCounts]
+    ) -> tuple[list[Canary], Exception | None]:
+        """Judge by the counts `since`, taking out those that are kept; the last that failed.
+
+        Of several servers one judges at a time, so that each adds its counts to the others'.
+        """
+        judged: list[Canary] = []
+        failed: Exception | None = None
+        again = set()
+        with self._answers.database.attempt("canaries") as alone:
+            if not alone:
+                return [], None
+            for canary in self._answers.canaries.running():
+                try:
+                    self._judge(canary, since)
+                    judged.append(canary)
+                except Exception as error:
+                    # The others are judged all the same.
+                    logger.exception("the canary of %s could not be judged", canary.alias)
+                    failed = error
+                    again.add(canary.alias)
+        for key in [key for key in since if key[0] not in again]:
+            del since[key]
+        return judged, failed
 
     def _judge(self, canary: Canary, since: dict[tuple[str, str, str], ArmCounts]) -> None:
         if not self._in_force(canary):

@@ -28,6 +28,7 @@ from hagane.system.errors import (
     NotFoundError,
     QueueFullError,
     RateLimitError,
+    StoreUnavailableError,
     TooLargeError,
 )
 
@@ -110,7 +111,7 @@ def describe(error: HaganeError) -> tuple[int, dict[str, Any], dict[str, str]]:
         body = error_body(message, "rate_limit_exceeded", None, "rate_limit_exceeded")
         return 429, body, {"Retry-After": str(math.ceil(error.retry_after))}
     body = error_body(message, "server_error", None, error.code)
-    if isinstance(error, EngineUnavailableError | OverloadedError):
+    if isinstance(error, EngineUnavailableError | OverloadedError | StoreUnavailableError):
         return 503, body, {"Retry-After": str(math.ceil(error.retry_after))}
     if isinstance(error, EngineCrashedError):
         return 503, body, {"Retry-After": "1"}

@@ -20,6 +20,7 @@ from hagane.pool.client import EngineClient
 from hagane.pool.models import Fleet, ResidentModel
 from hagane.pool.process import EndReason
 from hagane.store.jobs import Jobs
+from hagane.system.errors import StoreUnavailableError
 from hagane.system.logging import dropped_lines
 from hagane.system.loops import BackgroundLoop
 
@@ -157,7 +158,10 @@ class _JobCollector(Collector):
         self.jobs = jobs
 
     def collect(self) -> Iterator[Metric]:
-        job = self.jobs.first("running")
+        try:
+            job = self.jobs.first("running")
+        except StoreUnavailableError:
+            return
         running = GaugeMetricFamily("hagane_fine_tuning_jobs_running", "1 while a job runs")
         running.add_metric([], job is not None)
         yield running

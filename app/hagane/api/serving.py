@@ -19,6 +19,7 @@ from hagane.api.keyring import KeyRing
 from hagane.api.limits import Account, Accounts
 from hagane.api.metrics import Metrics
 from hagane.api.offload import Offload
+from hagane.api.shared_state import SharedState
 from hagane.generation.grammars import GrammarChecker
 from hagane.generation.request import find_room, overflow
 from hagane.models.config import ModelConfig
@@ -168,6 +169,7 @@ class Serving:
     catalogue: Catalogue
     answers: AnswerLog
     canaries: CanaryWatch
+    shared: SharedState
     loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)

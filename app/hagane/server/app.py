@@ -55,6 +55,7 @@ from hagane.api.openai import (
 )
 from hagane.api.openai.batch_runner import BatchRunner
 from hagane.api.serving import Serving, TextModel
+from hagane.api.shared_state import SharedState
 from hagane.api.sse import ClientDisconnectedError
 from hagane.lora.config import AdapterConfig, adapter_digest
 from hagane.pool.launch import Launched
@@ -74,7 +75,7 @@ from hagane.store.catalogue import Catalogue
 from hagane.store.keys import key_label
 from hagane.store.offered import OfferedModels
 from hagane.store.responses import Retention
-from hagane.store.store import DATABASE_FILE, Store
+from hagane.store.store import DATABASE_FILE, Store, StoreAddress
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.system.loops import BackgroundLoop
 from hagane.system.settings import Settings
@@ -132,6 +133,7 @@ def create_app(
         catalogue,
         answers,
         canaries,
+        SharedState(store, catalogue, keyring),
         lambda: loops,
     )
 
@@ -181,9 +183,11 @@ def open_store(settings: Settings) -> Store:
     if set(settings.urgent_keys) - set(settings.keys):
         raise ConfigurationError("priority_keys has a key that api_keys lacks: add it there")
     retention = Retention(int(settings.stored_responses), settings.stored_response_seconds)
-    if not key and not (settings.data_dir / DATABASE_FILE).is_file():
+    url = settings.database_url
+    if not key and url is None and not (settings.data_dir / DATABASE_FILE).is_file():
         return Store.empty(retention)
-    return Store.open(settings.data_dir, retention)
+    address = StoreAddress(settings.data_dir, None if url is None else url.get_secret_value())
+    return Store.open(address, retention)
 
 
 def _prepare(model: TextModel) -> None:

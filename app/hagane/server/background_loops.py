@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hagane.api.eval_runs import EvalRunner
 from hagane.api.key_usage import KeyUsageLog
 from hagane.api.openai.batch_runner import BatchRunner
-from hagane.api.openai.response_runs import fail_interrupted
+from hagane.api.openai.interrupted import fail_interrupted
 from hagane.api.serving import Serving
 from hagane.system.loops import BackgroundLoop
 from hagane.training.jobs.supervisor import Supervisor
@@ -33,6 +33,7 @@ class BackgroundLoops:
         yield self.batches.loop
         yield from self.serving.answers.loops
         yield self.serving.canaries.loop
+        yield self.serving.shared.loop
         yield self.evals.loop
         yield self.key_usage.loop
 
@@ -41,11 +42,13 @@ class BackgroundLoops:
         serving = self.serving
         durable = serving.store.durable
         await serving.fleet.start()
+        serving.shared.start()
         if durable:
             self.supervisor.start()
         if durable and serving.settings.admin_key.get_secret_value():
             self.batches.loop.start()
-        await asyncio.to_thread(fail_interrupted, serving.store.responses)
+        if not serving.store.database.shared:
+            await asyncio.to_thread(fail_interrupted, serving.store.responses)
         self.announcing.start()
         serving.answers.start()
         serving.canaries.loop.start()
@@ -66,3 +69,4 @@ class BackgroundLoops:
         )
         # Last: streams that ended meanwhile have brought answers to store.
         await asyncio.gather(serving.answers.stop(), serving.canaries.stop(), self.key_usage.stop())
+        await serving.shared.stop()

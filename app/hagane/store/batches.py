@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hagane.store import tables
-from hagane.store.database import Database
+from hagane.store.database import Database, claim
 from hagane.store.paging import Page, Paging, select_page, without_sequence
 from hagane.system.errors import NotFoundError
 
@@ -20,7 +20,8 @@ UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 @dataclass(frozen=True)
 class StoredBatch:
     """One batch. `moments` are the times, by name, at which its status changed, such as
-    `in_progress_at`; `counts` has `total`, `completed` and `failed` requests.
+    `in_progress_at`; `counts` has `total`, `completed` and `failed` requests. `server` is the one
+    of several servers that works on it.
     """
 
     id: str
@@ -36,6 +37,7 @@ class StoredBatch:
     errors: list[dict[str, Any]]
     output_file: str | None = None
     error_file: str | None = None
+    server: str | None = None
 
 
 class Batches:
@@ -60,11 +62,16 @@ class Batches:
             return select_page(connection, _batches, paging, lambda row: StoredBatch(**row))
 
     def next(self) -> StoredBatch | None:
-        """The oldest batch that is not finished."""
-        query = sa.select(_batches).where(_batches.c.status.in_(UNFINISHED))
+        """The oldest batch that is not finished; no other server works on it."""
+        row = claim(self._database, _batches, _batches.c.status.in_(UNFINISHED))
+        return None if row is None else StoredBatch(**row)
+
+    def is_held(self, batch_id: str) -> bool:
+        """Whether the batch is still this server's."""
+        query = sa.select(_batches.c.server).where(_batches.c.id == batch_id)
         with self._database.read() as connection:
-            row = connection.execute(query.order_by(_batches.c.sequence)).mappings().first()
-        return None if row is None else StoredBatch(**without_sequence(row))
+            row = connection.execute(query).one_or_none()
+        return row is not None and row.server == self._database.server
 
     def move(
         self, batch_id: str, before: Sequence[str], after: str, now: int, **changes: Any

@@ -112,6 +112,13 @@ class Catalogue:
         """The models that the settings name and those in the store, by name."""
         return dict(self._current().offered)
 
+    def refresh(self) -> int:
+        """Read the names again if anybody has written since.
+
+        Returns a number that is another one after every change by any server.
+        """
+        return self._current().version[1]
+
     def register(
         self, name: str, directory: Path, digest: str, *, replace: bool = False
     ) -> ModelRef:

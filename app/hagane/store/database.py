@@ -1,147 +1,111 @@
-"""The SQLite database: connections as they must be, and its schema brought up to date at start.
+"""What the store needs of a database: transactions, a version, and claims on work that is queued.
 
-Write-ahead logging lets the server read while a worker writes; a transaction that writes takes the
-write lock at its beginning, so that what it has read cannot change under it.
+`hagane.store.sqlite` keeps it in a file of one server; `hagane.store.postgres` shares it among
+several. Everything else in this package is written against `Database` and runs on both.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
 
-from hagane.store.migrations import MIGRATIONS
-from hagane.system.errors import ConfigurationError, DiskFullError
-from hagane.system.files import full, is_exhausted, is_full
+from hagane.store.paging import without_sequence
+from hagane.system.errors import DiskFullError, StoreUnavailableError
+from hagane.system.files import is_exhausted, is_full
 
-_BUSY_SECONDS = 30.0
-# The latter where the index of the write-ahead log has to grow.
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
-# Primary codes that say nothing about the statement or its values.
+# Primary codes of SQLite that say nothing about the statement or its values.
 _UNUSABLE = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
 }  # fmt: skip
 
 
-class Database:
-    """Connections to one database file, or to one in memory when `path` is None.
+class Database(ABC):
+    """Connections to one database.
 
-    `migrations` are the steps that make its schema, oldest first.
-
-    Raises ConfigurationError when the file cannot be used or is newer than this program.
+    Attributes:
+        shared: whether other servers may work on the entries of this one.
+        server: the id of this server among them, None where it is the only one.
+        commits: transactions of this process that wrote.
     """
 
-    def __init__(self, path: Path | None, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
-        self._migrations = migrations
-        if path is None:
-            arguments: dict[str, Any] = {"poolclass": sa.StaticPool}
-            connect: dict[str, Any] = {"check_same_thread": False}
-        else:
-            arguments, connect = {}, {"timeout": _BUSY_SECONDS}
-        # A database in memory is one connection, for one thread at a time.
-        self._turn = threading.RLock() if path is None else nullcontext()
-        self._engine = sa.create_engine(
-            f"sqlite:///{'' if path is None else path}", connect_args=connect, **arguments
-        )
-        sa.event.listen(self._engine, "connect", _configure)
-        sa.event.listen(self._engine, "begin", _begin)
-        self._writing = self._engine.execution_options(begin="IMMEDIATE")
-        self.commits = 0
-        self._watch: sqlite3.Connection | None = None
-        self._watching = threading.Lock()
-        try:
-            self._migrate()
-            if path is not None:
-                self._watch = sqlite3.connect(path, check_same_thread=False)
-        except sa.exc.DBAPIError as error:
-            raise ConfigurationError(f"the database {path} cannot be used: {error.orig}") from None
+    shared: bool = False
+    server: str | None = None
+    commits: int = 0
 
-    @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """One consistent view."""
-        with self._turn, self._engine.begin() as connection:
-            yield connection
+    @abstractmethod
+    def read(self) -> AbstractContextManager[sa.Connection]:
+        """One consistent view. Raises StoreUnavailableError."""
 
-    @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """All or nothing, durable at the end, one writer at a time. Raises DiskFullError."""
-        try:
-            with self._turn, self._writing.begin() as connection:
-                yield connection
-        except sa.exc.OperationalError as error:
-            if getattr(error.orig, "sqlite_errorcode", None) not in _FULL:
-                raise
-            raise full(Path(self._engine.url.database or "").parent) from error
-        finally:
-            self.commits += 1
+    @abstractmethod
+    def write(self, *, turns: bool = True) -> AbstractContextManager[sa.Connection]:
+        """All or nothing, durable at the end, one writer at a time.
 
+        Without `turns` others may write meanwhile where the database can: for transactions whose
+        statements depend on nothing that they have read. Raises DiskFullError,
+        StoreUnavailableError, and InvalidRequestError for values that it cannot store.
+        """
+
+    @abstractmethod
     def version(self) -> tuple[int, int]:
-        """A value that is another one after every transaction that wrote, of any process.
+        """A value that is another one after every transaction that changed a name or a key.
 
         `commits`, its first part, counts those of this process and is read without any waiting.
         """
-        with self._watching:
-            if self._watch is None:
-                return self.commits, 0
-            (changes,) = self._watch.execute("PRAGMA data_version").fetchone()
-            return self.commits, changes
 
+    @abstractmethod
     def close(self) -> None:
         """Give all connections back."""
-        if self._watch is not None:
-            self._watch.close()
-        self._engine.dispose()
 
-    def _migrate(self) -> None:
-        with self.read() as connection:
-            if _version(connection) == len(self._migrations):
-                # Nothing to write: a full disk does not keep a server or a worker from its start.
-                return
-        with self.write() as connection:
-            version = _version(connection)
-            if version > len(self._migrations):
-                raise ConfigurationError(
-                    f"the database {self._engine.url.database} has schema {version}; this program "
-                    f"knows up to {len(self._migrations)}: start the newer version that wrote it"
-                )
-            for step in self._migrations[version:]:
-                for statement in step:
-                    connection.exec_driver_sql(statement)
-            connection.exec_driver_sql(f"PRAGMA user_version = {len(self._migrations)}")
+    def free(self, server: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Whether an entry that belongs to `server` may be claimed: nobody else works on it."""
+        return sa.true()
+
+    def attempt(self, what: str) -> AbstractContextManager[bool]:
+        """Whether no other server does `what` as long as the context is open; never waits."""
+        return nullcontext(True)
+
+    def beat(self) -> None:
+        """Show the other servers that this one lives. Raises StoreUnavailableError."""
+        return
+
+    def leave(self) -> None:
+        """Give up all that this server has claimed, as its last act."""
+        return
+
+
+def claim(
+    database: Database, table: sa.Table, *conditions: sa.ColumnElement[bool]
+) -> dict[str, Any] | None:
+    """The oldest entry that nobody else works on; it belongs to this server from now on."""
+    query = sa.select(table).where(*conditions, database.free(table.c.server))
+    query = query.order_by(table.c.sequence).limit(1)
+    with database.read() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+    if row is None or row["server"] == database.server:
+        return None if row is None else without_sequence(row)
+    with database.write(turns=False) as connection:
+        # Rows that others are claiming right now are passed over, not waited for.
+        row = connection.execute(query.with_for_update(skip_locked=True)).mappings().one_or_none()
+        if row is None:
+            return None
+        mine = table.update().where(table.c.sequence == row["sequence"])
+        connection.execute(mine.values(server=database.server))
+    return without_sequence(row) | {"server": database.server}
 
 
 def strikes_all(error: BaseException) -> bool:
     """Whether other work would fail as well now: the entry at hand is not to blame."""
-    if isinstance(error, DiskFullError):
+    if isinstance(error, DiskFullError | StoreUnavailableError):
         return True
     return is_full(error) or is_exhausted(error) or is_unusable(error)
 
 
 def is_unusable(error: BaseException) -> bool:
-    """Whether a database error is about the database as a whole, which may be usable later."""
+    """Whether an error of SQLite is about the database as a whole, which may be usable later."""
     code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _UNUSABLE
-
-
-def _version(connection: sa.Connection) -> int:
-    version: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    return version
-
-
-def _configure(connection: Any, _: object) -> None:
-    # The driver would begin transactions by its own rules; `_begin` does it instead.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _begin(connection: sa.Connection) -> None:
-    kind = connection.get_execution_options().get("begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {kind}")

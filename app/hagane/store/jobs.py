@@ -7,6 +7,7 @@ that of two concurrent changes only one takes effect (compare-and-swap).
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 
 from hagane.store import tables
 from hagane.store.artifacts import ServedArtifact, put_artifact
-from hagane.store.database import Database
+from hagane.store.database import Database, claim
 from hagane.store.paging import Page, Paging, select_page, without_sequence
 from hagane.system.errors import NotFoundError
 
@@ -39,7 +40,8 @@ class Job:
 
     `request` is the client's request, `spec` the worker's input, `plan` the values that "auto"
     resolved to, `progress` the last step's report, `result` the figures that the gate decided by.
-    `deaths` counts workers that died unexpectedly since the last checkpoint.
+    `deaths` counts workers that died unexpectedly since the last checkpoint. `server` is the one of
+    several servers that works on it, as long as that lives.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Job:
     result: dict[str, Any] | None = None
     heartbeat_at: float | None = None
     deaths: int = 0
+    server: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -130,7 +133,7 @@ class Jobs:
 
     def add(self, job: Job, *events: Event) -> None:
         """Add a new job with its first events."""
-        with self._database.write() as connection:
+        with self._database.write(turns=False) as connection:
             connection.execute(_jobs.insert().values(**vars(job)))
             _insert_events(connection, job.id, events)
         # Logged with the request's id: it connects the request to the job's id in later lines.
@@ -170,8 +173,25 @@ class Jobs:
                     return Job(**without_sequence(found))
         return None
 
+    def claim(self, *statuses: Status) -> Job | None:
+        """The oldest job in the first of `statuses` that has one which no other server works on.
+
+        It is this server's until it is released, or until this server is no longer seen.
+        """
+        for status in statuses:
+            if (row := claim(self._database, _jobs, _jobs.c.status == status)) is not None:
+                return Job(**row)
+        return None
+
+    def is_held(self, job_id: str, server: str | None) -> bool:
+        """Whether the job runs and is `server`'s: cheap enough to read after every step."""
+        held = (_jobs.c.id == job_id, _jobs.c.status == "running")
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(_jobs.c.server).where(*held)).one_or_none()
+        return row is not None and row.server == server
+
     def status(self, job_id: str) -> Status | None:
-        """The job's status, or None for an unknown job: cheap enough to read after every step."""
+        """The job's status, or None for an unknown job."""
         with self._database.read() as connection:
             query = sa.select(_jobs.c.status).where(_jobs.c.id == job_id)
             status: Status | None = connection.execute(query).scalar_one_or_none()
@@ -191,7 +211,7 @@ class Jobs:
         """
         if target in _FINISHED:
             values["finished_at"] = int(time.time())
-        with self._database.write() as connection:
+        with self._database.write(turns=False) as connection:
             changed = connection.execute(
                 _jobs.update()
                 .where(_jobs.c.id == job_id, _jobs.c.status.in_(source))
@@ -202,11 +222,13 @@ class Jobs:
         return bool(changed)
 
     def record(self, job_id: str, events: Sequence[Event] = (), **values: Any) -> None:
-        """Add events and set columns other than the status."""
-        with self._database.write() as connection:
+        """Add events that are not there yet, and set columns other than the status."""
+        known = sa.select(_events.c.id).where(_events.c.id.in_([event.id for event in events]))
+        with self._database.write(turns=False) as connection:
             if values:
                 connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(**values))
-            _insert_events(connection, job_id, events)
+            there = set(connection.execute(known).scalars()) if events else set()
+            _insert_events(connection, job_id, [e for e in events if e.id not in there])
 
     def succeed(
         self, job_id: str, model: ServedArtifact | None, events: Sequence[Event], **values: Any
@@ -224,7 +246,7 @@ class Jobs:
 
     def count_death(self, job_id: str, event: Event) -> int:
         """Count a worker's unexpected death; returns the number since the last checkpoint."""
-        with self._database.write() as connection:
+        with self._database.write(turns=False) as connection:
             deaths: int = connection.execute(
                 _jobs.update()
                 .where(_jobs.c.id == job_id)
@@ -259,7 +281,7 @@ class Jobs:
         with self._database.write() as connection:
             rows = connection.execute(query.order_by(_checkpoints.c.step.desc())).mappings()
             latest = [_checkpoint(without_sequence(row)) for row in rows]
-            best = min(latest, key=lambda c: (c.metrics["valid_loss"], c.step), default=None)
+            best = min(latest, key=_rank, default=None)
             candidates = [c for c in latest if c is not best and not c.asked_for]
             removed = candidates[kept - 1 :]
             names = [checkpoint.name for checkpoint in removed]
@@ -271,6 +293,12 @@ class Jobs:
         own = _checkpoints.c.job == job_id
         with self._database.read() as connection:
             return select_page(connection, _checkpoints, paging, _checkpoint, own)
+
+
+def _rank(checkpoint: JobCheckpoint) -> tuple[float, int]:
+    """The best is the least; a loss that is NaN may have been stored as null."""
+    loss = checkpoint.metrics["valid_loss"]
+    return (math.inf if loss is None else loss, checkpoint.step)
 
 
 def _insert_events(connection: sa.Connection, job_id: str, events: Sequence[Event]) -> None:

@@ -1,4 +1,7 @@
-"""Schema migrations: step N takes a database from version N to N + 1. Old steps never change."""
+"""Schema migrations: step N takes a database from version N to N + 1. Old steps never change.
+
+They are in SQLite's dialect; `hagane.store.postgres` translates the few types that differ.
+"""
 
 from __future__ import annotations
 
@@ -184,4 +187,9 @@ _FIFTH = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+# Which of several servers works on an entry.
+_SIXTH = tuple(
+    f"ALTER TABLE {name} ADD COLUMN server TEXT" for name in ("jobs", "batches", "responses")
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)

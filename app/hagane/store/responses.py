@@ -93,6 +93,7 @@ class Responses:
         row = {**vars(response), "bytes": len(response.body.encode())}
         with self._database.write() as connection:
             self._trim(connection, row["bytes"])
+            row["server"] = self._database.server
             row["expires_at"] = time.time() + self._retention.seconds
             connection.execute(_responses.delete().where(_responses.c.id == response.id))
             connection.execute(_responses.insert().values(**row))
@@ -113,8 +114,16 @@ class Responses:
             _forget(connection, _responses, [response_id])
 
     def unfinished(self) -> list[StoredResponse]:
-        """Those that were being made when a server ended."""
-        query = sa.select(_responses).where(_responses.c.status.in_(UNFINISHED))
+        """Those that were being made when a server ended.
+
+        Among several servers, those of a server that is no longer seen.
+        """
+        own = _responses.c.server.is_distinct_from(self._database.server)
+        query = sa.select(_responses).where(
+            _responses.c.status.in_(UNFINISHED),
+            self._database.free(_responses.c.server),
+            *([own] if self._database.shared else []),
+        )
         with self._database.read() as connection:
             return [_as_response(row) for row in connection.execute(query).mappings()]
 

@@ -1,35 +1,77 @@
-"""The store: everything durable of one data directory."""
+"""The store: everything durable of a server, or of several that share it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hagane.store.aliases import Aliases
 from hagane.store.answers.answers import Answers
+from hagane.store.answers.migrations import MIGRATIONS as ANSWERS
 from hagane.store.artifacts import Artifacts
 from hagane.store.batches import Batches
 from hagane.store.database import Database
 from hagane.store.files import Files
 from hagane.store.jobs import Jobs
 from hagane.store.keys import ApiKeys
+from hagane.store.migrations import MIGRATIONS
 from hagane.store.published import PublishedModels
 from hagane.store.responses import DEFAULT_RETENTION, Responses, Retention
+from hagane.store.sqlite import SqliteDatabase
 from hagane.system.errors import ConfigurationError
 from hagane.text.hub import MODELS_FOLDER
 
 DATABASE_FILE = "hagane.sqlite3"
+ANSWERS_FILE = "answers.sqlite3"
+DATABASE_VARIABLE = "HAGANE_DATABASE_URL"
+
+
+@dataclass(frozen=True)
+class StoreAddress:
+    """Where a store is: a data directory, and a PostgreSQL database if it is shared.
+
+    `environment` brings the parts that may hold a password to a process of the store's own.
+    """
+
+    directory: Path
+    database_url: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables from which `in_process` of another process makes the same address."""
+        return {} if self.database_url is None else {DATABASE_VARIABLE: self.database_url}
+
+    @classmethod
+    def in_process(cls, directory: Path, environment: Mapping[str, str]) -> StoreAddress:
+        """The address of the store that the server of this process has."""
+        return cls(directory, environment.get(DATABASE_VARIABLE))
+
+    def databases(self) -> tuple[Database, Database]:
+        """That of jobs and names, and that of answers. Raises ConfigurationError."""
+        if self.database_url is None:
+            return (
+                SqliteDatabase(self.directory / DATABASE_FILE, MIGRATIONS),
+                SqliteDatabase(self.directory / ANSWERS_FILE, ANSWERS),
+            )
+        # Half a megabyte and a driver that a server with a database of its own does without.
+        from hagane.store.postgres import PostgresConnections, PostgresDatabase
+
+        connections = PostgresConnections(self.database_url)
+        return (
+            PostgresDatabase(connections, "jobs", MIGRATIONS),
+            PostgresDatabase(connections, "answers", ANSWERS),
+        )
 
 
 @dataclass(frozen=True)
 class Store:
-    """A data directory: two databases, `files/`, and a folder for each job in `jobs/`.
+    """Two databases, and a data directory with `files/` and a folder for each job in `jobs/`.
 
-    `durable` is False for a store in memory, which has no directory.
+    `address` is None for a store in memory, which has no directory.
     """
 
-    directory: Path
-    durable: bool
+    address: StoreAddress | None
     database: Database
     files: Files
     jobs: Jobs
@@ -42,33 +84,41 @@ class Store:
     answers: Answers
 
     @classmethod
-    def open(cls, directory: Path, retention: Retention = DEFAULT_RETENTION) -> Store:
-        """Open or create a store. Raises ConfigurationError if `directory` is not writable."""
-        directory = directory.absolute()
+    def open(cls, place: Path | StoreAddress, retention: Retention = DEFAULT_RETENTION) -> Store:
+        """Open or create a store.
+
+        Raises ConfigurationError if the directory is not writable or the database not usable.
+        """
+        address = StoreAddress(place) if isinstance(place, Path) else place
+        address = replace(address, directory=address.directory.absolute())
         try:
             for folder in ("files", "jobs"):
-                (directory / folder).mkdir(parents=True, exist_ok=True)
+                (address.directory / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(
-                f"data_dir {directory} cannot be used: {error.strerror}"
+                f"data_dir {address.directory} cannot be used: {error.strerror}"
             ) from None
-        database = Database(directory / DATABASE_FILE)
-        store = cls._of(directory, database, retention, durable=True)
+        store = cls._of(address, address.databases(), retention)
         store.files.sweep()
         return store
 
     @classmethod
     def empty(cls, retention: Retention = DEFAULT_RETENTION) -> Store:
         """Create an empty store in memory, for a server that keeps nothing."""
-        return cls._of(Path(), Database(None), retention, durable=False)
+        databases = SqliteDatabase(None, MIGRATIONS), SqliteDatabase(None, ANSWERS)
+        return cls._of(None, databases, retention)
 
     @classmethod
     def _of(
-        cls, directory: Path, database: Database, retention: Retention, *, durable: bool
+        cls,
+        address: StoreAddress | None,
+        databases: tuple[Database, Database],
+        retention: Retention,
     ) -> Store:
+        database, answers = databases
+        directory = Path() if address is None else address.directory
         return cls(
-            directory,
-            durable,
+            address,
             database,
             Files(database, directory / "files"),
             Jobs(database),
@@ -78,9 +128,29 @@ class Store:
             Responses(database, retention),
             Batches(database),
             ApiKeys(database),
-            Answers.open(directory if durable else None),
+            Answers.over(answers),
         )
+
+    @property
+    def durable(self) -> bool:
+        """Whether it keeps anything beyond this process."""
+        return self.address is not None
+
+    @property
+    def directory(self) -> Path:
+        """The data directory, which only a durable store has."""
+        return Path() if self.address is None else self.address.directory
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As that of the address, for processes that open the same store."""
+        return {} if self.address is None else self.address.environment
 
     def job_directory(self, job_id: str) -> Path:
         """The folder that the job writes to."""
         return self.directory / "jobs" / job_id
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.database.close()
+        self.answers.database.close()

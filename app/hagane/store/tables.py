@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+# Of 64 bits in either database.
+INTEGER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 metadata = sa.MetaData()
 
 
 def _sequence() -> sa.Column[int]:
-    return sa.Column("sequence", sa.Integer, primary_key=True)
+    return sa.Column("sequence", INTEGER, primary_key=True, autoincrement=True)
 
 
 files = sa.Table(
@@ -21,17 +23,17 @@ files = sa.Table(
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("filename", sa.Text, nullable=False),
     sa.Column("purpose", sa.Text, nullable=False),
-    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("bytes", INTEGER, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
 )
 jobs = sa.Table(
     "jobs",
     metadata,
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
-    sa.Column("finished_at", sa.Integer),
+    sa.Column("created_at", INTEGER, nullable=False),
+    sa.Column("finished_at", INTEGER),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("suffix", sa.Text),
@@ -40,13 +42,14 @@ jobs = sa.Table(
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
     sa.Column("fine_tuned_model", sa.Text),
-    sa.Column("trained_tokens", sa.Integer),
+    sa.Column("trained_tokens", INTEGER),
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("plan", sa.JSON(none_as_null=True)),
     sa.Column("progress", sa.JSON(none_as_null=True)),
     sa.Column("result", sa.JSON(none_as_null=True)),
     sa.Column("heartbeat_at", sa.Float),
-    sa.Column("deaths", sa.Integer, nullable=False),
+    sa.Column("deaths", INTEGER, nullable=False),
+    sa.Column("server", sa.Text),
 )
 events = sa.Table(
     "events",
@@ -54,7 +57,7 @@ events = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("job", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("level", sa.Text, nullable=False),
     sa.Column("type", sa.Text, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
@@ -66,9 +69,9 @@ checkpoints = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("job", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("step", INTEGER, nullable=False),
     sa.Column("directory", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
@@ -81,7 +84,7 @@ adapters = sa.Table(
     sa.Column("root", sa.Text, nullable=False),
     sa.Column("directory", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("promoted", sa.Boolean, nullable=False),
     sa.Column("job", sa.Text),
 )
@@ -89,11 +92,11 @@ alias_generations = sa.Table(
     "alias_generations",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("generation", sa.Integer, primary_key=True),
+    sa.Column("generation", INTEGER, primary_key=True),
     sa.Column("target", sa.Text),
     sa.Column("candidate", sa.Text),
     sa.Column("percentage", sa.Float, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
 )
 responses = sa.Table(
     "responses",
@@ -101,13 +104,14 @@ responses = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("previous", sa.Text),
     sa.Column("conversation", sa.Text),
-    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("bytes", INTEGER, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Column("server", sa.Text),
 )
 conversations = sa.Table(
     "conversations",
@@ -115,7 +119,7 @@ conversations = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),
 )
@@ -127,7 +131,7 @@ items = sa.Table(
     sa.Column("response", sa.Text),
     sa.Column("conversation", sa.Text),
     sa.Column("output", sa.Boolean, nullable=False),
-    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("bytes", INTEGER, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
 )
 batches = sa.Table(
@@ -135,8 +139,8 @@ batches = sa.Table(
     metadata,
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
-    sa.Column("expires_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
+    sa.Column("expires_at", INTEGER, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("endpoint", sa.Text, nullable=False),
     sa.Column("input_file", sa.Text, nullable=False),
@@ -147,6 +151,7 @@ batches = sa.Table(
     sa.Column("errors", sa.JSON, nullable=False),
     sa.Column("output_file", sa.Text),
     sa.Column("error_file", sa.Text),
+    sa.Column("server", sa.Text),
 )
 api_keys = sa.Table(
     "api_keys",
@@ -156,19 +161,19 @@ api_keys = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("hint", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("urgent", sa.Boolean, nullable=False),
-    sa.Column("expires_at", sa.Integer),
-    sa.Column("revoked_at", sa.Integer),
+    sa.Column("expires_at", INTEGER),
+    sa.Column("revoked_at", INTEGER),
 )
 key_usage = sa.Table(
     "key_usage",
     metadata,
     sa.Column("label", sa.Text, primary_key=True),
     sa.Column("day", sa.Text, primary_key=True),
-    sa.Column("requests", sa.Integer, nullable=False),
-    sa.Column("refused", sa.Integer, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("generated_tokens", sa.Integer, nullable=False),
+    sa.Column("requests", INTEGER, nullable=False),
+    sa.Column("refused", INTEGER, nullable=False),
+    sa.Column("prompt_tokens", INTEGER, nullable=False),
+    sa.Column("generated_tokens", INTEGER, nullable=False),
 )

@@ -15,6 +15,7 @@
     ├── EngineCrashedError           engine_crashed           retry; the engine restarts
     ├── DeadlineExceededError        deadline_exceeded
     ├── DiskFullError                disk_full                free space on the disk
+    ├── StoreUnavailableError        store_unavailable        retry after `retry_after` seconds
     ├── TrainingError                (one of several)         fix the cause, start the job again
     └── TrainingInterrupted          interrupted              continue from the checkpoint
 
@@ -134,6 +135,13 @@ class DiskFullError(HaganeError):
     """The data directory's disk has no room left."""
 
     code = "disk_full"
+
+
+class StoreUnavailableError(HaganeError):
+    """The database or the object store does not answer; try again after `retry_after` seconds."""
+
+    code = "store_unavailable"
+    retry_after = 1.0
 
 
 class TrainingError(HaganeError):

@@ -44,7 +44,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Adapters and other models": ("models", "adapter", "adapter_memory", "adapter_roots",
                                       "resident_models", "resident_memory", "resident_cache_memory",
                                       "resident_gpu_memory_fraction", "resident_idle_seconds"),
-        "Files and training": ("data_dir", "max_file_bytes", "training_threads",
+        "Files and training": ("data_dir", "database_url", "max_file_bytes", "training_threads",
                                "job_gpu_memory_fraction", "job_checkpoints",
                                "stored_completions_bytes", "stored_completions_days",
                                "stored_responses", "stored_response_seconds"),
@@ -176,6 +176,11 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="port of the admin routes; default: on the common one"
     )
     data_dir: Path = Field(Path("data"), description="directory of durable state")
+    database_url: SecretStr | None = Field(
+        None,
+        description="postgresql://USER:PASSWORD@HOST:PORT/DATABASE that several servers share; "
+        "default: SQLite in data_dir",
+    )
     stored_responses: ByteSize = Field(
         ByteSize(256 << 20),
         description="most memory of stored responses and conversations; the oldest go first",

@@ -124,7 +124,7 @@ def test_a_run_refused_for_its_memory_may_be_asked_for_again(admin, admin_server
     store = Store.open(admin_server.log.parent / "data")
     refusal = {"code": "out_of_memory", "message": "too large", "param": None}
     store.jobs.record(made.id, status="failed", plan=None, error=refusal)
-    store.database.close()
+    store.close()
     again = jobs.resume(made.id)
     assert (again.status, again.error) == ("validating_files", None)
     wait(admin, made.id, "queued", "running")

@@ -11,6 +11,7 @@ from hagane.store.answers.answers import Answers
 from hagane.store.answers.completions import CompletionFilter, StorageBounds
 from hagane.store.answers.feedback import Feedback
 from hagane.store.paging import Paging
+from hagane.store.store import Store, StoreAddress
 from hagane.system.errors import NotFoundError
 
 FOREVER = StorageBounds(1 << 30, 1e9)
@@ -29,11 +30,16 @@ def ids(answers: Answers, **wanted) -> list[str]:
     return sorted(stored.id for stored in found)
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "postgres"])
 def answers(request, tmp_path):
-    opened = Answers.open(tmp_path if request.param == "file" else None)
-    yield opened
-    opened.database.close()
+    if request.param == "memory":
+        opened = Store.empty()
+    else:
+        shared = request.param == "postgres"
+        url = request.getfixturevalue("postgres").url() if shared else None
+        opened = Store.open(StoreAddress(tmp_path, url))
+    yield opened.answers
+    opened.close()
 
 
 def test_the_oldest_make_room_and_the_old_expire(answers):
@@ -47,7 +53,7 @@ def test_the_oldest_make_room_and_the_old_expire(answers):
     assert store.add([row("late", age=7200)], StorageBounds(1 << 30, 3600)) == 0
     assert store.add([row("next")], StorageBounds(1 << 30, 3600)) == 0
     # In the order of insertion: an old one after newer ones goes when it comes to its turn.
-    fresh = Answers.open(None)
+    fresh = Store.empty().answers
     assert fresh.completions.add([row("old", age=7200), row("new")], StorageBounds(1000, 3600)) == 1
     assert ids(fresh) == ["new"]
 

@@ -23,7 +23,7 @@ from hagane.training.jobs.supervisor import Supervisor
 def store(tmp_path):
     opened = Store.open(tmp_path / "data")
     yield opened
-    opened.database.close()
+    opened.close()
 
 
 def add(store, model, file, status: str) -> Job:

@@ -22,7 +22,7 @@ from hagane.training.report.listener import CheckpointReport, FineTuneResult, St
 def store(tmp_path):
     opened = Store.open(tmp_path / "data")
     yield opened
-    opened.database.close()
+    opened.close()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hagane.api.openai.stored_completions import Written
 from hagane.api.serving import Serving, get_serving
 from hagane.store.answers.datasets import Dataset
 from hagane.store.paging import Paging
-from hagane.system.errors import NotFoundError
+from hagane.system.errors import ConflictError, NotFoundError
 from hagane.training.datasets.build import Built, Edit, Task, build
 from hagane.training.datasets.spec import DatasetSpec
 
@@ -109,7 +109,10 @@ def delete_dataset(dataset_id: str, request: Request) -> dict[str, Any]:
 
 async def _build(request: Request, task: Task) -> Built:
     async with request.app.state.inspecting:
-        return await build(get_serving(request).store.directory, task)
+        address = get_serving(request).store.address
+        if address is None:
+            raise ConflictError("This server keeps nothing: start it with an admin key.")
+        return await build(address, task)
 
 
 def _keep(

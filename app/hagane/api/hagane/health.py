@@ -27,7 +27,7 @@ async def live() -> dict[str, str]:
 @router.get("/health", responses={503: _NOT_READY})
 @router.get("/health/ready", responses={503: _NOT_READY})
 async def ready(request: Request) -> JSONResponse:
-    """200 when requests are taken, 503 with the engine's state when not.
+    """200 when requests are taken; 503 with the engine's state when not, or without the database.
 
     `failing` names the background loops whose last round failed; the log says why.
     """
@@ -38,6 +38,8 @@ async def ready(request: Request) -> JSONResponse:
     if client.info is not None:
         state["engine_pid"] = client.info.pid
         state["context_length"] = client.info.context_length
+    if not serving.shared.reachable:
+        return JSONResponse({**state, "status": "database_unreachable"}, 503, {"Retry-After": "1"})
     if client.state == "ready":
         return JSONResponse(state)
     return JSONResponse(state, 503, {"Retry-After": "1"})

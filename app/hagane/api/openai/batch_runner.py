@@ -42,6 +42,10 @@ _AGAIN = (429, 503)
 _AGAIN_SECONDS = 0.5
 
 
+class _BatchLostError(Exception):
+    """Another server works on the batch: this one was not seen for too long."""
+
+
 class BatchRunner:
     """Runs the batches of one server."""
 
@@ -60,6 +64,9 @@ class BatchRunner:
         except Exception as error:
             if strikes_all(error):
                 raise
+            if not await asyncio.to_thread(self._batches.is_held, batch.id):
+                logger.warning("batch %s is another server's now", batch.id)
+                return _POLL_SECONDS
             logger.exception("batch %s fails by a fault of this program", batch.id)
             # The text may be what cannot be stored.
             message = f"{type(error).__name__}: {str(error)!a}; see the server's log."
@@ -132,6 +139,8 @@ class BatchRunner:
     async def _stopped(self, batch: StoredBatch, log: ResultLog) -> str | None:
         """Save how far the batch is; the status to end with if it is to go no further."""
         counts = {**batch.counts, "completed": log.completed, "failed": log.failed}
+        if not await asyncio.to_thread(self._batches.is_held, batch.id):
+            raise _BatchLostError(batch.id)
         unfinished = ("in_progress", "finalizing")
         if not await self._move(batch, unfinished, "in_progress", counts=counts):
             return "cancelled"

@@ -122,7 +122,7 @@ def cancel_run(eval_id: str, run_id: str, request: Request) -> dict[str, Any]:
     """End a run after the items that are being answered. Raises NotFoundError, ConflictError."""
     evals = _evals(request)
     run = evals.run(run_id, eval_id)
-    if not evals.move(run_id, "canceled"):
+    if not evals.cancel_run(run_id):
         raise ConflictError(
             f"The run '{run_id}' is {run.status}; only one that has not ended can be canceled.",
             param="run_id",

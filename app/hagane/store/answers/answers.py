@@ -1,4 +1,4 @@
-"""Everything kept of answers, in a database of its own.
+"""Everything kept of answers, in a database (or a part of the schema) of its own.
 
 Writes of answers neither wait for those of jobs nor make the catalogue read its names again.
 """
@@ -6,17 +6,13 @@ Writes of answers neither wait for those of jobs nor make the catalogue read its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from hagane.store.answers.canaries import Canaries
 from hagane.store.answers.completions import Completions
 from hagane.store.answers.datasets import Datasets
 from hagane.store.answers.evals import Evals
 from hagane.store.answers.feedback import FeedbackLog
-from hagane.store.answers.migrations import MIGRATIONS
 from hagane.store.database import Database
-
-ANSWERS_FILE = "answers.sqlite3"
 
 
 @dataclass(frozen=True)
@@ -31,9 +27,8 @@ class Answers:
     evals: Evals
 
     @classmethod
-    def open(cls, directory: Path | None) -> Answers:
-        """Open or create `answers.sqlite3` in `directory`; in memory for None."""
-        database = Database(None if directory is None else directory / ANSWERS_FILE, MIGRATIONS)
+    def over(cls, database: Database) -> Answers:
+        """What `database` keeps, whose schema is that of `answers.migrations`."""
         return cls(
             database,
             Completions(database),

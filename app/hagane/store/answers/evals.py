@@ -11,7 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from hagane.store.answers import tables
-from hagane.store.database import Database
+from hagane.store.database import Database, claim
 from hagane.store.paging import Page, Paging, select_page, without_sequence
 from hagane.system.errors import NotFoundError
 
@@ -39,7 +39,10 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRun:
-    """One model's run over the items of `data_source`; `total` is known once they are read."""
+    """One model's run over the items of `data_source`; `total` is known once they are read.
+
+    `server` is the one of several servers that works on it.
+    """
 
     eval: str
     name: str
@@ -49,6 +52,7 @@ class EvalRun:
     total: int = 0
     error: dict[str, Any] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    server: str | None = None
     created_at: int = field(default_factory=_now)
     id: str = field(default_factory=lambda: f"evalrun_{uuid.uuid4().hex[:24]}")
 
@@ -125,21 +129,29 @@ class Evals:
             return select_page(connection, _runs, paging, lambda row: EvalRun(**row), *conditions)
 
     def next_run(self) -> EvalRun | None:
-        """The oldest run that has not ended."""
-        query = sa.select(_runs).where(_runs.c.status.in_(UNFINISHED))
-        with self._database.read() as connection:
-            row = connection.execute(query.order_by(_runs.c.sequence).limit(1)).mappings()
-            found = row.one_or_none()
-        return None if found is None else EvalRun(**without_sequence(found))
+        """The oldest run that has not ended; no other server works on it."""
+        row = claim(self._database, _runs, _runs.c.status.in_(UNFINISHED))
+        return None if row is None else EvalRun(**row)
 
     def move(self, run_id: str, status: RunStatus, **values: Any) -> bool:
-        """Change the status of a run that has not ended; False if it has."""
-        own = (_runs.c.id == run_id, _runs.c.status.in_(UNFINISHED))
-        with self._database.write() as connection:
+        """Change the status of a run of this server's that has not ended; False for another."""
+        own = (
+            _runs.c.id == run_id,
+            _runs.c.status.in_(UNFINISHED),
+            self._database.free(_runs.c.server),
+        )
+        with self._database.write(turns=False) as connection:
             changed = connection.execute(
                 _runs.update().where(*own).values(status=status, **values)
             ).rowcount
         return bool(changed)
+
+    def cancel_run(self, run_id: str) -> bool:
+        """End a run, whichever server works on it; False if it has ended."""
+        own = (_runs.c.id == run_id, _runs.c.status.in_(UNFINISHED))
+        with self._database.write(turns=False) as connection:
+            changed = connection.execute(_runs.update().where(*own).values(status="canceled"))
+            return bool(changed.rowcount)
 
     def delete_run(self, run_id: str) -> None:
         """Delete a run with its results. Raises NotFoundError."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from hagane.store.tables import INTEGER
+
 metadata = sa.MetaData()
 
 
 def _sequence() -> sa.Column[int]:
-    return sa.Column("sequence", sa.Integer, primary_key=True)
+    return sa.Column("sequence", INTEGER, primary_key=True, autoincrement=True)
 
 
 completions = sa.Table(
@@ -16,14 +18,14 @@ completions = sa.Table(
     metadata,
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("user", sa.Text),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("alias", sa.Text),
     sa.Column("arm", sa.Text),
     sa.Column("conversation", sa.Text, nullable=False),
-    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("bytes", INTEGER, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("response", sa.Text, nullable=False),
@@ -34,10 +36,10 @@ feedback = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("completion", sa.Text, nullable=False),
-    sa.Column("choice", sa.Integer, nullable=False),
+    sa.Column("choice", INTEGER, nullable=False),
     sa.Column("author", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
-    sa.Column("updated_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
+    sa.Column("updated_at", INTEGER, nullable=False),
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("user", sa.Text),
     sa.Column("model", sa.Text, nullable=False),
@@ -47,7 +49,7 @@ feedback = sa.Table(
     sa.Column("score", sa.Float),
     sa.Column("correction", sa.Text),
     sa.Column("preferred_over", sa.Text),
-    sa.Column("preferred_over_choice", sa.Integer, nullable=False),
+    sa.Column("preferred_over_choice", INTEGER, nullable=False),
     sa.Column("comment", sa.Text),
     sa.Column("tags", sa.JSON, nullable=False),
     sa.Column("preferred_over_arm", sa.Text),
@@ -58,8 +60,8 @@ datasets = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("version", INTEGER, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("method", sa.Text, nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
@@ -74,15 +76,15 @@ canaries = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("alias", sa.Text, nullable=False),
-    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("generation", INTEGER, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("candidate", sa.Text, nullable=False),
     sa.Column("policy", sa.JSON, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("counts", sa.JSON, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
-    sa.Column("decided_at", sa.Integer),
+    sa.Column("created_at", INTEGER, nullable=False),
+    sa.Column("decided_at", INTEGER),
 )
 canary_events = sa.Table(
     "canary_events",
@@ -90,7 +92,7 @@ canary_events = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("canary", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("level", sa.Text, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
@@ -101,7 +103,7 @@ evals = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("data_source_config", sa.JSON, nullable=False),
     sa.Column("testing_criteria", sa.JSON, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),
@@ -113,13 +115,14 @@ eval_runs = sa.Table(
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("eval", sa.Text, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
-    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("total", INTEGER, nullable=False),
     sa.Column("data_source", sa.JSON, nullable=False),
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("server", sa.Text),
 )
 eval_items = sa.Table(
     "eval_items",
@@ -127,8 +130,8 @@ eval_items = sa.Table(
     _sequence(),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("run", sa.Text, nullable=False),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("number", INTEGER, nullable=False),
+    sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("item", sa.JSON, nullable=False),
     sa.Column("sample", sa.JSON, nullable=False),

@@ -10,14 +10,14 @@ import asyncio
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from hagane.store.store import StoreAddress
 from hagane.system.errors import InvalidRequestError, TrainingError
 from hagane.training.datasets.spec import DatasetSpec
-from hagane.training.jobs.inspection import exit_reason
+from hagane.training.jobs.inspection import exit_reason, spawn_process
 
 
 class Edit(BaseModel):
@@ -50,15 +50,16 @@ class Built:
     sha256: list[str]
 
 
-async def build(directory: Path, task: Task) -> Built:
-    """Do `task` on the data in `directory`. Raises TrainingError, or InvalidRequestError."""
-    process = await asyncio.create_subprocess_exec(
+async def build(address: StoreAddress, task: Task) -> Built:
+    """Do `task` on the store at `address`. Raises TrainingError, or InvalidRequestError."""
+    process = await spawn_process(
         sys.executable,
         "-m",
         "hagane.training.datasets.worker",
-        str(directory),
+        str(address.directory),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        variables=address.environment,
     )
     try:
         output, _ = await process.communicate(task.model_dump_json().encode())

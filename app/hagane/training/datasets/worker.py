@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hagane.data.records import RecordError, parse
-from hagane.store.store import Store
+from hagane.store.store import Store, StoreAddress
 from hagane.system.errors import HaganeError, InvalidRequestError
 from hagane.training.datasets.build import Built, Edit, Task
 from hagane.training.datasets.clean import Card, clean, split
@@ -22,7 +23,7 @@ from hagane.training.jobs.priority import step_back
 def main() -> None:
     step_back()
     task = Task.model_validate_json(sys.stdin.read())
-    store = Store.open(Path(sys.argv[1]))
+    store = Store.open(StoreAddress.in_process(Path(sys.argv[1]), os.environ))
     try:
         answer = asdict(_edit(store, task, task.edit) if task.edit else _build(store, task))
     except HaganeError as error:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,17 +45,27 @@ class Spawn(Protocol):
     """
 
     async def __call__(
-        self, *command: str, stdin: int | None = None, stdout: int | None = None
+        self,
+        *command: str,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> asyncio.subprocess.Process:
-        """Raises OSError if the process cannot be started."""
+        """`variables` go on top of the environment of this process. Raises OSError."""
         ...
 
 
 async def spawn_process(
-    *command: str, stdin: int | None = None, stdout: int | None = None
+    *command: str,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> asyncio.subprocess.Process:
     """A process of the operating system."""
-    return await asyncio.create_subprocess_exec(*command, stdin=stdin, stdout=stdout)
+    environment = {**os.environ, **(variables or {})}
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=stdin, stdout=stdout, env=environment
+    )
 
 
 async def inspect_files(

@@ -19,7 +19,7 @@ from typing import Any
 from hagane.store.database import strikes_all
 from hagane.store.jobs import Event, Job, Status
 from hagane.store.store import Store
-from hagane.system.errors import TrainingError
+from hagane.system.errors import StoreUnavailableError, TrainingError
 from hagane.system.loops import BackgroundLoop, Backoff
 from hagane.training.jobs.inspection import (
     Inspection,
@@ -80,7 +80,7 @@ class Supervisor:
 
         A full disk or an unusable database is no fault of the job's, and raised: it waits.
         """
-        job = self._store.jobs.first(*statuses)
+        job = await asyncio.to_thread(self._store.jobs.claim, *statuses)
         if job is None:
             return False
         try:
@@ -110,7 +110,14 @@ class Supervisor:
         event = Event("Files validated, moving job to queued state", data=asdict(inspection))
         warnings = [Event(f"Note: {text}", "warn") for text in inspection.training["warnings"]]
         await self._move(
-            job, ("validating_files",), "queued", event, *warnings, plan=inspection.plan
+            job,
+            ("validating_files",),
+            "queued",
+            event,
+            *warnings,
+            plan=inspection.plan,
+            # Whichever server has nothing to do may run it.
+            server=None,
         )
 
     async def _reject(self, job: Job, reason: dict[str, Any], report: dict[str, Any]) -> None:
@@ -127,6 +134,7 @@ class Supervisor:
             self._options.model_dump_json(),
             # Held open as long as this process lives; the worker ends when it closes.
             stdin=asyncio.subprocess.PIPE,
+            variables=self._store.environment,
         )
         try:
             code = await self._watch(self._worker, job)
@@ -134,7 +142,8 @@ class Supervisor:
             # Nobody watches it any more; it goes on from its checkpoint under the next one.
             await _kill(self._worker)
             raise
-        if code and self._store.jobs.status(job.id) in ("queued", "running"):
+        now = await asyncio.to_thread(self._store.jobs.get, job.id)
+        if code and now.status in ("queued", "running") and now.server == job.server:
             await self._count_death(job, code)
         try:
             await asyncio.to_thread(self._forget_states)
@@ -151,14 +160,21 @@ class Supervisor:
                     shutil.rmtree(state, ignore_errors=True)
 
     async def _watch(self, worker: asyncio.subprocess.Process, job: Job) -> int:
-        """Wait for the worker's end, which comes at once for cancelled jobs."""
+        """Wait for the worker's end, which comes at once for jobs that are cancelled or lost.
+
+        While the database cannot be reached, the worker waits for it as well.
+        """
         ended = asyncio.ensure_future(worker.wait())
         started = time.time()
         while not (await asyncio.wait((ended,), timeout=_POLL_SECONDS))[0]:
-            now = self._store.jobs.get(job.id)
+            try:
+                now = await asyncio.to_thread(self._store.jobs.get, job.id)
+            except StoreUnavailableError:
+                continue
             # The last heartbeat may be an earlier worker's, from before the server stopped.
             silent = time.time() - max(now.heartbeat_at or started, started)
-            if now.status == "cancelled" or silent > _SILENCE_SECONDS:
+            lost = now.server != job.server
+            if now.status == "cancelled" or lost or silent > _SILENCE_SECONDS:
                 await _kill(worker)
         return ended.result()
 

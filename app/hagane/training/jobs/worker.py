@@ -3,7 +3,9 @@
 Started by `hagane.training.jobs.supervisor` as
 `python -m hagane.training.jobs.worker DATA_DIR JOB_ID OPTIONS`, the last a `JobOptions` as JSON.
 The supervisor holds the other end of its standard input: when that closes, the server is gone, and
-so is the worker. A lock in the data directory lets one worker run at a time, also across servers.
+so is the worker. A lock in the data directory lets one worker run at a time on this machine, also
+across servers. Servers of several machines share a database: a job is one server's at a time, and
+its worker stops when it is another's.
 """
 
 from __future__ import annotations
@@ -21,13 +23,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hagane.lora.config import adapter_digest
 from hagane.store.artifacts import ServedArtifact
 from hagane.store.jobs import Event, Job, JobCheckpoint, Status
-from hagane.store.store import Store
-from hagane.system.errors import DiskFullError, HaganeError, TrainingInterrupted
+from hagane.store.store import Store, StoreAddress
+from hagane.system.errors import (
+    DiskFullError,
+    HaganeError,
+    StoreUnavailableError,
+    TrainingInterrupted,
+)
 from hagane.system.files import full, is_full
 from hagane.system.logging import configure_logging, request_id
 from hagane.system.loops import BackgroundLoop
@@ -51,8 +58,10 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 _FLUSH_SECONDS = 0.5
 _ATTEMPTS = 5
+_PATIENCE_SECONDS = 1.0
 _RUNNING: tuple[Status, ...] = ("running",)
 
+T = TypeVar("T")
 FineTune = Callable[[FineTuneSpec, Path, "StoreListener"], FineTuneResult]
 
 
@@ -93,23 +102,37 @@ class StoreListener:
         whole = read_spec(self._job.spec).full
         digest = "" if whole else adapter_digest(report.directory)
         metrics = {"step": report.step, **report.metrics}
-        self._jobs.add_checkpoint(
-            self._job.id,
-            JobCheckpoint(name, report.step, str(report.directory), digest, metrics),
-            Event(f"Checkpoint created at step {report.step}", data={"step": report.step}),
-        )
-        for pruned in self._jobs.prune_checkpoints(self._job.id, self._kept_checkpoints):
+        made = JobCheckpoint(name, report.step, str(report.directory), digest, metrics)
+        event = Event(f"Checkpoint created at step {report.step}", data={"step": report.step})
+        patiently(lambda: self._jobs.add_checkpoint(self._job.id, made, event))
+        kept = self._kept_checkpoints
+        for pruned in patiently(lambda: self._jobs.prune_checkpoints(self._job.id, kept)):
             shutil.rmtree(pruned.directory, ignore_errors=True)
 
     def interrupted(self) -> bool:
-        if not self._stopping and self._jobs.status(self._job.id) == "running":
+        held = patiently(lambda: self._jobs.is_held(self._job.id, self._job.server))
+        if held and not self._stopping:
             return False
         self._flush()
         return True
 
-    def _flush(self, **values: int) -> None:
-        self._jobs.record(self._job.id, self._events, progress=self._progress, **values)
+    def _flush(self, **values: Any) -> None:
+        values |= {"progress": self._progress}
+        patiently(lambda: self._jobs.record(self._job.id, self._events, **values))
         self._events, self._flushed = [], time.monotonic()
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """The result of `action`, once the database can be reached; the run stands still until then.
+
+    What may have been done before the connection broke is done again.
+    """
+    while True:
+        try:
+            return action()
+        except StoreUnavailableError as error:
+            logger.warning("%s The run waits for it.", error)
+            time.sleep(_PATIENCE_SECONDS)
 
 
 def _validated(report: StepReport | PretrainReport) -> bool:
@@ -183,14 +206,13 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
         store.published.publish(model.name, model.path)
     outcome = {**asdict(result), "directory": str(result.directory), "promoted": promoted}
     event = Event(judgement(job.pretrained_name, promoted, most, result), data=outcome)
-    store.jobs.succeed(
-        job.id,
-        model,
-        (event, Event("The job has successfully completed")),
-        fine_tuned_model=job.pretrained_name if promoted else None,
-        trained_tokens=config.steps * config.batch_rows * config.sequence_length,
-        result=outcome,
-    )
+    events = (event, Event("The job has successfully completed"))
+    values = {
+        "fine_tuned_model": job.pretrained_name if promoted else None,
+        "trained_tokens": config.steps * config.batch_rows * config.sequence_length,
+        "result": outcome,
+    }
+    patiently(lambda: store.jobs.succeed(job.id, model, events, **values))
 
 
 def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
@@ -204,16 +226,19 @@ def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
         "steps": result.steps,
         "base_valid_loss": result.base_valid_loss,
         "valid_loss": result.valid_loss,
-        "files": [write_results(store, job).id],
+        "files": [patiently(lambda: write_results(store, job)).id],
     }
-    store.jobs.succeed(
-        job.id,
-        ServedArtifact(job.model_name, job.model, str(result.directory), digest, promoted, job.id),
-        (*_end(job, result), _outcome(job, outcome), Event("The job has successfully completed")),
-        fine_tuned_model=job.model_name if promoted else None,
-        trained_tokens=result.trained_tokens,
-        result=outcome,
+    made = ServedArtifact(
+        job.model_name, job.model, str(result.directory), digest, promoted, job.id
     )
+    ending = Event("The job has successfully completed")
+    events = (*_end(job, result), _outcome(job, outcome), ending)
+    values = {
+        "fine_tuned_model": job.model_name if promoted else None,
+        "trained_tokens": result.trained_tokens,
+        "result": outcome,
+    }
+    patiently(lambda: store.jobs.succeed(job.id, made, events, **values))
 
 
 def _end(job: Job, result: FineTuneResult) -> tuple[Event, ...]:
@@ -304,7 +329,7 @@ def main(directory: Path, job_id: str, options: JobOptions) -> None:
     configure_logging(options.log_level, options.log_format)
     request_id.set(job_id)
     with _alone(directory):
-        store = Store.open(directory)
+        store = Store.open(StoreAddress.in_process(directory, os.environ))
         started = Event("Fine-tuning job started")
         job = store.jobs.get(job_id)
         if job.status == "running":

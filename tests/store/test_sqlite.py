@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from hagane.store import tables
 from hagane.store.answers import tables as answer_tables
 from hagane.store.answers.migrations import MIGRATIONS as ANSWERS
-from hagane.store.database import Database
 from hagane.store.migrations import MIGRATIONS
+from hagane.store.sqlite import SqliteDatabase
 from hagane.system.errors import ConfigurationError
 
 
@@ -24,7 +24,7 @@ from hagane.system.errors import ConfigurationError
     ids=["jobs", "answers"],
 )
 def test_migrations_make_the_tables_that_queries_name(tmp_path, migrations, metadata):
-    database = Database(tmp_path / "db", migrations)
+    database = SqliteDatabase(tmp_path / "db", migrations)
     with database.read() as connection:
         inspector = sa.inspect(connection)
         made = set(inspector.get_table_names()) - {"sqlite_sequence"}
@@ -43,7 +43,7 @@ def test_migrations_make_the_tables_that_queries_name(tmp_path, migrations, meta
 
 def test_opening_again_changes_nothing(tmp_path):
     for _ in range(2):
-        database = Database(tmp_path / "db")
+        database = SqliteDatabase(tmp_path / "db")
         with database.read() as connection:
             version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
             mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
@@ -53,20 +53,20 @@ def test_opening_again_changes_nothing(tmp_path):
 
 
 def test_a_newer_schema_and_a_broken_file_are_refused(tmp_path):
-    database = Database(tmp_path / "db")
+    database = SqliteDatabase(tmp_path / "db")
     with database.write() as connection:
         connection.exec_driver_sql("PRAGMA user_version = 99")
     database.close()
     with pytest.raises(ConfigurationError, match="schema 99"):
-        Database(tmp_path / "db")
+        SqliteDatabase(tmp_path / "db")
     (tmp_path / "broken").write_bytes(b"no database" * 1000)
     with pytest.raises(ConfigurationError, match="not a database"):
-        Database(tmp_path / "broken")
+        SqliteDatabase(tmp_path / "broken")
 
 
 def test_writers_take_turns(tmp_path):
     """Each reads a counter and writes it back; without the lock at the start, counts are lost."""
-    database = Database(tmp_path / "db")
+    database = SqliteDatabase(tmp_path / "db")
     with database.write() as connection:
         connection.exec_driver_sql("CREATE TABLE counter (n INTEGER)")
         connection.exec_driver_sql("INSERT INTO counter VALUES (0)")
@@ -90,8 +90,8 @@ def test_what_a_killed_process_committed_is_there_and_the_rest_is_not(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from hagane.store.database import Database
-database = Database(Path(sys.argv[1]))
+from hagane.store.sqlite import SqliteDatabase
+database = SqliteDatabase(Path(sys.argv[1]))
 with database.write() as connection:
     connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
     connection.exec_driver_sql("INSERT INTO t VALUES (1)")
@@ -108,5 +108,5 @@ with database.write() as connection:
     assert process.stdout.readline() == b"ready\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with Database(tmp_path / "db").read() as connection:
+    with SqliteDatabase(tmp_path / "db").read() as connection:
         assert connection.exec_driver_sql("SELECT n FROM t").scalars().all() == [1]
