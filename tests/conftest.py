@@ -24,6 +24,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support import postgres as postgresql
+from tests.support import s3 as object_store
 from tests.support.postgres import Postgres
 from tests.support.server import ADMIN_KEY, CHAT_KEY, Server, start_server, stop_server
 
@@ -83,6 +84,15 @@ def postgres() -> Iterator[Postgres]:
     running = Postgres.create()
     yield running
     running.remove()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[object_store.S3]:
+    """A server of the S3 protocol, of which each test takes a bucket."""
+    if (reason := object_store.missing()) is not None:
+        pytest.skip(reason)
+    with object_store.running() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

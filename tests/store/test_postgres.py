@@ -19,7 +19,7 @@ from hagane.store.responses import StoredResponse
 from hagane.store.store import Store, StoreAddress
 from hagane.system.errors import ConfigurationError, InvalidRequestError, StoreUnavailableError
 
-LEASE = 0.3
+LEASE = 0.2
 
 
 @pytest.fixture

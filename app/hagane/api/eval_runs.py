@@ -211,7 +211,7 @@ class EvalRunner:
 def _read_rows(files: Any, file_id: str) -> list[dict[str, Any]]:
     files.get(file_id)
     rows = []
-    with files.path(file_id).open(encoding="utf-8") as lines:
+    with files.local(file_id).open(encoding="utf-8") as lines:
         for number, line in enumerate(islice(lines, _MOST_ROWS), 1):
             try:
                 row = json.loads(line)

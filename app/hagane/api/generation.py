@@ -154,6 +154,7 @@ def _grammar(model: TextModel, grammar: Grammar | None) -> GrammarRef | None:
 
 def _adapter(model: ModelRef) -> AdapterRef | None:
     if model.adapter_directory is None:
+        assert model.digest is None, f"the adapter {model.id} was not fetched"  # noqa: S101
         return None
     digest = model.digest or adapter_digest(model.adapter_directory)
     return AdapterRef(model.id, str(model.adapter_directory), digest)

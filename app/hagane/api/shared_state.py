@@ -51,7 +51,7 @@ class SharedState:
     async def _round(self) -> float:
         try:
             keys = await asyncio.to_thread(self._follow)
-        except BaseException:
+        except Exception:
             if self.reachable:
                 logger.error("the database cannot be used: readiness is false until it can")
             self.reachable = False
@@ -69,6 +69,8 @@ class SharedState:
         if self._rounds % _BEAT_ROUNDS == 0:
             database.beat()
             fail_interrupted(self._store.responses)
+        if self._rounds == 0:
+            self._catalogue.sweep()
         revision = self._catalogue.refresh()
         keys = self._store.keys.all() if revision != self._revision else []
         self._revision = revision

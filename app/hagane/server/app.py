@@ -115,7 +115,9 @@ def create_app(
 
     recorded = metrics.Metrics(fleet, store.jobs, lambda: loops)
     accounts = Accounts(settings, recorded.registry)
-    catalogue = Catalogue(store.database, model.id, offered_models(settings, model.id))
+    catalogue = Catalogue(
+        store.database, model.id, offered_models(settings, model.id), store.adapters
+    )
     _register_adapters(catalogue, settings)
     answers = AnswerLog(
         store.answers, answer_bounds(settings), recorded.registry, durable=store.durable
@@ -186,8 +188,10 @@ def open_store(settings: Settings) -> Store:
     url = settings.database_url
     if not key and url is None and not (settings.data_dir / DATABASE_FILE).is_file():
         return Store.empty(retention)
-    address = StoreAddress(settings.data_dir, None if url is None else url.get_secret_value())
-    return Store.open(address, retention)
+    if settings.blob_url is not None and url is None:
+        raise ConfigurationError("blob_url is for servers that share a database: set database_url")
+    shared = None if url is None else url.get_secret_value()
+    return Store.open(StoreAddress(settings.data_dir, shared, settings.blob_url), retention)
 
 
 def _prepare(model: TextModel) -> None:

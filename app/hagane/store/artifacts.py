@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,15 @@ class Artifacts:
         query = sa.select(_adapters).order_by(_adapters.c.created_at, _adapters.c.name)
         with self._database.read() as connection:
             return [ServedArtifact(**row) for row in connection.execute(query).mappings()]
+
+    def unused(self, digests: Collection[str]) -> set[str]:
+        """Those of `digests` that no adapter and no checkpoint has."""
+        used: set[str] = set()
+        with self._database.read() as connection:
+            for column in (_adapters.c.digest, tables.checkpoints.c.digest):
+                query = sa.select(column).where(column.in_(digests))
+                used |= set(connection.execute(query).scalars())
+        return set(digests) - used
 
     def put(self, artifact: ServedArtifact) -> None:
         """Add an artifact, or replace the one of the same name."""

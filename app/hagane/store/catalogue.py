@@ -12,6 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from hagane.store import tables
+from hagane.store.adapters import SharedAdapters
 from hagane.store.aliases import Aliases, AliasGeneration, Arm
 from hagane.store.artifacts import Artifacts, ServedArtifact
 from hagane.store.database import Database
@@ -27,7 +28,8 @@ class ModelRef:
     """The weights that a name stands for: the default model, an adapter, or a standalone model.
 
     `id` is the model's own name, also when the request named an alias. `digest` is the hash
-    of the adapter's content, so that equal adapters compare equal under any name. A standalone
+    of the adapter's content, so that equal adapters compare equal under any name; its directory is
+    None while it has to be fetched. A standalone
     model has a `model_directory` instead; its `root` is the model that it was trained from. Where
     the request named an alias, `alias` is that name, and `arm` its side that was chosen.
     """
@@ -60,10 +62,17 @@ class Catalogue:
     everything else may, and belongs in a thread.
     """
 
-    def __init__(self, database: Database, base: str, offered: OfferedModels | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        base: str,
+        offered: OfferedModels | None = None,
+        adapters: SharedAdapters | None = None,
+    ) -> None:
         self._database = database
         self._base = base
         self._offered = offered or OfferedModels({})
+        self._adapters = adapters
         self._artifacts = Artifacts(database)
         self._aliases = Aliases(database)
         self._loading = threading.Lock()
@@ -80,18 +89,22 @@ class Catalogue:
         if self._database.commits != names.version[0] or time.monotonic() > self._fresh_until:
             return None
         found, marked = self._find(names, name)
-        return found if marked else None
+        here = found is None or not found.digest or found.adapter_directory is not None
+        return found if marked and here else None
 
     def resolve(self, name: str) -> ModelRef | None:
         """Resolve an alias (choosing between target and candidate), an artifact or a checkpoint.
 
         Returns None for an adapter of another base model, for one that is not promoted, and for one
-        that has lost its directory. A standalone model needs no base.
+        that has lost its directory. A standalone model needs no base. An adapter that another
+        server has stored is fetched. Raises as `SharedAdapters.fetch` does.
         """
         found, marked = self._find(self._current(), name)
-        if found is None or marked:
-            return found
-        return found if self._mark(found.id) else None
+        if found is None or not (marked or self._mark(found.id)):
+            return None
+        if self._adapters is not None and found.digest and found.adapter_directory is None:
+            found = dataclasses.replace(found, adapter_directory=self._adapters.fetch(found.digest))
+        return found
 
     def list(self) -> list[ModelRef]:
         """Adapters and standalone models, oldest first, models on disk, and aliases."""
@@ -119,6 +132,13 @@ class Catalogue:
         """
         return self._current().version[1]
 
+    def sweep(self) -> None:
+        """Remove cached adapters that no name stands for."""
+        if self._adapters is not None:
+            names = self._current()
+            stored = [*names.artifacts.values(), *(one for one, _ in names.checkpoints.values())]
+            self._adapters.sweep({one.digest for one in stored})
+
     def register(
         self, name: str, directory: Path, digest: str, *, replace: bool = False
     ) -> ModelRef:
@@ -138,9 +158,11 @@ class Catalogue:
                 param="lora_name",
                 code="name_taken",
             )
+        if self._adapters is not None:
+            self._adapters.put(directory, digest)
         stored = ServedArtifact(name, self._base, str(directory), digest)
         self._artifacts.put(stored)
-        return _as_ref(stored)
+        return self._as_ref(stored)
 
     def _current(self) -> _Names:
         """The names as of now, read again if anybody has written since."""
@@ -186,13 +208,29 @@ class Catalogue:
         stored, marked = names.checkpoints.get(model, (None, True))
         if stored is None and (path := names.offered.get(model)) is not None:
             return _standalone(model, path), True
-        if stored is None or not stored.path.is_dir():
+        if stored is None or not self._there(stored):
             return None, True
-        return _as_ref(stored), marked
+        return self._as_ref(stored), marked
 
     def _usable(self, stored: ServedArtifact) -> ModelRef | None:
         fits = stored.standalone or stored.root == self._base
-        return _as_ref(stored) if stored.promoted and fits and stored.path.is_dir() else None
+        usable = stored.promoted and fits and self._there(stored)
+        return self._as_ref(stored) if usable else None
+
+    def _there(self, stored: ServedArtifact) -> bool:
+        """Whether it can be had: shared adapters always, others where they were left."""
+        shared = self._adapters is not None and not stored.standalone
+        return shared or stored.path.is_dir()
+
+    def _as_ref(self, stored: ServedArtifact) -> ModelRef:
+        """Without a directory for a shared adapter that is yet to be fetched."""
+        name, root, created = stored.name, stored.root, stored.created_at
+        if stored.standalone:
+            return ModelRef(name, root, None, None, created, stored.path)
+        path: Path | None = stored.path
+        if self._adapters is not None:
+            path = self._adapters.cached(stored.digest)
+        return ModelRef(name, root, path, stored.digest, created)
 
     def _checkpoints(self) -> dict[str, tuple[ServedArtifact, bool]]:
         """Checkpoints that may be served, and whether a request has named them."""
@@ -223,9 +261,3 @@ class Catalogue:
 
 def _standalone(name: str, path: Path) -> ModelRef:
     return ModelRef(name, name, None, None, 0, path)
-
-
-def _as_ref(stored: ServedArtifact) -> ModelRef:
-    if stored.standalone:
-        return ModelRef(stored.name, stored.root, None, None, stored.created_at, stored.path)
-    return ModelRef(stored.name, stored.root, stored.path, stored.digest, stored.created_at)

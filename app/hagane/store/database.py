@@ -30,7 +30,8 @@ class Database(ABC):
     Attributes:
         shared: whether other servers may work on the entries of this one.
         server: the id of this server among them, None where it is the only one.
-        commits: transactions of this process that wrote.
+        commits: transactions of this process that wrote, or of those the ones that changed a name
+            or a key.
     """
 
     shared: bool = False

@@ -1,4 +1,7 @@
-"""Uploaded files: rows in the database, contents on disk, one file each."""
+"""Uploaded files: rows in the database, contents on disk, one file each.
+
+Where servers share objects, the disk is a cache of them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -17,8 +21,11 @@ from hagane.store.batches import UNFINISHED as UNFINISHED_BATCHES
 from hagane.store.database import Database
 from hagane.store.jobs import UNFINISHED
 from hagane.store.paging import Page, Paging, select_page, without_sequence
-from hagane.system.errors import ConflictError, NotFoundError
+from hagane.system.errors import ConflictError, HaganeError, NotFoundError
 from hagane.system.files import commit, refused_when_full
+
+if TYPE_CHECKING:
+    from hagane.store.blobs import Blobs
 
 _files = tables.files
 _ABANDONED_SECONDS = 86400.0
@@ -63,6 +70,7 @@ class Upload:
         with refused_when_full(self._partial.parent):
             self._stream.close()
             commit(self._partial, self._files.path(self.id))
+            self._files.share(self.id)
         stored = StoredFile(
             self.id, filename, purpose, self.size, self._hash.hexdigest(), int(time.time())
         )
@@ -85,15 +93,54 @@ class Upload:
 
 
 class Files:
-    """The uploaded files of one data directory; `folder` has their contents under their ids."""
+    """The uploaded files of a store; `folder` has their contents under their ids.
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    With `blobs`, `folder` has those that this server has used.
+    """
+
+    def __init__(self, database: Database, folder: Path, blobs: Blobs | None = None) -> None:
         self._database = database
         self._folder = folder
+        self._blobs = blobs
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers have the files as well, each in a place of its own."""
+        return self._blobs is not None
 
     def path(self, file_id: str) -> Path:
-        """The path of the file's content."""
+        """Where the file's content is, or would be, on this machine."""
         return self._folder / file_id
+
+    def local(self, file_id: str) -> Path:
+        """The path of the file's content, which is fetched now if need be.
+
+        Raises NotFoundError, StoreUnavailableError, DiskFullError, and HaganeError for content
+        that is not what was uploaded.
+        """
+        path = self.path(file_id)
+        if self._blobs is None or path.is_file():
+            return path
+        stored = self.get(file_id)
+        partial = path.with_name(f"{file_id}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            with refused_when_full(self._folder):
+                self._blobs.get(_object(file_id), partial)
+                with partial.open("rb") as content:
+                    if hashlib.file_digest(content, "sha256").hexdigest() != stored.sha256:
+                        raise HaganeError(
+                            f"The file '{file_id}' in {self._blobs.place} is not what was "
+                            "uploaded: it was damaged or changed; upload it again."
+                        )
+                commit(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def share(self, file_id: str) -> None:
+        """Let other servers have the file's content. Raises StoreUnavailableError."""
+        if self._blobs is not None:
+            self._blobs.put(_object(file_id), self.path(file_id))
 
     def upload(self) -> Upload:
         """Start to receive a file."""
@@ -154,6 +201,8 @@ class Files:
                 )
             connection.execute(_files.delete().where(_files.c.id == file_id))
         self.path(file_id).unlink(missing_ok=True)
+        if self._blobs is not None:
+            self._blobs.delete(_object(file_id))
 
     def sweep(self) -> None:
         """Remove the leftovers of uploads and deletions that a crash interrupted."""
@@ -163,3 +212,7 @@ class Files:
             # Another server of the same directory may be receiving a file right now.
             if path.name not in known and path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                 path.unlink()
+
+
+def _object(file_id: str) -> str:
+    return f"files/{file_id}"

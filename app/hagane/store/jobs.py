@@ -288,6 +288,12 @@ class Jobs:
             connection.execute(_checkpoints.delete().where(_checkpoints.c.name.in_(names)))
         return removed
 
+    def checkpoint_digests(self, job_id: str) -> Sequence[str]:
+        """The digests of all the job's checkpoints."""
+        query = sa.select(_checkpoints.c.digest).where(_checkpoints.c.job == job_id)
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
     def checkpoints(self, job_id: str, paging: Paging) -> Page[JobCheckpoint]:
         """A page of the job's checkpoints. Raises as `select_page` does."""
         own = _checkpoints.c.job == job_id

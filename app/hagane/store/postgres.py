@@ -113,6 +113,8 @@ class PostgresConnections:
                 "database_url needs the PostgreSQL driver: pip install 'hagane[postgres]'"
             ) from None
 
+        sa.event.listen(self.engine, "after_execute", _note_revision)
+
     def meaning(self, error: sa.exc.StatementError) -> Exception:
         """The error of ours that a failed statement stands for, or `error` itself."""
         if isinstance(error.orig, HaganeError):
@@ -187,13 +189,16 @@ class PostgresDatabase(Database):
 
     @contextmanager
     def write(self, *, turns: bool = True) -> Iterator[sa.Connection]:
+        revised = False
         try:
             with self._reported(), self._writing.begin() as connection:
+                connection.info.pop("revised", None)
                 if turns:
                     connection.execute(self._turn)
                 yield connection
+                revised = "revised" in connection.info
         finally:
-            self.commits += 1
+            self.commits += revised
 
     def version(self) -> tuple[int, int]:
         commits = self.commits
@@ -296,6 +301,11 @@ class PostgresDatabase(Database):
                 f"CREATE OR REPLACE TRIGGER hagane_revise AFTER INSERT OR UPDATE OR DELETE ON "
                 f"{table} FOR EACH STATEMENT EXECUTE FUNCTION hagane_revise()"
             )
+
+
+def _note_revision(connection: sa.Connection, statement: Any, *_: object) -> None:
+    if getattr(statement, "is_dml", False) and statement.table.name in _REVISED:
+        connection.info["revised"] = True
 
 
 _REVISION = sa.text("SELECT number FROM hagane_revision")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hagane.store.adapters import SharedAdapters
 from hagane.store.aliases import Aliases
 from hagane.store.answers.answers import Answers
 from hagane.store.answers.migrations import MIGRATIONS as ANSWERS
@@ -25,27 +26,30 @@ from hagane.text.hub import MODELS_FOLDER
 DATABASE_FILE = "hagane.sqlite3"
 ANSWERS_FILE = "answers.sqlite3"
 DATABASE_VARIABLE = "HAGANE_DATABASE_URL"
+BLOBS_VARIABLE = "HAGANE_BLOB_URL"
 
 
 @dataclass(frozen=True)
 class StoreAddress:
-    """Where a store is: a data directory, and a PostgreSQL database if it is shared.
+    """Where a store is: a data directory; where it is shared, a PostgreSQL database and objects.
 
     `environment` brings the parts that may hold a password to a process of the store's own.
     """
 
     directory: Path
     database_url: str | None = None
+    blob_url: str | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables from which `in_process` of another process makes the same address."""
-        return {} if self.database_url is None else {DATABASE_VARIABLE: self.database_url}
+        named = {DATABASE_VARIABLE: self.database_url, BLOBS_VARIABLE: self.blob_url}
+        return {name: value for name, value in named.items() if value is not None}
 
     @classmethod
     def in_process(cls, directory: Path, environment: Mapping[str, str]) -> StoreAddress:
         """The address of the store that the server of this process has."""
-        return cls(directory, environment.get(DATABASE_VARIABLE))
+        return cls(directory, environment.get(DATABASE_VARIABLE), environment.get(BLOBS_VARIABLE))
 
     def databases(self) -> tuple[Database, Database]:
         """That of jobs and names, and that of answers. Raises ConfigurationError."""
@@ -68,7 +72,8 @@ class StoreAddress:
 class Store:
     """Two databases, and a data directory with `files/` and a folder for each job in `jobs/`.
 
-    `address` is None for a store in memory, which has no directory.
+    `address` is None for a store in memory, which has no directory. `adapters` are those that
+    servers share as objects, None where they stay in the directories that they are in.
     """
 
     address: StoreAddress | None
@@ -82,6 +87,7 @@ class Store:
     batches: Batches
     keys: ApiKeys
     answers: Answers
+    adapters: SharedAdapters | None
 
     @classmethod
     def open(cls, place: Path | StoreAddress, retention: Retention = DEFAULT_RETENTION) -> Store:
@@ -117,10 +123,16 @@ class Store:
     ) -> Store:
         database, answers = databases
         directory = Path() if address is None else address.directory
+        blobs = None
+        if address is not None and address.blob_url is not None:
+            # With a client of an object store: megabytes.
+            from hagane.store.blobs import Blobs
+
+            blobs = Blobs(address.blob_url)
         return cls(
             address,
             database,
-            Files(database, directory / "files"),
+            Files(database, directory / "files", blobs),
             Jobs(database),
             Aliases(database),
             Artifacts(database),
@@ -129,6 +141,7 @@ class Store:
             Batches(database),
             ApiKeys(database),
             Answers.over(answers),
+            None if blobs is None else SharedAdapters(blobs, directory / "adapters"),
         )
 
     @property
@@ -149,6 +162,12 @@ class Store:
     def job_directory(self, job_id: str) -> Path:
         """The folder that the job writes to."""
         return self.directory / "jobs" / job_id
+
+    def forget_adapters(self, digests: Collection[str]) -> None:
+        """Remove the shared adapters among `digests` that no name stands for any more."""
+        if self.adapters is not None:
+            for digest in self.artifacts.unused([digest for digest in digests if digest]):
+                self.adapters.delete(digest)
 
     def close(self) -> None:
         """Give all connections back."""

@@ -13,6 +13,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from hagane.system.errors import StoreUnavailableError
+
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 0.25
@@ -96,7 +98,11 @@ class BackgroundLoop:
             self.failures += 1
             self.failing = True
             pause = self._backoff.next()
-            logger.exception("%s failed; it goes on in %.2f s", self.name, pause)
+            if isinstance(error, StoreUnavailableError):
+                # All loops meet it, again and again; its message has all there is to know.
+                logger.error("%s failed; it goes on in %.2f s: %s", self.name, pause, error)
+            else:
+                logger.exception("%s failed; it goes on in %.2f s", self.name, pause)
         else:
             self._backoff.reset()
         return pause

@@ -44,8 +44,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Adapters and other models": ("models", "adapter", "adapter_memory", "adapter_roots",
                                       "resident_models", "resident_memory", "resident_cache_memory",
                                       "resident_gpu_memory_fraction", "resident_idle_seconds"),
-        "Files and training": ("data_dir", "database_url", "max_file_bytes", "training_threads",
-                               "job_gpu_memory_fraction", "job_checkpoints",
+        "Files and training": ("data_dir", "database_url", "blob_url", "max_file_bytes",
+                               "training_threads", "job_gpu_memory_fraction", "job_checkpoints",
                                "stored_completions_bytes", "stored_completions_days",
                                "stored_responses", "stored_response_seconds"),
         "Logs": ("log_level", "log_format"),
@@ -180,6 +180,11 @@ class Settings(BaseSettings):
         None,
         description="postgresql://USER:PASSWORD@HOST:PORT/DATABASE that several servers share; "
         "default: SQLite in data_dir",
+    )
+    blob_url: str | None = Field(
+        None,
+        description="directory or s3://BUCKET/PREFIX of the files and adapters that several "
+        "servers share; default: data_dir",
     )
     stored_responses: ByteSize = Field(
         ByteSize(256 << 20),

@@ -69,6 +69,7 @@ async def unload(body: UnloadBody, request: Request) -> dict[str, Any]:
     await run_in_threadpool(_require_adapter, serving, body.lora_name)
     removed = await run_in_threadpool(serving.store.artifacts.delete, body.lora_name)
     await serving.client.unload_adapter(removed.digest)
+    await run_in_threadpool(serving.store.forget_adapters, [removed.digest])
     return {"id": body.lora_name, "object": "model", "deleted": True}
 
 

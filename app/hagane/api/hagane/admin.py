@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -56,6 +57,10 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
     serving = get_serving(request)
     store = serving.store
     await run_in_threadpool(_require_not_base, serving, model_id)
+    before = await run_in_threadpool(store.artifacts.find, model_id)
+    digests: Sequence[str] = ()
+    if before is not None:
+        digests = await run_in_threadpool(store.jobs.checkpoint_digests, before.job or "")
     removed = await run_in_threadpool(store.artifacts.delete, model_id)
     if not removed.standalone:
         await serving.client.unload_adapter(removed.digest)
@@ -67,6 +72,7 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
         # The same files may have been loaded under another name, too.
         if not any(path.is_relative_to(folder) for path in others):
             await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+    await run_in_threadpool(store.forget_adapters, [removed.digest, *digests])
     return {"id": model_id, "object": "model", "deleted": True}
 
 

@@ -69,6 +69,8 @@ def create_job(body: PretrainingBody, request: Request) -> dict[str, Any]:
         },
         spec=config.model_dump(mode="json"),
         plan={"steps": config.steps},
+        # What it reads and writes is on this machine.
+        server=serving.store.database.server,
     )
     serving.store.jobs.add(job, Event(f"Created pretraining job: {job.id}"))
     return describe_job(job)
@@ -137,7 +139,7 @@ def _config(serving: Serving, values: dict[str, Any], job_id: str) -> PretrainCo
         if str(corpus.path).startswith("file-"):
             stored = files.get(str(corpus.path))
             kind = "jsonl" if stored.filename.endswith(".jsonl") else "text"
-            corpus = corpus.model_copy(update={"path": files.path(stored.id), "format": kind})
+            corpus = corpus.model_copy(update={"path": files.local(stored.id), "format": kind})
         elif not corpus.path.is_absolute():
             raise InvalidRequestError(
                 f"'{corpus.path}' is neither an absolute path nor the id of an uploaded file.",

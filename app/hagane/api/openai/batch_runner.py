@@ -29,6 +29,7 @@ from hagane.api.serving import Serving
 from hagane.store.batches import UNFINISHED, StoredBatch
 from hagane.store.database import strikes_all
 from hagane.store.files import Files
+from hagane.system.errors import NotFoundError
 from hagane.system.loops import BackgroundLoop
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ class BatchRunner:
         return folder / f"{batch.id}.log"
 
     async def _validate(self, batch: StoredBatch) -> None:
-        path = self._files.path(batch.input_file)
-        if not path.is_file():
+        path = await asyncio.to_thread(self._local, batch)
+        if path is None:
             missing = BatchError("invalid_file", "The input file is gone.", None, 0)
             count, errors = 0, [missing]
         else:
@@ -99,10 +100,19 @@ class BatchRunner:
         shown = [error.as_json() for error in errors]
         await self._move(batch, ("validating",), after, counts=counts, errors=shown)
 
+    def _local(self, batch: StoredBatch) -> Path | None:
+        """The input file; None if it is gone."""
+        try:
+            path = self._files.local(batch.input_file)
+        except NotFoundError:
+            return None
+        return path if path.is_file() else None
+
     async def _work(self, batch: StoredBatch, log: ResultLog) -> str:
         """Send the requests that have no result yet; returns the status to end with."""
         running: set[asyncio.Task[None]] = set()
-        requests = read_requests(self._files.path(batch.input_file))
+        path = await asyncio.to_thread(self._files.local, batch.input_file)
+        requests = read_requests(path)
         saved = time.monotonic()
         waiting = True
         try:
@@ -183,7 +193,7 @@ class BatchRunner:
             "message": "This request was not run before the batch's completion window ended.",
         }
         with contextlib.closing(ResultLog(log.path)) as more:
-            for request in read_requests(self._files.path(batch.input_file)):
+            for request in read_requests(self._files.local(batch.input_file)):
                 if request.number not in more.done:
                     more.add(BatchResult(request.number, request.custom_id, None, None, b"", error))
             log.failed = more.failed

@@ -61,7 +61,7 @@ def get_content(file_id: str, request: Request) -> Download:
     files = get_serving(request).store.files
     stored = files.get(file_id)
     return Download(
-        files.path(stored.id), media_type="application/octet-stream", filename=stored.filename
+        files.local(stored.id), media_type="application/octet-stream", filename=stored.filename
     )
 
 

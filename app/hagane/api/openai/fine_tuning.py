@@ -190,7 +190,7 @@ async def file_report(
     await asyncio.to_thread(serving.store.files.get, file_id)
     spec = FineTuneSpec(
         model=serving.model.directory,
-        training_file=serving.store.files.path(file_id),
+        training_file=await asyncio.to_thread(serving.store.files.local, file_id),
         method=method,
         sequence_length=sequence_length,
         device=serving.settings.device,

@@ -60,7 +60,7 @@ def describe_model(serving: Serving, model: ModelRef) -> dict[str, Any]:
     """`root` is what the weights are, `parent` what they, or an alias, stand on."""
     whole = model.model_directory
     config = serving.model.config if whole is None else load_any_config(whole)
-    stands_alone = model.adapter_directory is not None or whole is not None
+    stands_alone = model.digest is not None or whole is not None
     parent = serving.model.id if whole is None else model.root
     return {
         "id": model.id,

@@ -91,7 +91,7 @@ def _read(store: Store, file_id: str | None) -> list[dict[str, Any]]:
     if file_id is None:
         return []
     store.files.get(file_id)
-    with store.files.path(file_id).open(encoding="utf-8") as lines:
+    with store.files.local(file_id).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 

@@ -28,8 +28,8 @@ from hagane.training.jobs.inspection import (
     inspect_files,
     spawn_process,
 )
+from hagane.training.jobs.local_spec import local_spec
 from hagane.training.jobs.options import JobOptions
-from hagane.training.reinforce.spec import read_spec
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ class Supervisor:
     async def _validate(self, job: Job) -> None:
         try:
             fraction = self._options.gpu_memory_fraction
-            inspection = await inspect_files(read_spec(job.spec), fraction, self._spawn)
+            spec = await asyncio.to_thread(local_spec, self._store, job)
+            inspection = await inspect_files(spec, fraction, self._spawn)
         except TrainingError as error:
             reason = {"code": error.code, "message": str(error), "param": "training_file"}
             await self._reject(job, reason, {})

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ from hagane.system.loops import BackgroundLoop
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs.allowance import confine, find_gpu
 from hagane.training.jobs.gate import judgement, opens
+from hagane.training.jobs.local_spec import local_spec
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.priority import step_back
 from hagane.training.jobs.results import write_results
@@ -72,7 +74,7 @@ class StoreListener:
     """
 
     def __init__(self, store: Store, job: Job, kept_checkpoints: int) -> None:
-        self._jobs = store.jobs
+        self._store, self._jobs = store, store.jobs
         self._job = job
         self._kept_checkpoints = kept_checkpoints
         self._reported: int = (job.progress or {}).get("step", 0)
@@ -102,12 +104,19 @@ class StoreListener:
         whole = read_spec(self._job.spec).full
         digest = "" if whole else adapter_digest(report.directory)
         metrics = {"step": report.step, **report.metrics}
+        self._share(report.directory, digest)
         made = JobCheckpoint(name, report.step, str(report.directory), digest, metrics)
         event = Event(f"Checkpoint created at step {report.step}", data={"step": report.step})
         patiently(lambda: self._jobs.add_checkpoint(self._job.id, made, event))
         kept = self._kept_checkpoints
         for pruned in patiently(lambda: self._jobs.prune_checkpoints(self._job.id, kept)):
             shutil.rmtree(pruned.directory, ignore_errors=True)
+            patiently(partial(self._store.forget_adapters, [pruned.digest]))
+
+    def _share(self, directory: Path, digest: str) -> None:
+        adapters = self._store.adapters
+        if adapters is not None and digest:
+            patiently(lambda: adapters.put(directory, digest))
 
     def interrupted(self) -> bool:
         held = patiently(lambda: self._jobs.is_held(self._job.id, self._job.server))
@@ -188,7 +197,8 @@ def _train(spec: FineTuneSpec, directory: Path, listener: StoreListener) -> Fine
 
 def _finetune(store: Store, job: Job, listener: StoreListener, finetune: FineTune) -> None:
     directory = store.job_directory(job.id)
-    _succeed(store, job, finetune(read_spec(job.spec), directory, listener))
+    spec = patiently(lambda: local_spec(store, job))
+    _succeed(store, job, finetune(spec, directory, listener))
 
 
 def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
@@ -228,6 +238,9 @@ def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
         "valid_loss": result.valid_loss,
         "files": [patiently(lambda: write_results(store, job)).id],
     }
+    adapters = store.adapters
+    if adapters is not None and digest:
+        patiently(lambda: adapters.put(result.directory, digest))
     made = ServedArtifact(
         job.model_name, job.model, str(result.directory), digest, promoted, job.id
     )
@@ -274,9 +287,9 @@ def _passes(job: Job, result: FineTuneResult) -> bool:
 
 def _fail(store: Store, job: Job, error: Exception) -> None:
     """Store the reason; remove half-written files first, since they may have filled the disk."""
-    for partial in store.job_directory(job.id).rglob("*.partial"):
+    for half in store.job_directory(job.id).rglob("*.partial"):
         with contextlib.suppress(OSError):
-            partial.unlink()
+            half.unlink()
     if not isinstance(error, HaganeError) and is_full(error):
         error = full(store.job_directory(job.id))
     code = error.code if isinstance(error, HaganeError) else "training_error"

@@ -1,0 +1,116 @@
+"""Files that several servers share: objects in a directory or an object store, through fsspec.
+
+An object appears whole or not at all, and is never changed: its name is the id or the digest of its
+content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from hagane.system.errors import ConfigurationError, NotFoundError, StoreUnavailableError
+from hagane.system.files import commit, is_full
+
+# s3fs: give up after seconds, so that a request that waits gets an answer.
+_S3 = {
+    "config_kwargs": {
+        "connect_timeout": 3, "read_timeout": 20, "retries": {"max_attempts": 2},
+    },
+    # Others' objects must be seen at once.
+    "use_listings_cache": False,
+    # The credentials are those of now.
+    "skip_instance_cache": True,
+}  # fmt: skip
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+
+
+class Blobs:
+    """The objects below `url`: a directory, or `s3://BUCKET/PREFIX` and what else fsspec knows.
+
+    Raises ConfigurationError when it cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        scheme = url.partition("://")[0] if "://" in url else "file"
+        self.place = url
+        try:
+            options: dict[str, Any] = dict(_S3) if scheme in _EXTRAS else {}
+            self._files, self._root = fsspec.core.url_to_fs(url, **options)
+        except ImportError:
+            package = f"hagane[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else f"fsspec[{scheme}]"
+            raise ConfigurationError(f"blob_url needs a package: pip install '{package}'") from None
+        except ValueError as error:
+            raise ConfigurationError(f"blob_url {url!r} cannot be used: {error}") from None
+        self._local = scheme in ("file", "local")
+        if hasattr(self._files, "retries"):
+            self._files.retries = 2
+        try:
+            self._prepare()
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigurationError(
+                f"blob_url: {url} cannot be used: {reason[0]}; create it, or correct the setting "
+                "and the credentials"
+            ) from None
+
+    def put(self, name: str, source: Path) -> None:
+        """Store the content of `source` as `name`. Raises StoreUnavailableError."""
+        with self._reported(name):
+            target = self._path(name)
+            if not self._local:
+                # One request, or several of which the last makes the object visible.
+                self._files.put_file(str(source), target)
+                return
+            partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
+            self._files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+            self._files.put_file(str(source), partial)
+            commit(Path(partial), Path(target))
+
+    def get(self, name: str, target: Path) -> None:
+        """Write the object to `target`. Raises NotFoundError, StoreUnavailableError."""
+        with self._reported(name):
+            self._files.get_file(self._path(name), str(target))
+
+    def has(self, name: str) -> bool:
+        """Whether the object is there. Raises StoreUnavailableError."""
+        with self._reported(name):
+            return bool(self._files.exists(self._path(name)))
+
+    def delete(self, name: str) -> None:
+        """Remove the object, if it is there. Raises StoreUnavailableError."""
+        with contextlib.suppress(NotFoundError), self._reported(name):
+            self._files.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _prepare(self) -> None:
+        """Make the directory, or find out whether the store can be read at all."""
+        if self._local:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            return
+        bucket = self._root.partition("/")[0]
+        # A prefix without objects is none yet; a bucket that is missing is a mistake.
+        if not self._files.exists(bucket):
+            raise FileNotFoundError(f"there is no bucket {bucket!r}, or it may not be listed")
+
+    @contextlib.contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise NotFoundError(f"There is no object '{name}' in {self.place}.") from None
+        except Exception as error:
+            if is_full(error):
+                raise
+            # Each store has errors of its own; all of them mean that it cannot be used now.
+            raise StoreUnavailableError(
+                f"{self.place} cannot be used at the moment ({type(error).__name__}); try again "
+                "shortly."
+            ) from error
