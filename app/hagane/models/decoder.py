@@ -24,13 +24,10 @@ from hagane.models.frozen import Int8TrainingEmbedding
 from hagane.models.linear import make_embedding, make_projection
 from hagane.models.mlp import MLP
 from hagane.models.moe import MixtureOfExperts
-from hagane.models.rope import RotaryEmbedding
+from hagane.models.rope import RotaryEmbedding, mean_rotation
 from hagane.models.rope_parameters import RopeParameters
 from hagane.models.serving_layers import CudaEmbedding, PackedEmbedding
 from hagane.models.spec import layer_norms
-
-# Where keys are centered on average: later positions turn slow features a little further.
-_CENTERED_POSITIONS = 4096
 
 # Cosines and sines of a layer's rotation; None where it has none.
 Rotation = tuple[Tensor, Tensor] | tuple[None, None]
@@ -127,13 +124,12 @@ class Attention(nn.Module):
         bias, first, last = self.qkv_proj.bias, self.heads, self.heads + self.kv_heads
         if bias is None or self.k_norm is not None or self.rope is None or self.scoring.cap:
             return
-        rotary = RotaryEmbedding(self.rope, reference)
-        cos, sin = rotary(torch.arange(_CENTERED_POSITIONS))
         keys = bias.detach().float().view(-1, self.head_dim)[first:last]
-        rotated = reference.apply_rotation(
-            keys.expand(_CENTERED_POSITIONS, -1, -1), cos, sin, interleaved=self.rope.interleaved
+        # Turning is linear: the mean of what is turned is turned by the mean.
+        mean = reference.apply_rotation(
+            keys[None], *mean_rotation(self.rope), interleaved=self.rope.interleaved
         )
-        self.key_center = rotated.mean(0).contiguous()
+        self.key_center = mean[0].contiguous()
 
 
 class DecoderLayer(nn.Module):

@@ -8,12 +8,17 @@ https://arxiv.org/abs/2402.13753).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from hagane.kernels import reference
 from hagane.kernels.backend import Operations
 from hagane.models.rope_parameters import RopeParameters
+
+# Later positions turn slow features a little further than their mean over these.
+_MEAN_POSITIONS = 4096
 
 
 class RotaryEmbedding(nn.Module):
@@ -33,6 +38,14 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, each float32 [tokens, rotated / 2], for int64 positions [tokens]."""
         return self.operations.rope_tables(positions, self.inverse_frequencies, self.magnitude)
+
+
+@lru_cache(maxsize=8)  # all layers of a model have one or two
+def mean_rotation(parameters: RopeParameters) -> tuple[Tensor, Tensor]:
+    """The mean cos and sin of the first positions, each float32 [1, rotated / 2]."""
+    rotary = RotaryEmbedding(parameters, reference)
+    cos, sin = rotary(torch.arange(_MEAN_POSITIONS))
+    return cos.mean(0, keepdim=True), sin.mean(0, keepdim=True)
 
 
 def inverse_frequencies(parameters: RopeParameters) -> Tensor:

@@ -8,12 +8,9 @@ by Hagane hold the fused matrices as they are stored in memory, so loading them 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import math
-import mmap
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,6 +44,7 @@ from hagane.weights.finite import check_finite, naming
 from hagane.weights.formats.kept import pack_kept
 from hagane.weights.load_progress import LoadProgress
 from hagane.weights.opening import compare, open_weights
+from hagane.weights.pages import release, trim_heap
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
 from hagane.weights.stacks import stack_experts
@@ -120,6 +118,7 @@ def load_model(
             if isinstance(module, Experts):
                 loading.replace(name, module.for_cpu())
     model.model.rotaries.to(device)
+    trim_heap()
     return model, LoadReport(progress.total, size, time.monotonic() - started, quantization)
 
 
@@ -155,20 +154,11 @@ class _Loading:
         bias = getattr(module, "bias", None)
         tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
         parts = self._parts(name, module, "weight")
-        matrices = [part.rows for part in parts]
-        native = self._packed_directly(module)
-        if native is not None and _are_native(matrices):
+        packed = self._pack(module, parts, tensors.get("bias"))
+        if packed is not None:
             if bias is not None:
                 module.bias = nn.Parameter(tensors["bias"])
-            return self._pack(name, module, native, parts, matrices)
-        if self._keeps_bits(module):
-            named = {part.name: part.rows for part in parts}
-            kept = pack_kept(self.path, named, tensors.get("bias"))
-            if kept is not None:
-                if bias is not None:
-                    module.bias = nn.Parameter(tensors["bias"])
-                return self._keep(name, module, kept)
-            self.dequantized.extend(n for n, rows in named.items() if not isinstance(rows, Tensor))
+            return self._serve(name, module, parts, packed)
         if isinstance(module, Quantized):
             tensors = {**self._quantize(module, parts), **tensors}
         else:
@@ -189,46 +179,53 @@ class _Loading:
             replacement = for_serving(module, self.operations, self.dtype)
             if replacement is not module:
                 self.replace(name, replacement)
-                _release(next(iter(tensors.values())))
-                _trim_heap()
+                release(next(iter(tensors.values())))
         return size
 
-    def _packed_directly(self, module: _Holder) -> NativeQuantization | None:
-        """How the native kernels quantize and pack this module in one pass, if they do."""
-        if self.operations is not cpu or self.dtype not in _NATIVE:
-            return None
-        return module.native if isinstance(module, Stored) else None
-
     def _pack(
-        self,
-        name: str,
-        module: _Holder,
-        native: NativeQuantization,
-        parts: list[_Part],
-        matrices: list[Tensor],
-    ) -> int:
-        self._center_keys(name, module)
-        with naming(self.path, [(part.name, len(part.rows)) for part in parts]):
-            packed = pack_for_serving(native, matrices, getattr(module, "bias", None), self.dtype)
-        embeds = isinstance(module, Int8Embedding)
-        self.replace(name, PackedEmbedding(packed, self.dtype) if embeds else Packed(packed))
-        for matrix in matrices:
-            _release(matrix)
-        return packed.nbytes
+        self, module: _Holder, parts: list[_Part], bias: Tensor | None
+    ) -> cpu.PackedWeight | None:
+        """The matrix as the native kernels read it, in one pass over its file.
 
-    def _keeps_bits(self, module: _Holder) -> TypeGuard[Dense | DenseEmbedding]:
-        """Whether this module is served with the bits of its file, if kernels read these.
-
-        Its inputs are then quantized to 8 bits: float32 is for those who want every digit.
+        None for other backends, and for what must be cast or dequantized first.
         """
-        narrow = self.operations is cpu and self.dtype == torch.bfloat16
-        return narrow and isinstance(module, Dense | DenseEmbedding)
+        if (
+            self.operations is not cpu
+            or self.dtype not in _NATIVE
+            or not isinstance(module, Stored)
+        ):
+            return None
+        matrices = [part.rows for part in parts]
+        if (native := module.native) is not None and _all_of(matrices, _NATIVE):
+            with naming(self.path, [(part.name, len(part.rows)) for part in parts]):
+                return pack_for_serving(native, matrices, bias, self.dtype)
+        if not isinstance(module, Dense | DenseEmbedding):
+            return None
+        if _all_of(matrices, (self.dtype,)):
+            for part, matrix in zip(parts, matrices, strict=True):
+                check_finite(self.path, part.name, matrix)
+            return cpu.pack_dense_parts(matrices, bias)
+        # With the bits of the file inputs are quantized to 8 bits: float32 is for those who want
+        # every digit.
+        if self.dtype != torch.bfloat16:
+            return None
+        named = {part.name: part.rows for part in parts}
+        kept = pack_kept(self.path, named, bias)
+        if kept is None:
+            self.dequantized.extend(n for n, rows in named.items() if not isinstance(rows, Tensor))
+        return kept
 
-    def _keep(self, name: str, module: Dense | DenseEmbedding, kept: cpu.PackedWeight) -> int:
+    def _serve(
+        self, name: str, module: _Holder, parts: list[_Part], packed: cpu.PackedWeight
+    ) -> int:
+        """Put the packed matrix in the place of `module`, and forget its part of the file."""
         self._center_keys(name, module)
-        embeds = isinstance(module, DenseEmbedding)
-        self.replace(name, PackedEmbedding(kept, self.dtype) if embeds else Packed(kept))
-        return kept.nbytes
+        embeds = isinstance(module, Int8Embedding | DenseEmbedding)
+        self.replace(name, PackedEmbedding(packed, self.dtype) if embeds else Packed(packed))
+        for part in parts:
+            if isinstance(part.rows, Tensor):
+                release(part.rows)
+        return packed.nbytes
 
     def _center_keys(self, name: str, module: _Holder) -> None:
         owner = self.model.get_submodule(name.rpartition(".")[0])
@@ -316,11 +313,11 @@ class _Loading:
                 check_finite(self.path, part.name, cast, start)
                 yield cast
                 start += len(block)
-                _release(block)
+                release(block)
 
 
-def _are_native(matrices: list[Rows]) -> TypeGuard[list[Tensor]]:
-    return all(isinstance(matrix, Tensor) and matrix.dtype in _NATIVE for matrix in matrices)
+def _all_of(matrices: list[Rows], dtypes: tuple[torch.dtype, ...]) -> TypeGuard[list[Tensor]]:
+    return all(isinstance(matrix, Tensor) and matrix.dtype in dtypes for matrix in matrices)
 
 
 def _count(module: _Holder) -> int:
@@ -330,29 +327,6 @@ def _count(module: _Holder) -> int:
         codes = next(module.buffers(recurse=False))
         total += codes.numel() * module.weights_per_code
     return total
-
-
-def _release(tensor: Tensor) -> None:
-    """Give back the memory of a tensor that is not needed any more, often a view of a file.
-
-    Without this, what was read of a mapped file would stay in memory until it is unmapped.
-    """
-    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
-        return
-    # Only whole pages, so that neighbours that are still in use keep theirs.
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last:
-        size = ctypes.c_size_t(last - first)
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_DONTNEED)
-
-
-def _trim_heap() -> None:
-    """Otherwise the C library keeps up to 64 MB of what loading has freed."""
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str, int]]:

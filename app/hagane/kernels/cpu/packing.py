@@ -44,8 +44,15 @@ def pack_dense(
     weight: Tensor, bias: Tensor | None = None, arena: Arena | None = None
 ) -> PackedWeight:
     """Float32 or bfloat16 [out, in]."""
-    kind = _F32 if weight.dtype == torch.float32 else _BF16
-    return _pack(kind, weight, weight.shape[1], None, bias, 0, arena=arena)
+    return pack_dense_parts([weight], bias, arena)
+
+
+def pack_dense_parts(
+    parts: Sequence[Tensor], bias: Tensor | None = None, arena: Arena | None = None
+) -> PackedWeight:
+    """Float32 or bfloat16 matrices [rows, in] of one dtype, one under the other."""
+    kind = _F32 if parts[0].dtype == torch.float32 else _BF16
+    return _pack(kind, parts, parts[0].shape[1], None, bias, 0, arena=arena)
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +76,7 @@ def pack_int8(
     (`reference.hadamard`), and so is what they are multiplied by.
     """
     wide = _pad(scale.float(), 0)
-    return _pack(_INT8, codes, codes.shape[1], wide, bias, 0, arena=arena, rotation=rotation)
+    return _pack(_INT8, [codes], codes.shape[1], wide, bias, 0, arena=arena, rotation=rotation)
 
 
 def pack_int4(
@@ -82,7 +89,7 @@ def pack_int4(
 ) -> PackedWeight:
     """uint8 [out, in / 2], stored as by `Int4`, with bfloat16 scales [out, in / group]."""
     blocks = _by_lines(scale.bfloat16())
-    return _pack(_INT4, codes, 2 * codes.shape[1], blocks, bias, group_size, rotation=rotation)
+    return _pack(_INT4, [codes], 2 * codes.shape[1], blocks, bias, group_size, rotation=rotation)
 
 
 @dataclass(frozen=True)
@@ -157,12 +164,12 @@ def _by_lines(values: Tensor) -> Tensor:
 def pack_transposed(codes: Tensor, scale: Tensor) -> PackedWeight:
     """The transpose [in, out] of what `pack_int8` packs: x is multiplied by `scale` [out] first."""
     ones = torch.ones(padded(codes.shape[1]))
-    return _pack(_INT8, codes.t(), len(codes), ones, None, 0, scale.float().contiguous())
+    return _pack(_INT8, [codes.t()], len(codes), ones, None, 0, scale.float().contiguous())
 
 
 def _pack(
     kind: int,
-    rows: Tensor,
+    parts: Sequence[Tensor],
     in_features: int,
     scale: Tensor | None,
     bias: Tensor | None,
@@ -171,11 +178,18 @@ def _pack(
     arena: Arena | None = None,
     rotation: int = 0,
 ) -> PackedWeight:
-    rows = rows.contiguous()
-    out_features, row_bytes = rows.shape[0], rows.shape[1] * rows.element_size()
+    if any(len(part) % LANES for part in parts[:-1]):
+        # A block of rows would be of two parts.
+        parts = [torch.cat(list(parts))]
+    out_features = sum(map(len, parts))
+    row_bytes = parts[0].shape[1] * parts[0].element_size()
     memory = arena or _arenas
     codes = memory.zeros(_shape(kind, out_features, row_bytes), torch.int32)
-    extension.pack(rows, row_bytes, codes.shape[1], codes)
+    first = 0
+    for part in parts:
+        last = first + padded(len(part)) // LANES
+        extension.pack(part.contiguous(), row_bytes, codes.shape[1], codes[first:last])
+        first = last
     scale = None if scale is None else memory.put(scale)
     return _weight(
         kind, out_features, in_features, group, codes, scale, bias, input_scale, rotation=rotation

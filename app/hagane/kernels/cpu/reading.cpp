@@ -65,9 +65,10 @@ void run_pack(const std::byte* stored, int64_t rows, int64_t row_bytes, uint32_t
     const std::byte* from = stored + 16 * block * row_bytes;
     uint32_t* to = lines + block * units * 16;
     std::memset(to, 0, units * 64);
-    for (int64_t u = 0; u < ceil_div(row_bytes, 4); ++u)
-      for (int64_t r = 0; r < count; ++r)
-        std::memcpy(to + 16 * u + r, from + r * row_bytes + 4 * u, u < whole ? 4 : row_bytes % 4);
+    for (int64_t u = 0; u < whole; ++u)
+      for (int64_t r = 0; r < count; ++r) std::memcpy(to + 16 * u + r, from + r * row_bytes + 4 * u, 4);
+    for (int64_t r = 0; row_bytes % 4 && r < count; ++r)
+      std::memcpy(to + 16 * whole + r, from + r * row_bytes + 4 * whole, row_bytes % 4);
   });
 }
 
