@@ -38,7 +38,7 @@ import torch
 from gpu_shapes import LLAMA_8B, QWEN3_06B, TINY, Shape, write_model
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import GenerateRequest, SamplingParams
-from hagane.server.app import engine_config
+from hagane.server.engine_config import engine_config
 from hagane.system.settings import Settings
 
 HERE = Path(__file__).resolve().parent

@@ -117,7 +117,7 @@ def test_engines_that_die_as_they_start_get_growing_pauses(tmp_path, caplog):
 
 def test_supervision_outlives_a_process_that_cannot_be_taken_over(tiny_model_dir, caplog):
     async def scenario() -> None:
-        launched = launch()
+        launched = launch(config(tiny_model_dir))
         launched.connection.close()
         client = EngineClient(config(tiny_model_dir), launched)
         await client.start()

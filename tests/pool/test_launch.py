@@ -15,7 +15,7 @@ from tests.support.engine import config
 
 def test_a_client_takes_over_a_launched_process_and_starts_the_next_itself(tiny_model_dir):
     async def scenario() -> None:
-        launched = launch()
+        launched = launch(config(tiny_model_dir))
         client = EngineClient(config(tiny_model_dir), launched)
         await client.start()
         try:
@@ -35,8 +35,9 @@ def test_a_client_stopped_while_its_engine_starts_stays_stopped(tiny_model_dir):
     """The Shutdown comes when it has its config and is about to report that it is ready."""
 
     async def scenario() -> EngineClient:
-        launched = launch()
-        client = EngineClient(config(tiny_model_dir, kv_cache_memory=1 << 30), launched)
+        settings = config(tiny_model_dir, kv_cache_memory=1 << 30)
+        launched = launch(settings)
+        client = EngineClient(settings, launched)
         await client.start()
         engine = psutil.Process(launched.process.pid)
         async with asyncio.timeout(60):
@@ -50,8 +51,8 @@ def test_a_client_stopped_while_its_engine_starts_stays_stopped(tiny_model_dir):
     assert (client.state, client.restarts) == ("stopped", 0)
 
 
-def test_a_process_that_nobody_takes_over_ends_by_itself():
-    launched = launch()
+def test_a_process_that_nobody_takes_over_ends_by_itself(tiny_model_dir):
+    launched = launch(config(tiny_model_dir))
     launched.connection.close()
     assert launched.process.wait(60) == 0
 

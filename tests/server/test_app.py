@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hagane.server.app import engine_config, job_options, residency
+from hagane.server.app import job_options, residency
+from hagane.server.engine_config import engine_config
 from hagane.system.errors import ConfigurationError
 from hagane.system.settings import Settings
 

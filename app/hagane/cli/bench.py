@@ -18,7 +18,7 @@ from rich.progress import Progress
 from hagane.cli.command import Options, read
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import EngineConfig, GenerateRequest, SamplingParams
-from hagane.server.app import engine_config
+from hagane.server.engine_config import engine_config
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings

@@ -19,7 +19,7 @@ from hagane.evaluation.graded import GradedEval, GradedResult, evaluate_graded, 
 from hagane.evaluation.run import Evaluation
 from hagane.evaluation.run import run as run_evaluation
 from hagane.pool.messages import EngineConfig
-from hagane.server.app import engine_config
+from hagane.server.engine_config import engine_config
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings
 from hagane.system.weight_formats import FormatChoice

@@ -14,7 +14,7 @@ from hagane.cli.command import Options, read
 from hagane.data.samples import samples
 from hagane.evaluation.quality import mean_loss, sample_targets
 from hagane.models.config import Quantization
-from hagane.server.app import engine_config
+from hagane.server.engine_config import engine_config
 from hagane.system.settings import Settings
 from hagane.system.weight_formats import WEIGHT_FORMATS
 from hagane.text.companions import write_companions

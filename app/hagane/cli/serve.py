@@ -6,10 +6,13 @@ import contextlib
 import socket
 
 from hagane.cli.command import read
+from hagane.pool.launch import launch
+from hagane.server.engine_config import engine_config
 from hagane.server.listening import listen
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging, configure_tracing
 from hagane.system.settings import GROUPS, Settings, refuse_unknown_variables
+from hagane.text.hub import model_stores, resolve_model
 
 ORDER = (
     "Every option is also an environment variable (--max-sequences: HAGANE_MAX_SEQUENCES) and a "
@@ -34,17 +37,21 @@ def run(arguments: list[str]) -> int:
     configure_logging(settings.log_level, settings.log_format)
     configure_tracing()
     sockets = _listen(settings)
-    from hagane.pool.launch import launch
-
-    # Before the imports that follow: the engine's own take as long.
-    launched = launch()
-    from hagane.server.app import create_app
-    from hagane.server.http_servers import DrainingServer
+    directory = resolve_model(settings.model, model_stores(settings))
+    # Before the imports that follow: it loads its weights meanwhile.
+    launched = launch(engine_config(settings, str(directory)))
 
     def shut_down() -> None:
         server.should_exit = True
 
-    app = create_app(settings, shut_down, launched)
+    try:
+        from hagane.server.app import create_app
+        from hagane.server.http_servers import DrainingServer
+
+        app = create_app(settings, shut_down, launched)
+    except BaseException:
+        launched.process.kill()
+        raise
     server = DrainingServer(app, settings)
     # Its servers raise the signals that they have handled again when they have shut down.
     with contextlib.suppress(KeyboardInterrupt):

@@ -65,7 +65,7 @@ logger = logging.getLogger("hagane.engine.loop")
 # How many of an engine's heartbeats its client may miss.
 _HEARTBEATS = 4
 # How long a start is put off for the KV cache's memory; an idle engine goes on with it.
-_PREFAULT_SECONDS = 0.75
+_PREFAULT_SECONDS = 0.1
 
 
 class Engine:
@@ -96,10 +96,10 @@ class Engine:
         self.channel = channel
         self._heartbeat = config.timeout / _HEARTBEATS
         self.outbox = Outbox(channel, self._heartbeat)
-        vocabulary = Vocabulary(partial(read_tokenizer_json, Path(config.model)))
+        self.vocabulary = Vocabulary(partial(read_tokenizer_json, Path(config.model)))
         self.runner = runner = runner or ModelRunner(config, self._report_stage)
         overlap = runner.asynchronous if overlap is None else overlap
-        grammars = Grammars(vocabulary, runner.vocab_size)
+        grammars = Grammars(self.vocabulary, runner.vocab_size)
         constraints = Constraints(grammars)
         proposer = _proposer(config, runner, constraints, costs, overlap=overlap)
         self.scheduler = Scheduler(
@@ -136,7 +136,6 @@ class Engine:
         self._early: list[ToEngine | MalformedMessage] = []
         self.running = True
         self._prefault()
-        vocabulary.wait()
         self._report_ready(time.monotonic() - started)
 
     def _prefault(self) -> None:
@@ -168,6 +167,8 @@ class Engine:
     def run(self) -> None:
         """Run until a message ends it. Raises EOFError or BrokenPipeError if the server is gone."""
         while self.running:
+            if not self.busy:
+                self.vocabulary.read()
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
             idle = not (self.pipeline.busy or self.runner.prefault())
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)

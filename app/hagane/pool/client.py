@@ -71,7 +71,7 @@ class _Stream:
 class EngineClient:
     """Owns the engine process and the streams that wait for its tokens.
 
-    `launched` is the first one, where it is under way already.
+    `launched` is the first one, where it is under way already with this `config`.
     """
 
     def __init__(self, config: EngineConfig, launched: Launched | None = None) -> None:
@@ -219,8 +219,8 @@ class EngineClient:
         """One life of the engine process; returns the pause before the next."""
         started = time.monotonic()
         try:
-            launched, self._launched = self._launched or launch(), None
-            self._process = await EngineProcess.open(launched, self.config)
+            launched, self._launched = self._launched or launch(self.config), None
+            self._process = await EngineProcess.open(launched, self.config.timeout)
             ending = await self._process.run(self._route)
         except Exception:
             self.restarts += 1

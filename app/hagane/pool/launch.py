@@ -1,6 +1,6 @@
-"""Starts engine processes. It imports nearly nothing: a server launches its engine before all else.
+"""Starts engine processes. It imports little: a server launches its engine before all else.
 
-The engine's own imports (torch among them) take longer than the API's, which run meanwhile.
+The engine imports torch and loads its weights while the API is imported and put together.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from hagane.pool.channel import encode
+from hagane.pool.messages import EngineConfig
+
 
 @dataclass(frozen=True)
 class Launched:
-    """An engine process that waits for its config on the other end of `connection`.
+    """An engine process that has its config, on the other end of `connection`.
 
     It ends by itself when `connection` is closed.
     """
@@ -22,9 +25,11 @@ class Launched:
     connection: socket.socket
 
 
-def launch() -> Launched:
+def launch(config: EngineConfig) -> Launched:
+    """Start an engine and send it `config`, which the socket's buffer holds until it is read."""
     ours, theirs = socket.socketpair()
     with theirs:
+        ours.sendall(encode(config))
         descriptor = theirs.fileno()
         command = [sys.executable, "-m", "hagane.engine.loop", str(descriptor)]
         process = subprocess.Popen(command, pass_fds=[descriptor])  # noqa: S603 - of our own

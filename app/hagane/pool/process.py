@@ -16,7 +16,7 @@ from typing import Literal
 
 from hagane.pool.channel import ClientChannel, MalformedMessage
 from hagane.pool.launch import Launched
-from hagane.pool.messages import EngineConfig, EngineReady, FromEngine, Shutdown, ToEngine
+from hagane.pool.messages import EngineReady, FromEngine, Shutdown, ToEngine
 
 EndReason = Literal["exited", "killed", "hung", "garbled"]
 
@@ -49,18 +49,17 @@ class Ending:
 class EngineProcess:
     """A launched engine. `run` is its whole life; everything else is for meanwhile."""
 
-    def __init__(self, launched: Launched, channel: ClientChannel, config: EngineConfig) -> None:
+    def __init__(self, launched: Launched, channel: ClientChannel, timeout: float) -> None:
         self._process, self._channel = launched.process, channel
-        self._timeout = config.timeout
+        self._timeout = timeout
         self._messages = 0
         self._ready = self._garbled = False
-        channel.send(config)
 
     @classmethod
-    async def open(cls, launched: Launched, config: EngineConfig) -> EngineProcess:
-        """Take over a process that waits for its config."""
+    async def open(cls, launched: Launched, timeout: float) -> EngineProcess:
+        """Take over a launched process; it hangs if it is silent for `timeout` seconds."""
         try:
-            return cls(launched, await ClientChannel.open(launched.connection), config)
+            return cls(launched, await ClientChannel.open(launched.connection), timeout)
         except BaseException:
             launched.connection.close()  # ends it
             raise

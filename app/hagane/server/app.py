@@ -59,9 +59,9 @@ from hagane.api.shared_state import SharedState
 from hagane.api.sse import ClientDisconnectedError
 from hagane.lora.config import AdapterConfig, adapter_digest
 from hagane.pool.launch import Launched
-from hagane.pool.messages import EngineConfig
 from hagane.pool.models import Fleet, Residency
 from hagane.server.background_loops import BackgroundLoops
+from hagane.server.engine_config import engine_config
 from hagane.server.hosts import AllowedHosts
 from hagane.server.http_servers import AdminListener
 from hagane.server.middleware import (
@@ -313,48 +313,4 @@ def residency(settings: Settings) -> Residency:
         gpu_memory_fraction=settings.resident_gpu_memory_fraction,
         idle_seconds=settings.resident_idle_seconds,
         weight_bytes=None if settings.resident_memory is None else int(settings.resident_memory),
-    )
-
-
-def _engine_share(settings: Settings) -> float:
-    """The engine's share of a GPU's memory, less that of jobs and their standalone models.
-
-    Raises ConfigurationError where nothing is left.
-    """
-    if not settings.admin_key.get_secret_value():
-        return settings.gpu_memory_fraction
-    models = settings.resident_models * settings.resident_gpu_memory_fraction
-    left = 1 - settings.job_gpu_memory_fraction - models
-    if left <= 0:
-        raise ConfigurationError(
-            f"resident_models {settings.resident_models} x resident_gpu_memory_fraction "
-            f"{settings.resident_gpu_memory_fraction} and job_gpu_memory_fraction "
-            f"{settings.job_gpu_memory_fraction} leave the base nothing of a GPU: lower one"
-        )
-    return min(settings.gpu_memory_fraction, left)
-
-
-def engine_config(settings: Settings, directory: str) -> EngineConfig:
-    """The part of the settings that the engine process needs."""
-    return EngineConfig(
-        model=directory,
-        device=settings.device,
-        dtype=settings.dtype,
-        quantize=settings.quantize,
-        group_size=settings.group_size,
-        block_size=settings.block_size,
-        context_length=settings.context_length,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        kv_cache_memory=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
-        gpu_memory_fraction=_engine_share(settings),
-        max_batch_tokens=max(settings.max_batch_tokens, settings.max_sequences),
-        max_sequences=settings.max_sequences,
-        max_waiting=settings.max_waiting,
-        prefix_caching=settings.prefix_caching,
-        speculation=settings.speculation,
-        threads=settings.threads,
-        log_level=settings.log_level,
-        log_format=settings.log_format,
-        adapter_memory=int(settings.adapter_memory),
-        timeout=settings.engine_timeout,
     )

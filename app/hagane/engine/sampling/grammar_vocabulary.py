@@ -15,33 +15,40 @@ logger = logging.getLogger(__name__)
 
 
 class Vocabulary:
-    """Read in a thread of its own, from the start.
+    """Read once, in a thread of its own, when the engine is first idle or a grammar needs it.
 
     For 150,000 tokens that takes most of a second, and all the while llguidance holds the
-    interpreter's lock: alongside streams each of them would stand still. While weights are loaded,
-    which is native work, nobody notices.
+    interpreter's lock: alongside streams each of them would stand still, and loading weights
+    would wait for it.
 
     `tokenizer` gives the text of the model's tokenizer.json.
     """
 
     def __init__(self, tokenizer: Callable[[], str]) -> None:
         self._tokenizer = tokenizer
-        self._reading: Future[llguidance.LLTokenizer] = Future()
-        threading.Thread(target=self._read, name="vocabulary", daemon=True).start()
+        self._reading: Future[llguidance.LLTokenizer] | None = None
+        self._starting = threading.Lock()
 
-    def wait(self) -> None:
-        """Until it is read, or found unusable: requests with grammars are refused elsewhere."""
-        if (error := self._reading.exception()) is not None:
-            logger.debug("no grammars for this model: %s", error)
+    def read(self) -> Future[llguidance.LLTokenizer]:
+        """Begin to read it, unless that was begun. Any thread may call."""
+        if self._reading is None:
+            with self._starting:
+                if self._reading is None:
+                    self._reading = Future()
+                    threading.Thread(
+                        target=self._read, args=[self._reading], name="vocabulary", daemon=True
+                    ).start()
+        return self._reading
 
     def tokens(self) -> llguidance.LLTokenizer:
         """Raises what reading it has raised: ModelError, or ValueError from llguidance."""
-        return self._reading.result()
+        return self.read().result()
 
-    def _read(self) -> None:
+    def _read(self, reading: Future[llguidance.LLTokenizer]) -> None:
         try:
             import llguidance
 
-            self._reading.set_result(llguidance.LLTokenizer(self._tokenizer()))
+            reading.set_result(llguidance.LLTokenizer(self._tokenizer()))
         except Exception as error:  # the engine serves everything else
-            self._reading.set_exception(error)
+            logger.debug("no grammars for this model: %s", error)
+            reading.set_exception(error)
