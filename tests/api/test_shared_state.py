@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.support.adapted import adapted_pair
+from tests.support.fine_tuning import examples, supervised, wait
 from tests.support.server import ADMIN_KEY, hagane, start_server, stop_server
 
 pytestmark = pytest.mark.slow
@@ -121,6 +122,34 @@ def test_a_file_and_its_batch_work_wherever_they_are_asked_for(servers):
         assert now.request_counts.completed == 4
         assert len(client.files.content(now.output_file_id).text.splitlines()) == 4
         assert client.files.content(file.id).text == content
+
+
+def test_a_job_outlives_the_database_and_its_model_is_served_everywhere(servers, postgres):
+    client = openai.OpenAI(base_url=f"{servers[0].url}/v1", api_key=ADMIN_KEY, max_retries=8)
+    file = client.files.create(file=("t.jsonl", examples(24)), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model="tiny", training_file=file.id, seed=1,
+        method=supervised(n_epochs=40, batch_size=4),
+        extra_body={"extra": {"rank": 4, "promote": "always"}},
+    )  # fmt: skip
+    wait(client, job.id, "running")
+    while not (client.fine_tuning.jobs.retrieve(job.id).extra["progress"] or {}).get("step"):
+        time.sleep(0.02)
+    postgres.kill()
+    time.sleep(1)
+    postgres.start()
+    done = wait(client, job.id, "succeeded")
+    steps = [
+        event.data["step"]
+        for event in client.fine_tuning.jobs.list_events(job.id, limit=1000).data
+        if event.type == "metrics"
+    ]
+    assert sorted(steps) == list(range(1, 1 + len(steps))), "no step is lost, none told twice"
+    messages = [e.message for e in client.fine_tuning.jobs.list_events(job.id, limit=1000).data]
+    assert not [message for message in messages if "worker ended" in message]
+    answers = {text(chat(server, done.fine_tuned_model)) for server in servers}
+    assert len(answers) == 1
+    client.close()
 
 
 def test_without_the_database_a_server_says_so_and_recovers_by_itself(servers, postgres):

@@ -93,13 +93,14 @@ def test_a_schema_grows_step_by_step_and_a_newer_one_is_refused(url):
 def test_servers_that_start_together_make_one_schema(url):
     failures = []
 
-    def start() -> None:
+    def start(part: str, migrations) -> None:
         try:
-            PostgresDatabase(PostgresConnections(url), "jobs", MIGRATIONS).close()
+            PostgresDatabase(PostgresConnections(url), part, migrations).close()
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=start) for _ in range(4)]
+    parts = [("jobs", MIGRATIONS), ("answers", ANSWERS)] * 3
+    threads = [threading.Thread(target=start, args=part) for part in parts]
     for thread in threads:
         thread.start()
     for thread in threads:

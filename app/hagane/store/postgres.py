@@ -265,7 +265,10 @@ class PostgresDatabase(Database):
             if self._version(connection) == known:
                 # Nothing to write: a role without the right to create tables will do.
                 return
-        with self.write() as connection:
+        alone = sa.select(sa.func.pg_advisory_xact_lock(self._lock_key("schema")))
+        with self.write(turns=False) as connection:
+            # One server, and one part, at a time.
+            connection.execute(alone)
             for statement in _INFRASTRUCTURE:
                 connection.exec_driver_sql(statement)
             version = self._version(connection)
