@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support import postgres as postgresql
 from tests.support import s3 as object_store
 from tests.support.postgres import Postgres
-from tests.support.server import ADMIN_KEY, CHAT_KEY, Server, start_server, stop_server
+from tests.support.server import ADMIN_KEY, CHAT_KEY, OTHER_KEY, Server, start_server, stop_server
 
 if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton"):
     from tests.support.interpreter import prepare_language_once, round_as_devices_do
@@ -99,7 +99,8 @@ def s3() -> Iterator[object_store.S3]:
 def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that need no settings of their own."""
     log = tmp_path_factory.mktemp("server") / "log"
-    running = start_server(tiny_model_dir, log, "--max-sequences", "16")
+    flags = ("--max-sequences", "16", "--kv-cache-memory", "8MiB")
+    running = start_server(tiny_model_dir, log, *flags)
     running.wait_ready()
     yield running
     stop_server(running)
@@ -114,7 +115,7 @@ def admin_server(
     running = start_server(
         tiny_model_dir, folder / "log", "--data-dir", str(folder / "data"),
         "--max-file-bytes", "3MB", "--max-body-bytes", "1MB",
-        HAGANE_ADMIN_KEY=ADMIN_KEY, HAGANE_API_KEYS=CHAT_KEY,
+        HAGANE_ADMIN_KEY=ADMIN_KEY, HAGANE_API_KEYS=f"{CHAT_KEY},{OTHER_KEY}",
     )  # fmt: skip
     running.wait_ready()
     yield running

@@ -9,8 +9,7 @@ import jsonschema
 import openai
 import pytest
 
-from tests.support.server import stop_server
-from tests.support.tools import TOOL_TEMPLATE, serve, with_markers
+from tests.support.tools import FENCED
 
 MESSAGES = [{"role": "user", "content": "Is it raining?"}]
 SCHEMAS = {
@@ -207,23 +206,11 @@ def test_a_template_without_tools_refuses_them(server):
     assert "no tools" in str(refused.value)
 
 
-THINKING_TEMPLATE = TOOL_TEMPLATE + "{# <think> </think> #}{{ opening }}"
-
-
-FENCED = '```json\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n```\n'
-
-
 @pytest.fixture(scope="module")
-def marked(tiny_model_dir, tmp_path_factory):
-    """A model whose markers are tokens: 3 and 4 of calls, 5 and 6 of reasoning; FENCED is one."""
-    folder = tmp_path_factory.mktemp("marked")
-    markers = ("<tool_call>", "</tool_call>", "<think>", "</think>")
-    made = with_markers(tiny_model_dir, folder / "made", *markers, text=FENCED)
-    running = serve(made, folder, THINKING_TEMPLATE)
-    url = f"{running.url}/v1"
+def marked(marked_server):
+    url = f"{marked_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as opened:
         yield opened
-    stop_server(running)
 
 
 def test_a_call_that_the_model_begins_follows_its_schema(marked):
@@ -275,7 +262,8 @@ def test_reasoning_ends_within_its_budget(marked):
     }  # fmt: skip
     endless = ask(marked, **asked)
     assert endless.choices[0].message.content == ""
-    assert endless.usage.completion_tokens_details.reasoning_tokens >= 59
+    # The last tokens may be the beginning of a character.
+    assert endless.usage.completion_tokens_details.reasoning_tokens >= 57
     asked["extra_body"] = {
         **asked["extra_body"],
         "thinking_token_budget": 10,

@@ -45,11 +45,14 @@ async def until(condition) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_an_engine_that_stands_still_is_killed_and_started_again(tiny_model_dir):
+def test_an_engine_that_stands_still_is_killed_and_an_idle_one_is_not(tiny_model_dir):
     async def scenario() -> None:
-        async with running(tiny_model_dir, timeout=3.0) as client:
+        async with running(tiny_model_dir, timeout=2.0) as client:
             before = await answer(client, "first")
             pid = client.info.pid
+            await asyncio.sleep(2.5)
+            assert await answer(client, "late") == before
+            assert client.info.pid == pid and not client.crashes.counts
             os.kill(pid, signal.SIGSTOP)
             with pytest.raises(EngineCrashedError):
                 await asyncio.wait_for(answer(client, "hanging"), 30)
@@ -64,40 +67,26 @@ def test_an_engine_that_stands_still_is_killed_and_started_again(tiny_model_dir)
     asyncio.run(scenario())
 
 
-def test_an_idle_engine_and_a_busy_one_give_signs_of_life(tiny_model_dir):
-    async def scenario() -> None:
-        async with running(tiny_model_dir, timeout=3.0) as client:
-            pid = client.info.pid
-            await asyncio.sleep(4)
-            assert len(await answer(client, "late")) == 4
-            assert client.info.pid == pid and not client.crashes.counts
-
-    asyncio.run(scenario())
-
-
 def test_isolated_crashes_cost_a_restart_each_and_no_growing_pause(tiny_model_dir, caplog):
     async def scenario() -> None:
         async with running(tiny_model_dir, context_length=512) as client:
-            pauses = []
-            for turn in range(3):
+            for turn in range(2):
                 deltas = client.generate(request(f"poison {turn}", tokens=450))
                 await anext(deltas)
                 os.kill(client.info.pid, signal.SIGKILL)
                 with pytest.raises(EngineCrashedError):
                     async for _ in deltas:
                         pass
-                begun = asyncio.get_running_loop().time()
                 await until(lambda: client.info is None)
                 await asyncio.wait_for(client.ready(), 60)
-                pauses.append(asyncio.get_running_loop().time() - begun)
-            assert client.restarts == 3
-            assert client.crashes.counts == {"killed": 3}
+            assert client.restarts == 2
+            assert client.crashes.counts == {"killed": 2}
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(scenario())
     assert "restarting the engine in 0.25 s" in caplog.text
     assert "restarting the engine in 0.50 s" not in caplog.text
-    assert "poison 2" in caplog.text and "in flight at 3 crashes" in caplog.text
+    assert "poison 1" in caplog.text and "in flight at 2 crashes" in caplog.text
 
 
 def test_engines_that_die_as_they_start_get_growing_pauses(tmp_path, caplog):
@@ -106,13 +95,13 @@ def test_engines_that_die_as_they_start_get_growing_pauses(tmp_path, caplog):
     async def scenario() -> None:
         client = EngineClient(config(tmp_path, log_level="shout"))
         await client.start()
-        await until(lambda: client.restarts == 3)
+        await until(lambda: "restarting the engine in 0.50 s" in caplog.text)
         await client.stop(1)
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(scenario())
     assert "exit status 1" in caplog.text
-    assert "restarting the engine in 1.00 s" in caplog.text
+    assert "restarting the engine in 0.25 s" in caplog.text
 
 
 def test_supervision_outlives_a_process_that_cannot_be_taken_over(tiny_model_dir, caplog):
@@ -126,7 +115,7 @@ def test_supervision_outlives_a_process_that_cannot_be_taken_over(tiny_model_dir
         assert not client.supervision.failing
         assert len(await answer(client, "first")) == 4
         await client.stop(1)
-        launched.process.wait(10)
+        assert launched.process.wait(10) == 0, "one that nobody takes over ends by itself"
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(scenario())

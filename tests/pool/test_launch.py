@@ -51,12 +51,6 @@ def test_a_client_stopped_while_its_engine_starts_stays_stopped(tiny_model_dir):
     assert (client.state, client.restarts) == ("stopped", 0)
 
 
-def test_a_process_that_nobody_takes_over_ends_by_itself(tiny_model_dir):
-    launched = launch(config(tiny_model_dir))
-    launched.connection.close()
-    assert launched.process.wait(60) == 0
-
-
 def test_launching_waits_for_no_heavy_import():
     heavy = {"torch", "fastapi", "numpy"}
     program = f"import hagane.pool.launch, sys; print({heavy} & set(sys.modules))"

@@ -97,27 +97,20 @@ class _FailingOnce(Residency):
         return object.__getattribute__(self, name)
 
 
-def test_idle_models_are_stopped_after_a_round_that_failed(tiny_model_dir, models):
+def test_idle_models_are_stopped_even_after_a_round_that_failed_but_pinned_ones_stay(
+    tiny_model_dir, models
+):
     async def scenario() -> None:
-        residency = _FailingOnce(1, 1 << 20, 0.1, 0.2)
+        residency = _FailingOnce(2, 1 << 20, 0.1, 0.2)
         fleet = Fleet("base", config(tiny_model_dir), residency)
         await fleet.start()
-        async with fleet.engine("a", models[0]) as engine:
+        await fleet.load("a", models[0], pinned=True)
+        async with fleet.engine("b", models[1]) as engine:
             pid = engine.info.pid
-        await until(lambda: len(fleet.residents) == 1 and not psutil.pid_exists(pid))
-        assert [loop.failures for loop in fleet.loops()] == [1, 0]
+        await until(lambda: len(fleet.residents) == 2 and not psutil.pid_exists(pid))
+        assert [resident.name for resident in fleet.residents] == ["base", "a"]
+        assert [loop.failures for loop in fleet.loops()] == [1, 0, 0]
         await fleet.stop(5)
-
-    asyncio.run(scenario())
-
-
-def test_one_that_nobody_asks_for_is_stopped(tiny_model_dir, models):
-    async def scenario() -> None:
-        async with running(tiny_model_dir, idle_seconds=0.2) as fleet:
-            await fleet.start()
-            async with fleet.engine("a", models[0]) as engine:
-                pid = engine.info.pid
-            await until(lambda: len(fleet.residents) == 1 and not psutil.pid_exists(pid))
 
     asyncio.run(scenario())
 
@@ -156,17 +149,5 @@ def test_weights_share_a_budget_and_pinned_models_stay(tiny_model_dir, models):
             assert [resident.name for resident in fleet.residents] == ["base", "b"]
             await fleet.release(second)
             assert [resident.name for resident in fleet.residents] == ["base"]
-
-    asyncio.run(scenario())
-
-
-def test_a_pinned_model_is_not_stopped_while_idle(tiny_model_dir, models):
-    async def scenario() -> None:
-        async with running(tiny_model_dir, models=2, idle_seconds=0.2) as fleet:
-            await fleet.start()
-            await fleet.load("a", models[0], pinned=True)
-            await fleet.load("b", models[1], pinned=False)
-            await until(lambda: len(fleet.residents) == 2)
-            assert [resident.name for resident in fleet.residents] == ["base", "a"]
 
     asyncio.run(scenario())

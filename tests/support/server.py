@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-ADMIN_KEY, CHAT_KEY = "admin-key", "chat-key"
+ADMIN_KEY, CHAT_KEY, OTHER_KEY = "admin-key", "chat-key", "other-key"
 
 
 def clean_environment() -> dict[str, str]:
@@ -50,6 +50,13 @@ class Server:
         raise AssertionError(f"not ready after {seconds} s:\n{self.log.read_text()}")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def start_server(
     model: Path,
     log: Path,
@@ -59,9 +66,7 @@ def start_server(
     **environment: str,
 ) -> Server:
     """`prefix` is a command that runs the server's as its arguments; `python` has it installed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(python), "-m", "hagane.cli", "serve", "--model", str(model)]
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -20,6 +20,8 @@ TOOL_TEMPLATE = (
     "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING_TEMPLATE = TOOL_TEMPLATE + "{# <think> </think> #}{{ opening }}"
+FENCED = '```json\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n```\n'
 
 
 def serve(

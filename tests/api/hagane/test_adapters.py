@@ -15,7 +15,6 @@ from hagane.system.errors import ConfigurationError
 from hagane.system.settings import Settings
 
 from tests.support.engine import make_adapter, merged
-from tests.support.server import start_server, stop_server
 
 PROMPT = list(range(40, 60))
 TOKENS = 10
@@ -43,10 +42,10 @@ def data(admin_server) -> Path:
     return admin_server.log.parent / "data"
 
 
-def complete(call, model: str, tokens: int = TOKENS) -> dict:
+def complete(call, model: str, tokens: int = TOKENS, **fields) -> dict:
     return call(
         "POST", "/v1/completions", model=model, prompt=PROMPT, temperature=0, max_tokens=tokens,
-        ignore_eos=True, skip_special_tokens=False,
+        ignore_eos=True, skip_special_tokens=False, **fields,
     )  # fmt: skip
 
 
@@ -65,24 +64,16 @@ def merged_text(call, model: Path, adapter) -> str:
     return call("POST", "/detokenize", tokens=ids[len(PROMPT) :])["prompt"]
 
 
-def test_adapters_named_at_the_start_are_served(tiny_model_dir, tmp_path):
-    adapter = make_adapter(tmp_path / "from elsewhere", tiny_model_dir, seed=5)
-    server = start_server(
-        tiny_model_dir, tmp_path / "log", "--adapter", f"mine={adapter.directory}"
-    )
-    try:
-        server.wait_ready()
+def test_adapters_named_at_the_start_are_served(narrow_server, named_adapter, tiny_model_dir):
+    def call(method: str, path: str, **body) -> dict:
+        url, headers = f"{narrow_server.url}{path}", {"Authorization": "Bearer one"}
+        answer = httpx.request(method, url, json=body, headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
-        def call(method: str, path: str, **body) -> dict:
-            answer = httpx.request(method, f"{server.url}{path}", json=body, timeout=60)
-            assert answer.status_code == 200, answer.text
-            return answer.json()
-
-        assert [model["id"] for model in call("GET", "/v1/models")["data"]] == ["tiny", "mine"]
-        assert text_of(call, "mine") == merged_text(call, tiny_model_dir, adapter)
-        assert text_of(call, "tiny") == merged_text(call, tiny_model_dir, None)
-    finally:
-        stop_server(server)
+    assert [model["id"] for model in call("GET", "/v1/models")["data"]] == ["tiny", "mine"]
+    assert text_of(call, "mine") == merged_text(call, tiny_model_dir, named_adapter)
+    assert text_of(call, "tiny") == merged_text(call, tiny_model_dir, None)
 
 
 @pytest.mark.parametrize("given", ["mine", "=path", "mine="])
@@ -164,11 +155,12 @@ def test_unloading_waits_for_running_requests_and_frees_memory(
     load(call, "busy", lora_path="busy")
     whole = text_of(call, "busy", 400)
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(text_of, call, "busy", 400)
+        # Sixteen at a time take long enough to be seen.
+        running = pool.submit(complete, call, "busy", 400, n=16)
         while admin_server.metric("hagane_requests_running") == 0:
             assert not running.done()
         unloading = pool.submit(call, "POST", "/v1/unload_lora_adapter", lora_name="busy")
-        assert running.result(60) == whole
+        assert {choice["text"] for choice in running.result(60)["choices"]} == {whole}
         assert unloading.result(60)["deleted"]
     for _ in range(200):
         if admin_server.metric("hagane_adapters_loaded") == before:

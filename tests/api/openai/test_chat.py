@@ -17,9 +17,8 @@ import torch
 from hagane.kernels import cpu
 from transformers import AutoModelForCausalLM
 
-from tests.support.server import start_server, stop_server
-
 MESSAGES = [{"role": "user", "content": "Once upon a time 今日は"}]
+KEY = {"Authorization": "Bearer two"}
 
 
 @pytest.fixture(scope="module")
@@ -273,51 +272,42 @@ def test_deadline(server):
     assert response.json()["error"]["code"] == "deadline_exceeded"
 
 
-def test_engine_killed_in_mid_stream(tiny_model_dir, tmp_path):
-    server = start_server(tiny_model_dir, tmp_path / "log")
-    try:
-        pid = server.wait_ready()["engine_pid"]
-        body = {"model": "tiny", "prompt": "Once", "max_tokens": 500, "ignore_eos": True,
-                "stream": True}  # fmt: skip
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            next(lines)
-            os.kill(pid, signal.SIGKILL)
-            rest = [line for line in lines if line.startswith("data: ")]
-        assert json.loads(rest[-1][6:])["error"]["code"] == "engine_crashed"
-        assert server.wait_ready()["engine_pid"] != pid
-        assert complete(server, max_tokens=3).status_code == 200
-        assert server.metric("hagane_engine_restarts_total") == 1
-    finally:
-        stop_server(server)
+def test_keys_and_a_full_queue(narrow_server):
+    server = narrow_server
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+    wrong = {"Authorization": "Bearer three"}
+    refused = httpx.get(f"{server.url}/v1/models", headers=wrong)
+    assert refused.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(f"{server.url}/v1/models", headers=KEY).status_code == 200
+
+    async def flood() -> list[httpx.Response]:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 100, "ignore_eos": True}
+        async with httpx.AsyncClient(base_url=server.url, headers=KEY, timeout=60) as http:
+            posts = (http.post("/v1/completions", json=body) for _ in range(8))
+            return list(await asyncio.gather(*posts))
+
+    responses = asyncio.run(flood())
+    assert {r.status_code for r in responses} == {200, 429}
+    for response in responses:
+        if response.status_code == 429:
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["type"] == "rate_limit_exceeded"
 
 
-def test_keys_and_a_full_queue(tiny_model_dir, tmp_path):
-    flags = ("--max-sequences", "1", "--max-waiting", "1")
-    server = start_server(tiny_model_dir, tmp_path / "log", *flags, HAGANE_API_KEYS="one,two")
-    try:
-        server.wait_ready()
-        assert httpx.get(f"{server.url}/v1/models").status_code == 401
-        wrong = {"Authorization": "Bearer three"}
-        refused = httpx.get(f"{server.url}/v1/models", headers=wrong)
-        assert refused.json()["error"]["code"] == "invalid_api_key"
-        right = {"Authorization": "Bearer two"}
-        assert httpx.get(f"{server.url}/v1/models", headers=right).status_code == 200
-
-        async def flood() -> list[httpx.Response]:
-            body = {"model": "tiny", "prompt": "a", "max_tokens": 100, "ignore_eos": True}
-            async with httpx.AsyncClient(base_url=server.url, headers=right, timeout=60) as http:
-                posts = (http.post("/v1/completions", json=body) for _ in range(8))
-                return list(await asyncio.gather(*posts))
-
-        responses = asyncio.run(flood())
-        assert {r.status_code for r in responses} == {200, 429}
-        for response in responses:
-            if response.status_code == 429:
-                assert int(response.headers["retry-after"]) >= 1
-                assert response.json()["error"]["type"] == "rate_limit_exceeded"
-    finally:
-        stop_server(server)
+def test_engine_killed_in_mid_stream(narrow_server):
+    url = f"{narrow_server.url}/v1/completions"
+    pid = narrow_server.wait_ready()["engine_pid"]
+    body = {"model": "tiny", "prompt": "Once", "max_tokens": 500, "ignore_eos": True,
+            "stream": True}  # fmt: skip
+    with httpx.stream("POST", url, json=body, headers=KEY) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(pid, signal.SIGKILL)
+        rest = [line for line in lines if line.startswith("data: ")]
+    assert json.loads(rest[-1][6:])["error"]["code"] == "engine_crashed"
+    assert narrow_server.wait_ready()["engine_pid"] != pid
+    assert httpx.post(url, json=body | {"stream": False}, headers=KEY).status_code == 200
+    assert narrow_server.metric("hagane_engine_restarts_total") == 1
 
 
 @pytest.mark.parametrize("breakage", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -338,24 +328,16 @@ def test_a_broken_model_is_one_line_and_status_2(tiny_model_dir, tmp_path, break
     assert "Traceback" not in result.stderr
 
 
-def test_an_int8_cache_holds_more_tokens_in_the_same_memory(tiny_model_dir, tmp_path):
+def test_an_int8_cache_holds_more_tokens_in_the_same_memory(server, narrow_server):
     if not cpu.available():
         pytest.skip("kernels not built")
-    tokens = {}
-    for dtype in ("auto", "int8"):
-        flags = ("--kv-cache-memory", "8MiB", "--kv-cache-dtype", dtype)
-        server = start_server(tiny_model_dir, tmp_path / "log", *flags)
-        try:
-            server.wait_ready()
-            body = {"model": tiny_model_dir.name, "prompt": [5] * 40, "max_tokens": 20}
-            response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
-            assert response.status_code == 200
-            assert response.json()["usage"]["completion_tokens"] > 0
-            tokens[dtype] = server.metric("hagane_kv_cache_blocks_total")
-        finally:
-            stop_server(server)
+    body = {"model": "tiny", "prompt": [5] * 40, "max_tokens": 20}
+    response = httpx.post(f"{narrow_server.url}/v1/completions", json=body, headers=KEY)
+    assert response.status_code == 200
+    assert response.json()["usage"]["completion_tokens"] > 0
     # Float32 against one byte and a scale for each head.
-    assert tokens["int8"] > 2 * tokens["auto"]
+    blocks = "hagane_kv_cache_blocks_total"
+    assert narrow_server.metric(blocks) > 2 * server.metric(blocks)
 
 
 def test_an_int8_cache_without_native_kernels_is_refused(tiny_model_dir):

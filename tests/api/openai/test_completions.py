@@ -8,9 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.support.server import start_server, stop_server
-from tests.support.tools import with_markers
-
 
 def ask(server, **body) -> dict:
     body = {"model": "tiny", "temperature": 0, "max_tokens": 12} | body
@@ -183,22 +180,16 @@ def test_token_ids_and_prompt_logprobs_are_shown_on_request(server):
     assert ids == answer["choices"][0]["token_ids"]
 
 
-def test_a_suffix_is_filled_in_where_the_model_has_the_tokens(server, tiny_model_dir, tmp_path):
+def test_a_suffix_is_filled_in_where_the_model_has_the_tokens(server, marked_server):
     url = "/v1/completions"
-    body = {"model": "fim", "prompt": "def a():", "suffix": "return 1", "max_tokens": 5}
+    body = {"model": "tiny", "prompt": "def a():", "suffix": "return 1", "max_tokens": 5}
     body |= {"temperature": 0, "return_token_ids": True}
-    refused = httpx.post(server.url + url, json={**body, "model": "tiny"})
+    refused = httpx.post(server.url + url, json=body)
     assert refused.json()["error"]["param"] == "suffix"
-    markers = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-    running = start_server(with_markers(tiny_model_dir, tmp_path / "fim", *markers), tmp_path / "l")
-    try:
-        running.wait_ready()
-        (filled,) = httpx.post(running.url + url, json=body).json()["choices"]
-        whole = {**body, "suffix": None, "prompt": filled["prompt_token_ids"]}
-        (same,) = httpx.post(running.url + url, json=whole).json()["choices"]
-        asked = {"tokens": filled["prompt_token_ids"]}
-        shown = httpx.post(f"{running.url}/detokenize", json=asked).json()["prompt"]
-    finally:
-        stop_server(running)
+    (filled,) = httpx.post(marked_server.url + url, json=body).json()["choices"]
+    whole = {**body, "suffix": None, "prompt": filled["prompt_token_ids"]}
+    (same,) = httpx.post(marked_server.url + url, json=whole).json()["choices"]
+    asked = {"tokens": filled["prompt_token_ids"]}
+    shown = httpx.post(f"{marked_server.url}/detokenize", json=asked).json()["prompt"]
     assert shown == "<|fim_prefix|>def a():<|fim_suffix|>return 1<|fim_middle|>"
     assert filled["text"] == same["text"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 
 import httpx
 import openai
 import pytest
 
-from tests.support.server import start_server, stop_server
+from tests.support.server import ADMIN_KEY
 
 LINE = json.dumps({"messages": [{"role": "user", "content": "Hi"},
                                 {"role": "assistant", "content": "今日は"}]}) + "\n"  # fmt: skip
@@ -138,19 +137,10 @@ def test_the_admin_key_may_chat_too(admin):
     assert answer.choices[0].text is not None
 
 
-def test_admin_routes_on_a_listener_of_their_own(tiny_model_dir, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ("--admin-port", str(port), "--data-dir", str(tmp_path / "data"))
-    server = start_server(tiny_model_dir, tmp_path / "log", *flags, HAGANE_ADMIN_KEY="k")
-    try:
-        server.wait_ready()
-        headers = {"Authorization": "Bearer k"}
-        assert httpx.get(f"{server.url}/v1/files", headers=headers).status_code == 404
-        own = f"http://127.0.0.1:{port}"
-        assert httpx.get(f"{own}/v1/files").status_code == 401
-        status = httpx.get(f"{own}/admin/status", headers=headers).json()
-        assert (status["model"], status["engine"]["state"]) == ("tiny", "ready")
-    finally:
-        stop_server(server)
+def test_admin_routes_on_a_listener_of_their_own(narrow_server, admin_listener):
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    assert httpx.get(f"{narrow_server.url}/v1/files", headers=headers).status_code == 404
+    own = f"http://127.0.0.1:{admin_listener}"
+    assert httpx.get(f"{own}/v1/files").status_code == 401
+    status = httpx.get(f"{own}/admin/status", headers=headers).json()
+    assert (status["model"], status["engine"]["state"]) == ("tiny", "ready")

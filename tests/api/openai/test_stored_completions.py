@@ -8,22 +8,15 @@ import httpx
 import openai
 import pytest
 
-from tests.support.server import ADMIN_KEY, CHAT_KEY, start_server, stop_server
+from tests.support.server import ADMIN_KEY, CHAT_KEY, OTHER_KEY, start_server, stop_server
 
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Once upon"}]
 
 
-@pytest.fixture(scope="module")
-def stored(tiny_model_dir, tmp_path_factory):
+@pytest.fixture
+def stored(admin_server):
     """A server with two chat keys."""
-    folder = tmp_path_factory.mktemp("stored")
-    server = start_server(
-        tiny_model_dir, folder / "log", "--data-dir", str(folder / "data"),
-        HAGANE_ADMIN_KEY=ADMIN_KEY, HAGANE_API_KEYS=f"{CHAT_KEY},other-key",
-    )  # fmt: skip
-    server.wait_ready()
-    yield server
-    stop_server(server)
+    return admin_server
 
 
 def client(server, key: str = CHAT_KEY) -> openai.OpenAI:
@@ -72,7 +65,7 @@ def test_a_stream_is_stored_as_it_was_sent(stored):
 
 
 def test_only_what_was_asked_for_is_stored_and_never_another_key_s(stored):
-    mine, theirs = ask(stored), ask(stored, "other-key")
+    mine, theirs = ask(stored), ask(stored, OTHER_KEY)
     for store in (False, None):
         with pytest.raises(openai.NotFoundError):
             client(stored).chat.completions.retrieve(ask(stored, store=store).id)
@@ -95,14 +88,14 @@ def test_only_what_was_asked_for_is_stored_and_never_another_key_s(stored):
 
 def test_a_user_s_answers_are_deleted_together(stored):
     gone = [ask(stored, user="leaving").id for _ in range(2)]
-    kept = ask(stored, "other-key", user="leaving").id
+    kept = ask(stored, OTHER_KEY, user="leaving").id
     url, key = f"{stored.url}/v1/chat/completions", {"Authorization": f"Bearer {CHAT_KEY}"}
     answer = httpx.delete(url, params={"user": "leaving"}, headers=key).json()
     assert answer["completions"] == 2
     for completion in gone:
         with pytest.raises(openai.NotFoundError):
             client(stored).chat.completions.retrieve(completion)
-    assert client(stored, "other-key").chat.completions.retrieve(kept).id == kept
+    assert client(stored, OTHER_KEY).chat.completions.retrieve(kept).id == kept
     assert httpx.delete(url, headers=key).status_code == 400
 
 
