@@ -10,8 +10,6 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.support.server import ADMIN_KEY, CHAT_KEY, start_server, stop_server
-
 WEATHER = {
     "type": "function",
     "name": "get_weather",
@@ -212,33 +210,6 @@ def test_background_responses_are_polled_followed_and_cancelled(client):
     foreground = ask(client)
     with pytest.raises(openai.BadRequestError):
         client.responses.cancel(foreground.id)
-
-
-def test_background_answers_are_marked_when_the_server_dies(tiny_model_dir, tmp_path):
-    def serve(name):
-        return start_server(
-            tiny_model_dir, tmp_path / name, "--data-dir", str(tmp_path / "data"),
-            HAGANE_ADMIN_KEY=ADMIN_KEY, HAGANE_API_KEYS=CHAT_KEY,
-        )  # fmt: skip
-
-    server = serve("first")
-    server.wait_ready()
-    other = openai.OpenAI(base_url=f"{server.url}/v1", api_key=ADMIN_KEY, max_retries=0)
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=CHAT_KEY, max_retries=0) as client:
-        queued = ask(
-            client, background=True, max_output_tokens=490, extra_body={"ignore_eos": True}
-        )
-        with other, pytest.raises(openai.NotFoundError):
-            other.responses.retrieve(queued.id)
-    server.process.kill()
-    server.process.wait()
-    server = serve("second")
-    server.wait_ready()
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=CHAT_KEY, max_retries=0) as client:
-        found = client.responses.retrieve(queued.id)
-    stop_server(server)
-    assert found.status == "failed"
-    assert "ended before" in found.error.message
 
 
 def test_a_long_conversation_is_cut_where_that_is_asked_for(client):

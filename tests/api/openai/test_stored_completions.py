@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-
 import httpx
 import openai
 import pytest
 
-from tests.support.server import ADMIN_KEY, CHAT_KEY, OTHER_KEY, start_server, stop_server
+from tests.support.server import ADMIN_KEY, CHAT_KEY, OTHER_KEY
 
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Once upon"}]
 
@@ -107,24 +105,6 @@ def test_pages(stored):
     with pytest.raises(openai.BadRequestError) as error:
         client(stored).chat.completions.list(after="nothing")
     assert error.value.param == "after"
-
-
-def test_many_at_once_are_all_stored_after_a_restart_too(tiny_model_dir, tmp_path):
-    flags = ("--data-dir", str(tmp_path / "data"), "--max-sequences", "16")
-    server = start_server(tiny_model_dir, tmp_path / "log", *flags, HAGANE_ADMIN_KEY=ADMIN_KEY)
-    server.wait_ready()
-    try:
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            made = {answer.id for answer in pool.map(lambda _: ask(server), range(48))}
-    finally:
-        stop_server(server)
-    server = start_server(tiny_model_dir, tmp_path / "log", *flags, HAGANE_ADMIN_KEY=ADMIN_KEY)
-    server.wait_ready()
-    try:
-        assert {c.id for c in client(server).chat.completions.list(limit=100)} == made
-        assert server.metric("hagane_stored_completion_bytes") > 0
-    finally:
-        stop_server(server)
 
 
 def test_without_a_data_directory_answers_are_kept_in_memory(server):
