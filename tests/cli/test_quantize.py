@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 
@@ -9,6 +10,9 @@ import pytest
 from hagane.cli.quantize import run
 from hagane.engine.step.runner import ModelRunner
 from hagane.models.families import read_config_file
+from hagane.system.errors import ConfigurationError
+from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from tests.support.engine import config
 
@@ -32,3 +36,47 @@ def test_int4_that_nobody_measured_is_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="hagane"):
         ModelRunner(config(tmp_path / "small"))
     assert "int4 was not measured on this model" in caplog.text
+
+
+def test_a_copy_rounded_by_a_text_serves_like_another(tmp_path, tiny_model_dir, capsys):
+    text = tmp_path / "text.jsonl"
+    lines = (
+        json.dumps({"text": f"def add_{n}(a, b):\n    return a + b + {n}\n" * 40})
+        for n in range(64)
+    )
+    text.write_text("\n".join(lines))
+    target = tmp_path / "small"
+    command = [str(tiny_model_dir), str(target), "--int4", "--no-measure"]
+    assert run([*command, "--calibrate", str(text)]) == 0
+    assert "layer 1 of" in capsys.readouterr().out
+    plain = tmp_path / "plain"
+    assert run([str(tiny_model_dir), str(plain), "--int4", "--no-measure"]) == 0
+    ours, theirs = (load_file(path / "model.safetensors") for path in (target, plain))
+    assert ours.keys() == theirs.keys()
+    ModelRunner(config(target))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist or matches no file: give text or JSON Lines"),
+        (b"\xff\xfe\x00bad", "is not UTF-8: convert it, or use --calibrate auto"),
+        (b"too short", r"has \d+ tokens, at least 4096 are needed: give a longer text, or auto"),
+        (b'{"words": 1}\n', "a record needs 'text' or 'messages'"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, content, reason):
+    text = tmp_path / ("text.jsonl" if content and content[:1] == b"{" else "text.txt")
+    if content is not None:
+        text.write_bytes(content)
+    command = ["hagane-mini", str(tmp_path / "small"), "--int4", "--calibrate", str(text)]
+    with pytest.raises(ConfigurationError, match=f"--calibrate: .*{reason}"):
+        run(command)
+    assert not (tmp_path / "small").exists()
+
+
+def test_eight_bits_are_not_calibrated(tmp_path):
+    with pytest.raises(
+        ValidationError, match="--calibrate is for --int4: leave it out with --int8"
+    ):
+        run(["hagane-mini", str(tmp_path / "small"), "--int8", "--calibrate", "auto"])

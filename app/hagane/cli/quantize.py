@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import BeforeValidator, Field, create_model, model_validator
 from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
+from hagane.data.calibration_text import calibration_texts
 from hagane.data.samples import samples
 from hagane.evaluation.quality import mean_loss, sample_targets
 from hagane.models.config import Quantization
 from hagane.server.engine_config import engine_config
+from hagane.system.errors import ConfigurationError
 from hagane.system.settings import Settings
 from hagane.system.weight_formats import WEIGHT_FORMATS
 from hagane.text.companions import write_companions
 from hagane.text.hub import resolve_model
 from hagane.text.tokenizer import Tokenizer
+from hagane.weights.calibration.layers import Calibration
 from hagane.weights.quantize import quantize_directory, state_loss
-from hagane.weights.sources.config import is_gguf
+from hagane.weights.sources.config import is_gguf, load_config
 
 # Documents that the loss is measured on, as far as they are long enough.
 _SAMPLES = 40
+# Tokens of a window to calibrate with, windows at most and at least, and windows of one document.
+_WINDOW, _WINDOWS, _FEWEST_WINDOWS, _OF_A_DOCUMENT = 512, 16, 8, 1
 
 
 class _Options(Options):
@@ -34,6 +42,11 @@ class _Options(Options):
     destination: CliPositionalArg[Path] = Field(description="new directory to write")
     group_size: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = Field(
         32, description="inputs per int4 scale"
+    )
+    calibrate: str | None = Field(
+        None,
+        description="round 4-bit weights by what they are multiplied by on this text: a file of "
+        "text or JSON Lines, or auto for a text that Hagane brings along",
     )
     measure: bool = Field(
         True, description="measure the loss on sample text, with both models one after the other"
@@ -49,6 +62,8 @@ class _Options(Options):
         if len(self.formats) != 1:
             *others, last = [f"--{name}" for name in WEIGHT_FORMATS]
             raise ValueError(f"give one of {', '.join(others)} and {last}")
+        if self.calibrate is not None and self.formats != ["int4"]:
+            raise ValueError(f"--calibrate is for --int4: leave it out with --{self.formats[0]}")
         return self
 
 
@@ -67,11 +82,8 @@ def run(arguments: list[str]) -> int:
     source = resolve_model(options.source)
     (name,) = options.formats
     quantization = Quantization.choose(name, cpu=True, group_size=options.group_size)
-    report = quantize_directory(
-        source,
-        options.destination,
-        quantization,
-    )
+    calibration = None if options.calibrate is None else _calibration(source, options.calibrate)
+    report = quantize_directory(source, options.destination, quantization, calibration)
     if is_gguf(source):
         write_companions(source, options.destination)
     print(
@@ -82,6 +94,38 @@ def run(arguments: list[str]) -> int:
     if options.measure:
         print(asyncio.run(_measure(source, options.destination)))
     return 0
+
+
+def _calibration(source: Path, text: str) -> Calibration:
+    """Windows of the text in the model's tokens. Raises ConfigurationError if there are too few."""
+    length = min(_WINDOW, load_config(source).max_position_embeddings)
+    tokenizer = Tokenizer.load(source)
+    ids: list[int] = []
+    for document in calibration_texts(text):
+        encoded = tokenizer.encode(document[: 64 * length], add_special_tokens=False)
+        ids += encoded[: _OF_A_DOCUMENT * length]
+        if len(ids) >= _WINDOWS * length:
+            break
+    count = min(_WINDOWS, len(ids) // length)
+    if count < _FEWEST_WINDOWS:
+        raise ConfigurationError(
+            f"--calibrate: {text} has {len(ids)} tokens, at least {_FEWEST_WINDOWS * length} are "
+            "needed: give a longer text, or auto"
+        )
+    windows = torch.tensor(ids[: count * length]).view(count, length)
+    return Calibration(windows, _Progress(time.monotonic()))
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Says after each layer how far calibration has come."""
+
+    started: float
+
+    def __call__(self, done: int, layers: int) -> None:
+        passed = time.monotonic() - self.started
+        left = passed / done * (layers - done)
+        print(f"layer {done} of {layers}, {passed:.0f} s, about {left:.0f} s left", flush=True)
 
 
 async def _measure(source: Path, destination: Path) -> str:

@@ -224,18 +224,30 @@ class Decoder(nn.Module):
     def forward(
         self, token_ids: Tensor, context: AttentionContext, selection: RowSelection | None = None
     ) -> Tensor:
-        x = self.embed_tokens(token_ids)
-        if self.embedding_scale != 1.0:
-            x = self.operations.scaled_add(x, self.embedding_scale)
-        rotations: dict[RopeParameters | None, Rotation] = {None: (None, None)}
-        for rope, rotary in zip(self.ropes, self.rotaries, strict=True):
-            rotations[rope] = rotary(context.positions)
+        x = self.embed(token_ids)
+        rotations = self.rotations(context.positions)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             rotation = rotations[layer.self_attn.rope]  # type: ignore[union-attr,index]
             x = layer(x, rotation, context, selection if number == last else None)
         normed: Tensor = self.norm(x)
         return normed
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 ids [tokens] -> [tokens, hidden]."""
+        x: Tensor = self.embed_tokens(token_ids)
+        return (
+            x
+            if self.embedding_scale == 1.0
+            else self.operations.scaled_add(x, self.embedding_scale)
+        )
+
+    def rotations(self, positions: Tensor) -> dict[RopeParameters | None, Rotation]:
+        """Cosines and sines at int64 positions [tokens], by the rope of the layers."""
+        found: dict[RopeParameters | None, Rotation] = {None: (None, None)}
+        for rope, rotary in zip(self.ropes, self.rotaries, strict=True):
+            found[rope] = rotary(positions)
+        return found
 
 
 class Transformer(nn.Module):

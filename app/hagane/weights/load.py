@@ -101,7 +101,7 @@ def load_model(
     if config.quantization is not None:
         stored = {name: tuple(meta.shape) for name, meta in model.state_dict().items()}
         compare(directory, source, stored)
-    loading = _Loading(model, directory, source, dtype, device, operations)
+    loading = ModelLoader(model, directory, source, dtype, device, operations)
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, _Holder)]
     progress = LoadProgress(sum(_count(module) for _, module in modules))
     size = 0
@@ -131,17 +131,27 @@ class _Part:
 
 
 @dataclass(frozen=True, eq=False)
-class _Loading:
-    """Fills a model without storage, one module after the other."""
+class ModelLoader:
+    """Fills a model without storage, one module after the other.
+
+    With `operations` modules become those that serve with them.
+    """
 
     model: Transformer
     path: Path
     source: WeightSource
     dtype: torch.dtype
-    device: str
-    operations: Operations | None
+    device: str = "cpu"
+    operations: Operations | None = None
     # Names of matrices that could not be served with the bits that they have.
     dequantized: list[str] = field(default_factory=list)
+
+    def fill(self, path: str) -> None:
+        """Load everything at and below `path`."""
+        part = self.model.get_submodule(path)
+        for name, module in list(part.named_modules(prefix=path)):
+            if isinstance(module, _Holder):
+                self.load(name, module)
 
     def load(self, name: str, module: _Holder) -> int:
         """Fill `module`, and put what serves it in its place; returns its bytes."""

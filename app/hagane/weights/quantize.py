@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from pathlib import Path
 
 import torch
 
 from hagane.kernels import cpu
 from hagane.models.config import CONFIG_FILE, Quantization
+from hagane.models.decoder import Transformer
+from hagane.models.spec import checkpoint_shapes
 from hagane.system.errors import ConfigurationError
 from hagane.system.files import write_text
+from hagane.weights.calibration.layers import Calibration, calibrate
 from hagane.weights.load import LoadReport, load_model, write_directory
 from hagane.weights.sources.config import config_dict, load_config
 
@@ -27,10 +32,16 @@ COMPANIONS = (
 )
 
 
-def quantize_directory(source: Path, destination: Path, quantization: Quantization) -> LoadReport:
+def quantize_directory(
+    source: Path,
+    destination: Path,
+    quantization: Quantization,
+    calibration: Calibration | None = None,
+) -> LoadReport:
     """Quantize the model in `source` into the new directory `destination`.
 
-    Raises ConfigurationError if `source` is quantized already or `destination` is not empty, and
+    With `calibration` 4-bit matrices are rounded by what they are multiplied by. Raises
+    ConfigurationError if `source` is quantized already or `destination` is not empty, and
     ModelError if `source` cannot be read.
     """
     config = load_config(source)
@@ -44,7 +55,10 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
     dtype = getattr(torch, config.dtype)
     if cpu.available():
         cpu.start()
-    model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
+    if calibration is None:
+        model, report = load_model(source, device="cpu", dtype=dtype, quantization=quantization)
+    else:
+        model, report = _calibrate(source, quantization, calibration)
     used = report.quantization or quantization
     raw = config_dict(source)
     # The weights decide it, not the source's configuration.
@@ -63,6 +77,16 @@ def quantize_directory(source: Path, destination: Path, quantization: Quantizati
             shutil.copyfile(source / name, destination / name)
     write_directory(destination, tensors, raw)
     return report
+
+
+def _calibrate(
+    source: Path, quantization: Quantization, calibration: Calibration
+) -> tuple[Transformer, LoadReport]:
+    started = time.monotonic()
+    model, used = calibrate(source, quantization, calibration)
+    parameters = sum(map(math.prod, checkpoint_shapes(model.config).values()))
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return model, LoadReport(parameters, size, time.monotonic() - started, used)
 
 
 def state_loss(directory: Path, loss: float) -> None:
