@@ -28,6 +28,7 @@ FLOORS = (
     {"evaluation"},
     {"api"},
     {"server"},
+    {"cluster"},
     {"cli"},
 )
 # The compiled kernels, which import nothing.

@@ -17,6 +17,7 @@ from hagane.system.errors import ConfigurationError, HaganeError
 COMMANDS = MappingProxyType(
     {
         "serve": "Serve a model over HTTP with the OpenAI API.",
+        "cluster": "Serve on a Ray cluster, with replicas of each model.",
         "chat": "Chat in the terminal with a running server.",
         "jobs": "List, watch and steer the training jobs of a running server.",
         "keys": "Make, limit and revoke API keys of a running server, and show their use.",

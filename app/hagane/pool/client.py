@@ -38,7 +38,7 @@ from hagane.pool.messages import (
     TokenDelta,
     UnloadAdapter,
 )
-from hagane.pool.process import Ending, EngineProcess
+from hagane.pool.process import Connect, Ending, EngineConnection, EngineProcess
 from hagane.system.errors import (
     DeadlineExceededError,
     EngineCrashedError,
@@ -71,12 +71,18 @@ class _Stream:
 class EngineClient:
     """Owns the engine process and the streams that wait for its tokens.
 
-    `launched` is the first one, where it is under way already with this `config`.
+    `launched` is the first one, where it is under way already with this `config`. With `connect`
+    engines are elsewhere, and this client starts none.
     """
 
-    def __init__(self, config: EngineConfig, launched: Launched | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        launched: Launched | None = None,
+        connect: Connect | None = None,
+    ) -> None:
         self.config = config
-        self._launched = launched
+        self._launched, self._connect = launched, connect
         self.state: State = "stopped"
         self.info: EngineReady | None = None
         self.failure: EngineFailed | None = None
@@ -86,7 +92,7 @@ class EngineClient:
         self.supervision = BackgroundLoop("engine supervision", self._live_once)
         self._changes = Changes()
         self._backoff = Backoff()
-        self._process: EngineProcess | None = None
+        self._process: EngineConnection | None = None
         self._streams: dict[str, _Stream] = {}
         self._checks: dict[str, asyncio.Future[str | None]] = {}
         self._adapters_in_use: Counter[str] = Counter()
@@ -204,7 +210,7 @@ class EngineClient:
         if self._process is not None:
             self._process.send(CancelRequest(request_id, index))
 
-    def _ready_process(self) -> EngineProcess:
+    def _ready_process(self) -> EngineConnection:
         if self.state != "ready" or self._process is None:
             raise EngineUnavailableError(
                 f"The engine is {self.state}; try again in a moment.", retry_after=1.0
@@ -219,8 +225,7 @@ class EngineClient:
         """One life of the engine process; returns the pause before the next."""
         started = time.monotonic()
         try:
-            launched, self._launched = self._launched or launch(self.config), None
-            self._process = await EngineProcess.open(launched, self.config.timeout)
+            self._process = await self._open()
             ending = await self._process.run(self._route)
         except Exception:
             self.restarts += 1
@@ -238,6 +243,12 @@ class EngineClient:
             # Nothing more to supervise: `stop` ends the loop.
             await asyncio.Event().wait()
         return self._restart(ending, in_flight, was_ready, time.monotonic() - started)
+
+    async def _open(self) -> EngineConnection:
+        if self._connect is not None:
+            return await self._connect(self.config)
+        launched, self._launched = self._launched or launch(self.config), None
+        return await EngineProcess.open(launched, self.config.timeout)
 
     def _restart(
         self, ending: Ending, in_flight: list[GenerateRequest], was_ready: bool, lived: float
@@ -293,6 +304,10 @@ def _error(failure: RequestFailed) -> HaganeError:
         return DeadlineExceededError(failure.message)
     if failure.code == "invalid_request":
         return InvalidRequestError(failure.message)
+    if failure.code == "engine_crashed":
+        return EngineCrashedError(failure.message)
+    if failure.code == "engine_unavailable":
+        return EngineUnavailableError(failure.message)
     if failure.code == "adapter_error":
         return ModelError(failure.message)
     return HaganeError(failure.message)

@@ -18,7 +18,13 @@ from hagane.text.embedding_style import Pooling
 
 FinishReason = Literal["stop", "length"]
 FailureCode = Literal[
-    "deadline_exceeded", "queue_full", "adapter_error", "invalid_request", "engine_error"
+    "deadline_exceeded",
+    "queue_full",
+    "adapter_error",
+    "invalid_request",
+    "engine_error",
+    "engine_crashed",
+    "engine_unavailable",
 ]
 
 

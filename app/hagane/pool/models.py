@@ -24,6 +24,7 @@ from hagane.pool.client import EngineClient
 from hagane.pool.footprint import engine_bytes, weight_bytes
 from hagane.pool.launch import Launched
 from hagane.pool.messages import EngineConfig
+from hagane.pool.process import Connect
 from hagane.system.errors import EngineUnavailableError, HaganeError
 from hagane.system.loops import BackgroundLoop, Changes
 from hagane.system.machine import available_memory, cuda_driver_present
@@ -82,6 +83,7 @@ class Fleet:
         residency: the bounds of the other models.
         launched: the base's engine process, where it is under way already.
         memory: gives the available memory in bytes.
+        connect: finds the engines of a cluster, where this server starts none itself.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class Fleet:
         residency: Residency,
         launched: Launched | None = None,
         memory: Callable[[], int] = available_memory,
+        connect: Connect | None = None,
     ) -> None:
-        self.base = EngineClient(config, launched)
+        self.base = EngineClient(config, launched, connect)
+        self._connect = connect
         self._residency, self._memory = residency, memory
         self._residents = {Path(config.model): ResidentModel(name, self.base)}
         self._stopping: set[asyncio.Task[None]] = set()
@@ -185,7 +189,7 @@ class Fleet:
         if self._draining:
             raise EngineUnavailableError("The server is shutting down.")
         self._make_room(name, needed)
-        client = EngineClient(config)
+        client = EngineClient(config, connect=self._connect)
         starting = asyncio.create_task(self._start(client))
         resident = ResidentModel(name, client, starting=starting, bytes=needed)
         self._residents[Path(config.model)] = resident
@@ -228,7 +232,8 @@ class Fleet:
 
     async def _start(self, client: EngineClient) -> None:
         await self._stopped()
-        _require_memory(client.config, self._memory)
+        if self._connect is None:
+            _require_memory(client.config, self._memory)
         await client.start()
 
     async def _ready(self, directory: Path, resident: ResidentModel) -> None:

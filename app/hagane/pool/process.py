@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from hagane.pool.channel import ClientChannel, MalformedMessage
 from hagane.pool.launch import Launched
-from hagane.pool.messages import EngineReady, FromEngine, Shutdown, ToEngine
+from hagane.pool.messages import EngineConfig, EngineReady, FromEngine, Shutdown, ToEngine
 
 EndReason = Literal["exited", "killed", "hung", "garbled"]
 
@@ -44,6 +44,23 @@ class Ending:
         if self.reason == "killed":
             return f"signal {-self.exit_code} ({signal.Signals(-self.exit_code).name})"
         return f"exit status {self.exit_code}"
+
+
+class EngineConnection(Protocol):
+    """An engine as its client sees it: what is sent to it, and all that it reports in its life."""
+
+    def send(self, message: ToEngine) -> None:
+        """Send a message; an engine that has ended loses it."""
+
+    async def run(self, receive: Callable[[FromEngine], None]) -> Ending:
+        """Pass on messages until the engine ends."""
+
+    async def stop(self, grace: float) -> None:
+        """Have it end after its step, or within `grace` seconds."""
+
+
+Connect = Callable[[EngineConfig], Awaitable[EngineConnection]]
+"""Finds or makes an engine that is elsewhere; raises HaganeError."""
 
 
 class EngineProcess:

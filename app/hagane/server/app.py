@@ -60,6 +60,7 @@ from hagane.api.sse import ClientDisconnectedError
 from hagane.lora.config import AdapterConfig, adapter_digest
 from hagane.pool.launch import Launched
 from hagane.pool.models import Fleet, Residency
+from hagane.pool.process import Connect
 from hagane.server.background_loops import BackgroundLoops
 from hagane.server.engine_config import engine_config
 from hagane.server.hosts import AllowedHosts
@@ -97,19 +98,23 @@ _INSPECTIONS = 2
 
 
 def create_app(
-    settings: Settings, shut_down: Callable[[], None], launched: Launched | None = None
+    settings: Settings,
+    shut_down: Callable[[], None],
+    launched: Launched | None = None,
+    connect: Connect | None = None,
 ) -> FastAPI:
     """The application that serves the model of `settings`; its engine runs while the app does.
 
     `shut_down` ends the server that runs the application: called when the engine cannot start.
-    `launched` is the engine's process, where it is under way already.
+    `launched` is the engine's process, where it is under way already; with `connect` the engines
+    are a cluster's.
 
     Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
     """
     directory = resolve_model(settings.model, model_stores(settings))
     model = TextModel.load(directory, settings.served_model_name)
     config = engine_config(settings, str(directory))
-    fleet = Fleet(model.id, config, residency(settings), launched)
+    fleet = Fleet(model.id, config, residency(settings), launched, connect=connect)
     store = open_store(settings)
     supervisor = Supervisor(store, job_options(settings))
 

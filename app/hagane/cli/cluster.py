@@ -1,0 +1,113 @@
+"""`hagane cluster`: serve on a Ray cluster, or on one that is started on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from hagane.cli.command import Options, read
+from hagane.cluster.config import ClusterConfig
+from hagane.system.errors import ConfigurationError
+from hagane.system.settings import CONFIG_VARIABLE, PREFIX, Settings, refuse_unknown_variables
+
+_APPLICATION = "hagane"
+_BUILDER = "hagane.cluster.application:build"
+
+
+class ClusterOptions(Options):
+    """Serve on a Ray cluster, with replicas of each model.
+
+    CONFIG is a TOML file: the settings of `hagane serve`, edges that speak HTTP, and engines.
+    """
+
+    action: CliPositionalArg[Literal["serve", "config"]] = Field(
+        description="serve until a signal; config prints the file that `serve deploy` takes"
+    )
+    config: CliPositionalArg[Path] = Field(description="the cluster's configuration")
+    address: str | None = Field(
+        None, description="of a Ray cluster; default: RAY_ADDRESS, else one on this machine"
+    )
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command. Raises ConfigurationError."""
+    options = read(ClusterOptions, arguments, "cluster")
+    refuse_unknown_variables()
+    cluster = ClusterConfig.read(options.config)
+    given = {**_variables(), **cluster.settings}
+    cluster = ClusterConfig.of(cluster.model_dump() | {"settings": given}, str(options.config))
+    settings = Settings(**given)
+    if options.action == "config":
+        # JSON is YAML. Secrets stay in the environment of the pods.
+        written = ClusterConfig.read(options.config)
+        print(json.dumps(_deployment(written, settings), indent=2))
+        return 0
+    _serve(cluster, settings, options.address or os.environ.get("RAY_ADDRESS"))
+    return 0
+
+
+def _variables() -> dict[str, str]:
+    """The settings that the environment has: replicas on other machines do not see it."""
+    return {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX) and name != CONFIG_VARIABLE
+    }
+
+
+def _http(settings: Settings) -> dict[str, Any]:
+    return {"host": settings.host, "port": settings.port, "request_timeout_s": None}
+
+
+def _deployment(cluster: ClusterConfig, settings: Settings) -> dict[str, Any]:
+    """The config file of `serve deploy`."""
+    http = {**_http(settings), "host": "0.0.0.0"}  # noqa: S104 - of the pods that Ray runs in
+    application = {
+        "name": _APPLICATION,
+        "route_prefix": "/",
+        "import_path": _BUILDER,
+        # Edges log each request themselves.
+        "logging_config": {"enable_access_log": False},
+        "args": cluster.model_dump(mode="json", exclude_unset=True),
+    }
+    return {"proxy_location": "EveryNode", "http_options": http, "applications": [application]}
+
+
+def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        from ray import serve
+        from ray.serve.schema import LoggingConfig
+    except ImportError:
+        raise ConfigurationError(
+            "hagane cluster needs Ray: pip install 'hagane[cluster]'"
+        ) from None
+    from hagane.cluster.application import build
+
+    application = build(cluster.model_dump())
+    stopped = threading.Event()
+    local = {"num_cpus": cluster.local_cpus, "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level="warning", **({} if address else local))
+    except ConnectionError as error:
+        raise ConfigurationError(
+            f"the Ray cluster at {address} cannot be reached: {error}"
+        ) from None
+    # Only now: Ray sets handlers of its own.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    serve.start(proxy_location="EveryNode", http_options=_http(settings))
+    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    serve.run(application, name=_APPLICATION, route_prefix="/", logging_config=quiet)
+    print(f"serving on http://{settings.host}:{settings.port}", flush=True)
+    stopped.wait()
+    serve.shutdown()
+    ray.shutdown()

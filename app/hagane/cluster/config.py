@@ -1,0 +1,98 @@
+"""The configuration of a cluster: the settings of `hagane serve`, and replicas of each model."""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hagane.system.errors import ConfigurationError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Replicas(_Part):
+    """Replicas of one model.
+
+    As many as `replicas`, or between that and `most`, so that each has about `target_requests`
+    in flight. `cpus` and `gpus` are what Ray sets aside for one; fractions share a device.
+    """
+
+    replicas: int = Field(1, ge=1)
+    most: int | None = Field(None, ge=1)
+    target_requests: float = Field(16.0, gt=0)
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    drain_seconds: float = Field(60.0, ge=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Replicas:
+        if self.most is not None and self.most < self.replicas:
+            raise ValueError(f"most {self.most} is less than replicas {self.replicas}")
+        return self
+
+
+class OtherModel(Replicas):
+    """Another model, under the `name` that requests use: a directory or a name in `models_dir`."""
+
+    name: str
+    model: str
+
+
+class ClusterConfig(_Part):
+    """A cluster. `settings` are those of `hagane serve`, by the names of the TOML file.
+
+    `edges` are replicas of the HTTP side, each with a core. `routing` is `prefix` or `random`.
+    """
+
+    settings: dict[str, Any] = {}
+    edges: int = Field(1, ge=1)
+    engines: Replicas = Replicas()
+    models: tuple[OtherModel, ...] = ()
+    routing: Literal["prefix", "random"] = "prefix"
+
+    @property
+    def local_cpus(self) -> int:
+        """What Ray on one machine has to have, where replicas share the cores that there are."""
+        engines = (self.engines, *self.models)
+        most = sum((one.most or one.replicas) * one.cpus for one in engines)
+        return max(os.cpu_count() or 1, math.ceil(self.edges + most))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClusterConfig:
+        if self.edges > 1 and not self.settings.get("database_url"):
+            raise ValueError("edges beyond one share a database: set settings.database_url")
+        if "admin_port" in self.settings:
+            raise ValueError("settings.admin_port has no place where edges move between machines")
+        names = [model.name for model in self.models]
+        if len({*names}) < len(names):
+            raise ValueError("two of models have one name")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> ClusterConfig:
+        """The file at `path`, which is TOML. Raises ConfigurationError."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"{path} is not TOML: {error}") from None
+        return cls.of(values, str(path))
+
+    @classmethod
+    def of(cls, values: dict[str, Any], source: str) -> ClusterConfig:
+        """Raises ConfigurationError, which names `source` and the key."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(f"{source}: {place or 'cluster'}: {reason}") from None
