@@ -38,7 +38,7 @@ def test_the_library_gives_this_text_up(backend):
     ids=["encode", "least_tokens"],
 )
 def test_a_panic_is_an_error_of_the_request(tokenizer, ask):
-    with pytest.raises(InvalidRequestError, match="cannot read this text.*retry-limit"):
+    with pytest.raises(InvalidRequestError, match=r"cannot read this text.*retry-limit"):
         ask(tokenizer)
 
 

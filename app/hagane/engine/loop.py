@@ -1,7 +1,7 @@
 """The engine process: receive, schedule, execute, sample, emit.
 
-Started by `hagane.pool.client` as `python -m hagane.engine.loop FD`, where FD is the engine's end
-of a socket pair. It ends on `Shutdown`, or when the other end is gone.
+Started by `hagane.pool.launch` as `python -m hagane.engine FD`, where FD is the engine's end of a
+socket pair. It ends on `Shutdown`, or when the other end is gone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -59,8 +58,7 @@ from hagane.system.errors import ConfigurationError, HaganeError, QueueFullError
 from hagane.system.logging import configure_logging
 from hagane.text.tokenizer import read_tokenizer_json
 
-# By its name in the package: as a program, this module is called __main__.
-logger = logging.getLogger("hagane.engine.loop")
+logger = logging.getLogger(__name__)
 
 # How many of an engine's heartbeats its client may miss.
 _HEARTBEATS = 4
@@ -315,6 +313,7 @@ def main(descriptor: int) -> None:
         # All objects made so far stay: a full collection, 90 ms for which all streams wait, mostly
         # looked through torch's own objects.
         gc.freeze()
+        gc.enable()
         if isinstance(engine, Engine):
             engine.runner.pin_main_thread()
         engine.run()
@@ -336,7 +335,3 @@ def _receive_config(channel: EngineChannel) -> EngineConfig:
     if not isinstance(config, EngineConfig):
         raise TypeError(f"the first message must be the engine's config, not {type(config)}")
     return config
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

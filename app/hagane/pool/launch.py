@@ -31,6 +31,6 @@ def launch(config: EngineConfig) -> Launched:
     with theirs:
         ours.sendall(encode(config))
         descriptor = theirs.fileno()
-        command = [sys.executable, "-m", "hagane.engine.loop", str(descriptor)]
+        command = [sys.executable, "-m", "hagane.engine", str(descriptor)]
         process = subprocess.Popen(command, pass_fds=[descriptor])  # noqa: S603 - of our own
     return Launched(process, ours)
