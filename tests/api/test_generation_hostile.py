@@ -9,7 +9,7 @@ import httpx
 
 from tests.support.hostile import Bodies, Report, send, watched_text
 
-SECONDS, SENDERS, STREAMS = 12, 8, 4
+SECONDS, SENDERS, STREAMS = 5, 8, 4
 
 
 async def attack(url: str, report: Report) -> tuple[list[str], list[str]]:

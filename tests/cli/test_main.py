@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,24 +26,26 @@ def test_serve_help_explains_every_setting():
         assert field.description.split()[0] in shown
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment", "part"),
-    [
-        (["serve", "--port", "99999"], {}, "port"),
-        (["serve"], {"HAGANE_QUANTIZE": "int3"}, "quantize"),
-        (["serve"], {"HAGANE_MODLE": "x"}, "HAGANE_MODLE"),
-        (["serve"], {"HAGANE_CONFIG": "/nonexistent.toml"}, "/nonexistent.toml"),
-        (["serve", "--model", "no-such-model"], {}, "no-such-model"),
-        (["serve", "--device", "tpu"], {}, "tpu"),
-        (["pretrain", "/nonexistent.toml"], {}, "/nonexistent.toml"),
-    ],
-)
-def test_mistakes_are_one_line_and_status_2(arguments, environment, part):
-    result = hagane(*arguments, **environment)
-    assert result.returncode == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("hagane: ")
-    assert part in line
+MISTAKES = [
+    (["serve", "--port", "99999"], {}, "port"),
+    (["serve"], {"HAGANE_QUANTIZE": "int3"}, "quantize"),
+    (["serve"], {"HAGANE_MODLE": "x"}, "HAGANE_MODLE"),
+    (["serve"], {"HAGANE_CONFIG": "/nonexistent.toml"}, "/nonexistent.toml"),
+    (["serve", "--model", "no-such-model"], {}, "no-such-model"),
+    (["serve", "--device", "tpu"], {}, "tpu"),
+    (["pretrain", "/nonexistent.toml"], {}, "/nonexistent.toml"),
+]
+
+
+def test_mistakes_are_one_line_and_status_2():
+    """Several at a time, since each is a process."""
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(lambda mistake: hagane(*mistake[0], **mistake[1]), MISTAKES)
+    for (arguments, environment, part), result in zip(MISTAKES, results, strict=True):
+        assert result.returncode == 2, (arguments, environment)
+        (line,) = result.stderr.strip().splitlines()
+        assert line.startswith("hagane: ")
+        assert part in line
 
 
 def test_toml_environment_and_flags_in_order_of_precedence(tmp_path, monkeypatch):

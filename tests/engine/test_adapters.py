@@ -200,6 +200,8 @@ def test_unloading_waits_for_the_requests_that_use_it(tiny_model_dir, adapters):
         engine.send(UnloadAdapter(adapters[0].digest))
         (answer,) = engine.wait("running")
         assert answer.tokens == engine.answers["whole"].tokens
+        engine.ask("next", PROMPT, tokens=1)  # an idle engine reports every few seconds only
+        engine.wait("next")
         engine.wait_for(lambda: engine.stats.adapters.loaded == 0)
         assert engine.stats.adapters.nbytes == 0
         engine.ask("reloaded", PROMPT, adapters[0], tokens=60)

@@ -107,41 +107,50 @@ def test_a_decoders_mean_in_chunks(tiny_model_dir, tmp_path):
     np.testing.assert_array_equal(found[:3], found[3:])
 
 
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    """Encoders without pooling, and the server that has them with it: one as base, one beside."""
+    folder = tmp_path_factory.mktemp("encoders")
+    plain = {kind: encoder(folder / f"plain {kind}", kind) for kind in ("bert", "roberta")}
+    pooled = {
+        kind: pooled_model(plain[kind], folder / kind, name, normalize=True)
+        for kind, name in (
+            ("bert", "pooling_mode_mean_tokens"), ("roberta", "pooling_mode_cls_token"),
+        )
+    }  # fmt: skip
+    (pooled["bert"] / "sentence_bert_config.json").write_text('{"max_seq_length": 200}')
+    server = start_server(
+        pooled["bert"], folder / "log", "--models", f"roberta={pooled['roberta']}"
+    )
+    server.wait_ready()
+    yield server, plain
+    stop_server(server)
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("bert", "mean"), ("roberta", "first")])
-def test_an_encoder(kind, mode, tmp_path):
-    plain = encoder(tmp_path / "plain", kind)
-    name = {"mean": "pooling_mode_mean_tokens", "first": "pooling_mode_cls_token"}[mode]
-    model = pooled_model(plain, tmp_path / kind, name, normalize=True)
-    if kind == "bert":
-        (model / "sentence_bert_config.json").write_text('{"max_seq_length": 200}')
-    server = start_server(model, tmp_path / "log")
-    try:
-        server.wait_ready()
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
-            answer = client.embeddings.create(model=kind, input=TEXTS)
-            found = np.array([each.embedding for each in answer.data])
-            np.testing.assert_allclose(found, reference(plain, TEXTS, mode), atol=1e-4)
-            with pytest.raises(openai.BadRequestError) as text:
-                client.completions.create(model=kind, prompt="a")
-            assert "/v1/embeddings" in str(text.value)
-            with pytest.raises(openai.BadRequestError) as long:
-                client.embeddings.create(model=kind, input="a " * 300)
-            assert long.value.code == "context_length_exceeded"
-            cut = {"truncate_prompt_tokens": -1}
-            whole = client.embeddings.create(model=kind, input="a " * 300, extra_body=cut)
-            assert whole.usage.prompt_tokens == {"bert": 200, "roberta": 256}[kind]
-        body = {"model": kind, "query": "cat", "documents": ["dog", "cat"], "top_n": 1}
-        ranked = httpx.post(f"{server.url}/v1/rerank", json=body).json()["results"]
-        assert [each["index"] for each in ranked] == [1]
-        assert ranked[0]["relevance_score"] == pytest.approx(1)
-        body = {"model": kind, "text_1": "cat", "text_2": ["cat", "dog"]}
-        scores = [
-            e["score"] for e in httpx.post(f"{server.url}/v1/score", json=body).json()["data"]
-        ]
-        expected = reference(plain, ["cat", "dog"], mode)
-        assert scores == pytest.approx([1, float(expected[0] @ expected[1])], abs=1e-4)
-    finally:
-        stop_server(server)
+def test_an_encoder(encoders, kind, mode):
+    server, plain = encoders[0], encoders[1][kind]
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        answer = client.embeddings.create(model=kind, input=TEXTS)
+        found = np.array([each.embedding for each in answer.data])
+        np.testing.assert_allclose(found, reference(plain, TEXTS, mode), atol=1e-4)
+        with pytest.raises(openai.BadRequestError) as text:
+            client.completions.create(model=kind, prompt="a")
+        assert "/v1/embeddings" in str(text.value)
+        with pytest.raises(openai.BadRequestError) as long:
+            client.embeddings.create(model=kind, input="a " * 300)
+        assert long.value.code == "context_length_exceeded"
+        cut = {"truncate_prompt_tokens": -1}
+        whole = client.embeddings.create(model=kind, input="a " * 300, extra_body=cut)
+        assert whole.usage.prompt_tokens == {"bert": 200, "roberta": 256}[kind]
+    body = {"model": kind, "query": "cat", "documents": ["dog", "cat"], "top_n": 1}
+    ranked = httpx.post(f"{server.url}/v1/rerank", json=body).json()["results"]
+    assert [each["index"] for each in ranked] == [1]
+    assert ranked[0]["relevance_score"] == pytest.approx(1)
+    body = {"model": kind, "text_1": "cat", "text_2": ["cat", "dog"]}
+    scores = [e["score"] for e in httpx.post(f"{server.url}/v1/score", json=body).json()["data"]]
+    expected = reference(plain, ["cat", "dog"], mode)
+    assert scores == pytest.approx([1, float(expected[0] @ expected[1])], abs=1e-4)
 
 
 REFUSED = [

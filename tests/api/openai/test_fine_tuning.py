@@ -318,9 +318,8 @@ def test_kills_of_worker_engine_and_server_do_not_change_a_bit(tiny_model_dir, t
                 extra_body={"extra": {"rank": 4, "promote": "always"}},
             ).id  # fmt: skip
 
-        undisturbed = create()
+        undisturbed, disturbed = create(), create()
         wait(client, undisturbed, "succeeded")
-        disturbed = create()
 
         passed(disturbed, 1)
         (worker,) = workers(server)
