@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 15_000
 """Milliseconds that a page may take for what it promises; the machine may be busy."""
+ANSWERS = """Object.keys(localStorage).filter((key) => key.startsWith("hagane.message."))
+  .map((key) => JSON.parse(localStorage[key])).filter(({ role }) => role === "assistant")"""
+"""The answers that the chat page has stored."""
 
 
 @contextmanager
@@ -81,6 +84,20 @@ def wait_answer(page: Page) -> str:
     """The last answer's text, once it is complete."""
     page.wait_for_selector("#log[aria-busy=false] .message.assistant:last-child")
     return page.inner_text(".message.assistant:last-child .text")
+
+
+def choose(page: Page, **values: object) -> None:
+    """Fill fields of the chat page's settings."""
+    page.click("#open-settings")
+    for name, value in values.items():
+        page.fill(f"#settings [name={name}]", str(value))
+    page.click("#settings .primary")
+
+
+def manage(page: Page, what: str) -> None:
+    """Choose from the menu of the conversation that is open."""
+    page.click("#conversations li:has([aria-current]) .more")
+    page.click(f"#menu .{what}")
 
 
 def endless_model(directory: Path) -> Path:
