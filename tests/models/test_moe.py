@@ -16,7 +16,7 @@ from hagane.models.attention import PackedCausal
 from hagane.models.config import Quantization
 from hagane.models.families import read_config, read_config_file
 from hagane.models.formats.int4 import Int4
-from hagane.models.moe import PackedExperts
+from hagane.models.moe import NativeExperts
 from hagane.models.spec import linear_shapes
 from hagane.system.errors import ModelError, TrainingError
 from hagane.training.finetune.examples import Example
@@ -91,7 +91,7 @@ def test_a_quantized_directory_loads_as_it_was_quantized(directory, tmp_path):
 @pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 def test_experts_are_packed_into_one_call(directory):
     model, _ = load_model(directory, quantization=Quantization("int8"), operations=cpu, **OPTIONS)
-    assert isinstance(model.model.layers[1].mlp.experts, PackedExperts)
+    assert isinstance(model.model.layers[1].mlp.experts, NativeExperts)
 
 
 def test_layers_that_guess_further_tokens_are_left_alone(tmp_path):

@@ -64,17 +64,17 @@ class Experts(nn.ModuleList):
             out = out + residual
         return out.to(x.dtype)
 
-    def for_cpu(self) -> PackedExperts:
+    def for_cpu(self) -> NativeExperts:
         """What replaces them for the native kernels, once their layers are packed."""
         packed = [
             (cast(Packed, mlp.gate_up_proj).weight, cast(Packed, mlp.down_proj).weight)
             for mlp in self.mlps()
         ]
         first = next(self.mlps())
-        return PackedExperts(cpu.PackedExperts(packed, first.activation, gated=first.gated))
+        return NativeExperts(cpu.PackedExperts(packed, first.activation, gated=first.gated))
 
 
-class PackedExperts(nn.Module):
+class NativeExperts(nn.Module):
     """Experts for serving with the native kernels: all of them in one call."""
 
     def __init__(self, experts: cpu.PackedExperts) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from hagane.system.errors import TrainingError, TrainingInterrupted
-from hagane.training.finetune import checkpoint as checkpoint_module
 from hagane.training.finetune import model as model_module
+from hagane.training.finetune import state_file
 from hagane.training.finetune.examples import report
 from hagane.training.finetune.loop import finetune
 from hagane.training.finetune.spec import FineTuneSpec
@@ -197,7 +197,7 @@ def test_activations_are_computed_twice_where_memory_demands_it(spec, tmp_path, 
 @pytest.mark.parametrize("after_rename", [False, True])
 def test_a_crash_while_a_checkpoint_is_put_in_place(spec, tmp_path, monkeypatch, after_rename):
     whole = finetune(spec, tmp_path / "whole", Recorder())
-    commit, calls = checkpoint_module.commit, []
+    commit, calls = state_file.commit, []
 
     def crash(partial: Path, final: Path) -> None:
         calls.append(final)
@@ -206,7 +206,7 @@ def test_a_crash_while_a_checkpoint_is_put_in_place(spec, tmp_path, monkeypatch,
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_module, "commit", crash)
+    monkeypatch.setattr(state_file, "commit", crash)
     with pytest.raises(KeyboardInterrupt):
         finetune(spec, tmp_path / "parts", Recorder())
     monkeypatch.undo()

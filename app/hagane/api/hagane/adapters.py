@@ -21,7 +21,7 @@ from hagane.system.errors import InvalidRequestError, ModelError
 router = guarded_router(prefix="/v1")
 
 
-class LoadBody(Body):
+class LoadAdapterBody(Body):
     """A name for the adapter in a PEFT directory; `load_inplace` puts it in the place of another.
 
     A relative path is looked for in every directory that adapters may be loaded from.
@@ -32,13 +32,13 @@ class LoadBody(Body):
     load_inplace: Flag = False
 
 
-class UnloadBody(Body):
+class UnloadAdapterBody(Body):
     # Jobs give names that nobody else may: with colons.
     lora_name: Annotated[str, Field(min_length=1, max_length=512)]
 
 
 @router.post("/load_lora_adapter")
-async def load(body: LoadBody, request: Request) -> dict[str, Any]:
+async def load(body: LoadAdapterBody, request: Request) -> dict[str, Any]:
     """Serve an adapter from now on, once the engine has found that it fits the model.
 
     Raises InvalidRequestError saying what is wrong with it, or ConflictError if the name is taken.
@@ -60,7 +60,7 @@ async def load(body: LoadBody, request: Request) -> dict[str, Any]:
 
 
 @router.post("/unload_lora_adapter")
-async def unload(body: UnloadBody, request: Request) -> dict[str, Any]:
+async def unload(body: UnloadAdapterBody, request: Request) -> dict[str, Any]:
     """Take no more requests for an adapter, wait for those that run, and free its memory.
 
     Its files stay. Raises ModelNotFoundError, or ConflictError while an alias points to it.

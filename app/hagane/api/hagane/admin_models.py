@@ -20,14 +20,14 @@ from hagane.text.hub import stored_bytes
 router = guarded_router(prefix="/admin/models")
 
 
-class LoadBody(Body):
+class LoadModelBody(Body):
     """POST /admin/models/load. A pinned model stays in memory until it is unloaded."""
 
     model: ModelName
     pinned: Flag = False
 
 
-class UnloadBody(Body):
+class UnloadModelBody(Body):
     """POST /admin/models/unload."""
 
     model: ModelName
@@ -48,7 +48,7 @@ async def list_models(request: Request) -> dict[str, Any]:
 
 
 @router.post("/load")
-async def load_model(body: LoadBody, request: Request) -> dict[str, Any]:
+async def load_model(body: LoadModelBody, request: Request) -> dict[str, Any]:
     """Have a model in memory; answers when it takes requests.
 
     Raises ModelNotFoundError, ConflictError for a model without an engine of its own, and
@@ -61,7 +61,7 @@ async def load_model(body: LoadBody, request: Request) -> dict[str, Any]:
 
 
 @router.post("/unload")
-async def unload_model(body: UnloadBody, request: Request) -> dict[str, Any]:
+async def unload_model(body: UnloadModelBody, request: Request) -> dict[str, Any]:
     """Free a model's memory once its last request is done; the next request loads it again.
 
     Raises ModelNotFoundError, or ConflictError for a model without an engine of its own.

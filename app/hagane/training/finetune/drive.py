@@ -15,11 +15,11 @@ import torch
 from hagane.lora.config import adapter_digest
 from hagane.system.errors import TrainingInterrupted
 from hagane.system.files import commit
-from hagane.training.finetune.checkpoint import RunProgress, StateFile
 from hagane.training.finetune.faults import require_finite
 from hagane.training.finetune.meter import Meter, StepScore
 from hagane.training.finetune.model import FineTuneModel
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan
+from hagane.training.finetune.state_file import RunProgress, StateFile
 from hagane.training.report.listener import CheckpointReport, FineTuneResult, Listener
 
 # The most time that a crash between two checkpoints may lose.

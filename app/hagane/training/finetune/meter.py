@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hagane.training.finetune.checkpoint import RunProgress
 from hagane.training.finetune.spec import TrainingPlan
+from hagane.training.finetune.state_file import RunProgress
 from hagane.training.report.listener import StepReport
 
 

@@ -16,7 +16,7 @@ from hagane.text.tokenizer import Tokenizer
 from hagane.training.finetune.examples import Data, SoftTargets
 from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.spec import FineTuneSpec
-from hagane.training.jobs.answering import AnsweringEngine, SeededPrompt, answering_config
+from hagane.training.jobs.answering_engine import AnsweringEngine, SeededPrompt, answering_config
 
 _FILE = "teacher.npz"
 # Vocabularies that tell this apart are not the same.

@@ -25,7 +25,7 @@ from hagane.training.finetune.micro_batches import batch, micro_batches
 from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.objective import score
 from hagane.training.finetune.spec import TrainingPlan
-from hagane.training.jobs.answering import AnsweringEngine, answering_config
+from hagane.training.jobs.answering_engine import AnsweringEngine, answering_config
 from hagane.training.reinforce.policy_loss import advantages, policy_loss
 from hagane.training.reinforce.rollouts import Rollout, RolloutSampler
 from hagane.training.reinforce.spec import ReinforceSpec, resolve_reinforcement

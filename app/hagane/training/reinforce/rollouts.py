@@ -20,7 +20,7 @@ from hagane.text.chat_template import ChatTemplate
 from hagane.text.generation_defaults import GenerationDefaults
 from hagane.text.tokenizer import Tokenizer
 from hagane.training.finetune.masking import MaskedSequence
-from hagane.training.jobs.answering import AnsweringEngine, SampledAnswer, SeededPrompt
+from hagane.training.jobs.answering_engine import AnsweringEngine, SampledAnswer, SeededPrompt
 from hagane.training.reinforce.spec import ReinforceSpec
 from hagane.training.reinforce.tasks import PromptTask
 

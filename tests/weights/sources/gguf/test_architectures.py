@@ -13,7 +13,7 @@ import torch
 from gguf import GGMLQuantizationType
 from hagane.kernels import cpu
 from hagane.models.attention import PackedCausal
-from hagane.models.moe import PackedExperts
+from hagane.models.moe import NativeExperts
 from hagane.system.errors import ModelError
 from hagane.weights.load import load_model
 from safetensors.torch import load_file
@@ -126,7 +126,7 @@ def test_experts_are_served_with_the_bits_that_they_have(directory, tmp_path, ki
     path = write(directory, tmp_path / "x.gguf", kind)
     kept = load(path, torch.bfloat16, cpu)
     experts = kept.model.layers[1].mlp.experts
-    assert isinstance(experts, PackedExperts)
+    assert isinstance(experts, NativeExperts)
     tokens = torch.arange(3, 27)
     context = PackedCausal(rows=1, length=24)
     plain = load(path)
