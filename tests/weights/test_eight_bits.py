@@ -8,7 +8,8 @@ from hagane.models.config import Quantization
 from hagane.models.families import read_config, read_config_file
 from hagane.models.formats.int4 import Int4
 from hagane.models.formats.int8 import Int8
-from hagane.weights.eight_bits import largest_column
+from hagane.models.spec import projections
+from hagane.weights.eight_bits import choose_by_loss, largest_column
 from hagane.weights.load import load_model
 from hagane.weights.quantize import quantize_directory
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ def test_the_largest_column_in_units_of_all():
     rows[:, 5] = 3
     assert largest_column(rows) == pytest.approx(9 / 2)
     assert largest_column(torch.zeros(4, 8)) == 0
+    assert rows[0].tolist() == [1, 1, 1, 1, 1, 3, 1, 1]
 
 
 @pytest.mark.parametrize("rotated", [True, False])
@@ -70,3 +72,20 @@ def test_formats_of_8_bits_need_no_plan(tiny_model_dir, form):
     options = {"device": "cpu", "dtype": torch.float32}
     _, report = load_model(tiny_model_dir, quantization=Quantization(form), **options)
     assert report.quantization == Quantization(form)
+
+
+def test_the_costliest_for_each_weight_have_8_bits_within_the_plans_size(tiny_model_dir):
+    config = read_config_file(tiny_model_dir)
+    plan = Quantization("int4", 32, eight_bits=("self_attn.qkv_proj",))
+    sizes = {path: spec.rows * spec.columns for path, spec in projections(config)}
+    losses = dict.fromkeys(sizes, 1e-6)
+    losses["layers.1.self_attn.o_proj"] = 1.0
+    losses["layers.0.self_attn.qkv_proj"] = 0.5
+    losses["layers.0.mlp.down_proj"] = 0.1
+    chosen = choose_by_loss(config, plan, losses).eight_bits
+    assert set(chosen[:1]) <= {"layers.0.self_attn.qkv_proj"}
+    assert "layers.1.self_attn.o_proj" in chosen
+    budget = sum(size for path, size in sizes.items() if path.endswith("qkv_proj"))
+    assert sum(sizes[path] for path in chosen) <= budget
+    del losses["layers.1.self_attn.qkv_proj"]
+    assert "layers.1.self_attn.qkv_proj" in choose_by_loss(config, plan, losses).eight_bits

@@ -8,6 +8,7 @@ The error of such a column is the model's error, and no calibration is needed to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -44,6 +45,31 @@ def choose_eight_bits(
     return replace(quantization, eight_bits=(*_SENSITIVE, *large))
 
 
+def choose_by_loss(
+    config: ModelConfig, plan: Quantization, losses: Mapping[str, float]
+) -> Quantization:
+    """`plan` with as many weights in 8 bits, now where 4 bits cost most for each weight.
+
+    `losses` are nats that a projection costs in 4 bits, by its path below the decoder. Those it
+    does not have stay as planned.
+    """
+    sizes = {path: projection.rows * projection.columns for path, projection in projections(config)}
+    planned = {path for path in sizes if plan.has_eight_bits(*_place(path))}
+    budget = sum(sizes[path] for path in planned if path in losses)
+    chosen = planned - losses.keys()
+    for path in sorted(losses, key=lambda path: losses[path] / sizes[path], reverse=True):
+        if sizes[path] <= budget:
+            budget -= sizes[path]
+            chosen.add(path)
+    return replace(plan, eight_bits=tuple(path for path in sizes if path in chosen))
+
+
+def _place(path: str) -> tuple[int, str]:
+    """The layer's number of a path below the decoder, and the rest."""
+    layer, _, within = path.removeprefix("layers.").partition(".")
+    return int(layer), within
+
+
 def _has_large_column(source: WeightSource, path: str, projection: ProjectionSpec) -> bool:
     return any(
         largest_column(source.read(f"model.{name}.weight", (rows, projection.columns)))
@@ -59,6 +85,6 @@ def largest_column(rows: Rows) -> float:
     """
     squares = torch.zeros(rows.shape[1])
     for block in rows.split(_ROWS):
-        squares += block.float().square_().sum(dim=0)
+        squares += block.float().square().sum(dim=0)
     mean = squares.mean()
     return float(squares.amax() / mean) if mean != 0 else 0.0

@@ -27,7 +27,8 @@ from hagane.models.formats.layer import Linear, rotated
 from hagane.models.linear import make_embedding, make_projection
 from hagane.weights.calibration.inputs import Gram, observed
 from hagane.weights.calibration.rounding import round_compensated
-from hagane.weights.eight_bits import choose_eight_bits
+from hagane.weights.calibration.sensitivity import Sensitivity
+from hagane.weights.eight_bits import choose_by_loss, choose_eight_bits
 from hagane.weights.finite import check_finite
 from hagane.weights.load import ModelLoader
 from hagane.weights.opening import open_weights
@@ -57,13 +58,16 @@ def calibrate(
 ) -> tuple[Transformer, Quantization]:
     """The model of `directory` in its stored form, its 4-bit matrices rounded by what they read.
 
-    Raises ModelError naming the file and the tensor at fault.
+    Which have 8 bits is measured first: as many weights as without calibration. Raises ModelError
+    naming the file and the tensor at fault.
     """
     config, source = open_weights(directory)
     quantization = choose_eight_bits(config, source, quantization)
     with torch.device("meta"):
         model = Transformer(config, None, reference)
     loader = ModelLoader(model, directory, source, getattr(torch, config.dtype))
+    losses = Sensitivity(model, loader, quantization, calibration.windows).measure()
+    quantization = choose_by_loss(config, quantization, losses)
     return _Run(model, loader, quantization, calibration).model_quantized(), quantization
 
 
