@@ -6,11 +6,20 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PretrainedConfig,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 
 def encoder(directory: Path, kind: str) -> Path:
-    """A random encoder with a WordPiece tokenizer."""
+    """A random encoder with a WordPiece tokenizer: a bert, a roberta, or one of these crossed."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz."]
     words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
     vocab = {word: number for number, word in enumerate(words)}
@@ -28,11 +37,16 @@ def encoder(directory: Path, kind: str) -> Path:
         "max_position_embeddings": 258,
         "initializer_range": 0.3,
     }
-    made = (
-        BertModel(BertConfig(**sizes))
-        if kind == "bert"
-        else RobertaModel(RobertaConfig(**sizes, pad_token_id=1))
-    )
-    made.save_pretrained(directory)
+    models: dict[str, tuple[type, PretrainedConfig]] = {
+        "bert": (BertModel, BertConfig(**sizes)),
+        "roberta": (RobertaModel, RobertaConfig(**sizes, pad_token_id=1)),
+        "crossed bert": (BertForSequenceClassification, BertConfig(**sizes, num_labels=1)),
+        "crossed roberta": (
+            XLMRobertaForSequenceClassification,
+            XLMRobertaConfig(**sizes, pad_token_id=1, type_vocab_size=1, num_labels=1),
+        ),
+    }
+    make, config = models[kind]
+    make(config).save_pretrained(directory)
     backend.save(str(directory / "tokenizer.json"))
     return directory

@@ -1,4 +1,4 @@
-"""Embeddings of several texts through the engine, for the routes that need them."""
+"""Embeddings and scores of texts through the engine, for the routes that need them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import struct
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
+
+import msgspec
 
 from hagane.api.generation import Generation, prepare_generation
 from hagane.api.limits import Account
 from hagane.api.serving import ResolvedModel, Serving
 from hagane.generation.request import Parameters, overflow
+from hagane.models.encoder_config import EncoderConfig
 from hagane.system.errors import HaganeError, InvalidRequestError
 
 # Of one request, that the engine has at a time: others shall find room in its queue.
@@ -42,6 +45,17 @@ class Embedder:
         """Tokenize; takes time. Raises InvalidRequestError naming the text."""
         return [self._prepare(text, place) for place, text in enumerate(texts)]
 
+    def prepare_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Generation]:
+        """Tokenize pairs of texts for a cross-encoder, whose embeddings are one number each.
+
+        Takes time. Raises ContextLengthError for a pair that is too long.
+        """
+        longest, cut = self.resolved.context_length, self.truncate
+        most = longest if cut is None or cut < 0 else min(cut, longest)
+        tokenizer = self.resolved.text.tokenizer
+        encoded = tokenizer.encode_pairs(pairs, most, cut=cut is not None)
+        return [self._prepare_pair(ids, second, most) for ids, second in encoded]
+
     async def embed(self, prepared: Sequence[Generation]) -> list[Vector]:
         """Float32 vectors as the model makes them, in order. Raises what the engine does."""
         return await _each(prepared, self._embed, _MOST_AT_A_TIME)
@@ -67,14 +81,28 @@ class Embedder:
         if len(ids) > most:
             raise overflow(len(ids), None, context_length=most, param=param)
         resolved.require_known(ids, param)
+        return self._generation(ids)
+
+    def _prepare_pair(self, ids: list[int], second: int, most: int) -> Generation:
+        if len(ids) > most:
+            raise overflow(len(ids), None, context_length=most, param=self.param, least=True)
+        self.resolved.require_known(ids, self.param)
+        generation = self._generation(ids)
+        config = self.resolved.text.config
+        if isinstance(config, EncoderConfig) and config.marks_second:
+            request = msgspec.structs.replace(generation.request, second=second)
+            generation = replace(generation, request=request)
+        return generation
+
+    def _generation(self, ids: list[int]) -> Generation:
         return prepare_generation(
             self.serving,
             self.account,
-            resolved,
+            self.resolved,
             ids,
             Parameters(temperature=0.0, priority=self.priority, timeout=self.timeout),
             max_tokens=1,
-            pooling=model.embedding.pooling,
+            pooling=self.resolved.text.embedding.pooling,
         )
 
     def _fit(self, ids: list[int], most: int) -> list[int]:

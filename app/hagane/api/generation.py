@@ -110,10 +110,10 @@ def _check(
             param="n",
         )
     if model.encodes and pooling is None:
-        raise InvalidRequestError(
-            f"The model '{model.id}' makes embeddings and no text; use /v1/embeddings.",
-            param="model",
-        )
+        use = "scores pairs of texts; use /v1/rerank or /v1/score"
+        if not model.scores:
+            use = "makes embeddings and no text; use /v1/embeddings"
+        raise InvalidRequestError(f"The model '{model.id}' {use}.", param="model")
 
 
 class _Charge:

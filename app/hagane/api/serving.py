@@ -62,6 +62,11 @@ class TextModel:
         """Whether it makes embeddings alone, and no text."""
         return isinstance(self.config, EncoderConfig)
 
+    @property
+    def scores(self) -> bool:
+        """Whether it scores pairs of texts, and does nothing else."""
+        return isinstance(self.config, EncoderConfig) and self.config.scale is not None
+
     @cached_property
     def grammars(self) -> GrammarChecker:
         """Compiles grammars for this vocabulary; the first use takes up to a second."""
@@ -97,7 +102,11 @@ class TextModel:
             tokenizer=Tokenizer.load(directory),
             template=None,
             defaults=GenerationDefaults(),
-            embedding=EmbeddingStyle.load(directory, default="mean"),
+            embedding=(
+                EmbeddingStyle.load(directory, default="mean")
+                if config.scale is None
+                else EmbeddingStyle("score", normalize=False)
+            ),
         )
 
 

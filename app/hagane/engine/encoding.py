@@ -1,4 +1,7 @@
-"""The engine of an encoder: texts in, embeddings out; nothing is generated and nothing cached."""
+"""The engine of an encoder: texts in, embeddings out, or pairs of texts in and their scores out.
+
+Nothing is generated and nothing cached.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from hagane.pool.messages import (
     TokenDelta,
 )
 from hagane.system.errors import HaganeError
-from hagane.weights.load_encoder import load_encoder
+from hagane.weights.load_encoder import load_encoder, load_head
 
 logger = logging.getLogger("hagane.engine.loop")
 
@@ -58,7 +61,11 @@ class EncoderEngine:
         if config.threads:
             torch.set_num_threads(config.threads)
         dtype = resolve_dtype(config.dtype, "float32")
-        self._model = load_encoder(Path(config.model), encoder, dtype=dtype, device=self._device)
+        directory, device = Path(config.model), self._device
+        self._model = load_encoder(directory, encoder, dtype=dtype, device=device)
+        self._head = None
+        if encoder.scale is not None:
+            self._head = load_head(directory, encoder, dtype=dtype, device=device)
         self._waiting: deque[tuple[float, GenerateRequest]] = deque()
         self._steps = 0
         self.running = True
@@ -124,6 +131,10 @@ class EncoderEngine:
         if request.pooling is None or request.adapter or len(request.prompt) > longest:
             self._outbox.fail(name, "invalid_request", "An encoder makes embeddings alone.")
             return
+        if (request.pooling == "score") is not (self._head is not None):
+            message = "A cross-encoder scores pairs of texts, which others do not."
+            self._outbox.fail(name, "invalid_request", message)
+            return
         try:
             check_token_ids(request, self._model.config.vocab_size)
         except HaganeError as error:
@@ -160,7 +171,13 @@ class EncoderEngine:
         started = time.monotonic()
         lengths = [len(request.prompt) for _, request in taken]
         ids = torch.tensor([token for _, request in taken for token in request.prompt])
-        hidden = self._model(ids.to(self._device), lengths).float()
+        types = torch.cat([_types(request) for _, request in taken])
+        hidden = self._model(ids.to(self._device), lengths, types.to(self._device))
+        pairs = zip(hidden.split(lengths), taken, strict=True)
+        if self._head is None:
+            found = [_pool(states.float(), request) for states, (_, request) in pairs]
+        else:
+            found = list(self._head(torch.stack([states[0] for states, _ in pairs])).float())
         return [
             TokenDelta(
                 request_id=request.request_id,
@@ -168,14 +185,22 @@ class EncoderEngine:
                 tokens=(),
                 finish_reason="stop",
                 queue_seconds=started - arrived,
-                embedding=as_bytes(_pool(states, request)),
+                embedding=as_bytes(vector),
             )
-            for (arrived, request), states in zip(taken, hidden.split(lengths), strict=True)
+            for (arrived, request), vector in zip(taken, found, strict=True)
         ]
 
 
 def _is_idle(entry: tuple[float, GenerateRequest]) -> bool:
     return entry[1].priority >= IDLE_PRIORITY
+
+
+def _types(request: GenerateRequest) -> Tensor:
+    """int64 [tokens]: 1 for those of the second of two texts."""
+    types = torch.zeros(len(request.prompt), dtype=torch.int64)
+    if request.second is not None:
+        types[request.second :] = 1
+    return types
 
 
 def _pool(states: Tensor, request: GenerateRequest) -> Tensor:

@@ -1,5 +1,8 @@
 """The encoder of BERT (Devlin et al., 2018, arXiv:1810.04805) and RoBERTa (arXiv:1907.11692).
 
+Below a head of one label it is a cross-encoder, which scores two texts that it reads as one
+(Nogueira and Cho, 2019, arXiv:1901.04085).
+
 Sum of embeddings -> norm -> layers x (x = norm(x + attention(x)); x = norm(x + mlp(x))), on a flat
 ragged batch [tokens, hidden] in which every token sees all of its own text. Module names follow
 Hugging Face checkpoints.
@@ -24,7 +27,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Embeddings(nn.Module):
-    """Word, position and token type (always the first), summed and normalized."""
+    """Word, position and token type, summed and normalized."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -35,8 +38,8 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, config.norm_eps)
         self.first_position = config.first_position
 
-    def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        x = self.word_embeddings(token_ids) + self.token_type_embeddings.weight[0]
+    def forward(self, token_ids: Tensor, positions: Tensor, types: Tensor) -> Tensor:
+        x = self.word_embeddings(token_ids) + self.token_type_embeddings(types)
         x = x + self.position_embeddings(positions + self.first_position)
         normed: Tensor = self.LayerNorm(x)
         return normed
@@ -109,10 +112,38 @@ class Encoder(nn.Module):
         self._layers = [EncoderLayer(config) for _ in range(config.layers)]
         self.encoder.layer = nn.ModuleList(self._layers)
 
-    def forward(self, token_ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """int64 ids [tokens] of texts of these lengths, in a row -> [tokens, hidden]."""
+    def forward(
+        self, token_ids: Tensor, lengths: Sequence[int], types: Tensor | None = None
+    ) -> Tensor:
+        """int64 ids [tokens] of texts of these lengths, in a row -> [tokens, hidden].
+
+        `types` are their token types, the first where there are none.
+        """
         positions = torch.cat([torch.arange(n, device=token_ids.device) for n in lengths])
-        x: Tensor = self.embeddings(token_ids, positions)
+        types = torch.zeros_like(token_ids) if types is None else types
+        x: Tensor = self.embeddings(token_ids, positions, types)
         for layer in self._layers:
             x = layer(x, lengths)
         return x
+
+
+class ScoringHead(nn.Module):
+    """One score of each pair of texts, from the state of its first token."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, 1)
+        self._scale = torch.sigmoid if config.scale == "sigmoid" else nn.Identity()
+
+    def forward(self, first: Tensor) -> Tensor:
+        """[pairs, hidden] -> [pairs, 1]."""
+        scores: Tensor = self._scale(self.out(torch.tanh(self.dense(first))))
+        return scores
+
+
+def head_names(config: EncoderConfig) -> dict[str, str]:
+    """The checkpoint's names of a head's layers: BERT's pooler is part of its encoder."""
+    if config.architecture.startswith("Bert"):
+        return {"dense": "bert.pooler.dense", "out": "classifier"}
+    return {"dense": "classifier.dense", "out": "classifier.out_proj"}

@@ -1,4 +1,4 @@
-"""The `config.json` of an encoder: BERT and RoBERTa, as embedding models use them."""
+"""The `config.json` of an encoder: BERT and RoBERTa, as embedding models and rerankers use them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,28 @@ from hagane.system.errors import ModelError
 from hagane.system.files import read_json_object
 from hagane.system.shapes import shaped
 
+Scale = Literal["sigmoid", "identity"]
+
 # Checkpoints of language models keep the encoder below a name of its own.
 ARCHITECTURES = {
     "BertModel": "",
     "BertForMaskedLM": "bert.",
+    "BertForSequenceClassification": "bert.",
     "RobertaModel": "",
     "RobertaForMaskedLM": "roberta.",
+    "RobertaForSequenceClassification": "roberta.",
     "XLMRobertaModel": "",
     "XLMRobertaForMaskedLM": "roberta.",
+    "XLMRobertaForSequenceClassification": "roberta.",
 }
+# Those of cross-encoders, which score two texts at a time.
+_SCORING = "ForSequenceClassification"
+# What sentence-transformers makes of a score; transformers has two labels where none are named.
+_SCALES: dict[str, Scale] = {
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.linear.Identity": "identity",
+}
+_LABELS = {"0": "LABEL_0", "1": "LABEL_1"}
 # Of sentence-transformers, which cuts longer texts: the model was trained on none.
 _TEXTS_FILE = "sentence_bert_config.json"
 _Size = Annotated[int, Meta(ge=1, le=1 << 24)]
@@ -30,6 +43,12 @@ _Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 
 class _Texts(msgspec.Struct, frozen=True):
     max_seq_length: _Size | None = None
+
+
+class _CrossEncoder(msgspec.Struct, frozen=True):
+    """What sentence-transformers adds to a cross-encoder's configuration."""
+
+    activation_fn: str | None = None
 
 
 class _StoredEncoder(msgspec.Struct, frozen=True):
@@ -46,12 +65,16 @@ class _StoredEncoder(msgspec.Struct, frozen=True):
     type_vocab_size: _Size = 2
     pad_token_id: int = 0
     position_embedding_type: str = "absolute"
+    id2label: dict[str, str] = msgspec.field(default_factory=lambda: dict(_LABELS))
+    sentence_transformers: _CrossEncoder | None = None
+    # Its older name.
+    sbert_ce_default_activation_function: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Shape of an encoder. Positions are counted from `first_position`; `prefix` is the name that
-    its tensors begin with.
+    its tensors begin with. A cross-encoder has a head, whose scores have this `scale`.
     """
 
     architecture: str
@@ -67,12 +90,18 @@ class EncoderConfig:
     norm_eps: float
     activation: Literal["gelu", "gelu_new", "relu"]
     prefix: str
+    scale: Scale | None = None
 
     @property
     def max_position_embeddings(self) -> int:
         """The longest text, tokens."""
         positions = self.position_embeddings - self.first_position
         return positions if self.longest_text is None else min(positions, self.longest_text)
+
+    @property
+    def marks_second(self) -> bool:
+        """Whether the second of two texts has a token type of its own."""
+        return self.architecture.startswith("Bert") and self.token_types > 1
 
     @classmethod
     def find(cls, directory: Path) -> EncoderConfig | None:
@@ -110,7 +139,22 @@ class EncoderConfig:
             norm_eps=stored.layer_norm_eps,
             activation=stored.hidden_act,  # type: ignore[arg-type]
             prefix=ARCHITECTURES[known[0]],
+            scale=_scale(stored, path) if known[0].endswith(_SCORING) else None,
         )
+
+
+def _scale(stored: _StoredEncoder, path: Path) -> Scale:
+    """The scale of a cross-encoder's scores. Raises ModelError for other classifiers."""
+    if len(stored.id2label) != 1:
+        raise ModelError(
+            f"{path}: a classifier of {len(stored.id2label)} labels is not supported; those with "
+            "one score pairs of texts"
+        )
+    extra = stored.sentence_transformers
+    name = (extra and extra.activation_fn) or stored.sbert_ce_default_activation_function
+    if name is not None and name not in _SCALES:
+        raise ModelError(f"{path}: activation_fn {name!r} is not supported")
+    return "sigmoid" if name is None else _SCALES[name]
 
 
 def _longest_text(path: Path) -> int | None:

@@ -128,7 +128,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `cache_salt` and equal adapter. Answers follow `grammar` to its end, which ends them. Where it
     `speculates` and the engine does, several tokens may be verified in one step, which changes the
     time that an answer takes and nothing else. With `pooling` the prompt's embedding is wanted, and
-    at most a token.
+    at most a token; of a pair of texts, the second begins at `second`.
     """
 
     request_id: str
@@ -142,6 +142,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     grammar: GrammarRef | None = None
     speculates: bool = True
     pooling: Pooling | None = None
+    second: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what this process boundary cannot carry."""

@@ -17,8 +17,9 @@ from hagane.system.shapes import shaped
 
 _MODULES = "modules.json"
 _LARGEST = 1 << 20
-# A text's embedding: the hidden state of its last or first token, or the mean of all of them.
-Pooling = Literal["last", "first", "mean"]
+# A text's embedding: the hidden state of its last or first token, or the mean of all of them; or
+# the score that a cross-encoder gives to a pair of texts.
+Pooling = Literal["last", "first", "mean", "score"]
 
 
 class _Module(msgspec.Struct, frozen=True):

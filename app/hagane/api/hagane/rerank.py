@@ -1,5 +1,6 @@
-"""POST /v1/rerank and /v1/score: how close texts are, by the cosine of their embeddings.
+"""POST /v1/rerank and /v1/score: how close texts are.
 
+A cross-encoder reads both and scores them; of other models it is the cosine of their embeddings.
 The bodies are Jina's and Cohere's, and vLLM's.
 """
 
@@ -9,8 +10,9 @@ import math
 import operator
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
 from pydantic import Discriminator, Field, Tag
@@ -25,6 +27,7 @@ from hagane.api.sse import json_response, unless_disconnected
 from hagane.system.errors import InvalidRequestError
 
 router = guarded_router()
+_T = TypeVar("_T")
 
 _MOST_TEXTS = 1024
 Texts = Annotated[list[str], Field(min_length=1, max_length=_MOST_TEXTS, fail_fast=True)]
@@ -77,9 +80,7 @@ Metered = Annotated[Account, Depends(meter)]
 async def rerank(body: RerankBody, request: Request, account: Metered) -> Response:
     """The documents, those closest to the query first."""
     texts = [each if isinstance(each, str) else each.text for each in body.documents]
-    vectors, tokens, model = await _embed(body, [body.query, *texts], request, account, "documents")
-    pairs = [(vectors[0], vector) for vector in vectors[1:]]
-    scores = await _cosines(request, pairs)
+    scores, tokens, model = await _scores(body, [body.query], texts, request, account, "documents")
     order = sorted(range(len(scores)), key=lambda place: -scores[place])
     if body.top_n:
         order = order[: body.top_n]
@@ -105,35 +106,47 @@ async def score(body: ScoreBody, request: Request, account: Metered) -> Response
             "many as there are in 'text_2'.",
             param="text_1",
         )
-    vectors, tokens, model = await _embed(body, [*first, *second], request, account, "text_2")
-    left, right = vectors[: len(first)], vectors[len(first) :]
-    pairs = list(zip(left * (len(right) // len(left)), right, strict=True))
+    scores, tokens, model = await _scores(body, first, second, request, account, "text_2")
     data = [
-        {"index": index, "object": "score", "score": cosine}
-        for index, cosine in enumerate(await _cosines(request, pairs))
+        {"index": index, "object": "score", "score": score} for index, score in enumerate(scores)
     ]
     head = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return json_response({**head, "model": model, "data": data, "usage": usage})
 
 
-async def _embed(
+async def _scores(
     body: RerankBody | ScoreBody,
-    texts: list[str],
+    first: list[str],
+    second: list[str],
     request: Request,
     account: Account,
     param: str,
-) -> tuple[list[Vector], int, str]:
-    """(vectors, tokens of all texts, the model's id)."""
+) -> tuple[list[float], int, str]:
+    """(scores, tokens of all texts, the model's id): of one text, or as many, with `second`."""
     serving = get_serving(request)
     resolved = await serving.resolve(body.model)
     embedder = Embedder(
         serving, account, resolved, param=param, truncate=body.truncate_prompt_tokens
     )
-    prepared = await serving.offload.run_blocking(body_size(request), embedder.prepare, texts)
+    size, run = body_size(request), serving.offload.run_blocking
+    if resolved.text.scores:
+        prepared = await run(size, embedder.prepare_pairs, list(_pairs(first, second)))
+    else:
+        prepared = await run(size, embedder.prepare, [*first, *second])
     vectors = await unless_disconnected(request, embedder.embed(prepared))
+    if resolved.text.scores:
+        scores = [vector[0] for vector in vectors]
+    else:
+        pairs = list(_pairs(vectors[: len(first)], vectors[len(first) :]))
+        scores = await _cosines(request, pairs)
     tokens = sum(len(generation.request.prompt) for generation in prepared)
-    return vectors, tokens, resolved.ref.id
+    return scores, tokens, resolved.ref.id
+
+
+def _pairs(first: Sequence[_T], second: Sequence[_T]) -> Iterator[tuple[_T, _T]]:
+    """Each of `second` with its own of `first`, or with the only one there."""
+    return zip(cycle(first) if len(first) == 1 else first, second, strict=len(first) > 1)
 
 
 async def _cosines(request: Request, pairs: Sequence[tuple[Vector, Vector]]) -> list[float]:

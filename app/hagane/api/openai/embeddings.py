@@ -52,6 +52,11 @@ async def embed(
     """One vector for each text."""
     serving = get_serving(request)
     resolved = await serving.resolve(body.model)
+    if resolved.text.scores:
+        raise InvalidRequestError(
+            f"The model '{body.model}' scores pairs of texts; use /v1/rerank or /v1/score.",
+            param="model",
+        )
     embedder = Embedder(
         serving,
         account,
