@@ -26,10 +26,10 @@ class PoisonedSampler(Sampler):
         super().__init__(operations)
         self.poison = poison
 
-    def sample(self, logits, sequences, masks):
+    def sample(self, logits, sequences, grammar):
         if any(sequence.request_id in self.poison for sequence in sequences):
             raise OverflowError("int too large to convert")
-        return super().sample(logits, sequences, masks)
+        return super().sample(logits, sequences, grammar)
 
 
 class FailingRunner:

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from hagane.kernels.experts import gate_rows, route
 from hagane.kernels.layout import PagedLayout
-from hagane.kernels.sampling import sample
+from hagane.kernels.sampling import heaviest, restrict, sample, samples
 
 __all__ = [
     "activate",
@@ -22,12 +22,15 @@ __all__ = [
     "causal_attention",
     "gate_rows",
     "hadamard",
+    "heaviest",
     "layer_norm",
     "paged_attention",
+    "restrict",
     "rms_norm",
     "rope_tables",
     "route",
     "sample",
+    "samples",
     "scaled_add",
     "sequence_attention",
     "silu_and_mul",

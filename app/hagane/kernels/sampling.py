@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 # Most distributions hold their top_p mass within this many tokens; a full sort is the fallback.
 _CANDIDATES = 512
+_MASK64 = (1 << 64) - 1
+
+SPLITMIX64_STEP = 0x9E3779B97F4A7C15
+"""From one state of the generator to the next."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,60 @@ def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
         rows = (probabilities[kept], top_p[kept], top_k[kept], min_p[kept], point[kept])
         tokens[kept] = _sample_filtered(*rows)
     return tokens
+
+
+def samples(logits: Tensor, sampling: SamplingTensors, draws: int) -> Tensor:
+    """As `sample`, so many independent samples of each row: int64 [rows, draws].
+
+    The first is that of `uniform`, from whose bits splitmix64 makes the further numbers.
+    """
+    columns = [sampling.uniform]
+    states = sampling.uniform.view(torch.int64).tolist()
+    for draw in range(1, draws):
+        numbers = [
+            (splitmix64(state + draw * SPLITMIX64_STEP) >> 11) / (1 << 53) for state in states
+        ]
+        columns.append(torch.tensor(numbers, dtype=torch.float64))
+    return torch.stack(
+        [sample(logits, replace(sampling, uniform=uniform)) for uniform in columns], dim=1
+    )
+
+
+def heaviest(
+    logits: Tensor, rows: Tensor, temperature: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest tokens of rows int64 of float32 logits [rows, vocab]: int64 [rows, count].
+
+    Then their weights, e^((logit - largest) / temperature), in descending order, and float64 [rows]
+    the sums of the weights of all tokens. Unused places have token -1 and weight 0, which tokens
+    lighter than a thousandth may have, too. `temperature` is float64, on the host.
+    """
+    chosen = logits[rows].double()
+    scaled = (chosen - chosen.amax(1, keepdim=True)) / temperature.to(logits.device)[:, None]
+    weights = scaled.exp()
+    best, tokens = weights.topk(min(count, weights.shape[1]), dim=1)
+    padding = (0, count - best.shape[1])
+    filled = torch.nn.functional.pad(tokens, padding, value=-1)
+    return filled, torch.nn.functional.pad(best, padding), weights.sum(1)
+
+
+def restrict(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
+    """Rows int64 of float32 logits [rows, vocab], with -inf for the tokens whose bit is 0.
+
+    `allowed` uint8 [len(rows), ceil(vocab / 8)] has the lowest bit of a byte first.
+    """
+    places = torch.arange(8, dtype=torch.uint8, device=allowed.device)
+    bits = (allowed[:, :, None] >> places) & 1
+    flags = bits.flatten(1)[:, : logits.shape[1]].bool()
+    return logits[rows].masked_fill(~flags, -torch.inf)
+
+
+def splitmix64(state: int) -> int:
+    """A random number of 64 bits: the mixing function of Steele et al., 2014."""
+    mixed = state & _MASK64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return mixed ^ (mixed >> 31)
 
 
 def _sample_filtered(

@@ -8,13 +8,15 @@ import re
 import time
 
 import jsonschema
+import numpy as np
 import pytest
 import tokenizers
 import torch
-from hagane.engine.sampling.constraints import Grammars
+from hagane.engine.sampling.constraints import Constraints, Grammars
 from hagane.engine.sampling.grammar_vocabulary import Vocabulary
+from hagane.engine.schedule.sequence import Sequence
 from hagane.generation import grammars
-from hagane.pool.messages import GrammarRef
+from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
 from hagane.system.errors import InvalidRequestError
 
 SCHEMA = {
@@ -45,6 +47,12 @@ def ref(grammar) -> GrammarRef:
     return GrammarRef(grammar.digest, grammar.text)
 
 
+def tokens_of(allowed: torch.Tensor) -> list[int]:
+    """The tokens whose bits are set."""
+    assert (allowed.shape, allowed.dtype) == ((-(-VOCABULARY // 8),), torch.uint8)
+    return np.flatnonzero(np.unpackbits(allowed.numpy(), bitorder="little")).tolist()
+
+
 def walk(compiled, grammar, seed, forced=True):
     """Tokens drawn at random among the allowed ones, and how many of them were forced."""
     rng = random.Random(seed)
@@ -55,9 +63,7 @@ def walk(compiled, grammar, seed, forced=True):
         if more:
             given += len(more)
         else:
-            allowed = constraint.allowed()
-            assert allowed.shape == (VOCABULARY,)
-            more = [rng.choice(torch.nonzero(allowed).flatten().tolist())]
+            more = [rng.choice(tokens_of(constraint.allowed()))]
         if more[0] == 0:
             return tokens, given
         constraint.advance(*more)
@@ -88,11 +94,40 @@ def test_choices(compiled, tokenizer):
     assert found == set(choices)
 
 
+@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        grammars.from_json_schema(SCHEMA, "p"),
+        grammars.from_regex(r"[a-z ,.]{2,30}(x|yz)", "p"),
+        grammars.from_choices(["yes", "no", "いいえ", "yesterday"], "p"),
+        grammars.from_text('root ::= (word " "){3}\nword ::= [a-zA-Z]+', "p"),
+        grammars.any_text([], "p"),
+    ],
+)
+def test_a_token_is_admitted_if_the_mask_has_it(compiled, grammar, forced):
+    """Both answers are used: the mask only where the token that was sampled is refused."""
+    wanted = ref(grammar)
+    compiled.keep(grammar.digest, compiled.compile(wanted))
+    constraints, rng = Constraints(compiled), random.Random(2)
+    for ends in ((0,), (2, 0), ()):
+        sampling = SamplingParams(max_tokens=99, eos_token_ids=ends, stop_token_ids=(7,))
+        request = GenerateRequest(request_id="r", prompt=(5,), sampling=sampling, grammar=wanted)
+        sequence = Sequence.of(request, 0, 0.0)
+        for _ in range(40):
+            allowed = tokens_of(constraints.allowed(sequence))
+            assert allowed == [t for t in range(VOCABULARY) if constraints.admits(sequence, t)]
+            token = rng.choice(allowed)
+            found = constraints.follow(sequence, [token], forced=forced)
+            if found.ended or token in (*ends, 7, 0):
+                break
+
+
 def test_a_copy_goes_its_own_way(compiled):
     grammar = grammars.from_choices(["ab", "cd"], "p")
     first = compiled.compile(ref(grammar))
     second = first.copy()
-    first.advance(int(torch.nonzero(first.allowed())[0]))
+    first.advance(tokens_of(first.allowed())[0])
     assert not torch.equal(first.allowed(), second.allowed())
 
 
@@ -100,14 +135,14 @@ def test_a_token_that_is_not_allowed_is_an_error(compiled):
     grammar = grammars.from_choices(["ab"], "p")
     constraint = compiled.compile(ref(grammar))
     with pytest.raises(InvalidRequestError):
-        constraint.advance(int(torch.nonzero(~constraint.allowed())[5]))
+        constraint.advance(tokens_of(~constraint.allowed())[5])
 
 
 def test_the_end_is_one_of_the_model_s_end_tokens(compiled, tokenizer):
     grammar = grammars.from_choices(["ab"], "p")
     constraint = compiled.compile(ref(grammar))
     constraint.advance(*tokenizer.encode("ab", add_special_tokens=False).ids)
-    assert set(torch.nonzero(constraint.allowed()).flatten().tolist()) <= {0}
+    assert set(tokens_of(constraint.allowed())) <= {0}
     assert constraint.finished
 
 
@@ -125,8 +160,9 @@ def test_a_grammar_has_so_much_time_however_often_it_is_asked_for(compiled, toke
         try:
             place = compiled.start(grammar)
             for token in tokens:
-                place.allowed()
-                place.advance(token)
+                with place.cost:
+                    place.allowed()
+                    place.advance(token)
         except InvalidRequestError as error:
             reasons.add(str(error).split(":")[0])
         if "The grammar takes too much time" in reasons:
@@ -141,5 +177,6 @@ def test_a_schema_has_all_the_time_that_it_needs(compiled, tokenizer):
     for _ in range(20):
         place = compiled.start(grammar)
         for token in tokenizer.encode(text, add_special_tokens=False).ids:
-            place.allowed()
-            place.advance(token)
+            with place.cost:
+                place.allowed()
+                place.advance(token)

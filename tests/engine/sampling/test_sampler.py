@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hagane.engine.sampling.sampler import Sampler, prompt_logprobs, uniform
 from hagane.engine.schedule.sequence import Sequence
 from hagane.kernels import cpu, reference
-from hagane.pool.messages import GenerateRequest, SamplingParams
+from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
 
 VOCAB = 50
 
@@ -113,6 +114,76 @@ def test_penalties_bias_and_minimum(sampler):
     assert pick(logit_bias={8: 2.0}) == 8
     assert pick(min_tokens=3, eos_token_ids=(2,)) == 8
     assert pick(min_tokens=2, eos_token_ids=(2,)) == 2
+
+
+class Allowing:
+    """A grammar that allows the same tokens always, and counts its masks."""
+
+    def __init__(self, tokens) -> None:
+        self.tokens, self.masks = frozenset(tokens), 0
+
+    def admits(self, sequence, token):
+        return token in self.tokens
+
+    def allowed(self, sequence):
+        self.masks += 1
+        flags = np.zeros(8 * -(-VOCAB // 8), dtype=np.uint8)
+        flags[list(self.tokens)] = 1
+        return torch.from_numpy(np.packbits(flags, bitorder="little"))
+
+
+def constrained(**params) -> Sequence:
+    made = sequence(**params)
+    made.grammar = GrammarRef("digest", "text")
+    return made
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}])
+@pytest.mark.parametrize("count", [1, 2, 25, 49])
+def test_samples_under_a_grammar_follow_the_masked_distribution(sampler, cut, count):
+    """However rare the allowed tokens are, and whether they were found with a mask or without."""
+    (row,) = logits(3)
+    order = row.argsort().tolist()
+    allowed = Allowing(order[:count] if count > 2 else order[-7 : -7 + count])
+    masked = torch.full_like(row, -torch.inf)
+    masked[list(allowed.tokens)] = row[list(allowed.tokens)]
+    want = frequencies(sampler, masked[None], temperature=0.8, **cut)
+    made = [constrained(seed=i, temperature=0.8, **cut) for i in range(4000)]
+    counts = Counter(sampler.sample(row.expand(4000, -1), made, allowed).wait().tokens)
+    assert set(counts) <= allowed.tokens
+    for token in want | counts:
+        p = want.get(token, 0)
+        error = 4.5 * math.sqrt(2 * p * (1 - p) / 4000)
+        assert counts[token] / 4000 == pytest.approx(p, abs=error + 2e-3)
+
+
+def test_the_likeliest_allowed_token_needs_no_mask_if_few_are_likelier(sampler):
+    rows = logits(4, rows=40)
+    order = rows.argsort(dim=1, descending=True).tolist()
+    for place in range(5):
+        for row, tokens in enumerate(order):
+            allowed = Allowing(tokens[place:])
+            made = [constrained(temperature=0)]
+            found = sampler.sample(rows[row : row + 1], made, allowed).wait().tokens
+            assert found == [tokens[place]]
+            assert allowed.masks == (place > 2)
+
+
+def test_constrained_rows_do_not_depend_on_the_batch(sampler):
+    rows = logits(5, rows=24)
+    allowed = Allowing(range(0, VOCAB, 7))
+    cuts = ({}, {"top_p": 0.9}, {"temperature": 0.0}, {"top_k": 5, "presence_penalty": 1.5})
+    made = [
+        (constrained if i % 5 else sequence)(**{"seed": i, "temperature": 1.3} | cuts[i % 4])
+        for i in range(24)
+    ]
+    together = sampler.sample(rows, made, allowed).wait().tokens
+    alone = [
+        sampler.sample(rows[i : i + 1], made[i : i + 1], allowed).wait().tokens[0]
+        for i in range(24)
+    ]
+    reverse = sampler.sample(rows.flip(0), made[::-1], allowed).wait().tokens[::-1]
+    assert together == alone == reverse
 
 
 @pytest.mark.parametrize("operations", [reference, cpu])

@@ -9,7 +9,7 @@ from hagane.engine.sampling.sampler import TokensInFlight
 from hagane.engine.schedule.plan import Chunk
 from hagane.engine.schedule.sequence import Sequence
 from hagane.engine.step.batch import build_batch
-from hagane.pool.messages import AdapterRef, GenerateRequest, SamplingParams
+from hagane.pool.messages import AdapterRef, GenerateRequest, GrammarRef, SamplingParams
 
 BLOCK = 4
 CPU = torch.device("cpu")
@@ -94,3 +94,19 @@ def test_tokens_in_flight_are_put_in_place():
     inputs = build_batch(chunks, BLOCK, {}, before).to(CPU)
     assert inputs.token_ids.tolist() == [9, 102, 7]
     assert inputs.positions.tolist() == [3, 2, 3]
+
+
+def test_forced_tokens_join_a_step_of_decoding_if_all_of_it_fits():
+    plain = sequence("a", 5, [0, 1])
+    forced = sequence("b", 2, [2, 3], grammar=GrammarRef("d", "t"))
+    forced.tokens += [7, 8, 9]
+    chunks = [Chunk(plain, 4, 1, (plain,)), Chunk(forced, 2, 3, (forced,))]
+    together, apart = (build_batch(chunks, BLOCK, {}, None, most) for most in (4, 3))
+    assert together.token_ids == apart.token_ids == [104, 7, 8, 9]
+    assert together.logit_rows == apart.logit_rows == [0, 3]
+    assert (together.starts, together.lengths) == ([0, 1, 2, 3, 4], [5, 3, 4, 5])
+    assert (apart.starts, apart.lengths) == ([0, 1, 4], [5, 5])
+    assert (together.decodes, apart.decodes) == (4, 1)
+    assert together.tables == [[0, 1], [2, 3], [2, 3], [2, 3]]
+    with_prefill = build_batch([*chunks, Chunk(sequence("c", 4, [4]), 0, 4)], BLOCK, {}, None, 99)
+    assert with_prefill.decodes == 1

@@ -1,17 +1,18 @@
 """Grammars in the engine: which tokens may come next, and which must.
 
-The mask of a sequence is computed on the host in some ten microseconds. Where its grammar leaves
-one way to go on, `follow` names the tokens: they need no sampling, and pass through the model
-together in the next step. So constrained answers take fewer steps than free ones.
+The mask of a sequence takes 10 to 1,000 microseconds of the host, the question whether it has one
+token takes 3. Where a grammar leaves one way to go on, `follow` names the tokens: they need no
+sampling, and pass through the model together in the next step. So constrained answers take fewer
+steps than free ones.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Set
 from collections.abc import Sequence as Rows
-from contextlib import contextmanager
+from collections.abc import Set
+from itertools import takewhile
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -32,89 +33,104 @@ if TYPE_CHECKING:
 _KEPT_GRAMMARS = 256
 # Every stream of a step waits for its masks. Schemas take some hundredths of a millisecond.
 _FREE_SECONDS = 0.25
-_SECONDS_PER_MASK = 0.002
+_SECONDS_PER_TOKEN = 0.002
 
 
 class Cost:
-    """The engine's time spent on all sequences that follow one grammar, in CPU seconds.
+    """The engine's time spent on all sequences that follow one grammar, in seconds.
 
-    By grammar, so that it is no way around the bound to ask again, or for many answers at once.
+    By grammar, so that it is no way around the bound to ask again, or for many answers at once. As
+    a context it counts what runs in it: wall time, as the clock of CPU time takes longer than most
+    questions. A mask is so long that others may have the core meanwhile: CPU time is added.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.masks = 0
+        self.tokens = 0
+        self._started = 0.0
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Adds what runs in the context."""
-        started = time.thread_time()
-        yield
-        self.seconds += time.thread_time() - started
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
 
     @property
     def excessive(self) -> bool:
-        """Whether it is more than a grammar may take for as many masks."""
-        return self.seconds > _FREE_SECONDS + _SECONDS_PER_MASK * self.masks
+        """Whether it is more than a grammar may take for as many tokens."""
+        return self.seconds > _FREE_SECONDS + _SECONDS_PER_TOKEN * self.tokens
 
 
 class Constraint:
     """Where one sequence stands in its grammar.
 
-    Methods raise InvalidRequestError where the grammar has become too complex to go on, or takes
-    too much time.
+    Methods raise InvalidRequestError where the grammar has become too complex to go on, or has
+    taken too much time, which callers count in `cost`: clocks take longer than most answers.
+    `vocab_size` is the number of rows of the model's head. Those from `known` on, the size of the
+    tokenizer's vocabulary, stand for no text.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, cost: Cost) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, known: int, vocab_size: int, cost: Cost
+    ) -> None:
         self._matcher = matcher
-        self._vocab_size = vocab_size
-        self._cost = cost
+        self._known, self._vocab_size = known, vocab_size
+        self.cost = cost
+        # Of this place, once they are known.
+        self._forced: tuple[int, ...] | None = None
 
     def copy(self) -> Constraint:
         """The same place; the two go on independently, at the same account."""
-        with self._cost.counted():
-            matcher = self._matcher.deep_copy()
-        return Constraint(matcher, self._vocab_size, self._cost)
+        return Constraint(self._matcher.deep_copy(), self._known, self._vocab_size, self.cost)
 
     def allowed(self) -> Tensor:
-        """bool [vocab]: the tokens that may come next."""
-        self._cost.masks += 1
-        with self._cost.counted():
-            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        """uint8 [ceil(vocab / 8)]: the bits of tokens that may come next, the lowest bit first."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        flags = np.unpackbits(bits, bitorder="little")[: self._vocab_size]
-        if flags.size < self._vocab_size:
-            # Rows of the head beyond the tokenizer's vocabulary stand for no text.
-            flags = np.pad(flags, (0, self._vocab_size - flags.size))
-        return torch.from_numpy(flags.view(np.bool_))
+        allowed = np.zeros(-(-self._vocab_size // 8), dtype=np.uint8)
+        allowed[: len(bits)] = bits[: len(allowed)]
+        return torch.from_numpy(allowed)
+
+    def admits(self, token: int) -> bool:
+        """Whether `allowed` has one token.
+
+        Where there is no choice it has only the first of those that `forced` names: others spell
+        the same text.
+        """
+        if forced := self.forced():
+            return token == forced[0]
+        if self._matcher.is_stopped():
+            return False
+        return self.valid([token]) == 1
 
     def forced(self) -> tuple[int, ...]:
         """The tokens that must come next; empty where there is a choice, and at the end."""
-        if self._matcher.is_stopped():
-            return ()
-        with self._cost.counted():
-            tokens = self._matcher.compute_ff_tokens()
-        self._check()
-        return tuple(tokens)
+        if self._forced is None:
+            self._forced = ()
+            if not self._matcher.is_stopped():
+                self._forced = tuple(self._matcher.compute_ff_tokens())
+                self._check()
+        return self._forced
 
     def advance(self, *tokens: int) -> None:
         """Go on over tokens that `allowed` or `forced` have named."""
-        with self._cost.counted():
-            self._matcher.consume_tokens(list(tokens))
+        self._forced = None
+        self.cost.tokens += len(tokens)
+        self._matcher.consume_tokens(list(tokens))
         self._check()
 
     def valid(self, tokens: Rows[int]) -> int:
         """How many of `tokens` could come next, one after the other."""
-        with self._cost.counted():
-            count: int = self._matcher.validate_tokens(list(tokens))
+        # Of a token that it does not know llguidance makes an error.
+        known = list(takewhile(self._known.__gt__, tokens))
+        count: int = self._matcher.validate_tokens(known)
         self._check()
         return count
 
     @property
     def may_end(self) -> bool:
         """Whether the text may end here."""
-        with self._cost.counted():
-            accepting: bool = self._matcher.is_accepting()
+        accepting: bool = self._matcher.is_accepting()
         return accepting
 
     @property
@@ -123,12 +139,12 @@ class Constraint:
         return self._matcher.is_stopped()
 
     def _check(self) -> None:
-        if error := error_of(self._matcher):
-            raise InvalidRequestError(f"The grammar cannot go on: {error}")
-        if self._cost.excessive:
+        if self._matcher.is_error():
+            raise InvalidRequestError(f"The grammar cannot go on: {error_of(self._matcher)}")
+        if self.cost.excessive:
             raise InvalidRequestError(
-                f"The grammar takes too much time: {self._cost.seconds:.2f} s for "
-                f"{self._cost.masks} tokens, where others would wait. Make it simpler: say each "
+                f"The grammar takes too much time: {self.cost.seconds:.2f} s for "
+                f"{self.cost.tokens} tokens, where others would wait. Make it simpler: say each "
                 "thing in one way only."
             )
 
@@ -157,11 +173,11 @@ class Grammars:
 
         Raises InvalidRequestError if it cannot be compiled.
         """
-        matcher = new_matcher(self._vocabulary.tokens(), grammar.text)
+        tokens = self._vocabulary.tokens()
+        matcher = new_matcher(tokens, grammar.text)
         # The first mask is not counted: no step waits for it.
-        compiled = Constraint(matcher, self._vocab_size, Cost())
-        compiled.allowed()
-        return Constraint(matcher, self._vocab_size, Cost())
+        Constraint(matcher, tokens.vocab_size, self._vocab_size, Cost()).allowed()
+        return Constraint(matcher, tokens.vocab_size, self._vocab_size, Cost())
 
     def keep(self, digest: str, compiled: Constraint, in_use: Set[str] = frozenset()) -> None:
         """Keep a grammar; the least recently used ones that are not `in_use` go for it."""
@@ -180,18 +196,23 @@ class Constraints:
         self._grammars = grammars
         self._places: WeakKeyDictionary[Sequence, Constraint] = WeakKeyDictionary()
 
-    def masks(self, sequences: Rows[Sequence]) -> dict[Sequence, Tensor]:
-        """bool [vocab] of the sequences among these that follow a grammar."""
-        return {
-            sequence: self._mask(sequence) for sequence in sequences if sequence.grammar is not None
-        }
-
-    def _mask(self, sequence: Sequence) -> Tensor:
-        """The tokens that may come next. llguidance knows one end of text, models have several."""
+    def admits(self, sequence: Sequence, token: int) -> bool:
+        """Whether `allowed` has one token."""
         place = self._place(sequence)
+        with place.cost:
+            return (token in _ends(sequence) and place.may_end) or place.admits(token)
+
+    def allowed(self, sequence: Sequence) -> Tensor:
+        """uint8 [ceil(vocab / 8)]: a bit for each token that may come next, the lowest one first.
+
+        llguidance knows one end of text, models have several.
+        """
+        place, started = self._place(sequence), time.thread_time()
         allowed = place.allowed()
-        if place.may_end:
-            allowed[[token for token in _ends(sequence) if 0 <= token < len(allowed)]] = True
+        place.cost.seconds += time.thread_time() - started
+        for token in _ends(sequence) if place.may_end else ():
+            if 0 <= token < 8 * len(allowed):
+                allowed[token // 8] |= 1 << (token % 8)
         return allowed
 
     def follow(self, sequence: Sequence, tokens: Rows[int], *, forced: bool) -> Continuation:
@@ -201,33 +222,39 @@ class Constraints:
         """
         place = self._place(sequence)
         *before, last = tokens
-        if last in _ends(sequence):
-            place.advance(*before)
-            if place.may_end and not place.valid([last]):
-                return Continuation(ended=True)
-            tokens = [last]
-        place.advance(*tokens)
-        following = place.forced() if forced and sequence.sampling.logprobs is None else ()
-        if following:
-            place.advance(*following)
+        with place.cost:
+            if last in _ends(sequence):
+                place.advance(*before)
+                if place.may_end and not place.valid([last]):
+                    return Continuation(ended=True)
+                tokens = [last]
+            place.advance(*tokens)
+            following = place.forced() if forced and sequence.sampling.logprobs is None else ()
+            if following:
+                place.advance(*following)
         return Continuation(following, ended=place.finished)
 
     def branch(self, sequence: Sequence, ahead: Sequence, tokens: Rows[int]) -> None:
         """Have `ahead` stand where `sequence` would after `tokens`, which its grammar allows."""
         if sequence.grammar is not None:
-            place = self._place(sequence).copy()
-            place.advance(*tokens)
+            place = self._place(sequence)
+            with place.cost:
+                place = place.copy()
+                place.advance(*tokens)
             self._places[ahead] = place
 
     def valid(self, sequence: Sequence, tokens: Rows[int]) -> int:
         """How many of `tokens` the grammar of a sequence lets follow."""
-        return self._place(sequence).valid(tokens)
+        place = self._place(sequence)
+        with place.cost:
+            return place.valid(tokens)
 
     def _place(self, sequence: Sequence) -> Constraint:
         place = self._places.get(sequence)
         if place is None and sequence.grammar is not None:
             place = self._places[sequence] = self._grammars.start(sequence.grammar)
-            place.advance(*sequence.tokens[sequence.prompt_length :])
+            with place.cost:
+                place.advance(*sequence.tokens[sequence.prompt_length :])
         if place is None:
             raise KeyError("the sequence follows no grammar")
         return place

@@ -57,6 +57,24 @@ class Chunk(msgspec.Struct, frozen=True):
         return cls(sequence, sequence.computed, length + len(proposed), samplers, proposed)
 
     @property
+    def forced(self) -> bool:
+        """Whether its tokens are the last sampled one and those that a grammar has put after it."""
+        sequence = self.sequence
+        return (
+            self.length > 1
+            and not self.proposed
+            and sequence.grammar is not None
+            and self.start >= sequence.prompt_length
+        )
+
+    @property
+    def order(self) -> int:
+        """Sort key within a step: what may run token by token comes first."""
+        if self.length == 1 or self.proposed:
+            return 0
+        return 1 if self.forced else 2
+
+    @property
     def samples(self) -> bool:
         """Whether the logits of the chunk's last token are wanted."""
         return bool(self.samplers)

@@ -312,7 +312,7 @@ class Scheduler:
             length = min(sequence.uncomputed, budget)
             chunks.append(Chunk.of(sequence, length))
             budget -= length
-        return sorted(chunks, key=lambda chunk: chunk.length > 1 and not chunk.proposed)
+        return sorted(chunks, key=_by_order)
 
     def _admit(self, now: float) -> Sequence | None:
         """Start the first waiting sequence if there is room for it to stay."""

@@ -44,8 +44,8 @@ class Sequence:
         grammar: what its answer must follow, or None for any text.
         speculates: whether tokens may be guessed for it, to be verified several at a time.
         pooling: how its embedding is made of hidden states, or None if none is wanted.
-        adjusts: whether its logits are to be changed before a token is chosen. Known once, since
-            every step asks.
+        adjusts: whether its logits are to be changed before a token is chosen, apart from what its
+            grammar allows. Known once, since every step asks.
         pending: indices of the siblings to fork off after the prefill.
         in_flight: how many more tokens a device that is still at work samples.
         computed: number of leading tokens whose keys and values are in the cache, or will be when
@@ -101,12 +101,7 @@ class Sequence:
             grammar=request.grammar,
             speculates=request.speculates,
             pooling=request.pooling,
-            adjusts=bool(
-                sampling.needs_history
-                or sampling.logit_bias
-                or sampling.min_tokens
-                or request.grammar
-            ),
+            adjusts=bool(sampling.needs_history or sampling.logit_bias or sampling.min_tokens),
             pending=list(range(1, request.n)),
         )
 
@@ -129,7 +124,7 @@ class Sequence:
 
         Tokens are copied only where that choice needs those that came before.
         """
-        if self.adjusts:
+        if self.adjusts or self.grammar is not None:
             return replace(self, tokens=[*self.tokens, *tokens])
         return replace(self, in_flight=self.in_flight + len(tokens))
 

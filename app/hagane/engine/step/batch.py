@@ -47,7 +47,8 @@ class Batch:
 
     Sequences are ordered so that those of one token come first: `decodes` of them. Tokens that are
     verified count as sequences of their own, each of which reads what those before it write: all
-    of them run as they would in steps of their own, bit for bit. `token_ids`, `positions` and
+    of them run as they would in steps of their own, bit for bit. So do tokens that grammars force,
+    where that makes the step one of decoding alone. `token_ids`, `positions` and
     `slots` (block * block_size + offset) have an entry for each token. `tables` are the sequences'
     block tables, padded with 0 to equal lengths, `starts` their row offsets and
     one more, and `lengths` count the tokens in the cache after this step.
@@ -124,14 +125,17 @@ def build_batch(
     block_size: int,
     adapters: Mapping[str, int],
     before: TokensInFlight | None = None,
+    decode_rows: int = 0,
 ) -> Batch:
-    """Flatten `chunks`, of which those of one token come first.
+    """Flatten `chunks`, which are in their order.
 
     Every block they use is already in the sequences' block tables. `adapters` knows the slot of
     every sequence's adapter by its digest. `before` is still sampling the tokens that the sequences
-    do not know yet.
+    do not know yet. `decode_rows` is how many tokens a step of decoding alone may have.
     """
-    runs = list(chain.from_iterable(map(_runs, chunks)))
+    decoding = all(chunk.order < 2 for chunk in chunks)
+    single = decoding and sum(chunk.length for chunk in chunks) <= decode_rows
+    runs = list(chain.from_iterable(_runs(chunk, single) for chunk in chunks))
     lengths = [run.length for run in runs]
     contexts = [run.start + run.length for run in runs]
     width = -(-max(contexts) // block_size)
@@ -173,9 +177,9 @@ def build_batch(
     )
 
 
-def _runs(chunk: Chunk) -> Rows[Chunk]:
-    """The parts of a chunk that attend as sequences: every token of one that verifies."""
-    if not chunk.proposed:
+def _runs(chunk: Chunk, single: bool) -> Rows[Chunk]:
+    """The parts of a chunk that attend as sequences: every token of one that verifies, or all."""
+    if not (chunk.proposed or (single and chunk.length > 1)):
         return (chunk,)
     return [Chunk(chunk.sequence, chunk.start + n, 1) for n in range(chunk.length)]
 

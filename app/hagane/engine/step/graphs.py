@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,15 +19,18 @@ from hagane.kernels.low_rank import AdapterRows
 from hagane.models.attention import Paged, RowSelection
 from hagane.models.decoder import Transformer
 
+# Each takes some tens of kilobytes; what is forgotten is recorded again.
+_MOST_RECORDINGS = 512
+
 
 class DecodeGraphs:
     """The native kernels' steps.
 
-    Where every sequence brings one token, and samples one, inputs lie in arrays of fixed addresses
-    for up to `max_rows` sequences with block tables of up to `max_blocks` entries: a batch is
-    copied there, then its recording replayed. Other steps are recorded each time. Between kernels
-    that have emptied the caches Python is slow, and the other threads fall asleep. Steps that may
-    be left are recorded in parts, a layer each.
+    Where every sequence brings one token, inputs lie in arrays of fixed addresses for up to
+    `max_rows` sequences with block tables of up to `max_blocks` entries: a batch is copied there,
+    then its recording replayed. Other steps are recorded each time. Between kernels that have
+    emptied the caches Python is slow, and the other threads fall asleep. Steps that may be left are
+    recorded in parts, a layer each.
     """
 
     def __init__(
@@ -47,20 +51,24 @@ class DecodeGraphs:
         self._starts = np.arange(max_rows + 1, dtype=np.int32)
         self._lengths = np.zeros(max_rows, dtype=np.int32)
         self._adapters = np.full(max_rows, -1, dtype=np.int32)
+        # The rows whose logits are wanted, their offsets by sequence, and their adapters.
+        self._picked = np.zeros(max_rows, dtype=np.int64)
+        self._picked_starts = np.zeros(max_rows + 1, dtype=np.int32)
+        self._picked_adapters = np.full(max_rows, -1, dtype=np.int32)
         self._workspace = Workspace()
         # Hidden states [rows requested, features] of the last step that requested any.
         self.hidden: Tensor | None = None
-        # By rows, whether any has an adapter (steps without pay nothing for those with), and
-        # whether the step can be left.
-        self._replays: dict[tuple[int, bool, bool], Replay] = {}
+        # By rows, how many of them are wanted, whether any has an adapter (steps without pay
+        # nothing for those with), and whether the step can be left.
+        self._replays: OrderedDict[tuple[int, int, bool, bool], Replay] = OrderedDict()
 
     def run(self, batch: Batch, leaves: Callable[[], bool] | None = None) -> Tensor | None:
         """Float32 logits [rows requested by the batch, vocab], valid until the next step.
 
         `leaves` is asked between layers whether to leave the rest undone; then there are none.
         """
-        rows = len(batch.token_ids)
-        decodes = batch.decodes == len(batch.logit_rows) == rows <= len(self._slots)
+        rows, picked = len(batch.token_ids), len(batch.logit_rows)
+        decodes = batch.decodes == rows <= len(self._slots) and picked > 0
         if not decodes or batch.in_flight_rows or batch.hidden_rows:
             return self._run_once(batch.to(torch.device("cpu")), leaves)
         self._token_ids[:rows] = batch.token_ids
@@ -71,11 +79,18 @@ class DecodeGraphs:
         adapted = batch.adapters is not None
         if batch.adapters is not None:
             self._adapters[:rows] = batch.adapters
-        kind = (rows, adapted, leaves is not None)
+        if picked < rows:
+            self._picked[:picked] = batch.logit_rows
+            wanted = self._picked[:picked]
+            self._picked_starts[: rows + 1] = np.searchsorted(wanted, self._starts[: rows + 1])
+            self._picked_adapters[:picked] = self._adapters[wanted]
+        kind = (rows, picked, adapted, leaves is not None)
         replay = self._replays.get(kind)
         if replay is None:
-            replay = self._record(lambda: self._step(rows, adapted), leaves is not None)
+            replay = self._record(lambda: self._step(rows, picked, adapted), leaves is not None)
             self._replays[kind] = replay
+            if len(self._replays) > _MOST_RECORDINGS:
+                self._replays.popitem(last=False)
         return replay(leaves)
 
     @torch.inference_mode()
@@ -109,7 +124,7 @@ class DecodeGraphs:
                 hooks.enter_context(layer.register_forward_pre_hook(lambda *_: cpu.cut()))
             return cpu.record(step, self._workspace)
 
-    def _step(self, rows: int, adapted: bool) -> Tensor:
+    def _step(self, rows: int, picked: int, adapted: bool) -> Tensor:
         token_ids, positions = map(torch.from_numpy, (self._token_ids, self._positions))
         layout = PagedLayout(
             slots=torch.from_numpy(self._slots[:rows]),
@@ -123,7 +138,19 @@ class DecodeGraphs:
         )
         adapters = AdapterRows(torch.from_numpy(self._adapters[:rows])) if adapted else None
         context = Paged(positions[:rows], layout, self._caches, cpu, adapters, prefetch=True)
-        return self._model.logits(self._model(token_ids[:rows], context))
+        selection = self._pick(picked, context) if picked < rows else None
+        return self._model.logits(self._model(token_ids[:rows], context, selection))
+
+    def _pick(self, picked: int, context: Paged) -> RowSelection:
+        """The first `picked` of the fixed arrays as queries of the last layer."""
+        rows, starts = map(torch.from_numpy, (self._picked[:picked], self._picked_starts))
+        layout = replace(context.layout, starts=starts[: context.layout.decodes + 1])
+        adapters = None
+        if context.adapters is not None:
+            adapters = AdapterRows(torch.from_numpy(self._picked_adapters[:picked]))
+        return RowSelection(
+            rows, replace(context, layout=layout, adapters=adapters, prefetch=False)
+        )
 
 
 def _wanted_rows(inputs: Inputs) -> Tensor:

@@ -140,7 +140,9 @@ class StepPipeline:
             return None
         before = None if self._in_flight is None else self._in_flight.tokens
         try:
-            batch = build_batch(schedule.chunks, self._runner.block_size, self._slots, before)
+            runner = self._runner
+            rows = runner.decode_rows if runner.verifies else 0
+            batch = build_batch(schedule.chunks, runner.block_size, self._slots, before, rows)
             leaves = self._leaves if schedule.idle else None
             logits = self._runner.execute(batch, schedule.copies, leaves)
         except torch.AcceleratorError:
@@ -175,15 +177,13 @@ class StepPipeline:
     def _sample_rows(self, logits: Tensor, sequences: Rows[Sequence]) -> TokensInFlight:
         """As `Sampler.sample`; rows that cannot be sampled fail their requests alone."""
         try:
-            return self._sampler.sample(logits, sequences, self._constraints.masks(sequences))
+            return self._sampler.sample(logits, sequences, self._constraints)
         except Exception:
             logger.exception("a step could not be sampled; its rows are sampled one by one")
         stand_ins, failed = list(sequences), set[str]()
         for row, sequence in enumerate(sequences):
             try:
-                self._sampler.sample(
-                    logits[row : row + 1], [sequence], self._constraints.masks([sequence])
-                )
+                self._sampler.sample(logits[row : row + 1], [sequence], self._constraints)
             except Exception as error:
                 # One that finished with the previous step was answered already.
                 if sequence.phase is not Phase.FINISHED and sequence.request_id not in failed:
@@ -193,7 +193,7 @@ class StepPipeline:
                 stand_ins[row] = replace(
                     sequence, request_id="", sampling=greedy, adjusts=False, grammar=None
                 )
-        return self._sampler.sample(logits, stand_ins, self._constraints.masks(stand_ins))
+        return self._sampler.sample(logits, stand_ins, self._constraints)
 
     def _finish(self, step: InFlightStep) -> list[TokenDelta]:
         """Wait for what a step sampled. Sequences that have ended since are passed over."""

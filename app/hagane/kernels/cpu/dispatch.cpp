@@ -170,6 +170,14 @@ void run_argmax(const Argmax& g) {
   split(g.rows, g.vocab * 4, [&](int64_t row) { active->argmax(g, row); });
 }
 
+void run_heaviest(const Heaviest& h) {
+  split(h.rows, h.vocab * 8, [&](int64_t row) { active->heaviest(h, row); });
+}
+
+void run_restrict(const Restriction& r) {
+  split(r.rows, r.vocab * 4, [&](int64_t row) { active->restrict_row(r, row); });
+}
+
 void run_rms_norm_backward(const Matrix& grad, const Matrix& x, const void* weight, float eps,
                            int64_t rows, int64_t features, const Matrix& out) {
   split(rows, features * 8, [&](int64_t row) {

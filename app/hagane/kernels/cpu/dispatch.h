@@ -89,6 +89,8 @@ void run_softcap(const Softcap& softcap);
 void run_attention(const Attention& attention);
 void run_sample(const Sampling& sampling);
 void run_argmax(const Argmax& argmax);
+void run_heaviest(const Heaviest& heaviest);
+void run_restrict(const Restriction& restriction);
 
 void run_rms_norm_backward(const Matrix& grad, const Matrix& x, const void* weight, float eps,
                            int64_t rows, int64_t features, const Matrix& out);

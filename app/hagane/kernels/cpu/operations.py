@@ -198,8 +198,28 @@ def argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, finite
 
 
+def heaviest(
+    logits: Tensor, rows: Tensor, temperature: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = torch.empty(len(rows), count, dtype=torch.int64)
+    weights = torch.empty(len(rows), count, dtype=torch.float32)
+    totals = torch.empty(len(rows), dtype=torch.float64)
+    extension.heaviest(logits, rows, temperature, (tokens, weights, totals))
+    return tokens, weights, totals
+
+
+def restrict(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
+    out = torch.empty(len(rows), logits.shape[1], dtype=torch.float32)
+    extension.restrict(logits, out, rows, allowed)
+    return out
+
+
 def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
-    tokens = torch.empty(len(logits), dtype=torch.int64)
+    return samples(logits, sampling, 1).flatten()
+
+
+def samples(logits: Tensor, sampling: SamplingTensors, draws: int) -> Tensor:
+    tokens = torch.empty(len(logits), draws, dtype=torch.int64)
     extension.sample(
         logits,
         sampling.temperature,

@@ -290,13 +290,34 @@ struct Store {
   int64_t tokens, kv_heads, head_dim, block_size;
 };
 
-// One token for every row of logits [rows, vocab]; top_k 0 is off.
+// Independent draws from every row of logits [rows, vocab]; top_k 0 is off.
 struct Sampling {
   const float* logits;
-  int64_t rows, vocab, stride;
+  int64_t rows, vocab, stride, draws;
   const double *temperature, *top_p, *min_p, *uniform;
   const int64_t* top_k;
-  int64_t* tokens;
+  int64_t* tokens;  // [rows, draws]
+};
+
+// The tokens of the largest weights e^((logit - largest) / temperature) of rows `sources`, in descending
+// order; -1 and weight 0 where none above a thousandth is left. `totals` are the weights of all tokens.
+struct Heaviest {
+  const float* logits;
+  int64_t rows, vocab, stride, count;
+  const int64_t* sources;     // [rows]
+  const double* temperature;  // [rows]
+  int64_t* tokens;            // [rows, count]
+  float* weights;             // [rows, count]
+  double* totals;             // [rows]
+};
+
+// Rows `sources` of logits, with -inf for the tokens whose bit is 0.
+struct Restriction {
+  const float* logits;
+  int64_t rows, vocab, stride;
+  const int64_t* sources;  // [rows]
+  const uint8_t* allowed;  // [rows, ceil(vocab / 8)]
+  float* out;              // [rows, vocab]
 };
 
 // The most likely token of every row; `finite` is false where the largest logit is not a number or
@@ -421,6 +442,8 @@ struct Kernels {
   void (*paged_attention)(const Attention&, const AttentionTask&);
   void (*sample)(const Sampling&, int64_t row);
   void (*argmax)(const Argmax&, int64_t row);
+  void (*heaviest)(const Heaviest&, int64_t row);
+  void (*restrict_row)(const Restriction&, int64_t row);
   // For training: gradients by the inputs of the operations above.
   void (*rms_norm_backward)(const Matrix& grad, const Matrix& x, const void* weight, float eps,
                             int64_t features, const Matrix& out, int64_t row);

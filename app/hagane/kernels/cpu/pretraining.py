@@ -40,7 +40,10 @@ class Pretraining:
     allocate_cache = staticmethod(reference.allocate_cache)
     paged_attention = staticmethod(reference.paged_attention)
     argmax = staticmethod(reference.argmax)
+    heaviest = staticmethod(reference.heaviest)
+    restrict = staticmethod(reference.restrict)
     sample = staticmethod(reference.sample)
+    samples = staticmethod(reference.samples)
 
     layer_norm = staticmethod(reference.layer_norm)
     activate = staticmethod(reference.activate)

@@ -184,7 +184,8 @@ PyObject* sample(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject*
   d.min_p = in.array<const double>("min_p", d.rows);
   d.uniform = in.array<const double>("uniform", d.rows);
   d.top_k = in.array<const int64_t>("top_k", d.rows);
-  d.tokens = in.array<int64_t>("tokens", d.rows);
+  d.draws = in.integer("draws");
+  d.tokens = in.array<int64_t>("tokens", d.rows * d.draws);
   if (!in.complete()) return nullptr;
   return perform([=] { run_sample(d); });
 }
@@ -204,6 +205,50 @@ PyObject* argmax(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject*
   return perform([=] { run_argmax(g); });
 }
 
+// The rows of logits that a call names.
+const int64_t* read_sources(Arguments& in, const Rows& logits, int64_t count) {
+  const int64_t* sources = in.array<const int64_t>("sources", count);
+  for (int64_t row = 0; sources && row < count; ++row)
+    in.expect(sources[row] >= 0 && sources[row] < logits.rows, "sources must be rows of logits");
+  return sources;
+}
+
+PyObject* heaviest(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows logits = in.rows("logits");
+  in.expect(logits.dtype == DType::f32, "logits must be float32");
+  Heaviest h{};
+  h.logits = static_cast<const float*>(logits.data);
+  h.vocab = logits.columns;
+  h.stride = logits.stride;
+  h.rows = in.integer("rows");
+  h.count = in.integer("count");
+  h.sources = read_sources(in, logits, h.rows);
+  h.temperature = in.array<const double>("temperature", h.rows);
+  h.tokens = in.array<int64_t>("tokens", h.rows * h.count);
+  h.weights = in.array<float>("weights", h.rows * h.count);
+  h.totals = in.array<double>("totals", h.rows);
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_heaviest(h); });
+}
+
+PyObject* restrict(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows logits = in.rows("logits"), out = in.rows("out");
+  in.expect(logits.dtype == DType::f32 && out.dtype == DType::f32, "logits and out must be float32");
+  in.expect(out.columns == logits.columns && out.stride == out.columns, "out must be like logits");
+  Restriction r{};
+  r.logits = static_cast<const float*>(logits.data);
+  r.out = static_cast<float*>(out.data);
+  r.rows = out.rows;
+  r.vocab = logits.columns;
+  r.stride = logits.stride;
+  r.sources = read_sources(in, logits, r.rows);
+  r.allowed = in.array<const uint8_t>("allowed", r.rows * ceil_div(r.vocab, 8));
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_restrict(r); });
+}
+
 }  // namespace
 
 PyMethodDef serving_methods[] = {
@@ -214,6 +259,7 @@ PyMethodDef serving_methods[] = {
     HAGANE_METHOD("gather", gather),           HAGANE_METHOD("store", store),
     HAGANE_METHOD("paged_attention", paged_attention), HAGANE_METHOD("prefetch", prefetch),
     HAGANE_METHOD("sample", sample),           HAGANE_METHOD("argmax", argmax),
+    HAGANE_METHOD("heaviest", heaviest),       HAGANE_METHOD("restrict", restrict),
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace hagane
