@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 
 import jsonschema
 import pytest
 import tokenizers
+from hagane.engine.loop import Engine
 from hagane.generation import grammars
 from hagane.pool.messages import GenerateRequest, GrammarRef, SamplingParams
 
 from tests.support.engine import RunningEngine, config
+from tests.support.turns import Recorder
 
 SCHEMA = {
     "type": "object",
@@ -50,6 +53,15 @@ def ask(engine, *requests):
     for each in requests:
         engine.send(each)
     return engine.wait(*(each.request_id for each in requests))
+
+
+def test_the_vocabulary_is_read_in_idle_time_not_at_the_start(tiny_model_dir):
+    """It would keep a first request waiting that comes at once."""
+    engine = Engine(config(tiny_model_dir), Recorder())
+    engine.use_idle_time(time.monotonic())
+    assert not engine.vocabulary.begun
+    engine.use_idle_time(time.monotonic() + 60)
+    assert engine.vocabulary.begun
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -64,6 +64,8 @@ logger = logging.getLogger(__name__)
 _HEARTBEATS = 4
 # How long a start is put off for the KV cache's memory; an idle engine goes on with it.
 _PREFAULT_SECONDS = 0.1
+# After a start, or the last request: what comes at once is not kept waiting.
+_IDLE_SECONDS = 1.0
 
 
 class Engine:
@@ -134,6 +136,7 @@ class Engine:
         self._early: list[ToEngine | MalformedMessage] = []
         self.running = True
         self._prefault()
+        self._last_busy = time.monotonic()
         self._report_ready(time.monotonic() - started)
 
     def _prefault(self) -> None:
@@ -165,13 +168,19 @@ class Engine:
     def run(self) -> None:
         """Run until a message ends it. Raises EOFError or BrokenPipeError if the server is gone."""
         while self.running:
-            if not self.busy:
-                self.vocabulary.read()
+            self.use_idle_time(time.monotonic())
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
             idle = not (self.pipeline.busy or self.runner.prefault())
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
             self.receive(pause if idle else 0.0)
             self.turn()
+
+    def use_idle_time(self, now: float) -> None:
+        """Read the vocabulary of grammars once no request is about to follow the last one."""
+        if self.busy:
+            self._last_busy = now
+        elif now - self._last_busy > _IDLE_SECONDS:
+            self.vocabulary.read()
 
     def receive(self, timeout: float) -> None:
         """Act on the messages at hand; where there are none, wait up to `timeout` seconds."""

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Vocabulary:
-    """Read once, in a thread of its own, when the engine is first idle or a grammar needs it.
+    """Read once, in a thread of its own, when the engine is idle or a grammar needs it.
 
     For 150,000 tokens that takes most of a second, and all the while llguidance holds the
     interpreter's lock: alongside streams each of them would stand still, and loading weights
@@ -28,6 +28,11 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._reading: Future[llguidance.LLTokenizer] | None = None
         self._starting = threading.Lock()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was read, or is being read."""
+        return self._reading is not None
 
     def read(self) -> Future[llguidance.LLTokenizer]:
         """Begin to read it, unless that was begun. Any thread may call."""
