@@ -29,8 +29,13 @@ COPY constraints.txt pyproject.toml ./
 RUN PIP_EXTRA_INDEX_URL=${TORCH_INDEX} pip install --constraint constraints.txt torch \
     && python -c 'import sys, torch; sys.argv[1] == "cpu" or torch.version.cuda or \
 sys.exit("torch is a CPU build: set TORCH_INDEX to an index of CUDA builds")' "${DEVICE}"
-RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' \
+# Parts that not everybody needs, such as EXTRAS=cluster,postgres,s3.
+ARG EXTRAS
+RUN python -c 'import os, tomllib; \
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+names = ["otel", *filter(None, os.environ.get("EXTRAS", "").split(","))]; \
+extras = [line for name in names for line in project["optional-dependencies"][name]]; \
+print(*project["dependencies"], *extras, sep="\n")' \
     > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
@@ -28,18 +29,18 @@ def servers(postgres, s3, tiny_model_dir, tmp_path_factory):
         "HAGANE_ADMIN_KEY": ADMIN_KEY,
         **s3.variables,
     }
-    running = [
-        start_server(
-            tiny_model_dir, folder / f"{name}.log", "--data-dir", str(folder / name),
-            "--adapter-roots", str(tmp_path_factory.getbasetemp()), **shared,
-        )
-        for name in ("a", "b")
-    ]  # fmt: skip
-    for server in running:
-        server.wait_ready()
-    yield running
-    for server in running:
-        stop_server(server)
+    with contextlib.ExitStack() as stack:
+        running = []
+        for name in ("a", "b"):
+            server = start_server(
+                tiny_model_dir, folder / f"{name}.log", "--data-dir", str(folder / name),
+                "--adapter-roots", str(tmp_path_factory.getbasetemp()), **shared,
+            )  # fmt: skip
+            stack.callback(stop_server, server)
+            running.append(server)
+        for server in running:
+            server.wait_ready()
+        yield running
 
 
 @pytest.fixture(scope="module")

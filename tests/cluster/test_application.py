@@ -13,7 +13,7 @@ import openai
 import psutil
 import pytest
 
-from tests.support.server import ADMIN_KEY, clean_environment, start_server, stop_server
+from tests.support.server import ADMIN_KEY, Server, clean_environment, start_server, stop_server
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,19 +39,14 @@ def cluster(tiny_model_dir, tmp_path_factory):
             [sys.executable, "-m", "hagane.cli", "cluster", "serve", str(folder / "cluster.toml")],
             stdout=log, stderr=log, env=clean_environment(),
         )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        try:
-            if httpx.get(f"{url}/health/ready").status_code == 200:
-                break
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    yield url
-    process.terminate()
-    assert process.wait(60) == 0, (folder / "log").read_text()
+    running = Server(process, f"http://127.0.0.1:{port}", folder / "log")
+    try:
+        running.wait_ready(120)
+        yield running.url
+    finally:
+        process.terminate()
+        status = process.wait(60)
+    assert status == 0, running.log.read_text()
 
 
 @pytest.fixture

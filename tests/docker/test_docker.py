@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from hagane.cluster.config import ClusterConfig
 from hagane.kernels import cpu
 from hagane.system.settings import PREFIX, Settings
 
@@ -130,6 +131,26 @@ def test_the_root_file_system_is_read_only_and_nobody_has_capabilities():
     assert POD["securityContext"]["runAsNonRoot"] is True
     user = str(POD["securityContext"]["runAsUser"])
     assert final("USER") == f"{user}:{user}"
+
+
+def test_the_manifest_for_ray_holds_a_cluster_that_can_be_built():
+    secret, service = yaml.safe_load_all((DOCKER / "kuberay.yaml").read_text())
+    assert {*secret["stringData"]} <= SETTINGS
+    serve = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = serve["applications"]
+    cluster = ClusterConfig.of(application["args"], "kuberay.yaml")
+    Settings(**cluster.settings)
+    ray = service["spec"]["rayClusterConfig"]
+    pods = [ray["headGroupSpec"], *ray["workerGroupSpecs"]]
+    specs = [pod["template"]["spec"] for pod in pods]
+    for spec in specs:
+        assert spec["enableServiceLinks"] is False
+        ports = {port["name"]: port["containerPort"] for port in spec["containers"][0]["ports"]}
+        assert ports["serve"] == serve["http_options"]["port"]
+    grace = specs[1]["terminationGracePeriodSeconds"]
+    assert grace > cluster.engines.drain_seconds
+    room = int(specs[1]["containers"][0]["resources"]["requests"]["cpu"])
+    assert room >= cluster.edges + cluster.engines.cpus
 
 
 def test_published_ports_are_of_this_machine_alone():

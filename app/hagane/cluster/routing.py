@@ -84,16 +84,17 @@ class PrefixPolicy:
             self._places.popitem(last=False)
 
     def _preferred(self, hint: RoutingHint, names: Sequence[str]) -> list[str]:
-        """Where the longest known beginning is, where the adapter is, then by hash."""
+        """Where the longest known beginning is and where the adapter is; else by hash."""
         found: list[str] = []
         longest = next((b for b in reversed(hint.beginnings) if b in self._places), None)
         for key in (longest, hint.adapter):
             place = self._places.get(key) if key is not None else None
             if place is not None and place in names and place not in found:
                 found.append(place)
+        if found:
+            return found
         key = str(hint.beginnings[0] if hint.beginnings else hint.adapter)
-        first = max(names, key=lambda name: _weight(key, name))
-        return found if first in found else [*found, first]
+        return [max(names, key=lambda name: _weight(key, name))]
 
 
 def _weight(key: str, name: str) -> bytes:

@@ -176,12 +176,13 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="port of the admin routes; default: on the common one"
     )
     data_dir: Path = Field(Path("data"), description="directory of durable state")
-    database_url: SecretStr | None = Field(
+    # Manifests give empty variables.
+    database_url: Annotated[SecretStr | None, BeforeValidator(lambda url: url or None)] = Field(
         None,
         description="postgresql://USER:PASSWORD@HOST:PORT/DATABASE that several servers share; "
         "default: SQLite in data_dir",
     )
-    blob_url: str | None = Field(
+    blob_url: Annotated[str | None, BeforeValidator(lambda url: url or None)] = Field(
         None,
         description="directory or s3://BUCKET/PREFIX of the files and adapters that several "
         "servers share; default: data_dir",
