@@ -12,6 +12,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from hagane.cluster.config import ClusterConfig
 
 from tests.support.server import ADMIN_KEY, Server, clean_environment, start_server, stop_server
 
@@ -25,8 +26,7 @@ ASK = {"messages": [{"role": "user", "content": "Once upon a time " * 8}], "temp
 
 
 @pytest.fixture(scope="module")
-def cluster(tiny_model_dir, tmp_path_factory):
-    """The URL of `hagane cluster serve`."""
+def configuration(tiny_model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     port = 18000 + int(time.time()) % 1000
     (folder / "cluster.toml").write_text(
@@ -34,12 +34,20 @@ def cluster(tiny_model_dir, tmp_path_factory):
         f'max_sequences = 8\nadmin_key = "{ADMIN_KEY}"\ndata_dir = "{folder / "data"}"\n'
         "[engines]\nreplicas = 2\ncpus = 0.5\n"
     )
-    with (folder / "log").open("wb") as log:
+    return folder / "cluster.toml"
+
+
+@pytest.fixture(scope="module")
+def cluster(configuration):
+    """The URL of `hagane cluster serve`."""
+    port = ClusterConfig.read(configuration).settings["port"]
+    log = configuration.with_name("log")
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hagane.cli", "cluster", "serve", str(folder / "cluster.toml")],
-            stdout=log, stderr=log, env=clean_environment(),
+            [sys.executable, "-m", "hagane.cli", "cluster", "serve", str(configuration)],
+            stdout=output, stderr=output, env=clean_environment(),
         )  # fmt: skip
-    running = Server(process, f"http://127.0.0.1:{port}", folder / "log")
+    running = Server(process, f"http://127.0.0.1:{port}", log)
     try:
         running.wait_ready(120)
         yield running.url
@@ -103,6 +111,54 @@ def test_a_stream_comes_in_pieces_and_closing_it_ends_its_work(cluster, client):
     while running(cluster):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def replicas() -> int:
+    from ray import serve
+
+    return (
+        serve.status()
+        .applications["hagane"]
+        .deployments["engines"]
+        .replica_states.get("RUNNING", 0)
+    )
+
+
+def test_scaling_down_and_up_fails_no_request(cluster, client, configuration):
+    import ray
+    from hagane.cluster.application import build
+    from ray import serve
+
+    given = ClusterConfig.read(configuration).model_dump()
+    ray.init(address="auto", log_to_driver=False, logging_level="error")
+    expected, answers, failures = answer(client), [], []
+    stopped = threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            try:
+                answers.append(answer(client))
+            except openai.OpenAIError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for wanted in (1, 2):
+            given["engines"]["replicas"] = wanted
+            serve.run(build(given), name="hagane", route_prefix="/")
+            deadline = time.monotonic() + 60
+            while replicas() != wanted:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        ray.shutdown()
+    assert failures == []
+    assert set(answers) == {expected}
 
 
 def test_a_killed_replica_costs_no_request_that_has_not_begun(cluster, client):

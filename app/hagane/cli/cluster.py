@@ -73,8 +73,6 @@ def _deployment(cluster: ClusterConfig, settings: Settings) -> dict[str, Any]:
         "name": _APPLICATION,
         "route_prefix": "/",
         "import_path": _BUILDER,
-        # Edges log each request themselves.
-        "logging_config": {"enable_access_log": False},
         "args": cluster.model_dump(mode="json", exclude_unset=True),
     }
     return {"proxy_location": "EveryNode", "http_options": http, "applications": [application]}
@@ -85,7 +83,6 @@ def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> N
     try:
         import ray
         from ray import serve
-        from ray.serve.schema import LoggingConfig
     except ImportError:
         raise ConfigurationError(
             "hagane cluster needs Ray: pip install 'hagane[cluster]'"
@@ -105,8 +102,7 @@ def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> N
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     serve.start(proxy_location="EveryNode", http_options=_http(settings))
-    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
-    serve.run(application, name=_APPLICATION, route_prefix="/", logging_config=quiet)
+    serve.run(application, name=_APPLICATION, route_prefix="/")
     print(f"serving on http://{settings.host}:{settings.port}", flush=True)
     stopped.wait()
     serve.shutdown()

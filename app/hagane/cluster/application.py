@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from hagane.cluster.config import ClusterConfig, Replicas
 from hagane.cluster.connection import ClusterConnection, Outcome, ReplicaReport
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 _EDGE = "edge"
 # Requests on their way through one edge.
 _MOST_AT_AN_EDGE = 1000
+# Edges log each request themselves.
+_QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 _ROUTER = "hagane.cluster.ray_router:PrefixRouter"
 _decode_request = msgspec.msgpack.Decoder(GenerateRequest).decode
 _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
@@ -172,6 +175,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         num_replicas=config.edges,
         max_ongoing_requests=_MOST_AT_AN_EDGE,
         ray_actor_options={"num_cpus": 1},
+        logging_config=_QUIET,
         graceful_shutdown_timeout_s=config.engines.drain_seconds,
     )
     return edge.bind(settings, base, others)
@@ -202,6 +206,7 @@ def _engines(
         ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
         graceful_shutdown_timeout_s=wanted.drain_seconds,
         health_check_period_s=5,
+        logging_config=_QUIET,
         request_router_config=RequestRouterConfig(
             request_router_class=_ROUTER, request_router_kwargs={"routing": routing}
         ),
