@@ -18,6 +18,13 @@ from hagane.system.errors import ConfigurationError
 from hagane.system.settings import CONFIG_VARIABLE, PREFIX, Settings, refuse_unknown_variables
 
 _APPLICATION = "hagane"
+# Of Ray, for a cluster that is started here. Nothing of ours blocks an event loop, so that threads
+# of their own for the router and for our code only cost their switches.
+_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 _BUILDER = "hagane.cluster.application:build"
 
 
@@ -79,7 +86,8 @@ def _deployment(cluster: ClusterConfig, settings: Settings) -> dict[str, Any]:
 
 
 def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _RAY.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         from ray import serve

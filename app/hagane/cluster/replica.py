@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from hagane.cluster.connection import Outcome, ReplicaReport
+from hagane.cluster.gather import gathered
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import (
     AdapterChecked,
@@ -76,9 +77,9 @@ class EngineReplica:
         try:
             adapter = request.adapter and await asyncio.to_thread(self._local, request.adapter)
             own = msgspec.structs.replace(request, deadline=deadline, adapter=adapter)
-            async with aclosing(self._client.generate(own)) as deltas:
-                async for delta in deltas:
-                    yield Outcome((delta,))
+            async with aclosing(gathered(self._client.generate(own))) as parts:
+                async for deltas in parts:
+                    yield Outcome(deltas)
         except HaganeError as error:
             yield Outcome(failure=RequestFailed(request.request_id, _code(error), str(error)))
 

@@ -33,7 +33,8 @@ class BackgroundLoops:
         yield self.batches.loop
         yield from self.serving.answers.loops
         yield self.serving.canaries.loop
-        yield self.serving.shared.loop
+        if self.serving.store.database.shared:
+            yield self.serving.shared.loop
         yield self.evals.loop
         yield self.key_usage.loop
 
