@@ -4,9 +4,9 @@
     python benchmarks/cluster.py routing  [--model DIRECTORY] [FLAG=VALUE ...]
 
 `overhead` compares a plain server with a cluster of one replica, at 1 and 16 clients. `routing`
-compares prefix with random routing over two replicas: 24 documents of 512 tokens, of which a
-replica's KV cache holds about 14, and questions of 32 tokens about them. FLAG=VALUE are settings of
-both, such as quantize=int8. Needs `hagane[cluster]`.
+compares prefix with random routing over two replicas: 24 documents of 512 tokens, and questions of
+32 tokens about them; with kv_cache_memory=150MiB a replica's cache holds about 20 documents of the
+built-in model. FLAG=VALUE are settings of both, such as quantize=int8. Needs `hagane[cluster]`.
 """
 
 from __future__ import annotations

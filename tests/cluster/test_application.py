@@ -113,6 +113,54 @@ def test_a_stream_comes_in_pieces_and_closing_it_ends_its_work(cluster, client):
         time.sleep(0.1)
 
 
+def replicas() -> int:
+    from ray import serve
+
+    return (
+        serve.status()
+        .applications["hagane"]
+        .deployments["engines"]
+        .replica_states.get("RUNNING", 0)
+    )
+
+
+def test_scaling_down_and_up_fails_no_request(cluster, client, configuration):
+    import ray
+    from hagane.cluster.application import build
+    from ray import serve
+
+    given = ClusterConfig.read(configuration).model_dump()
+    ray.init(address="auto", log_to_driver=False, logging_level="error")
+    expected, answers, failures = answer(client), [], []
+    stopped = threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            try:
+                answers.append(answer(client))
+            except openai.OpenAIError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for wanted in (1, 2):
+            given["engines"]["replicas"] = wanted
+            serve.run(build(given), name="hagane", route_prefix="/")
+            deadline = time.monotonic() + 60
+            while replicas() != wanted:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        ray.shutdown()
+    assert failures == []
+    assert set(answers) == {expected}
+
+
 def test_a_killed_replica_costs_no_request_that_has_not_begun(cluster, client):
     """Others fail with an error to try again by; afterwards there are two again."""
     expected = answer(client)

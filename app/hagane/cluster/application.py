@@ -18,6 +18,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hagane.cluster.config import ClusterConfig, Replicas
 from hagane.cluster.connection import ClusterConnection, Outcome, ReplicaReport
@@ -136,8 +137,8 @@ class Edge:
         }
         self._failed = False
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._settings, self._give_up, connect=self._connect)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return started_when_ready(create_app(self._settings, self._give_up, connect=self._connect))
 
     async def _connect(self, config: EngineConfig) -> EngineConnection:
         handle = self._handles.get(Path(config.model))
@@ -152,6 +153,20 @@ class Edge:
         """Raises where Serve shall replace this replica."""
         if self._failed:
             raise EngineUnavailableError("The engines cannot start.")
+
+
+def started_when_ready(app: FastAPI) -> ASGIApp:
+    """`app`, whose start ends when its engines take requests: Serve sends it none before."""
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_when_ready(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await app.state.serving.client.reach("ready", "failed")
+            await send(message)
+
+        await app(scope, receive, send_when_ready if scope["type"] == "lifespan" else send)
+
+    return waiting
 
 
 def build(args: dict[str, Any]) -> serve.Application:
