@@ -2,7 +2,7 @@
 
 Forced tokens of JSON need no forward pass each, so that schemas with long keys are faster than free
 text; a regular expression that forces nothing shows what masks cost. Rounds alternate between the
-forms; figures are medians.
+forms; figures are medians, percentages those of the rounds' own: the machine's speed drifts.
 
 Usage: python benchmarks/structured.py [--model MODEL] [--quantize int8] [--streams 1 16]
        [--tokens 96] [--rounds 3] [--threads N] [--json FILE]
@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,12 @@ def measure(url: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 rate = asyncio.run(speed(url, form, streams, options.tokens, seed))
                 if seed:  # the first round warms up
                     rates[name].append(rate)
-        medians = {name: statistics.median(values) for name, values in rates.items()}
         found[str(streams)] = {
-            name: {"tokens_per_s": round(rate, 1), "percent": round(100 * rate / medians["free"])}
-            for name, rate in medians.items()
+            name: {
+                "tokens_per_s": round(statistics.median(values), 1),
+                "percent": round(100 * statistics.median(map(truediv, values, rates["free"]))),
+            }
+            for name, values in rates.items()
         }
         print(streams, json.dumps(found[str(streams)], indent=2), flush=True)
     return found
