@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+from tests.web.fake_serving import serving_answers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -54,9 +56,13 @@ def answers(text: str) -> dict[str, Any]:
     progress = {"step": 120, "steps": STEPS, "tokens_per_second": 812.5, "eta_seconds": 200}
     plan = {"learning_rate": 2.1e-4}
     name = f"ft:tiny:{text}:2"
+    settings = {"result": {"step": 80}, "plan": plan, "rank": 8, "patience": 3, "quantize": "int8",
+                "target_modules": ["q_proj"], "rslora": True, "full": False}  # fmt: skip
     jobs = [
         job("1", "running", text, extra={"progress": progress, "plan": plan}),
-        job("2", "succeeded", text, fine_tuned_model=name, finished_at=1_760_000_300),
+        job(
+            "2", "succeeded", text, fine_tuned_model=name, finished_at=1_760_000_300, extra=settings
+        ),
         job("3", "failed", text, error={"code": "x", "message": text, "param": None}),
         job("4", "queued", text, training_file=text),
     ]
@@ -79,7 +85,8 @@ def answers(text: str) -> dict[str, Any]:
         "fine_tuned_model_checkpoint": f"ft:tiny:{text}:ckpt-step-80",
         "metrics": {"step": 80, "train_loss": 1.62, "valid_loss": 1.71},
     }
-    adapter = {"name": f"ft:tiny:{text}", "base_model": "tiny", "promoted": True, "job": "ftjob-2",
+    adapter = {"object": "adapter", "name": f"ft:tiny:{text}", "base_model": "tiny",
+               "promoted": True, "job": "ftjob-2", "directory": f"/data/{text}",
                "created_at": 1_760_000_300}  # fmt: skip
     alias = {"name": text, "target": "tiny", "candidate": f"ft:tiny:{text}", "percentage": 12.5,
              "generation": 3, "created_at": 1_760_000_400}  # fmt: skip
@@ -103,11 +110,16 @@ def answers(text: str) -> dict[str, Any]:
         "requests": {"running": 3, "waiting": 1},
         "kv_cache": {"usage_ratio": 0.42},
         "tokens_per_second": 612.4,
+        "version": "1.2.3",
+        "job": {"id": "ftjob-1", "progress": progress},
+        "memory": {"total_bytes": 16_000_000_000, "available_bytes": 9_000_000_000},
+        "disk": {"total_bytes": 500_000_000_000, "free_bytes": 120_000_000_000},
     }
     listed = {
         "/v1/fine_tuning/jobs": jobs,
         "/v1/fine_tuning/jobs/ftjob-1/checkpoints": [checkpoint],
-        "/v1/fine_tuning/jobs/ftjob-5/checkpoints": [],
+        "/v1/fine_tuning/jobs/ftjob-2/checkpoints": [{**checkpoint, "id": "ftckpt_2"}],
+        **{f"/v1/fine_tuning/jobs/ftjob-{one}/checkpoints": [] for one in (3, 4, 5)},
         "/admin/pretraining/jobs": [pretraining],
         "/v1/files": [file],
         "/admin/adapters": [adapter, {**adapter, "name": f"{text}-2", "promoted": False}],
@@ -119,6 +131,7 @@ def answers(text: str) -> dict[str, Any]:
         **{f"/v1/fine_tuning/jobs/{one['id']}": one for one in jobs},
         "/v1/fine_tuning/jobs/ftjob-5": pretraining,
         "/admin/status": status,
+        **serving_answers(text),
         "/v1/files/file-1/report": {"training": report, "validation": None, "plan": None},
     }
 
@@ -133,8 +146,9 @@ def pretend(page: Page, text: str) -> None:
             rest = [] if "after=" in url.query else events(text)
             body = "".join(f"data: {json.dumps(event)}\n\n" for event in rest)
             route.fulfill(content_type="text/event-stream", body=f"{body}data: [DONE]\n\n")
-        elif url.path in known:
-            route.fulfill(json=known[url.path])
+        elif unquote(url.path) in known:
+            found = known[unquote(url.path)]
+            route.fulfill(**({"body": found} if isinstance(found, str) else {"json": found}))
         else:
             route.fallback()
 

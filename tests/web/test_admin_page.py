@@ -22,11 +22,15 @@ def test_hostile_names_run_nothing(page):
     sign_in(page)
     seen = ""
     for section in SECTIONS:
-        go(page, section)
+        if section.startswith("trial"):
+            page.click("#alias-list a[href^='#/trial']")
+            page.wait_for_selector("#trial-body table")
+        else:
+            go(page, section)
         open_everything(page)
         seen += page.inner_text("main")
     page.wait_for_timeout(50)
-    assert seen.count(HOSTILE) > 8
+    assert seen.count(HOSTILE) > 30
     assert page.locator("main :is(img, script, iframe)").count() == 0
     assert page.evaluate("'hacked' in window") is False
     link = page.get_attribute("#adapter-list a[href^='./#model']", "href")
@@ -48,6 +52,45 @@ def test_pretraining_jobs_are_shown_as_well(page):
     assert "491,520" in facts
     assert "Held-out bits per byte: stories\n1.42" in facts
     page.wait_for_selector("#chart-loss .line")
+
+
+def test_a_job_is_made_again_with_changes(page):
+    pretend(page, "stories")
+    sign_in(page)
+    page.evaluate("location.hash = '#/job/ftjob-2'")
+    page.wait_for_selector("#job-facts :text('int8')")
+    facts = page.inner_text("#job-facts")
+    for said in ("Rank\n8", "Patience (checkpoints)\n3", "Adapted matrices\nq_proj"):
+        assert said in facts
+    page.click("#job-head a:has-text('Run again')")
+    page.wait_for_selector("#create-kept:has-text('patience 3')")
+    for name, value in {"n_epochs": "3", "rank": "8", "quantize": "int8", "seed": "7"}.items():
+        assert page.input_value(f"#create-form [name={name}]") == value
+    page.fill("#create-form [name=rank]", "32")
+    with page.expect_request(lambda request: request.method == "POST") as asked:
+        page.click("#create-form .primary")
+    body = asked.value.post_data_json
+    assert body["suffix"] == "stories"
+    assert body["extra"] == {
+        "rank": 32, "patience": 3, "quantize": "int8", "promote": "if_better", "rslora": True,
+        "full": False, "target_modules": ["q_proj"],
+    }  # fmt: skip
+
+
+def test_any_checkpoint_can_be_served_and_the_result_is_marked(page):
+    pretend(page, "stories")
+    sign_in(page)
+    page.evaluate("location.hash = '#/job/ftjob-2'")
+    page.wait_for_selector("#checkpoint-list .badge:has-text('the result')")
+    page.click("#checkpoint-list .serveAs")
+    page.wait_for_selector("#alias[open]")
+    name = "ft:tiny:stories:ckpt-step-80"
+    assert page.input_value("#alias [name=target]") == name
+    page.fill("#alias [name=name]", "best")
+    with page.expect_request(lambda request: request.method == "POST") as asked:
+        page.click("#alias .primary")
+    expected = {"name": "best", "target": name, "expected_generation": 0}
+    assert asked.value.post_data_json == expected
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -109,9 +109,10 @@ def test_what_is_from_elsewhere_keeps_its_licence():
         assert "Copyright" in (folder / "LICENSE").read_text(encoding="utf-8")
 
 
-def test_the_chat_page_is_small():
+@pytest.mark.parametrize("page", ["chat", "admin"])
+def test_the_pages_are_small(page):
     """Below 300 kB on the wire, without what comes on demand: formulas and colours."""
-    own = [name for name in NAMES if name.startswith(("chat/", "shared/"))]
+    own = [name for name in NAMES if name.startswith((f"{page}/", "shared/"))]
     assert sum(len(gzip.compress((FOLDER / name).read_bytes())) for name in own) < 300_000
 
 
@@ -138,7 +139,10 @@ def vocabulary(name):
     return english, japanese
 
 
-@pytest.mark.parametrize("name", ["shared/i18n.js", "chat/words.js", "admin/words.js"])
+WORDS = [name for name in NAMES if re.search(r"/words[\w-]*\.js$", name)]
+
+
+@pytest.mark.parametrize("name", ["shared/i18n.js", *WORDS])
 def test_both_languages_say_the_same(name):
     english, japanese = vocabulary(name)
     assert english.keys() == japanese.keys()
@@ -148,12 +152,15 @@ def test_both_languages_say_the_same(name):
 
 @pytest.mark.parametrize("page", ["chat", "admin"])
 def test_every_word_of_a_page_exists_and_is_used(page):
-    common, own = vocabulary("shared/i18n.js")[0], vocabulary(f"{page}/words.js")[0]
+    common = vocabulary("shared/i18n.js")[0]
+    parts = [vocabulary(name)[0] for name in WORDS if name.startswith(f"{page}/")]
+    own = {word: said for part in parts for word, said in part.items()}
+    assert len(own) == sum(map(len, parts)), "a word is in one file only"
     assert not common.keys() & own.keys()
     sources = [
         (FOLDER / name).read_text(encoding="utf-8")
         for name in NAMES
-        if name.startswith((page, "shared")) and not name.endswith("words.js")
+        if name.startswith((page, "shared")) and name not in WORDS
     ]
     text = "\n".join(sources)
     asked = set(re.findall(r'data-i18n[\w-]*="(\w+)"', text))

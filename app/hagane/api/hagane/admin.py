@@ -14,13 +14,14 @@ from hagane.api.access import guarded_router
 from hagane.api.serving import Serving, get_serving
 from hagane.pool.models import ResidentModel
 from hagane.system.errors import ConflictError
+from hagane.system.machine import available_memory, memory_limit
 
 router = guarded_router()
 
 
 @router.get("/admin/status")
 def status(request: Request) -> dict[str, Any]:
-    """The engine, the load on it, and the fine-tuning job that runs."""
+    """The engine, the load on it, the job that runs, and what is left of memory and disk."""
     serving = get_serving(request)
     client, stats = serving.client, serving.client.stats
     job = serving.store.jobs.first("running")
@@ -43,7 +44,18 @@ def status(request: Request) -> dict[str, Any]:
         },
         "tokens_per_second": serving.metrics.tokens_per_second(),
         "job": None if job is None else {"id": job.id, "progress": job.progress},
+        "memory": {"total_bytes": memory_limit(), "available_bytes": available_memory()},
+        "disk": _disk(serving),
     }
+
+
+def _disk(serving: Serving) -> dict[str, int] | None:
+    """Bytes of the disk that holds the data directory; None for a store in memory."""
+    address = serving.store.address
+    if address is None:
+        return None
+    usage = shutil.disk_usage(address.directory)
+    return {"total_bytes": usage.total, "free_bytes": usage.free}
 
 
 @router.delete("/v1/models/{model_id:path}")

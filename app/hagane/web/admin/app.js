@@ -4,12 +4,21 @@ import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
 import { loadKey, saveKey } from "../shared/keys.js";
 import { request } from "./client.js";
+import { openCompare } from "./compare.js";
+import { openDatasets } from "./datasets.js";
+import { openEngines } from "./engines.js";
+import { openFeedback } from "./feedback.js";
+import { prepareHelp } from "./fields.js";
 import { openFiles } from "./files.js";
 import { openJob } from "./job.js";
 import { openJobs } from "./jobs.js";
+import { openKeys } from "./keys.js";
 import { openModels } from "./models.js";
 import { attempt, describe, notice, onRefused } from "./notice.js";
 import { openOverview } from "./overview.js";
+import { openTrial } from "./trial.js";
+import { LEARNING_WORDS } from "./words-learning.js";
+import { SERVING_WORDS } from "./words-serving.js";
 import { WORDS } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -21,7 +30,16 @@ const SECTIONS = {
   job: openJob,
   files: openFiles,
   models: openModels,
+  engines: openEngines,
+  trial: openTrial,
+  compare: openCompare,
+  datasets: openDatasets,
+  feedback: openFeedback,
+  keys: openKeys,
 };
+
+/** Sections that are reached from others, of which the list of sections has a link. */
+const WITHIN = { job: "jobs", trial: "models" };
 
 let leave = () => {};
 
@@ -36,7 +54,7 @@ function open() {
   $("sections").hidden = $("sign-out").hidden = !signedIn;
   $("sign-in").hidden = signedIn;
   if (!signedIn) return;
-  markCurrent(name === "job" ? "jobs" : name);
+  markCurrent(WITHIN[name] ?? name);
   leave = SECTIONS[name](decodeURIComponent(argument));
 }
 
@@ -45,6 +63,11 @@ function markCurrent(name) {
     if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+}
+
+function everyWord() {
+  const join = (language) => Object.assign({}, ...[WORDS, SERVING_WORDS, LEARNING_WORDS].map((one) => one[language]));
+  return { en: join("en"), ja: join("ja") };
 }
 
 function signOut() {
@@ -82,5 +105,6 @@ function listen() {
 }
 
 listen();
-prepareAppearance(WORDS, open);
+prepareAppearance(everyWord(), open);
+prepareHelp(document);
 if (!loadKey("adminKey")) $("sign-in").elements.key.focus();

@@ -27,6 +27,16 @@ export async function request(path, { method, json, body, signal } = {}) {
 }
 
 /**
+ * The text of a file.
+ * @param {string} path
+ * @returns {Promise<string>}
+ * @throws {ApiError}
+ */
+export async function requestText(path) {
+  return (await call(path, loadKey("adminKey"))).text();
+}
+
+/**
  * Every entry of a list that comes in pages.
  * @param {string} path
  * @returns {Promise<object[]>}

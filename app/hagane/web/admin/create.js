@@ -4,20 +4,29 @@ import { ApiError, listModels } from "../shared/api.js";
 import { element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { loadKey } from "../shared/keys.js";
-import { listAll, request } from "./client.js";
+import { listAll, pathOf, request } from "./client.js";
+import { numbers } from "./fields.js";
 import { attempt, describe } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
 const TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 const HYPERPARAMETERS = ["n_epochs", "batch_size", "learning_rate_multiplier"];
 const EXTRA = ["rank", "alpha", "learning_rate", "sequence_length"];
+const METHODS = ["supervised", "dpo", "orpo", "kto"];
+/** Options without a field in the form. */
+const KEPT = ["patience", "seeds", "neftune_alpha", "teacher", "teacher_weight"];
+
+/** Those of the job that is made again. */
+let kept = {};
 
 /**
  * Fill the form's choices and make it work.
- * @param {string} file id of the training file to begin with, or ""
+ * @param {string} beginning id of the training file to begin with, or of the job to make again with
+ *   changes, or ""
  */
-export function prepareCreation(file) {
+export function prepareCreation(beginning) {
   const form = $("create-form");
+  showKept({});
   const { method, full } = form.elements;
   const follow = () => ($("beta").hidden = method.value === "supervised");
   method.onchange = follow;
@@ -28,8 +37,53 @@ export function prepareCreation(file) {
     event.preventDefault();
     create(form);
   };
-  if (file) $("create").open = true;
-  attempt(() => offer(form, file));
+  if (beginning) $("create").open = true;
+  const isJob = beginning.startsWith("ftjob-");
+  attempt(async () => {
+    await offer(form, isJob ? "" : beginning);
+    if (isJob) fill(form, await request(pathOf("v1/fine_tuning/jobs", beginning)));
+  });
+}
+
+/**
+ * Whether the form can make such a job: its methods are those that need no grader.
+ * @param {object} job
+ * @returns {boolean}
+ */
+export function canRepeat({ object, method }) {
+  return object === "fine_tuning.job" && METHODS.includes(method.type);
+}
+
+/** Put what `job` was made with into the form. */
+function fill(form, job) {
+  const { elements } = form;
+  const put = (name, value) => (elements[name].value = value === "auto" || value === undefined ? "" : value);
+  const { hyperparameters: used, extra } = job;
+  elements.method.value = job.method.type;
+  elements.method.onchange();
+  elements.model.value = job.model;
+  for (const name of ["training_file", "validation_file"]) elements[name].value = job[name] ?? "";
+  for (const name of [...HYPERPARAMETERS, "beta"]) put(name, used[name]);
+  for (const name of [...EXTRA, "quantize"]) put(name, extra[name]);
+  put("seed", job.seed);
+  const [, suffix = ""] = extra.adapter.match(/^ft:.*:([^:]*):[^:]*$/) ?? [];
+  elements.suffix.value = suffix;
+  elements.promote.value = extra.promote;
+  for (const name of ["rslora", "full"]) elements[name].checked = extra[name] ?? false;
+  elements.full.onchange();
+  const targets = extra.target_modules ?? TARGETS;
+  for (const box of elements.target) box.checked = targets.includes(box.value);
+  $("create").querySelector("details").open = true;
+  showKept(Object.fromEntries(KEPT.filter((name) => name in extra).map((name) => [name, extra[name]])));
+  elements.training_file.focus();
+}
+
+/** What the form has no field for goes on as it was, and is said. */
+function showKept(options) {
+  kept = options;
+  const said = Object.entries(kept).map(([name, value]) => `${name} ${value}`).join(", ");
+  $("create-kept").textContent = said && t("keptOptions", { options: said });
+  $("create-kept").hidden = !said;
 }
 
 function checkbox(name) {
@@ -67,15 +121,13 @@ export async function offerBases(select) {
 
 /** The body of a job: what was left empty is left out, so that the server decides. */
 function body({ elements }) {
-  const numbers = (names) => Object.fromEntries(names
-    .filter((name) => elements[name].value !== "")
-    .map((name) => [name, Number(elements[name].value)]));
   const method = elements.method.value;
   const hyperparameters = numbers(
-    method === "supervised" ? HYPERPARAMETERS : [...HYPERPARAMETERS, "beta"]);
+    elements, method === "supervised" ? HYPERPARAMETERS : [...HYPERPARAMETERS, "beta"]);
   const chosen = [...elements.target].filter(({ checked }) => checked).map(({ value }) => value);
   const extra = {
-    ...numbers(EXTRA),
+    ...kept,
+    ...numbers(elements, EXTRA),
     // Left out, it is what this server serves: an adapter is trained on what it will stand on.
     ...(elements.quantize.value && { quantize: elements.quantize.value }),
     promote: elements.promote.value,
@@ -88,7 +140,7 @@ function body({ elements }) {
     training_file: elements.training_file.value,
     method: { type: method, [method]: { hyperparameters } },
     extra,
-    ...numbers(["seed"]),
+    ...numbers(elements, ["seed"]),
   };
   for (const name of ["validation_file", "suffix"]) {
     if (elements[name].value.trim()) made[name] = elements[name].value.trim();

@@ -1,11 +1,11 @@
 /** Files: uploading, what is wrong with each line, what training on them would cost. */
 
 import { ask } from "../shared/dialogs.js";
-import { button, classed, element, scrolling } from "../shared/dom.js";
+import { button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { listAll, pathOf, request } from "./client.js";
 import { offerBases } from "./create.js";
-import { duration, moment, number, showFacts, showList, size } from "./list.js";
+import { actions, duration, grid, moment, number, sectionLink, showFacts, showList, size } from "./list.js";
 import { announce, attempt, poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
@@ -28,11 +28,9 @@ async function refresh() {
 function row(file) {
   const about = element("p", `${file.id} · ${size(file.bytes)} · `, moment(file.created_at));
   about.className = "quiet";
-  const use = element("a", t("tuneWith"));
-  use.href = `#/jobs/${encodeURIComponent(file.id)}`;
+  const use = sectionLink("jobs", file.id, t("tuneWith"));
   const tools = [button("check", () => check(file)), button("remove", () => remove(file)), use];
-  for (const tool of tools) tool.setAttribute("aria-label", `${tool.textContent}: ${file.filename}`);
-  return classed("li", "card", element("h3", file.filename), about, classed("div", "actions", ...tools));
+  return classed("li", "card", element("h3", file.filename), about, actions(tools, file.filename));
 }
 
 async function upload(form) {
@@ -106,9 +104,6 @@ function showReport({ training: report }) {
 }
 
 function table(problems) {
-  const head = element("tr", element("th", t("line")), element("th", t("reason")));
-  const rows = problems.map(([line, reason]) =>
-    element("tr", element("td", line ? String(line) : t("wholeFile")), element("td", reason)));
-  const grid = element("table", element("thead", head), element("tbody", ...rows));
-  return scrolling(classed("div", "table", grid), t("badLines"));
+  const rows = problems.map(([line, reason]) => [line ? String(line) : t("wholeFile"), reason]);
+  return grid(t("badLines"), [t("line"), t("reason")], rows);
 }

@@ -3,10 +3,13 @@
 import { ask } from "../shared/dialogs.js";
 import { breakable, button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
+import { editAlias } from "./alias.js";
 import { LineChart } from "./chart.js";
 import { followEvents, listAll, pathOf, request } from "./client.js";
+import { canRepeat } from "./create.js";
+import { factsOf } from "./job-facts.js";
 import { badge, inCommon, progressBar } from "./jobs.js";
-import { chatLink, moment, number, showFacts, showList } from "./list.js";
+import { actions, chatLink, moment, number, sectionLink, showFacts, showList } from "./list.js";
 import { announce, attempt, poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
@@ -93,8 +96,10 @@ function log(event) {
 function show(job, checkpoints) {
   $("job-title").replaceChildren(...breakable(job.extra.adapter), " ", badge(job.status));
   showList($("job-head"), [job], ({ id }) => id, head);
-  showFacts($("job-facts"), facts(job));
-  showList($("checkpoint-list"), checkpoints, ({ id }) => id, checkpoint);
+  showFacts($("job-facts"), factsOf(job));
+  const { id, extra: { result } } = job;
+  const rows = checkpoints.map((one) => ({ ...one, job: { id, extra: { result } } }));
+  showList($("checkpoint-list"), rows, (one) => one.id, checkpoint);
 }
 
 function head(job) {
@@ -108,7 +113,9 @@ function head(job) {
   const usable = refused ? [] : words;
   const buttons = usable.map((word) => button(word, () => change(job, word)));
   if (job.extra.result && !job.fine_tuned_model) buttons.push(button("promote", () => promote(job)));
-  const links = job.fine_tuned_model ? [chatLink(job.fine_tuned_model)] : [];
+  const links = canRepeat(job) ? [sectionLink("jobs", job.id, t("rerun"))] : [];
+  const { fine_tuned_model: name } = job;
+  if (name) links.push(sectionLink("compare", name, t("compareWithBase")), chatLink(name));
   made.append(classed("div", "actions", ...buttons, ...links));
   return made;
 }
@@ -118,7 +125,7 @@ async function change(job, word) {
   await attempt(async () => {
     const changed = inCommon(await request(pathOf(JOBS, job.id, ROUTES[word]), { method: "POST" }));
     announce(t("changed"));
-    showFacts($("job-facts"), facts(changed));
+    showFacts($("job-facts"), factsOf(changed));
     showList($("job-head"), [changed], ({ id }) => id, head);
   });
 }
@@ -134,39 +141,20 @@ async function promote(job) {
   });
 }
 
-function facts(job) {
-  const { hyperparameters: used, extra } = job;
-  return [
-    [t("identifier"), job.id],
-    [t("baseModel"), job.model],
-    [t("method"), job.method.type],
-    [t("trainingFile"), job.training_file],
-    [t("validationFile"), job.validation_file],
-    [t("epochs"), used.n_epochs],
-    [t("batchSize"), used.batch_size],
-    [t("rateMultiplier"), used.learning_rate_multiplier],
-    [t("beta"), used.beta],
-    [t("rank"), extra.rank],
-    [t("learningRate"), extra.plan?.learning_rate?.toPrecision(3)],
-    [t("seed"), String(job.seed)],
-    [t("created"), moment(job.created_at)],
-    [t("finished"), job.finished_at ? moment(job.finished_at) : null],
-    [t("trainedTokens"), job.trained_tokens],
-    [t("baseLoss"), extra.result?.base_valid_loss],
-    [t("tunedLoss"), extra.result?.valid_loss],
-    [t("directory"), extra.result?.directory],
-    ...Object.entries(extra.result?.bits_per_byte ?? {}).map(([name, bits]) => [
-      `${t("bitsPerByte")}: ${name}`, bits,
-    ]),
-  ];
-}
-
-function checkpoint(one) {
+/** The checkpoint that became the result is marked; an alias can lead to any. */
+function checkpoint({ job, ...one }) {
   const { step_number: step, metrics, fine_tuned_model_checkpoint: name } = one;
   const losses = [
     metrics.train_loss === undefined ? "" : `${t("training")} ${number(metrics.train_loss)}`,
     metrics.valid_loss === undefined ? "" : `${t("validation")} ${number(metrics.valid_loss)}`,
   ];
   const text = [t("stepNumber", { step: number(step) }), ...losses].filter(Boolean).join(" · ");
-  return classed("li", "card row", element("span", text), chatLink(name));
+  const about = element("span", text);
+  if (job.extra.result?.step === step) about.append(" ", classed("span", "badge succeeded", t("chosen")));
+  const tools = [
+    button("serveAs", () => editAlias(null, () => announce(t("changed")), name)),
+    sectionLink("compare", name, t("compareIt")),
+    chatLink(name),
+  ];
+  return classed("li", "card row", about, actions(tools, name));
 }

@@ -20,11 +20,12 @@ const STATUS = {
 };
 
 /**
- * @param {string} file id of the training file that a new job begins with, or ""
+ * @param {string} beginning id of the training file that a new job begins with, or of the job
+ *   that is made again, or ""
  * @returns {() => void}
  */
-export function openJobs(file) {
-  prepareCreation(file);
+export function openJobs(beginning) {
+  prepareCreation(beginning);
   return poll(SECONDS, async () => {
     const [tuning, pretraining] = await Promise.all(
       ["v1/fine_tuning/jobs", "admin/pretraining/jobs"].map((path) => request(`${path}?limit=100`)),

@@ -1,6 +1,6 @@
 /** Lists that are asked for again and again, and what stands in them. */
 
-import { classed, element } from "../shared/dom.js";
+import { classed, element, scrolling } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 
 /** Characters that fit into one column of facts, about. */
@@ -58,6 +58,31 @@ export function showFacts(list, facts) {
 }
 
 /**
+ * A table that scrolls where it has no room.
+ * @param {string} label what screen readers call it
+ * @param {string[]} heads
+ * @param {(string | Node)[][]} rows
+ * @returns {HTMLElement}
+ */
+export function grid(label, heads, rows) {
+  const head = element("tr", ...heads.map((text) => element("th", text)));
+  const body = rows.map((cells) => element("tr", ...cells.map((cell) => element("td", cell))));
+  const table = element("table", element("thead", head), element("tbody", ...body));
+  return scrolling(classed("div", "table", table), label);
+}
+
+/**
+ * The buttons and links of one entry; each also says whose it is.
+ * @param {HTMLElement[]} tools
+ * @param {string} name
+ * @returns {HTMLElement}
+ */
+export function actions(tools, name) {
+  for (const tool of tools) tool.setAttribute("aria-label", `${tool.textContent}: ${name}`);
+  return classed("div", "actions", ...tools);
+}
+
+/**
  * A number as the page's language writes it.
  * @param {number} value
  * @param {number} [digits] at most so many after the point
@@ -103,6 +128,19 @@ export function size(bytes) {
   let power = 0;
   while (bytes >= 1000 ** (power + 1) && power < 4) power += 1;
   return `${number(bytes / 1000 ** power, 1)} ${units[power]}`;
+}
+
+/**
+ * A link to one of the sections.
+ * @param {string} section
+ * @param {string} argument
+ * @param {string} text
+ * @returns {HTMLAnchorElement}
+ */
+export function sectionLink(section, argument, text) {
+  const link = element("a", text);
+  link.href = `#/${section}/${encodeURIComponent(argument)}`;
+  return link;
 }
 
 /**

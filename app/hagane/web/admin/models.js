@@ -1,11 +1,12 @@
 /** Adapters, and the aliases that point to them. */
 
+import { copyText } from "../shared/clipboard.js";
 import { ask } from "../shared/dialogs.js";
 import { breakable, button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { editAlias } from "./alias.js";
 import { pathOf, request } from "./client.js";
-import { chatLink, moment, number, showList } from "./list.js";
+import { actions, chatLink, moment, number, sectionLink, showList } from "./list.js";
 import { announce, attempt, notice, poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
@@ -37,26 +38,29 @@ function act(path, options) {
   });
 }
 
-function named(tools, name) {
-  for (const tool of tools) tool.setAttribute("aria-label", `${tool.textContent}: ${name}`);
-  return classed("div", "actions", ...tools);
-}
-
 function adapterRow(adapter) {
   const { name, base_model: base, promoted, job, created_at: created } = adapter;
   const about = element("p", `${base} · `, moment(created));
   about.className = "quiet";
   const made = classed("li", "card", element("h3", ...breakable(name), " ", state(promoted)), about);
-  if (job) {
-    const link = element("a", job);
-    link.href = `#/job/${encodeURIComponent(job)}`;
-    about.append(" · ", link);
-  }
+  if (job) about.append(" · ", sectionLink("job", job, job));
   const tools = promoted ? [] : [button("promote", () => promote(name))];
   // The server owns the files of models that jobs made; loaded adapters stay where they are.
   tools.push(job ? button("remove", () => remove(name)) : button("unload", () => unload(name)));
-  if (promoted) tools.push(chatLink(name));
-  made.append(named(tools, name));
+  if (promoted) tools.push(chatLink(name), sectionLink("compare", name, t("compareWithBase")));
+  made.append(actions(tools, name), directory(adapter));
+  return made;
+}
+
+/** Where the files lie, and how one model is made of the base and the adapter. */
+function directory({ object, base_model: base, directory: path }) {
+  const made = element("details", element("summary", t("asFiles")),
+    element("p", `${t("directory")}: `, element("code", path)));
+  if (object !== "adapter") return made;
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const command = `hagane merge ${quoted(base)} ${quoted(path)} merged`;
+  const copy = button("copy", ({ target }) => copyText(command, target));
+  made.append(element("p", `${t("mergeHint")} `, element("code", command)), classed("div", "actions", copy));
   return made;
 }
 
@@ -94,13 +98,14 @@ function aliasRow(alias) {
     button("rollback", () => rollBack(alias)),
     button("history", () => history(alias, made)),
     button("remove", () => removeAlias(name)),
+    sectionLink("trial", name, t("details")),
     chatLink(name),
   ];
   const made = classed("li", "card",
     element("h3", ...breakable(name)),
     element("p", t("pointsTo", { target }), trial ? ` ${trial}` : ""),
     classed("p", "quiet", t("generation", { number: generation })),
-    named(tools, name));
+    actions(tools, name));
   return made;
 }
 
@@ -117,15 +122,23 @@ async function history({ name }, card) {
   if (shown) return shown.remove();
   await attempt(async () => {
     const { history: generations } = await request(pathOf("admin/aliases", name));
-    const entries = generations.map((one) => {
-      const trial = one.candidate
-        ? ` ${t("onTrial", { candidate: one.candidate, percentage: number(one.percentage, 2) })}`
-        : "";
-      const said = `${t("generation", { number: one.generation })} · ${one.target ?? t("deleted")}${trial} · `;
-      return element("li", said, moment(one.created_at));
-    });
-    card.append(classed("ol", "generations", ...entries));
+    card.append(listGenerations(generations));
   });
+}
+
+/**
+ * What an alias pointed to, newest first.
+ * @param {object[]} generations
+ * @returns {HTMLElement}
+ */
+export function listGenerations(generations) {
+  return classed("ol", "generations", ...generations.map((one) => {
+    const trial = one.candidate
+      ? ` ${t("onTrial", { candidate: one.candidate, percentage: number(one.percentage, 2) })}`
+      : "";
+    const said = `${t("generation", { number: one.generation })} · ${one.target ?? t("deleted")}${trial} · `;
+    return element("li", said, moment(one.created_at));
+  }));
 }
 
 async function removeAlias(name) {

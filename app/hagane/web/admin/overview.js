@@ -1,9 +1,11 @@
 /** What the server does at this moment, and did in the last minutes. */
 
+import { classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { LineChart } from "./chart.js";
 import { request } from "./client.js";
-import { number, showFacts } from "./list.js";
+import { progressBar } from "./jobs.js";
+import { number, sectionLink, showFacts, size } from "./list.js";
 import { poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
@@ -30,6 +32,7 @@ export function openOverview() {
 }
 
 function show(status, charts) {
+  const { memory, disk } = status;
   showFacts($("figures"), [
     [t("model"), status.model],
     [t("engine"), status.engine.state],
@@ -38,13 +41,25 @@ function show(status, charts) {
     [t("waiting"), status.requests.waiting],
     [t("cache"), `${number(percent(status), 1)} %`],
     [t("throughput"), number(status.tokens_per_second, 1)],
+    [t("memoryFree"), memory && t("of", { part: size(memory.available_bytes), whole: size(memory.total_bytes) })],
+    [t("diskFree"), disk && t("of", { part: size(disk.free_bytes), whole: size(disk.total_bytes) })],
+    [t("serverVersion"), status.version],
   ]);
+  showJob(status.job);
   charts.requests.show([
     line("running", ({ requests }) => requests.running),
     line("waiting", ({ requests }) => requests.waiting),
   ]);
   charts.cache.show([line("cache", percent)]);
   charts.rate.show([line("throughput", (one) => one.tokens_per_second)]);
+}
+
+/** The job that runs, with a way to it. */
+function showJob(job) {
+  if (!job) return $("running-job").replaceChildren();
+  const title = element("h3", `${t("runningJob")}: `, sectionLink("job", job.id, job.id));
+  const bar = progressBar({ status: "running", extra: job });
+  $("running-job").replaceChildren(classed("div", "card", title, ...(bar ? [bar] : [])));
 }
 
 function percent({ kv_cache: cache }) {

@@ -1,0 +1,119 @@
+/** The same prompt to several models at once, their answers next to each other. */
+
+import { ApiError, listModels, streamChat } from "../shared/api.js";
+import { breakable, classed, element } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
+import { loadKey } from "../shared/keys.js";
+import { pathOf, request } from "./client.js";
+import { numbers } from "./fields.js";
+import { number } from "./list.js";
+import { announce, attempt, describe } from "./notice.js";
+
+const $ = (id) => document.getElementById(id);
+/** Jobs whose checkpoints are offered as well. */
+const JOBS = 10;
+
+/**
+ * @param {string} model the one that is compared with its base, or ""
+ * @returns {() => void}
+ */
+export function openCompare(model) {
+  const form = $("compare-form");
+  let abort = new AbortController();
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    abort.abort();
+    abort = new AbortController();
+    answer(form, abort.signal);
+  };
+  $("compare-stop").onclick = () => abort.abort();
+  attempt(() => offer([...form.elements.model], model));
+  return () => abort.abort();
+}
+
+/** Fill the three choices: at first the base, and what is to be compared with it. */
+async function offer(selects, model) {
+  const models = await listModels(loadKey("adminKey"));
+  const checkpoints = await listCheckpoints();
+  const known = [...models.map(({ id }) => id), ...checkpoints];
+  if (model && !known.includes(model)) checkpoints.push(model);
+  const second = model || models.find(({ parent }) => parent)?.id || known[0];
+  const chosen = [models[0].id, second, ""];
+  selects.forEach((select, at) => {
+    const before = select.value;
+    const groups = [group("models", models.map(({ id }) => id)), group("checkpoints", checkpoints)];
+    select.replaceChildren(...(at === 2 ? [new Option(t("none"), "")] : []), ...groups.filter(Boolean));
+    select.value = before && !model && known.includes(before) ? before : chosen[at];
+  });
+}
+
+function group(word, names) {
+  if (!names.length) return null;
+  const made = element("optgroup", ...names.map((name) => new Option(name, name)));
+  made.label = t(word);
+  return made;
+}
+
+async function listCheckpoints() {
+  const { data } = await request(`v1/fine_tuning/jobs?limit=${JOBS}`);
+  const lists = await Promise.all(data.map(({ id }) =>
+    request(`${pathOf("v1/fine_tuning/jobs", id, "checkpoints")}?limit=100`)));
+  return lists.flatMap((list) => list.data.map(({ fine_tuned_model_checkpoint: name }) => name));
+}
+
+async function answer({ elements }, signal) {
+  const models = [...elements.model].map(({ value }) => value).filter(Boolean);
+  const messages = [{ role: "user", content: elements.prompt.value }];
+  if (elements.system.value) messages.unshift({ role: "system", content: elements.system.value });
+  const body = { messages, ...numbers(elements, ["temperature", "max_tokens", "seed"]) };
+  const columns = models.map(column);
+  $("answers").replaceChildren(...columns.map(({ made }) => made));
+  $("compare-stop").hidden = false;
+  await Promise.all(columns.map((one) => write(one, { ...body, model: one.model }, signal)));
+  if (signal.aborted && $("answers").firstChild !== columns[0].made) return;
+  $("compare-stop").hidden = true;
+  announce(t("answered"));
+}
+
+function column(model, at) {
+  const title = element("h3", ...breakable(model));
+  title.id = `answer-${at}`;
+  const text = classed("div", "answer");
+  const figures = classed("p", "quiet", t("waiting"));
+  const made = classed("article", "card", title, text, figures);
+  made.setAttribute("aria-labelledby", title.id);
+  made.setAttribute("aria-busy", "true");
+  return { model, made, text, figures };
+}
+
+/** Stream one answer into its column; what the server refuses is shown there. */
+async function write({ made, text, figures }, body, signal) {
+  const began = performance.now();
+  let first = null;
+  let usage = null;
+  try {
+    for await (const chunk of streamChat(body, loadKey("adminKey"), signal)) {
+      usage = chunk.usage ?? usage;
+      const { reasoning_content: thought = "", content = "" } = chunk.choices[0]?.delta ?? {};
+      if (!thought && !content) continue;
+      first ??= performance.now();
+      text.append(thought ?? "", content ?? "");
+    }
+    figures.textContent = said(usage, (first ?? performance.now()) - began, performance.now() - began);
+  } catch (error) {
+    if (error.name !== "AbortError" && !(error instanceof ApiError)) throw error;
+    figures.textContent = error instanceof ApiError ? describe(error) : t("stopped");
+    figures.className = error instanceof ApiError ? "trouble" : "quiet";
+  }
+  made.setAttribute("aria-busy", "false");
+}
+
+function said(usage, first, whole) {
+  const tokens = usage?.completion_tokens ?? 0;
+  return [
+    `${number(tokens)} ${t("tokens")}`,
+    `${t("firstToken")} ${t("seconds", { seconds: number(first / 1000, 2) })}`,
+    `${t("inAll")} ${t("seconds", { seconds: number(whole / 1000, 2) })}`,
+    `${number(tokens / Math.max(whole / 1000, 1e-3), 1)} ${t("tokensPerSecond")}`,
+  ].join(" · ");
+}
