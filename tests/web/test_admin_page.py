@@ -36,6 +36,7 @@ def test_hostile_names_run_nothing(page):
     link = page.get_attribute("#adapter-list a[href^='./#model']", "href")
     assert "<" not in link
     assert '"' not in link
+    go(page, "models")
     page.click("#alias-list .change")
     page.wait_for_selector("#alias[open]")
     assert page.input_value("#alias [name=name]") == HOSTILE

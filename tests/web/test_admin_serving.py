@@ -65,7 +65,9 @@ def test_the_overview_says_what_is_left(page):
     assert " GB of " in figures
 
 
-def test_models_are_loaded_pinned_and_unloaded(page):
+def test_models_are_loaded_pinned_and_unloaded(page, admin):
+    url = f"{admin.url}/admin/models/unload"
+    httpx.post(url, json={"model": "second"}, headers=HEADERS).raise_for_status()
     go(page, "engines")
     card = "#engine-list .card:has(h3:has-text('second'))"
     assert page.locator("#engine-list .card:has-text('default') button").count() == 0
@@ -95,9 +97,9 @@ def test_answers_stand_side_by_side(page):
 
 
 def test_feedback_becomes_a_data_set(page, admin):
-    for number in range(3):
-        judge(admin, answer(admin, number=number), thumbs="up", comment="gut", author="a")
-    judge(admin, answer(admin, number=4), correction="はい、四匹います。")
+    judge(admin, answer(admin, number=1), thumbs="up", comment="gut", author="a")
+    for number, word in enumerate("二三四", 2):
+        judge(admin, answer(admin, number=number), correction=f"はい、{word}匹います。")
     open_section(page, "feedback", "#feedback-list .card")
     page.select_option("#feedback-form [name=kind]", "correction")
     page.wait_for_selector("#feedback-list :text('はい、四匹います。')")

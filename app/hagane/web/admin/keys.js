@@ -19,7 +19,7 @@ const COUNT = { type: "number", min: "1", step: "1", "data-i18n-placeholder": "a
 
 /** @returns {() => void} */
 export function openKeys() {
-  $("made-key").hidden = true;
+  forget();
   addFields($("key-fields"), [
     ...LIMITS.map((name, at) => [name, LIMIT_WORDS[at], COUNT]),
     ["expires", "expires", { type: "date" }],
@@ -29,10 +29,14 @@ export function openKeys() {
     xName: () => t("daysAgo"), yName: () => t("tokens"), from: 0, to: 10,
   });
   $("use-form").onchange = () => attempt(() => showUse(chart));
-  return poll(SECONDS, async () => {
+  const stop = poll(SECONDS, async () => {
     await refresh();
     await showUse(chart);
   });
+  return () => {
+    stop();
+    forget();
+  };
 }
 
 async function refresh() {
@@ -53,7 +57,7 @@ function row(key) {
     limits[limit] ? [`${t(LIMIT_WORDS[at])}: ${number(limits[limit])}`] : []);
   if (key.priority) bounds.push(t("withPriority"));
   const about = classed("p", "quiet", `${hint} · ${label} · ${t("created")} `, moment(created));
-  if (expires) about.append(` · ${t("expires")} `, moment(expires));
+  if (expires) about.append(` · ${t("expires")} `, moment(expires - 1));
   if (revoked) about.append(` · ${t("revoked")} `, moment(revoked));
   const made = classed("li", "card", element("h3", name, " ", badge), about,
     element("p", bounds.join(" · ") || t("noLimits")));
@@ -106,6 +110,12 @@ function reveal(key) {
   $("copy-key").onclick = ({ target }) => copyText(key, target);
   $("made-key").hidden = false;
   $("made-key").focus();
+}
+
+function forget() {
+  $("made-key").hidden = true;
+  $("made-key-text").textContent = "";
+  $("copy-key").onclick = null;
 }
 
 async function revoke({ id, name }) {
