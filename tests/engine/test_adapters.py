@@ -29,10 +29,14 @@ def adapters(tiny_model_dir, tmp_path_factory) -> list[AdapterRef]:
     """Of different ranks and targets."""
     directory = tmp_path_factory.mktemp("adapters")
     kinds = [(4, TARGETS), (8, ("q_proj", "v_proj")), (3, ("down_proj",))]
-    return [
+    plain = [
         make_adapter(directory / f"a{seed}", tiny_model_dir, seed, rank=rank, targets=targets)
         for seed, (rank, targets) in enumerate(kinds)
     ]
+    scaled = make_adapter(
+        directory / "dora", tiny_model_dir, 3, targets=("k_proj", "o_proj", "up_proj"), dora=True
+    )
+    return [*plain, scaled]
 
 
 @pytest.mark.parametrize("operations", BACKENDS)
@@ -51,7 +55,7 @@ def test_each_row_is_its_merged_models(operations, tiny_model_dir, adapters, mem
     for adapter, prompt, answer in zip(wanted, prompts, answers, strict=True):
         expected = logprobs_of(merged(tiny_model_dir, adapter), prompt, answer.tokens)
         assert answer.logprobs == pytest.approx(expected, abs=2e-3)
-    assert len({tuple(answer.tokens) for answer in answers[:4]}) == 4
+    assert len({tuple(answer.tokens) for answer in answers[:5]}) == 5
 
 
 def test_a_result_does_not_depend_on_what_else_runs(tiny_model_dir, adapters):

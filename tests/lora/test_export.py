@@ -6,7 +6,7 @@ import gguf
 import pytest
 import torch
 from hagane.cli.main import dispatch
-from hagane.lora.export import export_gguf
+from hagane.lora.export import export_gguf, export_gguf_adapter
 from hagane.lora.files import load_adapter
 from hagane.system.errors import ConfigurationError
 from hagane.text.tokenizer import Tokenizer
@@ -82,6 +82,18 @@ def test_an_adapter_alone_has_its_factors_as_llama_cpp_reads_them(tiny_model_dir
             expected = interleaved(expected, heads)
         a, b = (factors[f"blk.1.{theirs}.weight.lora_{letter}"] for letter in "ab")
         torch.testing.assert_close(b @ a, torch.from_numpy(expected))
+
+
+def test_magnitudes_have_no_place_in_an_adapter_alone(tiny_model_dir, tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", tiny_model_dir, seed=3, dora=True)
+    with pytest.raises(ConfigurationError, match="magnitudes"):
+        export_gguf_adapter(tiny_model_dir, tmp_path / "adapter", tmp_path / "adapter.gguf")
+    export_gguf(tiny_model_dir, tmp_path / "adapter", tmp_path / "x.gguf", "F32")
+    theirs = merged(tiny_model_dir, adapter).state_dict()
+    name = "model.layers.0.mlp.up_proj.weight"
+    model, _ = load_model(tmp_path / "x.gguf", device="cpu", dtype=torch.float32, quantization=None)
+    mine = dict(checkpoint_tensors(model))[name]
+    torch.testing.assert_close(mine, theirs[name], rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_alone_needs_one(tiny_model_dir, tmp_path):

@@ -76,7 +76,7 @@ def test_scales(saved, model, changes, scale):
     ("changes", "message"),
     [
         ({"peft_type": "LOHA"}, "peft_type must be LORA"),
-        ({"use_dora": True}, "use_dora True is not supported"),
+        ({"use_dora": True}, "has only lora_A and lora_B"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias 'all' is not supported"),
         ({"r": 0}, "r is 0"),
@@ -171,3 +171,15 @@ def test_a_byte_order_mark_is_no_fault(saved, model):
     path = saved / "adapter_config.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert load_adapter(saved, model).changes
+
+
+def test_magnitudes_are_read_where_the_configuration_names_them(model, tmp_path):
+    (out, width) = linear_shapes(model)["layers.0.mlp.up_proj"]
+    config = AdapterConfig(RANK, 8.0, target_modules=("layers.0.mlp.up_proj",), dora=True)
+    factors = torch.randn(RANK, width), torch.randn(out, RANK), torch.rand(out)
+    save_adapter(tmp_path, config, {"layers.0.mlp.up_proj": factors})
+    change = load_adapter(tmp_path, model).changes["layers.0.mlp.up_proj"]
+    assert all(map(torch.equal, change.tensors(), factors))
+    edit(tmp_path, use_dora=False)
+    with pytest.raises(ModelError, match="lora_magnitude_vector is unexpected"):
+        load_adapter(tmp_path, model)

@@ -39,7 +39,13 @@ _DEADLINE_SECONDS = 60
 
 
 def make_adapter(
-    directory: Path, model: Path, seed: int, *, rank: int = 4, targets: tuple[str, ...] = TARGETS
+    directory: Path,
+    model: Path,
+    seed: int,
+    *,
+    rank: int = 4,
+    targets: tuple[str, ...] = TARGETS,
+    dora: bool = False,
 ) -> AdapterRef:
     """A random PEFT directory, strong enough to change what the model says."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,11 +53,12 @@ def make_adapter(
         module: (
             torch.randn(rank, width, generator=generator) / width**0.5,
             torch.randn(out, rank, generator=generator) / rank**0.5,
+            *((1 + torch.rand(out, generator=generator),) if dora else ()),
         )
         for module, (out, width) in linear_shapes(read_config_file(model)).items()
         if module.endswith(targets)
     }
-    config = AdapterConfig(rank=rank, alpha=float(rank), target_modules=targets)
+    config = AdapterConfig(rank=rank, alpha=float(rank), target_modules=targets, dora=dora)
     save_adapter(directory, config, factors)
     return AdapterRef(directory.name, str(directory), adapter_digest(directory))
 
@@ -64,6 +71,9 @@ def merged(model: Path, adapter: AdapterRef | None) -> torch.nn.Module:
         for module, change in loaded.changes.items():
             weight = reference.model.get_submodule(module).weight
             weight.data += change.scale * (change.b @ change.a)
+            if change.magnitude is not None:
+                lengths = weight.data.norm(dim=1)
+                weight.data *= (change.magnitude / lengths)[:, None]
     return reference
 
 

@@ -34,6 +34,8 @@ class FinetuneOptions(Options):
     beta: float | None = Field(None, description="of dpo, orpo and kto [0.1]")
     rank: int | None = Field(None, description="of the adapter [16]")
     alpha: float | None = Field(None, description="of the adapter [32]")
+    rslora: bool = Field(False, description="scale by the root of the rank")
+    dora: bool = Field(False, description="train the lengths of rows as well")
     sequence_length: int | None = Field(None, description="tokens; longer examples are cut")
     full: bool = Field(False, description="train every weight")
     quantize: FormatChoice | None = Field(None, description="the frozen base")
@@ -52,7 +54,7 @@ GROUPS = {
     "The run": ("model", "output", "validation_file", "device", "threads", "seed", "seeds"),
     "Training": ("method", "n_epochs", "batch_size", "learning_rate", "beta", "sequence_length",
                  "checkpoint_every", "patience", "neftune_alpha", "teacher", "teacher_weight"),
-    "What is trained": ("rank", "alpha", "full", "quantize"),
+    "What is trained": ("rank", "alpha", "rslora", "dora", "full", "quantize"),
 }  # fmt: skip
 
 

@@ -118,9 +118,9 @@ class Adapters:
                 f"{adapter.directory} has changed since it was registered: load it again"
             )
         for module, change in loaded.changes.items():
-            if not (change.a.isfinite().all() and change.b.isfinite().all()):
+            if not all(tensor.isfinite().all() for tensor in change.tensors()):
                 raise ModelError(f"{adapter.directory}: {module} holds values that are not finite")
-        return loaded
+        return self._banks.resolve(loaded)
 
     def _collect_read(self) -> Iterator[Settled]:
         for digest in [d for d, future in self._reading.items() if future.done()]:

@@ -6,7 +6,7 @@ changes lie in its bank, by the number ("slot") that an adapter has in the banks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,17 +20,22 @@ from hagane.kernels.arena import Arena
 class Part:
     """Adds scale * b @ a @ x to the outputs from `first` on: a [rank, in], b [out, rank], floats.
 
-    A fused matrix has up to three parts, in the order of their outputs.
+    A fused matrix has up to three parts, in the order of their outputs. A `gain` float32 [out]
+    multiplies the outputs, W x included, by 1 + gain (DoRA).
     """
 
     first: int
     a: Tensor
     b: Tensor
     scale: float
+    gain: Tensor | None = None
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """a and scale * b in `dtype`."""
-        return self.a.to(dtype), (self.b.float() * self.scale).to(dtype)
+        """a and what its result is multiplied by, in `dtype`."""
+        b = self.b.float() * self.scale
+        if self.gain is not None:
+            b *= (1 + self.gain)[:, None]
+        return self.a.to(dtype), b.to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,7 @@ class AdapterRows:
 
 
 # Of one packed change.
-MOST_TENSORS = 6
+MOST_TENSORS = 7
 
 
 class Bank(Protocol):
@@ -73,23 +78,38 @@ class Bank(Protocol):
         ...
 
 
-class TorchBank:
-    """Changes in the dtype and on the device of the layer, for torch's operators."""
+# A packed part: its first output, a, b, and the gain.
+_TorchPart = tuple[int, Tensor, Tensor, Tensor | None]
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
-        self._changes: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
+
+class TorchBank:
+    """Changes in the dtype and on the device of the layer, for torch's operators.
+
+    `product` computes W x without bias for changes that have a gain.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        product: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._dtype, self._device, self._product = dtype, device, product
+        self._changes: dict[int, list[_TorchPart]] = {}
 
     def size(self, parts: Sequence[Part]) -> int:
-        return sum(part.a.numel() + part.b.numel() for part in parts) * self._dtype.itemsize
+        counts = (p.a.numel() + p.b.numel() + (p.gain is not None) * len(p.b) for p in parts)
+        return sum(counts) * self._dtype.itemsize
 
-    def pack(
-        self, parts: Sequence[Part], arena: Arena | None = None
-    ) -> list[tuple[int, Tensor, Tensor]]:
-        factors = [(part.first, *part.factors(self._dtype)) for part in parts]
-        return [(first, a.to(self._device), b.to(self._device)) for first, a, b in factors]
+    def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> list[_TorchPart]:
+        packed: list[_TorchPart] = []
+        for part in parts:
+            a, b = (factor.to(self._device) for factor in part.factors(self._dtype))
+            gain = None if part.gain is None else part.gain.to(self._device, self._dtype)
+            packed.append((part.first, a, b, gain))
+        return packed
 
-    def place(self, slot: int, change: list[tuple[int, Tensor, Tensor]] | None) -> None:
+    def place(self, slot: int, change: list[_TorchPart] | None) -> None:
         if change is None:
             self._changes.pop(slot, None)
         else:
@@ -98,7 +118,10 @@ class TorchBank:
     def add(self, out: Tensor, x: Tensor, rows: AdapterRows) -> Tensor:
         """`out` [tokens, out], to which each row of x [tokens, in] has added its change."""
         for slot, numbers in rows.groups:
-            for first, a, b in self._changes.get(slot, ()):
-                added = x[numbers] @ a.T @ b.T
+            for first, a, b, gain in self._changes.get(slot, ()):
+                own = x[numbers]
+                added = own @ a.T @ b.T
+                if gain is not None and self._product is not None:
+                    added += gain * self._product(own)[:, first : first + len(b)]
                 out[:, first : first + b.shape[0]].index_add_(0, numbers, added)
         return out

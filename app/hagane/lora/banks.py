@@ -6,8 +6,9 @@ makes; here many that are finished share a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +18,13 @@ from hagane.kernels import cpu
 from hagane.kernels.arena import Arena
 from hagane.kernels.cpu.low_rank import NativeBank
 from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, TorchBank
+from hagane.lora.dora import with_gain
 from hagane.lora.files import Adapter
 from hagane.models.decoder import Transformer
 from hagane.models.serving_layers import CudaLinear, Packed
 from hagane.models.spec import parts_of, projections
+from hagane.system.errors import ModelError
+from hagane.weights.matrices import MatrixReader
 
 if TYPE_CHECKING:
     from hagane.kernels.cuda.low_rank import CudaBank
@@ -65,8 +69,15 @@ class PackedAdapter:
 class AdapterBanks:
     """Makes a serving model's linear layers adaptable, and holds the banks of all of them."""
 
-    def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
-        self.config = model.config
+    def __init__(
+        self,
+        model: Transformer,
+        dtype: torch.dtype,
+        device: torch.device,
+        open_matrices: Callable[[], MatrixReader] | None = None,
+    ) -> None:
+        """`open_matrices` gives the model's own matrices, by which `resolve` measures DoRA's."""
+        self.config, self._open_matrices = model.config, open_matrices
         self._banks: dict[str, Bank] = {}
         self._adaptable = {p: spec for p, spec in projections(model.config) if spec.adaptable}
         for path, projection in self._adaptable.items():
@@ -79,9 +90,32 @@ class AdapterBanks:
             elif isinstance(base, CudaLinear):
                 layer = Adapted(base, _cuda_bank(projection.rows, dtype, device))
             else:
-                layer = Adapted(base, TorchBank(dtype, device))
+                layer = Adapted(base, TorchBank(dtype, device, partial(_product, base)))
             setattr(owner, leaf, layer)
             self._banks[path] = layer.bank
+
+    def resolve(self, adapter: Adapter) -> Adapter:
+        """`adapter`, with the gains of DoRA, by this model's weights; may run in another thread.
+
+        Raises ModelError where these banks have no gains.
+        """
+        if not adapter.config.dora:
+            return adapter
+        if self._open_matrices is None:
+            raise ModelError(
+                "DoRA adapters (use_dora) are served on a CPU only: merge it into its base with "
+                "`hagane merge`"
+            )
+        matrices, changes = self._open_matrices(), dict(adapter.changes)
+        for path, projection in self._adaptable.items():
+            parts = parts_of(path, projection)
+            if changes.keys().isdisjoint(parts):
+                continue
+            rows = matrices.read(path).split(list(parts.values()))
+            for part, weight in zip(parts, rows, strict=True):
+                if part in changes:
+                    changes[part] = with_gain(changes[part], weight)
+        return replace(adapter, changes=changes)
 
     def size(self, adapter: Adapter) -> int:
         """Bytes of the packed adapter."""
@@ -89,7 +123,7 @@ class AdapterBanks:
         return sum(self._banks[path].size(group) for path, group in parts.items())
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
-        """Pack an adapter; may run in another thread while steps run."""
+        """Pack an adapter that is resolved; may run in another thread while steps run."""
         parts = self._group(adapter)
         arena = Arena(Arena.room(self.size(adapter), MOST_TENSORS * len(parts)))
         changes = {path: self._banks[path].pack(group, arena) for path, group in parts.items()}
@@ -112,10 +146,17 @@ class AdapterBanks:
             for part, rows in parts_of(path, projection).items():
                 change = adapter.changes.get(part)
                 if change is not None:
-                    placed = Part(first, change.a, change.b, change.scale)
+                    placed = Part(first, change.a, change.b, change.scale, change.gain)
                     groups.setdefault(path, []).append(placed)
                 first += rows
         return groups
+
+
+def _product(base: nn.Module, x: Tensor) -> Tensor:
+    """W x without bias."""
+    out: Tensor = base(x)
+    bias = getattr(base, "bias", None)
+    return out if bias is None else out - bias
 
 
 def _cuda_bank(out_features: int, dtype: torch.dtype, device: torch.device) -> CudaBank:

@@ -26,7 +26,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 _LARGEST_CONFIG, _LARGEST_WEIGHTS = 4 << 20, 64 << 30
 # Variants of LoRA that compute something else: adapters with one of them would be served wrongly.
 _REFUSED = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication",
+    "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication",
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config", "megatron_config",
 )  # fmt: skip
@@ -52,6 +52,7 @@ class _StoredConfig(msgspec.Struct, frozen=True):
     rank_pattern: dict[str, _Rank] | None = None
     alpha_pattern: dict[str, _Alpha] | None = None
     use_rslora: bool | None = None
+    use_dora: bool | None = None
     base_model_name_or_path: str | None = None
 
 
@@ -60,14 +61,15 @@ class AdapterConfig:
     """Rank, strength and place of an adapter (Hu et al., 2021, arXiv:2106.09685).
 
     `alpha` and `rank` hold for every matrix but those that a pattern names. `rslora` divides by the
-    square root of the rank (Kalajdzievski, 2023, arXiv:2312.03732). The fields of `Targets` mean
-    what they mean there.
+    square root of the rank (Kalajdzievski, 2023, arXiv:2312.03732). With `dora` rows have
+    magnitudes (`lora/dora.py`). The fields of `Targets` mean what they mean there.
     """
 
     rank: int
     alpha: float
     target_modules: str | tuple[str, ...] | None = TARGETS
     rslora: bool = False
+    dora: bool = False
     base_model: str = ""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class AdapterConfig:
             "layers_to_transform": _unfrozen(self.layers_to_transform),
             "layers_pattern": _unfrozen(self.layers_pattern),
             "use_rslora": self.rslora,
+            "use_dora": self.dora,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": dict(self.alpha_pattern),
             "lora_dropout": 0.0,
@@ -135,6 +138,7 @@ class AdapterConfig:
             alpha=checked.lora_alpha,
             target_modules=_target_modules(path, checked),
             rslora=bool(checked.use_rslora),
+            dora=bool(checked.use_dora),
             base_model=checked.base_model_name_or_path or "",
             rank_pattern=checked.rank_pattern or {},
             alpha_pattern=checked.alpha_pattern or {},

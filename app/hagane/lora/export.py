@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hagane.kernels import reference
+from hagane.lora.dora import merged
 from hagane.lora.files import Adapter, load_adapter
 from hagane.models.decoder import Transformer
 from hagane.system.errors import ConfigurationError
@@ -61,7 +62,13 @@ def export_gguf_adapter(base: Path, adapter_directory: Path, target: Path) -> in
     config = load_config(base)
     if target.exists():
         raise ConfigurationError(f"{target} exists: name a new file")
-    changes = load_adapter(adapter_directory, config).changes
+    adapter = load_adapter(adapter_directory, config)
+    if adapter.config.dora:
+        raise ConfigurationError(
+            f"{adapter_directory} is DoRA's (use_dora): GGUF adapters have no place for its "
+            "magnitudes; export the model with it"
+        )
+    changes = adapter.changes
     factors = {
         f"model.{module}.weight": (change.a.float(), change.scale * change.b.float())
         for module, change in changes.items()
@@ -78,4 +85,4 @@ def _load(source: WeightSource, adapter: Adapter | None, name: str, shape: torch
     change = adapter.changes.get(module) if adapter else None
     if change is None:
         return values
-    return values + change.scale * (change.b.float() @ change.a.float())
+    return merged(values, change)

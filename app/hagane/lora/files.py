@@ -1,6 +1,7 @@
 """LoRA adapters as tensors, read and written in PEFT's directory format.
 
-An adapter adds scale * B A x to the linear layers that it names. The model fuses query, key and
+An adapter adds scale * B A x to the linear layers that it names; with DoRA it scales rows, too
+(`lora/dora.py`). The model fuses query, key and
 value, and gate and up; adapters keep them apart, under their names in Hugging Face checkpoints.
 """
 
@@ -30,17 +31,29 @@ from hagane.system.errors import ModelError
 from hagane.system.files import commit, read_regular, write_text
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# What PEFT calls the tensors of a module: A, B, and with DoRA the magnitudes of its rows.
+_KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 # The most bytes that a file's header may add to its tensors.
 _HEADER = 16 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The change to one matrix [out, in]: scale * b [out, rank] @ a [rank, in]."""
+    """The change to one matrix [out, in]: scale * b [out, rank] @ a [rank, in].
+
+    DoRA's has a `magnitude` [out] of each row, and a `gain` [out] once the matrix is known.
+    """
 
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
+    gain: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that are stored, in the order of `save_adapter`."""
+        factors = self.a, self.b
+        return factors if self.magnitude is None else (*factors, self.magnitude)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,21 +84,27 @@ def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
             f"{directory / ADAPTER_CONFIG_FILE}: target_modules {config.target_modules!r} names no "
             f"matrix of the model; there are {names}"
         )
-    expected = {
-        f"base_model.model.model.{module}.lora_{letter}.weight": shape
-        for module, (rank, _) in placed.items()
-        for letter, shape in (("A", (rank, shapes[module][1])), ("B", (shapes[module][0], rank)))
-    }
+    kinds = _KINDS if config.dora else _KINDS[:2]
+    expected: dict[str, tuple[int, ...]] = {}
+    for module, (rank, _) in placed.items():
+        rows, columns = shapes[module]
+        parts = zip(kinds, ((rank, columns), (rows, rank), (rows,)), strict=False)
+        expected |= {_name(module, kind): shape for kind, shape in parts}
     tensors = _read_tensors(path, expected)
     changes = {}
     for module, (_, scale) in placed.items():
-        prefix = f"base_model.model.model.{module}.lora_"
-        a, b = (tensors.get(f"{prefix}{letter}.weight") for letter in "AB")
-        if (a is None) != (b is None):
-            raise ModelError(f"{path}: {module} has only lora_{'B' if a is None else 'A'}")
-        if a is not None and b is not None:
-            changes[module] = LowRank(a, b, scale)
+        found = {k: tensors[_name(module, k)] for k in kinds if _name(module, k) in tensors}
+        if found and len(found) < len(kinds):
+            names = " and ".join(kind.removesuffix(".weight") for kind in found)
+            raise ModelError(f"{path}: {module} has only {names}")
+        if found:
+            a, b, *magnitude = found.values()
+            changes[module] = LowRank(a, b, scale, *magnitude)
     return Adapter(config, changes, adapter_digest(directory))
+
+
+def _name(module: str, kind: str) -> str:
+    return f"base_model.model.model.{module}.{kind}"
 
 
 def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -125,15 +144,18 @@ def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[s
 
 
 def save_adapter(
-    directory: Path, config: AdapterConfig, factors: Mapping[str, tuple[Tensor, Tensor]]
+    directory: Path, config: AdapterConfig, factors: Mapping[str, tuple[Tensor, ...]]
 ) -> None:
-    """Write factors (A, B) by module path as a PEFT directory, each file atomically."""
+    """Write a PEFT directory, each file atomically.
+
+    `factors` by module path are (A, B), or with DoRA (A, B, magnitudes).
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for module, (a, b) in factors.items():
-        for letter, factor in (("A", a), ("B", b)):
-            key = f"base_model.model.model.{module}.lora_{letter}.weight"
-            tensors[key] = factor.detach().to("cpu").contiguous()
+    tensors = {
+        _name(module, kind): factor.detach().to("cpu").contiguous()
+        for module, own in factors.items()
+        for kind, factor in zip(_KINDS, own, strict=False)
+    }
     partial = directory / f".{ADAPTER_WEIGHTS_FILE}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     commit(partial, directory / ADAPTER_WEIGHTS_FILE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hagane.lora.dora import merged
 from hagane.lora.files import load_adapter
 from hagane.models.formats.dense import Dense
 from hagane.models.spec import parts_at
@@ -41,9 +42,8 @@ def merge_directory(base: Path, adapter_directory: Path, destination: Path) -> i
         for name, rows in (parts_at(config, path) or {}).items():
             change = adapter.changes.get(name)
             if change is not None:
-                delta = change.scale * (change.b.float() @ change.a.float())
                 part = layer.weight.data[start : start + rows]
-                part.copy_(part.float() + delta)
+                part.copy_(merged(part, change))
                 unmerged.discard(name)
             start += rows
     if unmerged:

@@ -4,7 +4,9 @@
 
 W is any kind of linear layer, frozen: dense or quantized (QLoRA, Dettmers et al., 2023,
 arXiv:2305.14314). The model fuses matrices that adapters keep apart; a fused layer has one A and B
-for each of them. A and B are float32, however coarse the rest is computed.
+for each of them. A and B are float32, however coarse the rest is computed. With DoRA
+(`lora/dora.py`) rows have magnitudes; their gradients take the rows' lengths for constants, as the
+paper does.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from hagane.models.formats.layer import Linear
 from hagane.models.frozen import DequantizedLinear, Int8TrainingLinear
 from hagane.models.spec import linear_shapes, parts_at
 
+# Of the square of a row's length: a row of zeros has none.
+_SHORTEST = 1e-24
+
 
 @dataclass(frozen=True)
 class TrainedPart:
@@ -38,11 +43,12 @@ class TrainedPart:
 class LoRALinear(nn.Module):
     """A frozen linear layer and a low-rank change to each of its parts.
 
-    `a` [rank, in] and `b` [part's rows, rank] are float32, in the order of `parts`. While `enabled`
-    is false the layer is the frozen one.
+    `a` [rank, in], `b` [part's rows, rank] and DoRA's `magnitude` [part's rows] are float32, in the
+    order of `parts`; without DoRA there is no magnitude. While `enabled` is false the layer is the
+    frozen one.
     """
 
-    def __init__(self, base: Linear, parts: list[TrainedPart], rank: int) -> None:
+    def __init__(self, base: Linear, parts: list[TrainedPart], rank: int, dora: bool) -> None:
         super().__init__()
         self.base: DequantizedLinear | Int8TrainingLinear = DequantizedLinear(base)
         self.parts = parts
@@ -52,12 +58,55 @@ class LoRALinear(nn.Module):
         self.b = nn.ParameterList(
             torch.zeros(part.end - part.start, rank, device=device) for part in parts
         )
+        self.magnitude = nn.ParameterList()
+        if dora and parts:
+            self._bias = None if base.bias is None else base.bias.detach()
+            lengths = base.matrix(torch.float32).norm(dim=1)
+            self._lengths = [lengths[part.start : part.end] for part in parts]
+            self.magnitude.extend(own.clone() for own in self._lengths)
+
+    def tensors(self) -> list[tuple[Tensor, ...]]:
+        """Of each part, in the order in which adapters are stored."""
+        if self.magnitude:
+            return list(zip(self.a, self.b, self.magnitude, strict=True))
+        return list(zip(self.a, self.b, strict=True))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         parts: list[TrainedPart] = self.parts if self.enabled else []
         factors = (*self.a, *self.b) if parts else ()
-        out: Tensor = _Adapted.apply(x, residual, self.base, parts, *factors)  # type: ignore[no-untyped-call]
-        return out
+        scaled = bool(parts and self.magnitude)
+        added = None if scaled else residual
+        out: Tensor = _Adapted.apply(x, added, self.base, parts, *factors)  # type: ignore[no-untyped-call]
+        if not scaled:
+            return out
+        own = out if self._bias is None else out - self._bias
+        out = out + own * self._gains(out.shape[1]).to(out.dtype)
+        return out if residual is None else residual + out
+
+    def _gains(self, outputs: int) -> Tensor:
+        """Float32 [outputs]: magnitude / length - 1, and 0 for rows that are not adapted."""
+        gains, end = [], 0
+        lengths = self._changed_lengths()
+        for part, magnitude, length in zip(self.parts, self.magnitude, lengths, strict=True):
+            gains += [length.new_zeros(part.start - end), magnitude / length - 1]
+            end = part.end
+        return torch.cat([*gains, lengths[-1].new_zeros(outputs - end)])
+
+    @torch.no_grad()
+    def _changed_lengths(self) -> list[Tensor]:
+        """|W + scale * B A| by rows, from |W| and products with A: W is never put together."""
+        products = self.base(torch.cat(list(self.a)))
+        if self._bias is not None:
+            products -= self._bias
+        lengths = []
+        for part, before, a, b, rows in zip(
+            self.parts, self._lengths, self.a, self.b, products.split(len(self.a[0])), strict=True
+        ):
+            crossed = (b * rows[:, part.start : part.end].t()).sum(1)
+            changed = (b @ (a @ a.t()) * b).sum(1)
+            squares = before.square() + part.scale * (2 * crossed + part.scale * changed)
+            lengths.append(squares.clamp_min(_SHORTEST).sqrt())
+        return lengths
 
 
 class _Adapted(torch.autograd.Function):
@@ -118,7 +167,7 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
     """Freeze the model and attach a new adapter to the matrices that `config` names.
 
     The others become layers without parts, which have a backward pass, too. A is drawn as in PEFT,
-    B is 0: the model computes what it did before.
+    B is 0, and magnitudes are the rows' lengths: the model computes what it did before.
     """
     model.requires_grad_(False)
     placed = config.resolve(list(linear_shapes(model.config)))
@@ -128,7 +177,7 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
             if name in placed:
                 parts.append(TrainedPart(start, start + rows, placed[name][1]))
             start += rows
-        adapted = LoRALinear(layer, parts, config.rank)
+        adapted = LoRALinear(layer, parts, config.rank, config.dora)
         for a in adapted.a:
             drawn = torch.empty(a.shape).uniform_(-1, 1, generator=generator)
             a.data.copy_(drawn / math.sqrt(a.shape[1]))
@@ -136,24 +185,24 @@ def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator
         setattr(model.model.get_submodule(parent), leaf, adapted)
 
 
-def factors(model: Transformer, config: AdapterConfig) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, B) of every change by module path, such as `layers.0.self_attn.q_proj`."""
+def factors(model: Transformer, config: AdapterConfig) -> dict[str, tuple[Tensor, ...]]:
+    """(A, B), with DoRA (A, B, magnitudes), by module path, such as `layers.0.self_attn.q_proj`."""
     placed = config.resolve(list(linear_shapes(model.config)))
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, tuple[Tensor, ...]] = {}
     for path, layer in model.model.named_modules():
         if isinstance(layer, LoRALinear):
             names = [name for name in (parts_at(model.config, path) or {}) if name in placed]
-            found |= dict(zip(names, zip(layer.a, layer.b, strict=True), strict=True))
+            found |= dict(zip(names, layer.tensors(), strict=True))
     return found
 
 
 @torch.no_grad()
 def set_factors(
-    model: Transformer, config: AdapterConfig, values: Mapping[str, tuple[Tensor, Tensor]]
+    model: Transformer, config: AdapterConfig, values: Mapping[str, tuple[Tensor, ...]]
 ) -> None:
     """Replace the adapter's values, by module path."""
-    for name, pair in factors(model, config).items():
-        for mine, other in zip(pair, values[name], strict=True):
+    for name, tensors in factors(model, config).items():
+        for mine, other in zip(tensors, values[name], strict=True):
             mine.copy_(other)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hagane.kernels import cpu
@@ -161,6 +163,44 @@ def test_every_row_has_its_own_change(
         expected = plain[row].double() + change[0]
         rounding = torch.finfo(dtype).eps * (plain[row].double().abs() + expected.abs())
         assert ((result[row] - expected).abs() <= rounding + slack[0] + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gains_multiply_the_rows_that_have_them(instruction_set, kind, dtype):
+    """Without bias and residual, in any company; other rows keep their bits."""
+    torch.manual_seed(8)
+    outs, inputs, rows = [24, 16], 64, 21
+    stored = layer_of(kind, 40, inputs, dtype)
+    stored.bias = torch.nn.Parameter(50 * torch.randn(40).to(dtype), requires_grad=False)
+    base = for_serving(stored, cpu, dtype)
+    bank, plain = NativeBank(base.weight), NativeBank(base.weight)
+    parts = parts_of(outs, inputs, [4, 8], dtype)
+    scaled = [replace(parts[0], gain=torch.rand(24) - 0.5), parts[1]]
+    change = bank.pack(scaled)
+    assert change.nbytes == bank.size(scaled)
+    bank.place(0, change)
+    bank.place(1, bank.pack(parts))
+    plain.place(1, plain.pack(parts))
+    layer, peer = PackedAdapted(base.weight, bank), PackedAdapted(base.weight, plain)
+    x, residual = torch.randn(rows, inputs).to(dtype), torch.randn(rows, 40).to(dtype)
+    if kind != "dense":  # such as 8 bits hold without loss
+        x = torch.randint(-127, 128, x.shape).to(dtype)
+        x[:, 0] = 127
+    slots = [row % 3 - 1 for row in range(rows)]
+    result = layer(x, residual, rows_of(slots))
+    unscaled = [row for row in range(rows) if slots[row]]
+    assert torch.equal(result[unscaled], peer(x, residual, rows_of(slots))[unscaled])
+    wanted = [row for row in range(rows) if slots[row] == 0]
+    gain = torch.cat([scaled[0].gain, torch.zeros(16)])
+    own = cpu.linear(x, base.weight, torch.float32) - stored.bias.float()
+    added, slack = exact_change(x, scaled, 40, kind)
+    expected = (1 + gain) * own + stored.bias.float() + residual.float() + added
+    error = (result.double() - expected).abs()
+    assert (error <= torch.finfo(dtype).eps * expected.abs() + slack + 1e-3)[wanted].all()
+    for row in wanted:
+        alone = layer(x[row : row + 1], residual[row : row + 1], rows_of([0]))
+        assert torch.equal(alone[0], result[row])
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

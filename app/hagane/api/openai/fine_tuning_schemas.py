@@ -87,6 +87,7 @@ class Extra(Body):
     alpha: Number | None = None
     target_modules: list[str] | None = None
     rslora: Flag | None = None
+    dora: Flag | None = None
     sequence_length: Count | None = None
     full: Flag | None = None
     learning_rate: Number | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from hagane.system.errors import ConfigurationError
 from hagane.system.machine import available_memory, usable_cores
 from hagane.system.weight_formats import WEIGHT_FORMATS, WeightFormat
 from hagane.weights.load import load_model
+from hagane.weights.matrices import MatrixReader
 from hagane.weights.sources.config import load_config
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,9 @@ class ModelRunner:
         progress("weights")
         self.model = self._load_model(directory, quantization)
         progress("buffers")
-        self.banks = AdapterBanks(self.model, self.dtype, self.device)
+        reader = partial(MatrixReader, directory, self.dtype, quantization)
+        on_cpu = self.device.type == "cpu"
+        self.banks = AdapterBanks(self.model, self.dtype, self.device, reader if on_cpu else None)
         self.vocab_size = model_config.vocab_size
         self.block_size = config.block_size
         self.cache_dtype = choose_cache_dtype(

@@ -112,6 +112,11 @@ def low_rank(
     )
 
 
+def set_gain(change: LowRank, gain: Tensor) -> None:
+    """Let `change` multiply its outputs by 1 + gain, float32 [blocks * 16], kept by the caller."""
+    _cpu.set_gain(change=change, gain=gain)
+
+
 def bank() -> Bank:
     return Bank(_cpu.bank())
 

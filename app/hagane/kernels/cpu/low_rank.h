@@ -27,6 +27,7 @@ class ChangedRows {
     groups_.clear();
     position_.assign(rows, -1);
     ranks_ = 0;
+    gains_ = false;
     for (int64_t row = 0; row < rows; ++row)
       if (bank.of(slots[row])) order_.push_back(static_cast<int32_t>(row));
     changed_ = static_cast<int64_t>(order_.size());
@@ -41,6 +42,7 @@ class ChangedRows {
       const LowRank* change = bank.of(slots[order_[first]]);
       groups_.push_back({change, order_.data() + first, last - first, first});
       ranks_ = std::max(ranks_, change->a.out);
+      gains_ |= change->gain != nullptr;
     }
     bytes_ = bytes;
     // Whole tiles may be read, of which the last rows are nobody's.
@@ -108,6 +110,7 @@ class ChangedRows {
       // Many rows wait for arithmetic: memory brings the next factors meanwhile, a few lines at a time.
       for (int64_t pair = block; pair < end; pair += 2) {
         if (call.x.count > kRowsThatWaitForMemory) fetch(pair + end - block, call.weight.blocks());
+        if (gains_) amplify(kernels, call, pair, std::min(end, pair + 2), added + (pair - block) * row_bytes / 4);
         kernels.linear(part, pair, std::min(end, pair + 2));
       }
     }
@@ -118,6 +121,30 @@ class ChangedRows {
     const Group* group;
     int64_t block;
   };
+
+  // Adds gain * W x to the terms of blocks [first, last). The result is computed twice: the second time
+  // its weights are in the cache, and the other rows keep their bits.
+  void amplify(const Kernels& kernels, const Linear& call, int64_t first, int64_t last, float* added) const {
+    static thread_local Scratch scratch;
+    const int64_t stride = 16 * (last - first);
+    float* own = scratch.get<float>((call.x.count + 16) * stride);
+    kernels.linear({call.weight, call.x, {own - 16 * first, DType::f32, stride}, nullptr}, first, last);
+    const float* bias = call.weight.bias;
+    for (const Group& group : groups_) {
+      const float* gain = group.change->gain;
+      if (!gain) continue;
+      for (int64_t i = 0; i < group.count; ++i)
+        for (int64_t block = first; block < last; ++block) {
+          const int64_t row = group.rows[i], outputs = std::min<int64_t>(16, call.weight.out - 16 * block);
+          const float* result = own + row * stride + 16 * (block - first);
+          float* target = added + 16 * ((block - first) * call.x.count + row);
+          for (int64_t lane = 0; lane < outputs; ++lane) {
+            const int64_t output = 16 * block + lane;
+            target[lane] += gain[output] * (result[lane] - (bias ? bias[output] : 0.0f));
+          }
+        }
+    }
+  }
 
   // A factor's inputs have one scale a row: codes of the smaller scales are made coarser.
   void take_grouped(const Weight& weight, const Prepared& x, int64_t row, int64_t at) {
@@ -175,6 +202,7 @@ class ChangedRows {
   std::vector<Group> groups_;
   std::vector<Task> tasks_;
   int64_t changed_ = 0, ranks_ = 0, bytes_ = 0;
+  bool gains_ = false;
   Scratch input_scratch_, scale_scratch_, offset_scratch_;
   Scratch values_scratch_, code_scratch_, factor_scratch_, sum_scratch_;
   std::byte* inputs_ = nullptr;

@@ -37,12 +37,22 @@ class PackedChange:
 
 
 def pack_change(
-    a: PackedWeight, b: Tensor, first_line: Tensor, first_unit: Tensor, scale: Tensor | None
+    a: PackedWeight,
+    b: Tensor,
+    first_line: Tensor,
+    first_unit: Tensor,
+    scale: Tensor | None,
+    gain: Tensor | None,
 ) -> PackedChange:
-    """b int32 [lines, 16]; int32 [blocks + 1] and [blocks]; for int8 a float32 [blocks * 16]."""
+    """b int32 [lines, 16]; int32 [blocks + 1] and [blocks]; `scale`, for int8, and `gain` float32
+    [blocks * 16].
+    """
     tensors = (b, first_line, first_unit)
-    kept = tensors if scale is None else (*tensors, scale)
-    return PackedChange(a, kept, extension.low_rank(a.handle, *tensors, scale))
+    kept = (*tensors, *(t for t in (scale, gain) if t is not None))
+    handle = extension.low_rank(a.handle, *tensors, scale)
+    if gain is not None:
+        extension.set_gain(handle, gain)
+    return PackedChange(a, kept, handle)
 
 
 class NativeBank:
@@ -67,7 +77,8 @@ class NativeBank:
         lines = 4 * LANES * int((last - first).sum())
         places = 4 * (2 * self._blocks + 1)
         scales = 4 * (ranks + self._blocks * LANES) if self._dtype == torch.int8 else 0
-        return ranks * inputs * self._dtype.itemsize + lines + places + scales
+        gains = 4 * self._blocks * LANES if any(part.gain is not None for part in parts) else 0
+        return ranks * inputs * self._dtype.itemsize + lines + places + scales + gains
 
     def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> PackedChange:
         arena = arena or Arena(Arena.room(self.size(parts), MOST_TENSORS))
@@ -86,6 +97,7 @@ class NativeBank:
         units = np.arange(b.shape[1] // self._ranks_per_unit)
         used = (first[:, None] <= units) & (units < last[:, None])
         lines, scale = self._lines(b)
+        gain = self._gain(parts)
         starts = np.concatenate(([0], np.cumsum(last - first)))
         return pack_change(
             self._pack_a(a, arena),
@@ -93,7 +105,18 @@ class NativeBank:
             arena.put(torch.from_numpy(starts.astype(np.int32))),
             arena.put(torch.from_numpy(first.astype(np.int32))),
             None if scale is None else arena.put(scale),
+            None if gain is None else arena.put(gain),
         )
+
+    def _gain(self, parts: Sequence[Part]) -> Tensor | None:
+        """Float32 [blocks * 16], 0 for outputs that keep their own."""
+        if all(part.gain is None for part in parts):
+            return None
+        gain = torch.zeros(self._blocks * LANES)
+        for part in parts:
+            if part.gain is not None:
+                gain[part.first : part.first + len(part.b)] = part.gain
+        return gain
 
     def _pack_a(self, a: Tensor, arena: Arena) -> PackedWeight:
         if self._dtype == torch.int8:

@@ -81,11 +81,14 @@ struct Prepared {
 //      ranks of its own for each of its parts, so only the units that are not zero are there: block i
 //      of outputs has the lines first_line[i] to first_line[i + 1], the first of which holds unit
 //      first_unit[i].
+//   gain  DoRA (Liu et al., 2024, arXiv:2402.09353): what of the matrix' own result W x is added to each
+//      output, 0 for none; or null
 struct LowRank {
   Weight a;
   const uint32_t* b;
   const int32_t *first_line, *first_unit;  // [blocks + 1], [blocks]
   const float* scale;                      // int8: [out]
+  const float* gain;                       // [blocks * 16], or null
 
   const uint32_t* lines(int64_t block) const { return b + 16 * int64_t{first_line[block]}; }
 };

@@ -68,7 +68,19 @@ PyObject* make_low_rank(PyObject*, PyObject* const* values, Py_ssize_t count, Py
   auto* first_unit = in.array<const int32_t>("first_unit", -1);
   auto* scale = in.optional_array<const float>("scale", -1);
   if (!in.complete()) return nullptr;
-  return PyCapsule_New(new LowRank{*a, b, first_line, first_unit, scale}, kLowRank, free_capsule<LowRank>);
+  return PyCapsule_New(new LowRank{*a, b, first_line, first_unit, scale, nullptr}, kLowRank,
+                       free_capsule<LowRank>);
+}
+
+// `gain` must stay where it is as long as the change.
+PyObject* set_gain(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  LowRank* change = in.capsule<LowRank>("change", kLowRank);
+  in.expect(change != nullptr, "a gain needs a change");
+  auto* gain = in.array<const float>("gain", -1);
+  if (!in.complete()) return nullptr;
+  change->gain = gain;
+  Py_RETURN_NONE;
 }
 
 PyObject* make_bank(PyObject*, PyObject* const*, Py_ssize_t, PyObject*) {
@@ -210,6 +222,7 @@ PyObject* embed(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* 
 PyMethodDef weight_methods[] = {HAGANE_METHOD("weight", make_weight),
                                 HAGANE_METHOD("order_inputs", order_inputs),
                                 HAGANE_METHOD("low_rank", make_low_rank),
+                                HAGANE_METHOD("set_gain", set_gain),
                                 HAGANE_METHOD("bank", make_bank),
                                 HAGANE_METHOD("place", place),
                                 HAGANE_METHOD("quantize", quantize),

@@ -116,6 +116,7 @@ def _adapter_config(spec: FineTuneSpec, config: ModelConfig) -> AdapterConfig:
         alpha=spec.alpha,
         target_modules=tuple(targets),
         rslora=spec.rslora,
+        dora=spec.dora,
         base_model=model_name(spec.model),
     )
 

@@ -45,7 +45,8 @@ class FineTuneSpec(BaseModel):
     ends early after `patience` checkpoints without a lower validation loss. `neftune_alpha` is the
     strength of noise on embeddings in training (NEFTune, Jain et al., 2023, arXiv:2310.05914). A
     `teacher` is a model directory with the same vocabulary, from whose `teacher_tokens` likeliest
-    tokens at every place the run learns, with `teacher_weight` of the loss (distillation).
+    tokens at every place the run learns, with `teacher_weight` of the loss (distillation). `dora`
+    trains magnitudes of rows as well (Liu et al., 2024, arXiv:2402.09353).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +66,7 @@ class FineTuneSpec(BaseModel):
     alpha: Annotated[float, Field(gt=0, le=4096)] = 32.0
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = TARGETS
     rslora: bool = False
+    dora: bool = False
     sequence_length: Annotated[int, Field(ge=8)] | None = None
     full: bool = False
     quantize: FormatChoice = "none"

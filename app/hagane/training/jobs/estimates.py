@@ -84,6 +84,10 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
         weights = parameters(config) * (width + 16 * ratio) + ends
     row = 6 * config.hidden_size + 4 * _inner_features(config)
     row += 3 * (config.heads + config.kv_heads) * config.head_dim
+    if spec.dora:
+        # The outputs of the projections before their rows are scaled.
+        row += 2 * config.hidden_size + 2 * _inner_features(config)
+        row += (config.heads + 2 * config.kv_heads) * config.head_dim
     stored = 2.0 * tokens * (row + config.layers * config.hidden_size)
     if not checkpointing:
         stored = 2.0 * tokens * row * config.layers

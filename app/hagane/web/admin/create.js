@@ -132,6 +132,7 @@ function body({ elements }) {
     ...(elements.quantize.value && { quantize: elements.quantize.value }),
     promote: elements.promote.value,
     rslora: elements.rslora.checked,
+    dora: elements.dora.checked,
     full: elements.full.checked,
   };
   if (!extra.full && chosen.length < TARGETS.length) extra.target_modules = chosen;
