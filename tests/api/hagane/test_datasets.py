@@ -136,6 +136,34 @@ def test_preferences_become_pairs(learned):
     assert preferred[0]["preferred_output"] != preferred[0]["non_preferred_output"]
 
 
+def test_thumbs_become_labels(learned):
+    server, ids = learned
+    wanted = {"method": "kto", **ANY_END}
+    made = call(server, "POST", name="labels", filter=wanted)
+    card = made["card"]
+    # The first question's two answers were corrected, to the same text.
+    assert card["reasons"] == {"corrected": 1, "disliked": 3, "liked": 6}
+    assert card["skipped"] == {"exact_duplicate": 1, "unjudged": 3}
+    files = [made["training_file"], made["validation_file"]]
+    labels = {r["source"]: r["label"] for file in files for r in records(server, file)}
+    assert len(labels) == card["records"] == 10
+    questions = list(ids)
+    assert labels[f"{ids[questions[0]]}:0:correction"] is True
+    assert labels[f"{ids[questions[0]]}:0"] is labels[f"{ids[questions[6]]}:0"] is False
+    assert all(labels[f"{ids[question]}:0"] for question in questions[1:6])
+    source = records(server, made["training_file"])[0]["source"]
+    edited = call(server, "POST", f"/{made['id']}/edit", answers={source: "Another."})
+    first = records(server, edited["training_file"])[0]
+    assert (first["messages"][-1]["content"], first["label"]) == ("Another.", labels[source])
+    report = httpx.get(
+        f"{server.url}/v1/files/{made['training_file']}/report?method=kto", headers=ADMIN
+    )
+    assert report.json()["training"]["total_problems"] == 0
+    unjudged = {**wanted, "answers": ["liked", "unjudged"]}
+    refused = call(server, "POST", "/preview", 400, filter=unjudged)
+    assert "no label" in refused["error"]["message"]
+
+
 def test_what_cannot_be_built_is_refused(learned):
     server, _ = learned
     for body, status, param in (

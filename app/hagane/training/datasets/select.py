@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -20,7 +20,7 @@ _AT_A_TIME = 200
 
 @dataclass(frozen=True)
 class SelectedExample:
-    """One record to be: a prompt, the answer to learn, and for DPO a worse one.
+    """One record to be: a prompt, an answer, and for DPO a worse one, for KTO whether it was liked.
 
     `source` is the completion and its choice, `why` the reason to take it, `conversation` the hash
     of the conversation's beginning.
@@ -34,6 +34,7 @@ class SelectedExample:
     answer: Message
     tools: list[Any] | None = None
     rejected: Message | None = None
+    desirable: bool | None = None
 
     def as_record(self) -> dict[str, Any]:
         """A line of a training file; `source` is a note that training leaves alone."""
@@ -41,7 +42,9 @@ class SelectedExample:
         if self.rejected is None:
             # The earlier answers are the prompt here; each is a record of its own if it is liked.
             earlier = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in self.prompt]
-            return {"messages": [*earlier, self.answer], **tools, "source": self.source}
+            label = {} if self.desirable is None else {"label": self.desirable}
+            messages = [*earlier, self.answer]
+            return {"messages": messages, **label, **tools, "source": self.source}
         return {
             "input": {"messages": self.prompt, **tools},
             "preferred_output": [self.answer],
@@ -72,6 +75,8 @@ def select(answers: Answers, spec: DatasetSpec, skipped: Counter[str]) -> Iterat
                     skipped["tags"] += 1
                 elif spec.method == "dpo":
                     yield from _pairs(answers, completion, choice, judged, skipped)
+                elif spec.method == "kto":
+                    yield from _labelled(completion, choice, judged, spec, skipped)
                 else:
                     yield from _supervised(completion, choice, judged, spec, skipped)
 
@@ -106,6 +111,32 @@ def _supervised(
     else:
         why = "liked" if balance else "unjudged"
         yield _example(completion, choice, why, _answer(choice))
+
+
+def _labelled(
+    completion: StoredCompletion,
+    choice: dict[str, Any],
+    judged: Sequence[Feedback],
+    spec: DatasetSpec,
+    skipped: Counter[str],
+) -> Iterator[SelectedExample]:
+    """The answer with its label; one that was corrected is disliked, its correction liked."""
+    correction = _correction(judged)
+    opinions = [_likes(given, spec.min_score) for given in judged]
+    balance = -1 if correction is not None else sum(opinions)
+    if correction is not None and "corrected" in spec.answers:
+        better = {"role": "assistant", "content": correction}
+        made = _example(completion, choice, "corrected", better)
+        yield replace(made, source=f"{made.source}:correction", desirable=True)
+    if balance == 0:
+        skipped["undecided" if any(opinions) else "unjudged"] += 1
+    elif balance > 0 and "liked" not in spec.answers:
+        skipped["liked"] += 1
+    elif choice["finish_reason"] not in spec.finish_reasons:
+        skipped["unfinished"] += 1
+    else:
+        why = "liked" if balance > 0 else "disliked"
+        yield replace(_example(completion, choice, why, _answer(choice)), desirable=balance > 0)
 
 
 def _likes(given: Feedback, min_score: float) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hagane.data.personal import Kind, Treatment
 
@@ -18,13 +18,13 @@ class DatasetSpec(BaseModel):
 
     `answers` are the reasons to take one: its correction, more likes than dislikes (`thumbs`, or a
     `score` of `min_score` at least), or that nobody has judged it. DPO takes preferred pairs and
-    corrections. Characters are those of the answer. Of `validation`, conversations are held out as
-    a whole.
+    corrections, KTO the disliked as well, each with its label. Characters are those of the answer.
+    Of `validation`, conversations are held out as a whole.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["supervised", "dpo"] = "supervised"
+    method: Literal["supervised", "dpo", "kto"] = "supervised"
     models: Names | None = None
     aliases: Names | None = None
     arms: list[Literal["target", "candidate"]] | None = None
@@ -45,6 +45,12 @@ class DatasetSpec(BaseModel):
     personal_data: dict[Kind, Treatment] = Field({})
     validation: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False, strict=True)] = 0.1
     max_records: int = Field(100_000, ge=1, le=1_000_000, strict=True)
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Self:
+        if self.method == "kto" and "unjudged" in self.answers:
+            raise ValueError("answers has 'unjudged', which has no label for kto: leave it out")
+        return self
 
     def treatment(self, kind: Kind) -> Treatment:
         """The treatment of personal data of a kind: masked unless the spec chooses otherwise."""
