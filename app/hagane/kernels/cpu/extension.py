@@ -1,8 +1,7 @@
 """The C++ extension `_cpu`, typed: this and `training_extension` alone import it.
 
-Tensors go in by name. The extension reads their addresses, dtypes and shapes itself (arguments.h),
-and raises TypeError or ValueError for one that does not fit, before anything runs. Every function
-here documents the shapes; results are written to the arguments named `out`, or as documented.
+Tensors go in by name. The extension reads their addresses, dtypes and shapes (arguments.h), and
+raises TypeError or ValueError before anything runs. Results are in `out`, or as documented.
 """
 
 from __future__ import annotations
@@ -96,10 +95,7 @@ def weight(
 
 
 def order_inputs(weight: Weight, order: Tensor) -> None:
-    """Let code i of each row of a grouped matrix multiply input order[i], int32 [in].
-
-    The order must live as long as the weight.
-    """
+    """Let code i of a grouped matrix multiply input order[i], int32 [in], kept by the caller."""
     _cpu.order_inputs(weight=weight, order=order)
 
 
@@ -107,9 +103,8 @@ def low_rank(
     a: Weight, b: Tensor, first_line: Tensor, first_unit: Tensor, scale: Tensor | None
 ) -> LowRank:
     """A change as drawn in ops.h: b and its places int32, scale float32."""
-    return LowRank(
-        _cpu.low_rank(a=a, b=b, first_line=first_line, first_unit=first_unit, scale=scale)
-    )
+    made = _cpu.low_rank(a=a, b=b, first_line=first_line, first_unit=first_unit, scale=scale)
+    return LowRank(made)
 
 
 def set_gain(change: LowRank, gain: Tensor) -> None:
