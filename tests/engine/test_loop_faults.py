@@ -32,6 +32,21 @@ class PoisonedSampler(Sampler):
         return super().sample(logits, sequences, grammar)
 
 
+class ExhaustedSampler(Sampler):
+    """Can never sample rows of `first`, and those of `second` in two attempts only."""
+
+    def __init__(self, operations) -> None:
+        super().__init__(operations)
+        self.attempts = 0
+
+    def sample(self, logits, sequences, grammar):
+        names = {sequence.request_id for sequence in sequences}
+        self.attempts += "second" in names
+        if "first" in names or ("second" in names and self.attempts > 2):
+            raise OverflowError("took too long")
+        return super().sample(logits, sequences, grammar)
+
+
 class FailingRunner:
     """A runner whose passes fail now and then, before or after the model has run."""
 
@@ -82,6 +97,18 @@ def test_only_the_poisoned_fail_and_the_others_keep_their_bits(
     assert len(whole) > 8
     for key in whole:
         assert got[key] == expected[key]
+
+
+def test_a_row_may_fail_after_another_was_blamed(tiny_model_dir):
+    """Accounts of grammars grow with every attempt to sample a step."""
+    runner = ModelRunner(config(tiny_model_dir))
+    parts = {"runner": runner, "sampler": ExhaustedSampler(runner.operations)}
+    loop = Loop(tiny_model_dir, parts=parts)
+    for name in ("first", "second", "third"):
+        loop.handle(ask(name))
+    loop.drain()
+    assert sorted(loop.said.failed) == ["first", "second"]
+    assert len(loop.said.answers()["third", 0][0]) == 12
 
 
 @pytest.mark.parametrize("ahead", [False, True])

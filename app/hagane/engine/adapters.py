@@ -120,7 +120,13 @@ class Adapters:
         for module, change in loaded.changes.items():
             if not all(tensor.isfinite().all() for tensor in change.tensors()):
                 raise ModelError(f"{adapter.directory}: {module} holds values that are not finite")
-        return self._banks.resolve(loaded)
+        resolved = self._banks.resolve(loaded)
+        for module, change in resolved.changes.items():
+            if change.gain is not None and not change.gain.isfinite().all():
+                raise ModelError(
+                    f"{adapter.directory}: the magnitudes of {module} do not fit the base's weights"
+                )
+        return resolved
 
     def _collect_read(self) -> Iterator[Settled]:
         for digest in [d for d, future in self._reading.items() if future.done()]:

@@ -106,10 +106,11 @@ class Constraint:
     def forced(self) -> tuple[int, ...]:
         """The tokens that must come next; empty where there is a choice, and at the end."""
         if self._forced is None:
-            self._forced = ()
+            forced: tuple[int, ...] = ()
             if not self._matcher.is_stopped():
-                self._forced = tuple(self._matcher.compute_ff_tokens())
+                forced = tuple(self._matcher.compute_ff_tokens())
                 self._check()
+            self._forced = forced
         return self._forced
 
     def advance(self, *tokens: int) -> None:

@@ -54,6 +54,7 @@ class Vocabulary:
             import llguidance
 
             reading.set_result(llguidance.LLTokenizer(self._tokenizer()))
-        except Exception as error:  # the engine serves everything else
+        except BaseException as error:  # the library's panics are no Exception
             logger.debug("no grammars for this model: %s", error)
-            reading.set_exception(error)
+            known = isinstance(error, Exception)
+            reading.set_exception(error if known else ValueError(str(error)))

@@ -91,6 +91,7 @@ class DecodeGraphs:
             self._replays[kind] = replay
             if len(self._replays) > _MOST_RECORDINGS:
                 self._replays.popitem(last=False)
+        self._replays.move_to_end(kind)
         return replay(leaves)
 
     @torch.inference_mode()

@@ -176,12 +176,23 @@ class StepPipeline:
 
     def _sample_rows(self, logits: Tensor, sequences: Rows[Sequence]) -> TokensInFlight:
         """As `Sampler.sample`; rows that cannot be sampled fail their requests alone."""
-        try:
-            return self._sampler.sample(logits, sequences, self._constraints)
-        except Exception:
-            logger.exception("a step could not be sampled; its rows are sampled one by one")
-        stand_ins, failed = list(sequences), set[str]()
-        for row, sequence in enumerate(sequences):
+        rows = list(sequences)
+        while True:
+            try:
+                return self._sampler.sample(logits, rows, self._constraints)
+            except Exception:
+                logger.exception("a step could not be sampled; its rows are sampled one by one")
+                # Attempts count as time that grammars take: a row may fail in a later one only.
+                if not self._replace_failing(logits, rows):
+                    raise
+
+    def _replace_failing(self, logits: Tensor, rows: list[Sequence]) -> bool:
+        """Fail the requests of rows that cannot be sampled, and replace these; False if all can."""
+        failed = set[str]()
+        for row, sequence in enumerate(rows):
+            # One without an id was put there before.
+            if not sequence.request_id:
+                continue
             try:
                 self._sampler.sample(logits[row : row + 1], [sequence], self._constraints)
             except Exception as error:
@@ -190,10 +201,10 @@ class StepPipeline:
                     self._fail_for(error, sequence.request_id)
                 failed.add(sequence.request_id)
                 greedy = SamplingParams(max_tokens=1, temperature=0.0)
-                stand_ins[row] = replace(
+                rows[row] = replace(
                     sequence, request_id="", sampling=greedy, adjusts=False, grammar=None
                 )
-        return self._sampler.sample(logits, stand_ins, self._constraints)
+        return bool(failed)
 
     def _finish(self, step: InFlightStep) -> list[TokenDelta]:
         """Wait for what a step sampled. Sequences that have ended since are passed over."""
