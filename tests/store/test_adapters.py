@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -71,8 +72,64 @@ def test_old_adapters_without_a_name_leave_the_cache(made, tmp_path):
     for _, digest in (kept, old):
         long_ago = time.time() - 2 * 86400
         os.utime(tmp_path / "cache" / digest, (long_ago, long_ago))
+    (tmp_path / "cache" / "mine").mkdir()
+    os.utime(tmp_path / "cache" / "mine", (1, 1))
     adapters.sweep({kept[1]})
-    assert {p.name for p in (tmp_path / "cache").iterdir()} == {kept[1], young[1]}
+    left = {p.name for p in (tmp_path / "cache").iterdir()}
+    assert left == {kept[1], young[1], "mine"}, "somebody's own is nobody else's"
+
+
+class Interrupted(Blobs):
+    """Does `then` after it has got an object."""
+
+    then = staticmethod(lambda: None)
+
+    def get(self, name, target):
+        super().get(name, target)
+        self.then()
+
+
+def test_two_processes_fetch_one_adapter_into_one_folder(made, tmp_path):
+    directory, digest = made("one")
+    blobs = Interrupted(str(tmp_path / "shared"))
+    first, second = (SharedAdapters(blobs, tmp_path / "cache") for _ in range(2))
+    first.put(directory, digest)
+
+    def be_faster() -> None:
+        blobs.then = lambda: None
+        second.fetch(digest)
+
+    blobs.then = be_faster
+    assert adapter_digest(first.fetch(digest)) == digest
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [digest]
+
+
+def test_an_adapter_waits_for_no_other_to_be_fetched(made, tmp_path):
+    (directory, slow), (other, digest) = made("slow"), made("other")
+    blobs = Interrupted(str(tmp_path / "shared"))
+    adapters = SharedAdapters(blobs, tmp_path / "cache")
+    adapters.put(directory, slow)
+    adapters.put(other, digest)
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        blobs.then = lambda: None
+        arrived.set()
+        go_on.wait()
+
+    blobs.then = wait
+    fetching = threading.Thread(target=adapters.fetch, args=(slow,))
+    fetching.start()
+    arrived.wait()
+    quick = threading.Thread(target=adapters.fetch, args=(digest,))
+    quick.start()
+    quick.join(10)
+    waits = quick.is_alive()
+    go_on.set()
+    fetching.join()
+    quick.join()
+    assert not waits
+    assert adapters.cached(slow)
 
 
 def test_names_stand_for_the_shared_content_on_every_server(postgres, blob_url, made, tmp_path):

@@ -71,3 +71,15 @@ def test_sweeping_removes_old_remains_alone(store):
         os.utime(path, (1, 1))
     store.files.sweep()
     assert {path.name for path in folder.iterdir()} == {stored.id, "file-new.partial"}
+    # As what somebody else removes at the same moment: listed, and not there.
+    (folder / "file-gone.partial").symlink_to("nowhere")
+    store.files.sweep()
+
+
+def test_whole_files_that_a_shared_database_lacks_stay(store):
+    """A directory that a server has used with a database of its own gets one that is shared."""
+    path = store.directory / "files" / "file-of-another-database"
+    path.write_bytes(b"x")
+    os.utime(path, (1, 1))
+    store.files.sweep()
+    assert path.exists() is store.database.shared

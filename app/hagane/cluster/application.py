@@ -28,7 +28,7 @@ from hagane.pool.messages import AdapterChecked, CheckAdapter, EngineConfig, Gen
 from hagane.pool.process import EngineConnection
 from hagane.server.app import create_app
 from hagane.server.engine_config import engine_config
-from hagane.store.adapters import SharedAdapters
+from hagane.store.adapters import CACHE_FOLDER, SharedAdapters
 from hagane.system.errors import EngineUnavailableError, QueueFullError
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings
@@ -58,7 +58,8 @@ class Engines:
         if own.blob_url is not None:
             from hagane.store.blobs import Blobs
 
-            adapters = SharedAdapters(Blobs(own.blob_url), own.data_dir.absolute() / "adapters")
+            folder = own.data_dir.absolute() / CACHE_FOLDER
+            adapters = SharedAdapters(Blobs(own.blob_url), folder)
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = EngineReplica(name, engine_config(own, str(directory)), adapters)
         await self._replica.start()

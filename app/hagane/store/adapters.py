@@ -6,7 +6,9 @@ is never taken for it. What is fetched is served only if its content has the dig
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import shutil
 import threading
 import time
@@ -17,16 +19,19 @@ from typing import TYPE_CHECKING
 
 from hagane.lora.config import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, adapter_digest
 from hagane.system.errors import ModelError
-from hagane.system.files import refused_when_full
+from hagane.system.files import commit_folder, refused_when_full
 
 if TYPE_CHECKING:
     from hagane.store.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 
+# In the data directory; users' own adapters may be in one that is called "adapters".
+CACHE_FOLDER = "adapter-cache"
 _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
 # Requests that began before an adapter was withdrawn may need its files for so long.
 _ABANDONED_SECONDS = 86400.0
+_CACHED = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{8}\.partial")
 
 
 class SharedAdapters:
@@ -34,7 +39,7 @@ class SharedAdapters:
 
     def __init__(self, blobs: Blobs, folder: Path) -> None:
         self._blobs, self._folder = blobs, folder
-        self._fetching = threading.Lock()
+        self._fetching: dict[str, threading.Lock] = {}
 
     def cached(self, digest: str) -> Path | None:
         """The adapter's directory, if it is on this machine."""
@@ -54,7 +59,8 @@ class SharedAdapters:
         Raises NotFoundError, StoreUnavailableError, DiskFullError, and ModelError for content that
         has another digest.
         """
-        with self._fetching:
+        # One that is fetched waits for no other; setdefault is atomic.
+        with self._fetching.setdefault(digest, threading.Lock()):
             if (found := self.cached(digest)) is not None:
                 return found
             partial = self._folder / f".{digest}.{uuid.uuid4().hex[:8]}.partial"
@@ -68,7 +74,9 @@ class SharedAdapters:
                         f"The adapter {digest[:12]} in {self._blobs.place} has the content of "
                         f"{found_digest[:12]}: it was damaged or changed; store it again."
                     )
-                partial.rename(self._folder / digest)
+                # Another process with this folder may have been faster.
+                with refused_when_full(self._folder.parent):
+                    commit_folder(partial, self._folder / digest)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         logger.info("fetched the adapter %s", digest[:12])
@@ -84,9 +92,12 @@ class SharedAdapters:
         if not self._folder.is_dir():
             return
         for path in self._folder.iterdir():
-            old = path.stat().st_mtime < time.time() - _ABANDONED_SECONDS
-            if old and path.name not in digests:
-                shutil.rmtree(path, ignore_errors=True)
+            if path.name in digests or not _CACHED.fullmatch(path.name):
+                continue
+            # Another server of the same directory may be sweeping.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _object(digest: str, name: str) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _files = tables.files
 _ABANDONED_SECONDS = 86400.0
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Upload:
         self.id = f"file-{uuid.uuid4().hex[:24]}"
         self.size = 0
         self._hash = hashlib.sha256()
-        self._partial = files.path(self.id).with_suffix(".partial")
+        self._partial = files.path(self.id).with_suffix(_PARTIAL)
         with refused_when_full(self._partial.parent):
             self._stream = self._partial.open("wb")
 
@@ -122,7 +123,7 @@ class Files:
         if self._blobs is None or path.is_file():
             return path
         stored = self.get(file_id)
-        partial = path.with_name(f"{file_id}.{uuid.uuid4().hex[:8]}.partial")
+        partial = path.with_name(f"{file_id}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
         try:
             with refused_when_full(self._folder):
                 self._blobs.get(_object(file_id), partial)
@@ -209,9 +210,13 @@ class Files:
         with self._database.read() as connection:
             known = set(connection.execute(sa.select(_files.c.id)).scalars())
         for path in self._folder.iterdir():
-            # Another server of the same directory may be receiving a file right now.
-            if path.name not in known and path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
-                path.unlink()
+            # Whole files that a shared database lacks may be those of another one.
+            if path.name in known or (self._database.shared and path.suffix != _PARTIAL):
+                continue
+            # Another server of the same directory may be receiving a file right now, or sweeping.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                    path.unlink()
 
 
 def _object(file_id: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hagane.store.adapters import SharedAdapters
+from hagane.store.adapters import CACHE_FOLDER, SharedAdapters
 from hagane.store.aliases import Aliases
 from hagane.store.answers.answers import Answers
 from hagane.store.answers.migrations import MIGRATIONS as ANSWERS
@@ -141,7 +142,7 @@ class Store:
             Batches(database),
             ApiKeys(database),
             Answers.over(answers),
-            None if blobs is None else SharedAdapters(blobs, directory / "adapters"),
+            None if blobs is None else SharedAdapters(blobs, directory / CACHE_FOLDER),
         )
 
     @property

@@ -24,16 +24,31 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 def commit(partial: Path, final: Path) -> None:
     """Rename the complete file `partial` to `final`; durable when this returns."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    _sync(partial)
     # Some writers make files that only their owner can read; the folder decides that here.
     partial.chmod(0o644)
     partial.replace(final)
-    folder = os.open(final.parent, os.O_RDONLY)
+    _sync(final.parent)
+
+
+def commit_folder(partial: Path, final: Path) -> None:
+    """As `commit`, of a folder of files; a `final` that is there already stays as it is."""
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
     try:
-        os.fsync(folder)
+        partial.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager
