@@ -146,6 +146,15 @@ class PostgresConnections:
             self._steady_since = now
         self._beaten_at = now
 
+    def left(self) -> None:
+        """Note that this server is not to be seen any more."""
+        self._beaten_at = -math.inf
+
+    @property
+    def alive(self) -> bool:
+        """Whether the others see this server, and leave to it what it claims."""
+        return time.monotonic() - self._beaten_at < self.lease_seconds
+
     @property
     def steady(self) -> bool:
         """Whether every server that lives has had the time to be seen.
@@ -210,6 +219,9 @@ class PostgresDatabase(Database):
         self._connections.engine.dispose()
 
     def free(self, server: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        if not self._connections.alive:
+            # What it claimed now, others would take at once.
+            return server == self.server
         mine = sa.or_(server.is_(None), server == self.server)
         if not self._connections.steady:
             return mine
@@ -238,6 +250,7 @@ class PostgresDatabase(Database):
         self._connections.beaten()
 
     def leave(self) -> None:
+        self._connections.left()
         with self._reported(), self._writing.begin() as connection:
             connection.execute(_servers.delete().where(_servers.c.id == self.server))
 
