@@ -6,15 +6,20 @@ import asyncio
 import errno
 import json
 import shutil
+import signal
 import sqlite3
+import time
+from dataclasses import replace
 
 import psutil
 import pytest
 import sqlalchemy as sa
-from hagane.store.jobs import Job, new_job_id
+from hagane.store.jobs import Job, Jobs, new_job_id
 from hagane.store.paging import Paging
 from hagane.store.store import Store
+from hagane.system.errors import StoreUnavailableError
 from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.jobs import supervisor as supervision
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.supervisor import Supervisor
 
@@ -216,6 +221,32 @@ async def test_an_old_sign_of_life_is_not_held_against_a_new_worker(
     finally:
         await supervisor.stop(grace=1)
     assert (job.deaths, job.error["code"]) == (0, "invalid_file")
+
+
+class Unreachable(Jobs):
+    """Cannot be read for a while; the second time that it can, the worker is told to end."""
+
+    def __init__(self, store, until: float, end) -> None:
+        super().__init__(store.database)
+        self.until, self.end, self.read = until, end, 0
+
+    def get(self, job_id: str) -> Job:
+        if time.monotonic() < self.until:
+            raise StoreUnavailableError("gone")
+        self.read += 1
+        if self.read == 2:
+            self.end()
+        return super().get(job_id)
+
+
+async def test_no_worker_is_to_blame_for_an_outage(store, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(supervision, "_POLL_SECONDS", 0.05)
+    job = add(store, tiny_model_dir, tmp_path / "none", "running")
+    worker = await asyncio.create_subprocess_exec("sleep", "60")
+    jobs = Unreachable(store, time.monotonic() + 1.2, worker.terminate)
+    supervisor = Supervisor(replace(store, jobs=jobs), JobOptions())
+    assert await supervisor._watch(worker, job) == -signal.SIGTERM, "not killed"
 
 
 async def test_stopping_leaves_the_job_in_the_queue_and_no_process(store, tiny_model_dir, tmp_path):

@@ -171,6 +171,8 @@ class Supervisor:
             try:
                 now = await asyncio.to_thread(self._store.jobs.get, job.id)
             except StoreUnavailableError:
+                # Nor could the worker be heard.
+                started = time.time()
                 continue
             # The last heartbeat may be an earlier worker's, from before the server stopped.
             silent = time.time() - max(now.heartbeat_at or started, started)
