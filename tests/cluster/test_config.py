@@ -23,6 +23,11 @@ def test_a_file_is_read(tmp_path):
     assert cluster.local_cpus >= 11
 
 
+def test_the_database_of_several_edges_may_be_named_by_the_environment(monkeypatch):
+    monkeypatch.setenv("HAGANE_DATABASE_URL", "postgresql://u:p@h/d")
+    assert ClusterConfig.of({"edges": 2}, "args").settings == {}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

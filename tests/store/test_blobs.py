@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hagane.store.blobs import Blobs
-from hagane.system.errors import ConfigurationError, NotFoundError, StoreUnavailableError
+from hagane.store.blobs import Blobs, shown
+from hagane.system.errors import (
+    ConfigurationError,
+    HaganeError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 
 from tests.support import s3 as object_store
 
@@ -43,6 +48,40 @@ def test_what_cannot_be_used_at_the_start_is_named_with_the_remedy(tmp_path, s3)
     for url in (str(tmp_path / "file"), "s3://no-such-bucket/prefix", "unknown://x"):
         with pytest.raises(ConfigurationError, match=r"^blob_url"):
             Blobs(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
+        ("s3://key:pa55/word@bucket/prefix", "s3://bucket/prefix"),
+        ("ftp://key@host/a?token=pa55word#pa55word", "ftp://host/a"),
+        ("simplecache::s3://key:pa55word@bucket", "simplecache::s3://bucket"),
+        ("/srv/what?#@", "/srv/what?#@"),
+    ],
+)
+def test_an_address_is_shown_without_what_is_secret(url, place):
+    assert shown(url) == place
+
+
+def test_an_error_at_the_start_repeats_no_secret():
+    with pytest.raises(ConfigurationError) as caught:
+        Blobs("unknown://user:pa55word@host/?token=pa55word")
+    assert "unknown://host/ cannot be used" in str(caught.value)
+    assert "pa55word" not in str(caught.value)
+
+
+def test_a_place_that_can_be_read_alone_is_refused_at_the_start(blobs):
+    blobs.probe()
+    with pytest.raises(ConfigurationError, match="/proc/self cannot be used"):
+        Blobs("/proc/self").probe()
+
+
+def test_what_waiting_does_not_mend_is_no_outage(tmp_path):
+    (tmp_path / "source").write_bytes(b"content")
+    with pytest.raises(HaganeError, match=r"refuses .*ValueError") as caught:
+        Blobs(str(tmp_path / "shared")).put("with\0zero", tmp_path / "source")
+    assert type(caught.value) is HaganeError
 
 
 @pytest.mark.slow

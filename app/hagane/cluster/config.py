@@ -11,6 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hagane.system.errors import ConfigurationError
+from hagane.system.settings import PREFIX
+
+# For settings with a password, which do not belong in files.
+_DATABASE_VARIABLE = f"{PREFIX}DATABASE_URL"
 
 
 class _Part(BaseModel):
@@ -66,8 +70,12 @@ class ClusterConfig(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:
-        if self.edges > 1 and not self.settings.get("database_url"):
-            raise ValueError("edges beyond one share a database: set settings.database_url")
+        named = self.settings.get("database_url") or os.environ.get(_DATABASE_VARIABLE)
+        if self.edges > 1 and not named:
+            raise ValueError(
+                "edges beyond one share a database: set settings.database_url or "
+                f"{_DATABASE_VARIABLE}"
+            )
         if "admin_port" in self.settings:
             raise ValueError("settings.admin_port has no place where edges move between machines")
         names = [model.name for model in self.models]

@@ -7,14 +7,20 @@ content.
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 
-from hagane.system.errors import ConfigurationError, NotFoundError, StoreUnavailableError
+from hagane.system.errors import (
+    ConfigurationError,
+    HaganeError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 from hagane.system.files import commit, is_full
 
 # s3fs: give up after seconds, so that a request that waits gets an answer.
@@ -28,17 +34,22 @@ _S3 = {
     "skip_instance_cache": True,
 }  # fmt: skip
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
+# Refused or impossible, and so it stays: nothing to wait for.
+_LASTING = (PermissionError, ValueError, TypeError)
+_USER = re.compile(r"//(?:[^/@]*:[^@]*|[^/@]*)@")
 
 
 class Blobs:
     """The objects below `url`: a directory, or `s3://BUCKET/PREFIX` and what else fsspec knows.
 
-    Raises ConfigurationError when it cannot be used.
+    `place` is the address to show: without a user, a password and parameters. Raises
+    ConfigurationError when it cannot be used.
     """
 
     def __init__(self, url: str) -> None:
         scheme = url.partition("://")[0] if "://" in url else "file"
-        self.place = url
+        self.place = shown(url)
+        self._secret = self.place != url
         try:
             options: dict[str, Any] = dict(_S3) if scheme in _EXTRAS else {}
             self._files, self._root = fsspec.core.url_to_fs(url, **options)
@@ -46,18 +57,15 @@ class Blobs:
             package = f"hagane[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else f"fsspec[{scheme}]"
             raise ConfigurationError(f"blob_url needs a package: pip install '{package}'") from None
         except ValueError as error:
-            raise ConfigurationError(f"blob_url {url!r} cannot be used: {error}") from None
+            raise self._unusable(error) from None
         self._local = scheme in ("file", "local")
         if hasattr(self._files, "retries"):
             self._files.retries = 2
-        try:
-            self._prepare()
-        except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConfigurationError(
-                f"blob_url: {url} cannot be used: {reason[0]}; create it, or correct the setting "
-                "and the credentials"
-            ) from None
+        self._at_start(self._prepare)
+
+    def probe(self) -> None:
+        """Write an empty object and remove it. Raises ConfigurationError where that fails."""
+        self._at_start(self._write_and_remove)
 
     def put(self, name: str, source: Path) -> None:
         """Store the content of `source` as `name`. Raises StoreUnavailableError."""
@@ -100,6 +108,27 @@ class Blobs:
         if not self._files.exists(bucket):
             raise FileNotFoundError(f"there is no bucket {bucket!r}, or it may not be listed")
 
+    def _write_and_remove(self) -> None:
+        path = self._path(f".probe-{uuid.uuid4().hex}")
+        self._files.pipe_file(path, b"")
+        self._files.rm_file(path)
+
+    def _at_start(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:
+            if not is_full(error):
+                raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> ConfigurationError:
+        # Texts of libraries may repeat what is kept out of the place.
+        lines = [] if self._secret else str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        return ConfigurationError(
+            f"blob_url: {self.place} cannot be used: {reason}; create it, or correct the setting "
+            "and the credentials"
+        )
+
     @contextlib.contextmanager
     def _reported(self, name: str) -> Iterator[None]:
         try:
@@ -109,8 +138,20 @@ class Blobs:
         except Exception as error:
             if is_full(error):
                 raise
+            if isinstance(error, _LASTING):
+                raise HaganeError(
+                    f"{self.place} refuses the object '{name}' ({type(error).__name__}): correct "
+                    "blob_url, or the rights of its credentials."
+                ) from error
             # Each store has errors of its own; all of them mean that it cannot be used now.
             raise StoreUnavailableError(
                 f"{self.place} cannot be used at the moment ({type(error).__name__}); try again "
                 "shortly."
             ) from error
+
+
+def shown(url: str) -> str:
+    """The address without what may be secret: a user, a password, and parameters."""
+    if "://" not in url:
+        return url
+    return _USER.sub("//", url).partition("?")[0].partition("#")[0]

@@ -38,8 +38,8 @@ class StoreAddress:
     """
 
     directory: Path
-    database_url: str | None = None
-    blob_url: str | None = None
+    database_url: str | None = field(default=None, repr=False)
+    blob_url: str | None = field(default=None, repr=False)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -130,6 +130,7 @@ class Store:
             from hagane.store.blobs import Blobs
 
             blobs = Blobs(address.blob_url)
+            blobs.probe()
         return cls(
             address,
             database,
