@@ -95,6 +95,27 @@ def test_success_enters_the_adapter_unless_the_job_was_cancelled(store):
         assert store.jobs.get(job.id).status == ("succeeded" if expected else "cancelled")
 
 
+def test_who_has_lost_a_job_says_nothing_about_it_any_more(store):
+    job = add(store, "running")
+    store.jobs.record(job.id, server="a")
+    lost = store.jobs.get(job.id)
+    store.jobs.record(job.id, [Event("kept")], held=lost, server="b")
+    held = store.jobs.get(job.id)
+    point = JobCheckpoint(job.checkpoint_name(2), 2, "d", "x", {})
+    model = ServedArtifact(job.model_name, "tiny", "d", "x", True, job.id)
+    assert not store.jobs.add_checkpoint(job.id, point, Event("no"), held=lost)
+    store.jobs.record(job.id, [Event("no")], held=lost, progress={"step": 1})
+    assert not store.jobs.transition(job.id, ("running",), "failed", Event("no"), held=lost)
+    assert not store.jobs.succeed(job.id, model, [Event("no")], held=lost)
+    assert store.jobs.get(job.id) == held
+    assert store.jobs.checkpoints(job.id, Paging()).items == []
+    assert store.artifacts.find(job.model_name) is None
+    messages = [event.message for event in store.jobs.events(job.id, Paging()).items]
+    assert messages == ["kept", "Created"]
+    assert store.jobs.add_checkpoint(job.id, point, held=held)
+    assert store.jobs.succeed(job.id, model, [], held=held)
+
+
 def test_events_are_paged_per_job(store):
     job, other = add(store), add(store)
     store.jobs.record(job.id, [Event(f"step {n}") for n in range(3)], progress={"step": 3})

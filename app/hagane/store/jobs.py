@@ -1,7 +1,8 @@
 """Training jobs: a durable queue, with the jobs' events and checkpoints.
 
 Only `transition` and `succeed` change a status. They name the statuses that it may change from, so
-that of two concurrent changes only one takes effect (compare-and-swap).
+that of two concurrent changes only one takes effect (compare-and-swap). What a server says about a
+job that it works on, it says as `held`: it counts only as long as the job is that server's.
 """
 
 from __future__ import annotations
@@ -203,39 +204,61 @@ class Jobs:
         source: Collection[Status],
         target: Status,
         *events: Event,
+        held: Job | None = None,
         **values: Any,
     ) -> bool:
         """Change the status from one of `source` to `target` and set `values`.
 
-        Returns False, and changes nothing, if the status was another.
+        Returns False, and changes nothing, if the status was another, or `held` is no more.
         """
         if target in _FINISHED:
             values["finished_at"] = int(time.time())
         with self._database.write(turns=False) as connection:
             changed = connection.execute(
                 _jobs.update()
-                .where(_jobs.c.id == job_id, _jobs.c.status.in_(source))
+                .where(_jobs.c.id == job_id, _jobs.c.status.in_(source), _is_still(held))
                 .values(status=target, **values)
             ).rowcount
             if changed:
                 _insert_events(connection, job_id, events)
         return bool(changed)
 
-    def record(self, job_id: str, events: Sequence[Event] = (), **values: Any) -> None:
-        """Add events that are not there yet, and set columns other than the status."""
+    def record(
+        self,
+        job_id: str,
+        events: Sequence[Event] = (),
+        *,
+        held: Job | None = None,
+        **values: Any,
+    ) -> None:
+        """Add events that are not there yet, and set columns other than the status.
+
+        Does nothing where `held` is no more.
+        """
         known = sa.select(_events.c.id).where(_events.c.id.in_([event.id for event in events]))
         with self._database.write(turns=False) as connection:
+            if not _keep(connection, job_id, held):
+                return
             if values:
                 connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(**values))
             there = set(connection.execute(known).scalars()) if events else set()
             _insert_events(connection, job_id, [e for e in events if e.id not in there])
 
     def succeed(
-        self, job_id: str, model: ServedArtifact | None, events: Sequence[Event], **values: Any
+        self,
+        job_id: str,
+        model: ServedArtifact | None,
+        events: Sequence[Event],
+        *,
+        held: Job | None = None,
+        **values: Any,
     ) -> bool:
-        """Change from running to succeeded, and add the result; False if it was not running."""
+        """Change from running to succeeded, and add the result.
+
+        Returns False, and changes nothing, if it was not running, or `held` is no more.
+        """
         values |= {"status": "succeeded", "finished_at": int(time.time())}
-        running = (_jobs.c.id == job_id, _jobs.c.status == "running")
+        running = (_jobs.c.id == job_id, _jobs.c.status == "running", _is_still(held))
         with self._database.write() as connection:
             if not connection.execute(_jobs.update().where(*running).values(**values)).rowcount:
                 return False
@@ -261,15 +284,23 @@ class Jobs:
         with self._database.read() as connection:
             return select_page(connection, _events, paging, _event, _events.c.job == job_id)
 
-    def add_checkpoint(self, job_id: str, checkpoint: JobCheckpoint, *events: Event) -> None:
-        """Add a checkpoint, unless a worker that died right after adding it already did."""
+    def add_checkpoint(
+        self, job_id: str, checkpoint: JobCheckpoint, *events: Event, held: Job | None = None
+    ) -> bool:
+        """Add a checkpoint, unless a worker that died right after adding it already did.
+
+        Returns False, and adds nothing, where `held` is no more.
+        """
         with self._database.write() as connection:
+            if not _keep(connection, job_id, held):
+                return False
             known = sa.select(_checkpoints.c.id).where(_checkpoints.c.name == checkpoint.name)
             if connection.execute(known).scalar() is not None:
-                return
+                return True
             connection.execute(_checkpoints.insert().values(job=job_id, **vars(checkpoint)))
             connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(deaths=0))
             _insert_events(connection, job_id, events)
+        return True
 
     def prune_checkpoints(self, job_id: str, kept: int) -> Sequence[JobCheckpoint]:
         """Remove all but `kept` checkpoints; the caller removes their directories.
@@ -299,6 +330,22 @@ class Jobs:
         own = _checkpoints.c.job == job_id
         with self._database.read() as connection:
             return select_page(connection, _checkpoints, paging, _checkpoint, own)
+
+
+def _is_still(held: Job | None) -> sa.ColumnElement[bool]:
+    """Whether the job is still the server's that it was when `held` was read."""
+    if held is None or held.server is None:
+        return sa.true()
+    still: sa.ColumnElement[bool] = _jobs.c.server == held.server
+    return still
+
+
+def _keep(connection: sa.Connection, job_id: str, held: Job | None) -> bool:
+    """As `_is_still`; if so, the job stays that server's until the transaction ends."""
+    if held is None or held.server is None:
+        return True
+    query = sa.select(_jobs.c.id).where(_jobs.c.id == job_id, _is_still(held))
+    return connection.execute(query.with_for_update()).scalar() is not None
 
 
 def _rank(checkpoint: JobCheckpoint) -> tuple[float, int]:

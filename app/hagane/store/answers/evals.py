@@ -161,9 +161,13 @@ class Evals:
                 raise _not_found(run_id, "run_id")
 
     def add_item(self, item: EvalItem) -> None:
-        """Keep a result."""
+        """Keep a result, unless a server that has lost the run, or took it over, already did."""
+        known = sa.select(_items.c.id).where(
+            _items.c.run == item.run, _items.c.number == item.number
+        )
         with self._database.write() as connection:
-            connection.execute(_items.insert().values(**vars(item)))
+            if connection.execute(known).scalar() is None:
+                connection.execute(_items.insert().values(**vars(item)))
 
     def item(self, item_id: str) -> EvalItem:
         """One result. Raises NotFoundError."""

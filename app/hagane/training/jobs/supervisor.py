@@ -205,7 +205,7 @@ class Supervisor:
 
     async def _move(self, job: Job, *arguments: Any, **values: Any) -> None:
         # Waits for other writers and for the disk.
-        await asyncio.to_thread(self._store.jobs.transition, job.id, *arguments, **values)
+        await asyncio.to_thread(self._store.jobs.transition, job.id, *arguments, held=job, **values)
 
 
 def _round(step: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[float]]:

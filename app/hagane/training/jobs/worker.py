@@ -127,7 +127,8 @@ class StoreListener:
 
     def _flush(self, **values: Any) -> None:
         values |= {"progress": self._progress}
-        patiently(lambda: self._jobs.record(self._job.id, self._events, **values))
+        job = self._job
+        patiently(lambda: self._jobs.record(job.id, self._events, held=job, **values))
         self._events, self._flushed = [], time.monotonic()
 
 
@@ -222,7 +223,7 @@ def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
         "trained_tokens": config.steps * config.batch_rows * config.sequence_length,
         "result": outcome,
     }
-    patiently(lambda: store.jobs.succeed(job.id, model, events, **values))
+    patiently(lambda: store.jobs.succeed(job.id, model, events, held=job, **values))
 
 
 def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
@@ -299,7 +300,7 @@ def _fail(store: Store, job: Job, error: Exception) -> None:
     event = Event(f"The job failed: {message}", "error", data=reason)
     for attempt in range(_ATTEMPTS):
         try:
-            store.jobs.transition(job.id, _RUNNING, "failed", event, error=reason)
+            store.jobs.transition(job.id, _RUNNING, "failed", event, held=job, error=reason)
             return
         except Exception:
             if attempt + 1 == _ATTEMPTS:
@@ -326,7 +327,7 @@ def heartbeat(store: Store, job: Job) -> BackgroundLoop:
     """The loop that shows the supervisor that the worker of `job` lives."""
 
     async def beat() -> float:
-        store.jobs.record(job.id, heartbeat_at=time.time())
+        store.jobs.record(job.id, held=job, heartbeat_at=time.time())
         return HEARTBEAT_SECONDS
 
     return BackgroundLoop("worker heartbeat", beat)
@@ -348,7 +349,10 @@ def main(directory: Path, job_id: str, options: JobOptions) -> None:
         if job.status == "running":
             started = Event("Fine-tuning goes on from the last checkpoint")
         waiting: tuple[Status, ...] = ("queued", "running")
-        if not store.jobs.transition(job_id, waiting, "running", started, heartbeat_at=time.time()):
+        now = time.time()
+        if not store.jobs.transition(
+            job_id, waiting, "running", started, held=job, heartbeat_at=now
+        ):
             return
         listener = StoreListener(store, job, options.kept_checkpoints)
         for number in (signal.SIGTERM, signal.SIGINT):
