@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
+from hagane.api.keyring import KeyRing
+from hagane.api.limits import Accounts
+from hagane.api.shared_state import SharedState
+from hagane.store.catalogue import Catalogue
+from hagane.store.jobs import Job, new_job_id
+from hagane.store.store import Store, StoreAddress
+from hagane.system.settings import Settings
+from prometheus_client import CollectorRegistry
 
 from tests.support.adapted import adapted_pair
 from tests.support.fine_tuning import examples, supervised, wait
@@ -192,3 +203,24 @@ def test_a_database_that_cannot_be_reached_ends_the_start_with_one_line(tiny_mod
     assert "database_url: the database at 127.0.0.1:1/hagane cannot be used" in ended.stderr
     assert "pa55word" not in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+async def test_where_all_threads_wait_for_downloads_the_sign_of_life_does_not(postgres, tmp_path):
+    store = Store.open(StoreAddress(tmp_path / "data", postgres.url()))
+    settings = Settings(model="tiny")
+    keys = KeyRing(settings, store.keys, Accounts(settings, CollectorRegistry()))
+    shared = SharedState(store, Catalogue(store.database, "tiny"), keys)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    go_on = threading.Event()
+    download = asyncio.create_task(asyncio.to_thread(go_on.wait))
+    store.jobs.add(Job(new_job_id(), 1, "queued", "tiny", "file", {}, {}))
+    shared.start()
+    try:
+        async with asyncio.timeout(20):
+            while store.jobs.claim("queued") is None:
+                await asyncio.sleep(0.05)
+    finally:
+        go_on.set()
+        await download
+        await shared.stop()
+        store.close()

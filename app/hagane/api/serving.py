@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -112,6 +113,7 @@ class TextModel:
 
 # Longer texts are worth a count of their beginning before all of it is encoded.
 _CHARACTERS_PER_TOKEN = 8
+_RESOLVING_THREADS = 32
 # Text sides of standalone models, whose directories never change.
 _load_text = lru_cache(maxsize=8)(TextModel.load)
 
@@ -183,6 +185,16 @@ class Serving:
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)
 
+    @cached_property
+    def resolving(self) -> Executor | None:
+        """Where names are looked up: the common threads, unless that may fetch adapters.
+
+        Slow downloads keep nothing else from its threads.
+        """
+        if self.store.adapters is None:
+            return None
+        return ThreadPoolExecutor(_RESOLVING_THREADS, "resolve")
+
     @property
     def client(self) -> EngineClient:
         """The default model's engine, which runs its adapters too."""
@@ -200,7 +212,8 @@ class Serving:
         """
         found = self.base if name == self.model.id else self.catalogue.lookup(name)
         if found is None:
-            found = await asyncio.to_thread(self.catalogue.resolve, name)
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self.resolving, self.catalogue.resolve, name)
         if found is None:
             raise ModelNotFoundError(
                 f"The model '{name}' does not exist here; this server has '{self.model.id}' and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 from hagane.api.keyring import KeyRing
 from hagane.api.openai.interrupted import fail_interrupted
@@ -31,6 +32,8 @@ class SharedState:
         self._revision = -1
         self._rounds = 0
         self.reachable = True
+        # Of its own: where others wait for downloads, the sign of life does not.
+        self._thread = ThreadPoolExecutor(1, "shared state")
         self.loop = BackgroundLoop("shared state", self._round, Backoff(0.5, 1.0))
 
     def start(self) -> None:
@@ -44,13 +47,18 @@ class SharedState:
             return
         await self.loop.stop()
         try:
-            await asyncio.to_thread(self._store.database.leave)
+            loop = asyncio.get_running_loop()
+            # After a sign of life that may still be under way.
+            await loop.run_in_executor(self._thread, self._store.database.leave)
         except StoreUnavailableError as error:
             logger.warning("%s", error)
+        finally:
+            self._thread.shutdown(wait=False)
 
     async def _round(self) -> float:
         try:
-            keys = await asyncio.to_thread(self._follow)
+            loop = asyncio.get_running_loop()
+            keys = await loop.run_in_executor(self._thread, self._follow)
         except Exception:
             if self.reachable:
                 logger.error("the database cannot be used: readiness is false until it can")
