@@ -13,7 +13,8 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from hagane.system.files import commit_folder, refused_when_full
 
 if TYPE_CHECKING:
     from hagane.store.blobs import Blobs
+    from hagane.store.database import Database
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,19 @@ class SharedAdapters:
                 shutil.rmtree(partial, ignore_errors=True)
         logger.info("fetched the adapter %s", digest[:12])
         return self._folder / digest
+
+    @contextlib.contextmanager
+    def shared(self, database: Database, directory: Path, digest: str) -> Iterator[None]:
+        """Share as `put` does; in the context, which gives it a name, nobody can forget it."""
+        self.put(directory, digest)
+        with self.kept(database, digest):
+            # Somebody may have forgotten it after it was found to be there.
+            self.put(directory, digest)
+            yield
+
+    def kept(self, database: Database, digest: str) -> AbstractContextManager[None]:
+        """Nobody else shares or forgets the adapter as long as the context is open."""
+        return database.exclusive(f"adapters/{digest}")
 
     def delete(self, digest: str) -> None:
         """Remove an adapter that no name stands for. Raises StoreUnavailableError."""

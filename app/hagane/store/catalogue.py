@@ -6,6 +6,7 @@ import dataclasses
 import random
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,10 +159,12 @@ class Catalogue:
                 param="lora_name",
                 code="name_taken",
             )
-        if self._adapters is not None:
-            self._adapters.put(directory, digest)
         stored = ServedArtifact(name, self._base, str(directory), digest)
-        self._artifacts.put(stored)
+        sharing: AbstractContextManager[None] = nullcontext()
+        if self._adapters is not None:
+            sharing = self._adapters.shared(self._database, directory, digest)
+        with sharing:
+            self._artifacts.put(stored)
         return self._as_ref(stored)
 
     def _current(self) -> _Names:

@@ -70,6 +70,13 @@ class Database(ABC):
         """Whether no other server does `what` as long as the context is open; never waits."""
         return nullcontext(True)
 
+    def exclusive(self, what: str) -> AbstractContextManager[None]:
+        """No other server does `what` as long as the context is open; waits for its turn.
+
+        Raises StoreUnavailableError. Not for long: a connection stands open meanwhile.
+        """
+        return nullcontext()
+
     def beat(self) -> None:
         """Show the other servers that this one lives. Raises StoreUnavailableError."""
         return

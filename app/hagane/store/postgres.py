@@ -235,6 +235,13 @@ class PostgresDatabase(Database):
         with self._reported(), self._writing.begin() as connection:
             yield bool(connection.execute(sa.select(lock)).scalar_one())
 
+    @contextmanager
+    def exclusive(self, what: str) -> Iterator[None]:
+        lock = sa.func.pg_advisory_xact_lock(self._lock_key(what))
+        with self._reported(), self._writing.begin() as connection:
+            connection.execute(sa.select(lock))
+            yield
+
     def beat(self) -> None:
         # The clocks of servers have no part in this.
         now = sa.func.clock_timestamp()

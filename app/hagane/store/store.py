@@ -168,8 +168,16 @@ class Store:
     def forget_adapters(self, digests: Collection[str]) -> None:
         """Remove the shared adapters among `digests` that no name stands for any more."""
         if self.adapters is not None:
-            for digest in self.artifacts.unused([digest for digest in digests if digest]):
-                self.adapters.delete(digest)
+            for digest in {digest for digest in digests if digest}:
+                with self.adapters.kept(self.database, digest):
+                    if self.artifacts.unused([digest]):
+                        self.adapters.delete(digest)
+
+    def sharing(self, directory: Path, digest: str) -> AbstractContextManager[None]:
+        """As `SharedAdapters.shared`, where adapters are shared and `digest` is that of one."""
+        if self.adapters is None or not digest:
+            return nullcontext()
+        return self.adapters.shared(self.database, directory, digest)
 
     def close(self) -> None:
         """Give all connections back."""

@@ -104,19 +104,20 @@ class StoreListener:
         whole = read_spec(self._job.spec).full
         digest = "" if whole else adapter_digest(report.directory)
         metrics = {"step": report.step, **report.metrics}
-        self._share(report.directory, digest)
         made = JobCheckpoint(name, report.step, str(report.directory), digest, metrics)
         event = Event(f"Checkpoint created at step {report.step}", data={"step": report.step})
-        patiently(lambda: self._jobs.add_checkpoint(self._job.id, made, event))
-        kept = self._kept_checkpoints
-        for pruned in patiently(lambda: self._jobs.prune_checkpoints(self._job.id, kept)):
+        job, kept = self._job, self._kept_checkpoints
+
+        def add() -> bool:
+            with self._store.sharing(report.directory, digest):
+                return self._jobs.add_checkpoint(job.id, made, event, held=job)
+
+        if not patiently(add):
+            # Another server's by now: the next step ends the run.
+            return
+        for pruned in patiently(lambda: self._jobs.prune_checkpoints(job.id, kept)):
             shutil.rmtree(pruned.directory, ignore_errors=True)
             patiently(partial(self._store.forget_adapters, [pruned.digest]))
-
-    def _share(self, directory: Path, digest: str) -> None:
-        adapters = self._store.adapters
-        if adapters is not None and digest:
-            patiently(lambda: adapters.put(directory, digest))
 
     def interrupted(self) -> bool:
         held = patiently(lambda: self._jobs.is_held(self._job.id, self._job.server))
@@ -239,9 +240,6 @@ def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
         "valid_loss": result.valid_loss,
         "files": [patiently(lambda: write_results(store, job)).id],
     }
-    adapters = store.adapters
-    if adapters is not None and digest:
-        patiently(lambda: adapters.put(result.directory, digest))
     made = ServedArtifact(
         job.model_name, job.model, str(result.directory), digest, promoted, job.id
     )
@@ -252,7 +250,12 @@ def _succeed(store: Store, job: Job, result: FineTuneResult) -> None:
         "trained_tokens": result.trained_tokens,
         "result": outcome,
     }
-    patiently(lambda: store.jobs.succeed(job.id, made, events, **values))
+
+    def succeed() -> None:
+        with store.sharing(result.directory, digest):
+            store.jobs.succeed(job.id, made, events, held=job, **values)
+
+    patiently(succeed)
 
 
 def _end(job: Job, result: FineTuneResult) -> tuple[Event, ...]:
