@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import threading
 import time
+from contextlib import contextmanager
 from typing import ClassVar
 
 import httpx
 import pytest
+from hagane.api.canaries import CanaryWatch
+from hagane.generation.usage import Usage
+from hagane.store.aliases import AliasGeneration
+from hagane.store.answers.canaries import Canary
+from hagane.store.catalogue import ModelRef
+from hagane.store.store import Store
+from hagane.system.errors import StoreUnavailableError
+from prometheus_client import CollectorRegistry
 
 from tests.support.server import ADMIN_KEY, CHAT_KEY
 
@@ -162,3 +172,76 @@ def test_what_cannot_decide_is_refused(admin_server):
         ({"policy": {"max_win_rate": 1}}, "policy.max_win_rate"),
     ):
         assert alias.set(400, **changes)["error"]["param"] == param, changes
+
+
+@pytest.fixture
+def trial(monkeypatch, hook):
+    """A function that starts a trial whose rounds are judged in a turn like the one given."""
+    store = Store.empty()
+
+    def start(turn) -> tuple[CanaryWatch, Store]:
+        monkeypatch.setattr(store.answers.database, "attempt", turn)
+        made = store.aliases.set(AliasGeneration("a", "old", "new", 50))
+        policy = {"min_requests": 1, "webhook": hook}
+        store.answers.canaries.add(
+            Canary(alias="a", generation=made.generation, target="old", candidate="new",
+                   policy=policy)
+        )  # fmt: skip
+        return CanaryWatch(store.aliases, store.answers, CollectorRegistry()), store
+
+    yield start
+    store.close()
+
+
+async def ask(watch: CanaryWatch, arm: str) -> None:
+    async def answer():
+        yield None
+
+    ref = ModelRef("old" if arm == "target" else "new", "r", None, None, 0, alias="a", arm=arm)
+    async for _ in watch.watch(ref, Usage(), answer()):
+        pass
+
+
+async def test_a_decision_whose_turn_ends_badly_is_announced(trial):
+    @contextmanager
+    def lost(_):
+        yield True
+        raise StoreUnavailableError("the connection broke at its end")
+
+    watch, store = trial(lost)
+    Hook.received.clear()
+    for arm in ("target", "candidate"):
+        await ask(watch, arm)
+    with pytest.raises(StoreUnavailableError):
+        await watch._round()
+    assert store.answers.canaries.latest("a").state == "promoted"
+    async with asyncio.timeout(20):
+        while not Hook.received:
+            await asyncio.sleep(0.05)
+    assert Hook.received[0]["data"]["alias"] == "a"
+    await watch.stop()
+
+
+async def test_a_round_that_is_cancelled_counts_no_request_twice(trial):
+    arrived, go_on = threading.Event(), threading.Event()
+
+    @contextmanager
+    def waiting(_):
+        arrived.set()
+        go_on.wait()
+        yield True
+
+    watch, store = trial(waiting)
+    await ask(watch, "target")
+    round_ = asyncio.create_task(watch._round())
+    await asyncio.to_thread(arrived.wait)
+    round_.cancel()
+    await asyncio.sleep(0.05)
+    ended_early = round_.done()
+    go_on.set()
+    await asyncio.wait((round_,))
+    assert round_.cancelled()
+    assert not ended_early
+    await watch._round()
+    counts = store.answers.canaries.latest("a").counts
+    assert counts["target"]["requests"] == 1

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -44,6 +45,8 @@ class CanaryWatch:
     def __init__(self, aliases: Aliases, answers: Answers, registry: CollectorRegistry) -> None:
         self._aliases, self._answers = aliases, answers
         self._since: dict[tuple[str, str, str], ArmCounts] = defaultdict(ArmCounts)
+        # Those that are yet to be announced.
+        self._judged: list[Canary] = []
         self._hooks: set[asyncio.Task[None]] = set()
         self.loop = BackgroundLoop("canaries", self._round)
         labels = ["alias", "arm", "model"]
@@ -89,35 +92,36 @@ class CanaryWatch:
     async def _round(self) -> float:
         """Judge every running canary by all that came until now."""
         since, self._since = self._since, defaultdict(ArmCounts)
+        judging = asyncio.create_task(asyncio.to_thread(self._judge_all, since))
         try:
-            judged, failed = await asyncio.to_thread(self._judge_all, since)
+            await _end(judging)
         finally:
             # What was not judged by counts next time.
             for key, counts in since.items():
                 self._since[key].add(counts)
-        for canary in judged:
-            await self._announce(canary)
+        failed = judging.exception() or judging.result()
+        while self._judged:
+            await self._announce(self._judged[0])
+            del self._judged[0]
         if failed is not None:
             raise failed
         return _ROUND_SECONDS
 
-    def _judge_all(
-        self, since: dict[tuple[str, str, str], ArmCounts]
-    ) -> tuple[list[Canary], Exception | None]:
+    def _judge_all(self, since: dict[tuple[str, str, str], ArmCounts]) -> Exception | None:
         """Judge by the counts `since`, taking out those that are kept; the last that failed.
 
-        Of several servers one judges at a time, so that each adds its counts to the others'.
+        Of several servers one judges at a time, so that each adds its counts to the others'. What
+        is judged stays so, also where the end of the turn is not heard.
         """
-        judged: list[Canary] = []
         failed: Exception | None = None
         again = set()
         with self._answers.database.attempt("canaries") as alone:
             if not alone:
-                return [], None
+                return None
             for canary in self._answers.canaries.running():
                 try:
                     self._judge(canary, since)
-                    judged.append(canary)
+                    self._judged.append(canary)
                 except Exception as error:
                     # The others are judged all the same.
                     logger.exception("the canary of %s could not be judged", canary.alias)
@@ -125,7 +129,7 @@ class CanaryWatch:
                     again.add(canary.alias)
         for key in [key for key in since if key[0] not in again]:
             del since[key]
-        return judged, failed
+        return failed
 
     def _judge(self, canary: Canary, since: dict[tuple[str, str, str], ArmCounts]) -> None:
         if not self._in_force(canary):
@@ -212,6 +216,18 @@ class CanaryWatch:
         for task in self._hooks:
             task.cancel()
         await asyncio.gather(*self._hooks, return_exceptions=True)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of what runs in a thread, which no cancellation ends; then be cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _wins(feedback: Sequence[Feedback], canary: Canary) -> tuple[int, int]:
