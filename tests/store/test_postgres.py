@@ -8,9 +8,11 @@ import time
 
 import pytest
 import sqlalchemy as sa
+from hagane.lora.config import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, adapter_digest
 from hagane.store import tables
 from hagane.store.answers import tables as answer_tables
 from hagane.store.answers.migrations import MIGRATIONS as ANSWERS
+from hagane.store.artifacts import ServedArtifact
 from hagane.store.jobs import Event, Job, JobCheckpoint, new_job_id
 from hagane.store.migrations import MIGRATIONS
 from hagane.store.paging import Paging
@@ -202,6 +204,57 @@ def test_a_server_that_leaves_gives_up_its_claims_at_once(open_store):
     assert leaving.jobs.claim("queued").server == leaving.database.server, "its own alone"
     staying.database.beat()
     assert staying.jobs.claim("queued") is not None
+
+
+def test_a_server_that_nobody_sees_claims_nothing(open_store):
+    """Others would take its claim at once."""
+    store = open_store()
+    job = add(store)
+    assert store.jobs.claim("queued") is None
+    store.database.beat()
+    assert store.jobs.claim("queued").id == job.id
+    other = add(store)
+    store.jobs.transition(job.id, ("queued",), "running")
+    time.sleep(LEASE)
+    assert store.jobs.claim("queued") is None
+    assert store.jobs.claim("running").id == job.id
+    store.database.beat()
+    assert store.jobs.claim("queued").id == other.id
+
+
+def test_a_job_is_claimed_in_its_place_alone(open_store):
+    """The corpus of a pretraining job is on one machine."""
+    gone, back, elsewhere = open_store("a"), open_store("a"), open_store("b")
+    assert gone.jobs.place == back.jobs.place != elsewhere.jobs.place
+    settle(back, elsewhere)
+    request = {"kind": "pretraining", "place": gone.jobs.place}
+    job = Job(new_job_id(), 1, "queued", "tiny", "", request, {}, server=gone.database.server)
+    back.jobs.add(job)
+    assert elsewhere.jobs.claim("queued") is None
+    assert back.jobs.claim("queued").id == job.id
+
+
+def test_an_adapter_that_is_being_named_is_not_forgotten(postgres, tmp_path):
+    url, source = postgres.url(), tmp_path / "adapter"
+    source.mkdir()
+    (source / ADAPTER_CONFIG_FILE).write_text("{}")
+    (source / ADAPTER_WEIGHTS_FILE).write_bytes(b"weights")
+    digest, objects = adapter_digest(source), str(tmp_path / "objects")
+    one, other = (Store.open(StoreAddress(tmp_path / n, url, objects)) for n in ("a", "b"))
+    forgetting = threading.Thread(target=other.forget_adapters, args=([digest],))
+    with one.sharing(source, digest):
+        forgetting.start()
+        forgetting.join(0.2)
+        assert forgetting.is_alive(), "it waits"
+        one.artifacts.put(ServedArtifact("mine", "tiny", str(source), digest))
+    forgetting.join()
+    assert adapter_digest(other.adapters.fetch(digest)) == digest
+    one.artifacts.delete("mine")
+    one.forget_adapters([digest])
+    with one.sharing(source, digest):
+        assert (tmp_path / "objects" / "adapters" / digest / ADAPTER_CONFIG_FILE).is_file()
+    one.close()
+    other.close()
 
 
 def test_responses_of_servers_that_live_are_nobody_elses(open_store):

@@ -127,10 +127,14 @@ def new_job_id() -> str:
 
 
 class Jobs:
-    """All jobs of one data directory."""
+    """All jobs of one data directory, or of several servers.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    `place` is the data directory of this server among those of others. A job whose request names a
+    place reads and writes what only that has.
+    """
+
+    def __init__(self, database: Database, place: str | None = None) -> None:
+        self._database, self.place = database, place
 
     def add(self, job: Job, *events: Event) -> None:
         """Add a new job with its first events."""
@@ -179,8 +183,12 @@ class Jobs:
 
         It is this server's until it is released, or until this server is no longer seen.
         """
+        here: tuple[sa.ColumnElement[bool], ...] = ()
+        if self.place is not None:
+            bound = _jobs.c.request["place"].as_string()
+            here = (sa.or_(bound.is_(None), bound == self.place),)
         for status in statuses:
-            if (row := claim(self._database, _jobs, _jobs.c.status == status)) is not None:
+            if (row := claim(self._database, _jobs, _jobs.c.status == status, *here)) is not None:
                 return Job(**row)
         return None
 

@@ -18,6 +18,7 @@ from hagane.store.files import Files
 from hagane.store.jobs import Jobs
 from hagane.store.keys import ApiKeys
 from hagane.store.migrations import MIGRATIONS
+from hagane.store.place import named_place
 from hagane.store.published import PublishedModels
 from hagane.store.responses import DEFAULT_RETENTION, Responses, Retention
 from hagane.store.sqlite import SqliteDatabase
@@ -101,11 +102,13 @@ class Store:
         try:
             for folder in ("files", "jobs"):
                 (address.directory / folder).mkdir(parents=True, exist_ok=True)
+            shared = address.database_url is not None
+            name = named_place(address.directory) if shared else None
         except OSError as error:
             raise ConfigurationError(
                 f"data_dir {address.directory} cannot be used: {error.strerror}"
             ) from None
-        store = cls._of(address, address.databases(), retention)
+        store = cls._of(address, address.databases(), retention, name)
         store.files.sweep()
         return store
 
@@ -121,6 +124,7 @@ class Store:
         address: StoreAddress | None,
         databases: tuple[Database, Database],
         retention: Retention,
+        place: str | None = None,
     ) -> Store:
         database, answers = databases
         directory = Path() if address is None else address.directory
@@ -135,7 +139,7 @@ class Store:
             address,
             database,
             Files(database, directory / "files", blobs),
-            Jobs(database),
+            Jobs(database, place),
             Aliases(database),
             Artifacts(database),
             PublishedModels(directory / MODELS_FOLDER),

@@ -53,7 +53,7 @@ class PretrainingBody(Body):
 def create_job(body: PretrainingBody, request: Request) -> dict[str, Any]:
     """Queue a job. Raises InvalidRequestError naming the key at fault."""
     serving = get_serving(request)
-    job_id = new_job_id()
+    job_id, place = new_job_id(), serving.store.jobs.place
     config = _config(serving, body.config, job_id)
     job = Job(
         id=job_id,
@@ -66,10 +66,11 @@ def create_job(body: PretrainingBody, request: Request) -> dict[str, Any]:
             "metadata": body.metadata,
             "promote": body.promote,
             "max_bits_per_byte": body.max_bits_per_byte,
+            # What it reads and writes is on this machine.
+            **({} if place is None else {"place": place}),
         },
         spec=config.model_dump(mode="json"),
         plan={"steps": config.steps},
-        # What it reads and writes is on this machine.
         server=serving.store.database.server,
     )
     serving.store.jobs.add(job, Event(f"Created pretraining job: {job.id}"))
