@@ -194,9 +194,9 @@ def test_without_the_database_a_server_says_so_and_recovers_by_itself(servers, p
     assert "Traceback" not in one.log.read_text()
 
 
-def test_a_database_that_cannot_be_reached_ends_the_start_with_one_line(tiny_model_dir, postgres):
+def test_a_database_that_cannot_be_reached_ends_the_start_with_one_line(tiny_model_dir, tmp_path):
     ended = hagane(
-        "serve", "--model", str(tiny_model_dir), "--port", "0",
+        "serve", "--model", str(tiny_model_dir), "--port", "0", "--data-dir", str(tmp_path),
         HAGANE_DATABASE_URL="postgresql://me:pa55word@127.0.0.1:1/hagane",
     )  # fmt: skip
     assert ended.returncode == 2
