@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 
 import pytest
+import torch
 from hagane.cli.quantize import run
 from hagane.engine.step.runner import ModelRunner
 from hagane.models.families import read_config_file
 from hagane.system.errors import ConfigurationError
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from tests.support.engine import config
 
@@ -37,13 +40,34 @@ def test_int4_that_nobody_measured_is_warned_of(tmp_path, caplog):
     assert "int4 was not measured on this model" in caplog.text
 
 
-def test_a_copy_rounded_by_a_text_serves_like_another(tmp_path, tiny_model_dir, capsys):
-    text = tmp_path / "text.jsonl"
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Code to round by."""
+    path = tmp_path_factory.mktemp("calibration") / "text.jsonl"
     lines = (
         json.dumps({"text": f"def add_{n}(a, b):\n    return a + b + {n}\n" * 40})
         for n in range(64)
     )
-    text.write_text("\n".join(lines))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_inputs_beyond_the_range_of_float16_round_its_models_too(tmp_path, tiny_model_dir, text):
+    model, target = tmp_path / "half", tmp_path / "small"
+    shutil.copytree(tiny_model_dir, model)
+    weights = {n: t.half() for n, t in load_file(model / "model.safetensors").items()}
+    for name, tensor in weights.items():
+        if "gate_proj" in name or "up_proj" in name:
+            tensor.mul_(1000)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    settings = json.loads((model / "config.json").read_text())
+    settings = {k: v for k, v in settings.items() if k != "torch_dtype"} | {"dtype": "float16"}
+    (model / "config.json").write_text(json.dumps(settings))
+    assert run([str(model), str(target), "--int4", "--no-measure", "--calibrate", str(text)]) == 0
+    assert load_file(target / "model.safetensors")["model.norm.weight"].dtype == torch.float16
+
+
+def test_a_copy_rounded_by_a_text_serves_like_another(tmp_path, tiny_model_dir, capsys, text):
     target = tmp_path / "small"
     command = [str(tiny_model_dir), str(target), "--int4", "--no-measure"]
     assert run([*command, "--calibrate", str(text)]) == 0

@@ -65,10 +65,15 @@ def calibrate(
     quantization = choose_eight_bits(config, source, quantization)
     with torch.device("meta"):
         model = Transformer(config, None, reference)
-    loader = ModelLoader(model, directory, source, getattr(torch, config.dtype))
+    # Inputs of some layers, and products of gradients, leave float16's range.
+    dtype = torch.float32 if config.dtype == "float16" else getattr(torch, config.dtype)
+    loader = ModelLoader(model, directory, source, dtype)
     losses = Sensitivity(model, loader, quantization, calibration.windows).measure()
     quantization = choose_by_loss(config, quantization, losses)
-    return _Run(model, loader, quantization, calibration).model_quantized(), quantization
+    quantized = _Run(model, loader, quantization, calibration).model_quantized()
+    for parameter in quantized.parameters():
+        parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    return quantized, quantization
 
 
 @dataclass(frozen=True, eq=False)
