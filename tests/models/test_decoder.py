@@ -147,7 +147,13 @@ def one_thread():
 @pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(request, tmp_path_factory):
     """transformers' model, and the directory of its random weights."""
-    kind, changes = FAMILIES[request.param]
+    directory = tmp_path_factory.mktemp(request.param)
+    return random_model(request.param, directory), directory
+
+
+def random_model(family: str, directory: Path):
+    """transformers' model with random weights, saved."""
+    kind, changes = FAMILIES[family]
     torch.manual_seed(0)
     shape = {key: value for key, value in (BASE | changes).items() if value is not None}
     config = AutoConfig.for_model(kind, **({"sliding_window": None} | shape))
@@ -161,9 +167,8 @@ def checkpoint(request, tmp_path_factory):
         for name, buffer in theirs.named_buffers():
             if name.endswith("correction_bias"):
                 buffer.add_(torch.randn_like(buffer) * 0.2)
-    directory = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(directory)
-    return theirs, directory
+    return theirs
 
 
 def load(directory: Path, operations, quantization=None, dtype=torch.float32) -> Transformer:

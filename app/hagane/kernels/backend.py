@@ -8,6 +8,7 @@ the number of rows of the flat ragged batch. What each operation does is said in
 | `reference` | on any device through torch's operators; differentiable |
 | `cpu` | on the CPU in float32 and bfloat16 through Hagane's own kernels; serving only |
 | `training` | as `cpu`, differentiable by its inputs alone: for adapters on frozen weights |
+| `served` | as `training`, with the bits of `cpu`: to learn from what was answered |
 | `Pretraining` | as `cpu`, differentiable by weights too, in float32 or over float32 weights |
 | `cuda` | on CUDA devices through Hagane's own Triton kernels; serving only |
 """
@@ -132,7 +133,7 @@ class Operations(Protocol):
 class Differentiable(Operations, Protocol):
     """A backend with gradients, and the operations that only training needs.
 
-    `reference`, `training` and `Pretraining` are such backends. Example:
+    `reference`, `training`, `served` and `Pretraining` are such backends. Example:
 
         out = reference.causal_attention(q, k, v, rows=2, window=None)
         out.sum().backward()

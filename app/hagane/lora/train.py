@@ -14,17 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hagane.kernels import cpu
+from hagane.kernels.cpu import served as served_operations
+from hagane.kernels.low_rank import Part
 from hagane.lora.config import AdapterConfig
-from hagane.models.decoder import Transformer
+from hagane.lora.served import ServedProduct
+from hagane.models.decoder import Attention, Transformer, use_operations
+from hagane.models.formats.dense import DenseEmbedding
+from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear
-from hagane.models.frozen import DequantizedLinear, Int8TrainingLinear
+from hagane.models.frozen import DequantizedLinear, Int8TrainingLinear, TrainingEmbedding
 from hagane.models.spec import linear_shapes, parts_at
 
 # Of the square of a row's length: a row of zeros has none.
@@ -45,7 +51,7 @@ class LoRALinear(nn.Module):
 
     `a` [rank, in], `b` [part's rows, rank] and DoRA's `magnitude` [part's rows] are float32, in the
     order of `parts`; without DoRA there is no magnitude. While `enabled` is false the layer is the
-    frozen one.
+    frozen one. With `served` values are those of serving, and gradients what they are without.
     """
 
     def __init__(self, base: Linear, parts: list[TrainedPart], rank: int, dora: bool) -> None:
@@ -53,6 +59,7 @@ class LoRALinear(nn.Module):
         self.base: DequantizedLinear | Int8TrainingLinear = DequantizedLinear(base)
         self.parts = parts
         self.enabled = True
+        self.served: ServedProduct | None = None
         device = next(iter(base.state_dict().values())).device
         self.a = nn.ParameterList(torch.empty(rank, base.in_features, device=device) for _ in parts)
         self.b = nn.ParameterList(
@@ -71,12 +78,24 @@ class LoRALinear(nn.Module):
             return list(zip(self.a, self.b, self.magnitude, strict=True))
         return list(zip(self.a, self.b, strict=True))
 
+    def serve(self, weight: cpu.PackedWeight) -> None:
+        """Give the values of serving with `weight`, by the factors as `place_factors` finds them.
+
+        DoRA's layers stay as they are: serving knows their gains only once they are stored.
+        """
+        if self.magnitude:
+            return
+        self.served = ServedProduct(weight)
+        if isinstance(self.base, Int8TrainingLinear):
+            # The same codes: one copy of them is enough.
+            self.base.frozen = replace(self.base.frozen, weight=weight)
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         parts: list[TrainedPart] = self.parts if self.enabled else []
         factors = (*self.a, *self.b) if parts else ()
         scaled = bool(parts and self.magnitude)
         added = None if scaled else residual
-        out: Tensor = _Adapted.apply(x, added, self.base, parts, *factors)  # type: ignore[no-untyped-call]
+        out: Tensor = _Adapted.apply(x, added, self.base, self.served, parts, *factors)  # type: ignore[no-untyped-call]
         if not scaled:
             return out
         own = out if self._bias is None else out - self._bias
@@ -121,17 +140,22 @@ class _Adapted(torch.autograd.Function):
         x: Tensor,
         residual: Tensor | None,
         base: DequantizedLinear | Int8TrainingLinear,
+        served: ServedProduct | None,
         parts: list[TrainedPart],
         *factors: Tensor,
     ) -> Tensor:
-        out: Tensor = base(x, residual)
+        out: Tensor = (
+            base(x, residual) if served is None else served(x, residual, changed=bool(parts))
+        )
         ctx.base, ctx.parts, ctx.added = base, parts, residual is not None
         if not parts:
             return out
         rank = len(factors[0])
         inner = torch.mm(x, torch.cat(factors[: len(parts)]).to(x.dtype).t())
         for part, h, b in zip(parts, inner.split(rank, 1), factors[len(parts) :], strict=True):
-            out[:, part.start : part.end].addmm_(h.mul_(part.scale), b.to(x.dtype).t())
+            h.mul_(part.scale)
+            if served is None:
+                out[:, part.start : part.end].addmm_(h, b.to(x.dtype).t())
         ctx.save_for_backward(x, inner, *factors)
         return out
 
@@ -142,7 +166,7 @@ class _Adapted(torch.autograd.Function):
         grad_x = ctx.base.gradient(grad) if ctx.needs_input_grad[0] else None
         residual = grad if ctx.added else None
         if not ctx.parts:
-            return grad_x, residual, None, None
+            return grad_x, residual, None, None, None
         x, inner, *factors = ctx.saved_tensors
         a, b = factors[: len(ctx.parts)], factors[len(ctx.parts) :]
         rank = len(a[0])
@@ -160,7 +184,7 @@ class _Adapted(torch.autograd.Function):
         grads_a = torch.mm(grad_inner.t(), x).float().split(rank)
         if grad_x is not None:
             grad_x.addmm_(grad_inner, torch.cat(a).to(grad.dtype))
-        return grad_x, residual, None, None, *grads_a, *grads_b
+        return grad_x, residual, None, None, None, *grads_a, *grads_b
 
 
 def attach(model: Transformer, config: AdapterConfig, generator: torch.Generator) -> None:
@@ -206,6 +230,40 @@ def set_factors(
             mine.copy_(other)
 
 
+def use_served_values(model: Transformer, served: Transformer) -> None:
+    """Let `model`, with its adapter attached, compute what `served` computes, bit for bit.
+
+    `served` is the same model, packed for serving with the native kernels; its matrices are used.
+    Experts of a mixture stay as they are. Call `place_factors` whenever the adapter has changed.
+    """
+    use_operations(model, served_operations)
+    for path, layer in model.model.named_modules():
+        if isinstance(layer, LoRALinear) and ".experts." not in path:
+            layer.serve(served.model.get_submodule(path).weight)  # type: ignore[arg-type]
+    for mine, theirs in zip(_attentions(model), _attentions(served), strict=True):
+        mine.key_center = theirs.key_center
+    head: nn.Module = model.head
+    if isinstance(head, DenseEmbedding | Int8Embedding):
+        head = TrainingEmbedding(served.head, head.matrix(model.model.norm.weight.dtype))
+    if model.config.tie_word_embeddings:
+        model.model.embed_tokens = head  # type: ignore[assignment]
+    else:
+        model.model.embed_tokens = served.model.embed_tokens
+        model.lm_head = head  # type: ignore[assignment]
+
+
+def place_factors(model: Transformer) -> None:
+    """Let layers with values of serving compute with the adapter as it is now."""
+    for layer in model.modules():
+        if isinstance(layer, LoRALinear) and layer.served is not None and layer.parts:
+            layer.served.place(
+                [
+                    Part(part.start, a.detach(), b.detach(), part.scale)
+                    for part, a, b in zip(layer.parts, layer.a, layer.b, strict=True)
+                ]
+            )
+
+
 @contextmanager
 def disabled(model: Transformer) -> Iterator[None]:
     """Switch the adapter off within the block."""
@@ -222,3 +280,7 @@ def disabled(model: Transformer) -> Iterator[None]:
 
 def _linears(model: Transformer) -> list[tuple[str, Linear]]:
     return [(n, m) for n, m in model.model.named_modules() if isinstance(m, Linear)]
+
+
+def _attentions(model: Transformer) -> list[Attention]:
+    return [module for module in model.modules() if isinstance(module, Attention)]

@@ -20,7 +20,7 @@ from hagane.models.attention import AttentionContext, RowSelection
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
-from hagane.models.frozen import Int8TrainingEmbedding
+from hagane.models.frozen import TrainingEmbedding
 from hagane.models.linear import make_embedding, make_projection
 from hagane.models.mlp import MLP
 from hagane.models.moe import MixtureOfExperts
@@ -285,7 +285,7 @@ class Transformer(nn.Module):
     @property
     def head(
         self,
-    ) -> DenseEmbedding | Int8Embedding | Int8TrainingEmbedding | PackedEmbedding | CudaEmbedding:
+    ) -> DenseEmbedding | Int8Embedding | TrainingEmbedding | PackedEmbedding | CudaEmbedding:
         """The embedding that scores the vocabulary."""
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 

@@ -74,28 +74,38 @@ class DequantizedHead:
         return torch.mm(gradients, self.weight)
 
 
-class Int8TrainingEmbedding(nn.Module):
+class TrainingEmbedding(nn.Module):
+    """An embedding that may be the head, packed as serving packs it.
+
+    `dequantized` [vocab, hidden] are its weights in the backward pass.
+    """
+
+    def __init__(self, packed: nn.Module, dequantized: Tensor) -> None:
+        super().__init__()
+        self.packed, self.dequantized = packed, dequantized
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.packed(ids)
+        return rows
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> float32 [n, vocab]."""
+        scores: Tensor = self.packed.logits(hidden.contiguous())  # type: ignore[operator]
+        return scores
+
+    def gradient(self, gradients: Tensor) -> Tensor:
+        """Float32 [n, vocab] -> [n, hidden] in the rows' dtype."""
+        return torch.mm(gradients.to(self.dequantized.dtype), self.dequantized)
+
+
+class Int8TrainingEmbedding(TrainingEmbedding):
     """An 8-bit embedding that is also the head, with the native kernels.
 
     `dtype` is that of the embedded rows and of the dequantized weights in the backward pass.
     """
 
     def __init__(self, layer: Int8Embedding, dtype: torch.dtype) -> None:
-        super().__init__()
-        stored = layer.weight_int8, layer.scale
-        self.weight = cpu.pack_int8(*stored, rotation=layer.rotation)
-        self.dequantized = layer.matrix(dtype)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return cpu.embed(ids, self.weight, self.dequantized.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] -> float32 [n, vocab]."""
-        return cpu.linear(hidden.contiguous(), self.weight, torch.float32)
-
-    def gradient(self, gradients: Tensor) -> Tensor:
-        """Float32 [n, vocab] -> [n, hidden] in the rows' dtype."""
-        return torch.mm(gradients.to(self.dequantized.dtype), self.dequantized)
+        super().__init__(layer.for_cpu(dtype), layer.matrix(dtype))
 
 
 def use_int8_training(model: Transformer, dtype: torch.dtype) -> None:

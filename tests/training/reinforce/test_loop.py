@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hagane.kernels import cpu
 from hagane.system.errors import TrainingError, TrainingInterrupted
 from hagane.training.reinforce.loop import reinforce
 from hagane.training.reinforce.spec import ReinforceSpec
@@ -60,19 +61,22 @@ def spec(tiny_model_dir: Path, tmp_path: Path) -> ReinforceSpec:
     )
 
 
-def test_a_run_rewards_and_its_probabilities_agree_with_those_served(spec, tmp_path):
+@pytest.mark.parametrize(
+    ("quantize", "dtype"),
+    [("int8", "bfloat16"), pytest.param("none", "float32", marks=pytest.mark.slow)],
+)
+def test_a_run_rewards_and_its_probabilities_are_those_served(spec, tmp_path, quantize, dtype):
     listener = Recorder()
-    result = reinforce(
-        spec.model_copy(update={"kl": 0.05, "n_epochs": 2}), tmp_path / "run", listener
-    )
+    changed = {"kl": 0.05, "n_epochs": 2, "quantize": quantize, "dtype": dtype}
+    result = reinforce(spec.model_copy(update=changed), tmp_path / "run", listener)
     assert [report.step for report in listener.steps] == [1, 2]
     assert [report.step for report in listener.checkpoints] == [2]
     for report in listener.steps:
         figures = report.reinforcement
         assert report.train_loss == -figures["train_reward_mean"] < 0
         assert figures["grader_error_share"] == figures["clipped_share"] == 0
-        # In float32 serving and training differ by the order of their sums alone.
-        assert figures["logprob_difference_max"] < 2e-4
+        # Bits of the very tokens that were sampled, with a changed adapter too.
+        assert figures["logprob_difference_max"] <= (0 if cpu.available() else 0.1)
     assert listener.steps[0].reinforcement["divergence_mean"] == 0
     assert listener.steps[1].reinforcement["divergence_mean"] > 0
     assert (result.step, result.directory) == (2, tmp_path / "run" / "adapter")

@@ -17,7 +17,7 @@ from hagane.kernels.cpu import training
 from hagane.kernels.devices import resolve_device
 from hagane.lora.config import AdapterConfig
 from hagane.lora.files import save_adapter
-from hagane.lora.train import attach, factors
+from hagane.lora.train import attach, factors, use_served_values
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer, use_operations
 from hagane.models.frozen import use_int8_training
@@ -69,12 +69,14 @@ def load_finetune_model(
     *,
     checkpointing: bool | None = None,
     native: bool = True,
+    served: bool = False,
     free_memory: Callable[[], int] = available_memory,
 ) -> FineTuneModel:
     """Load the model of `spec`, for examples of up to `longest` tokens.
 
     `checkpointing` recomputes layers in the backward pass; None: if memory is short. Hagane's
-    kernels train an adapter where they are available, unless `native` is False. `free_memory`
+    kernels train an adapter where they are available, unless `native` is False; `served` lets them
+    compute the very values of serving, after each `place_factors`. `free_memory`
     returns the bytes of main memory that the run may use.
     Raises ModelError for a model that cannot be read and TrainingError for too little memory.
     """
@@ -101,6 +103,15 @@ def load_finetune_model(
             cpu.start_beside_torch(spec.threads)
             use_operations(model, training)
             use_int8_training(model, dtype)
+            if served:
+                packed, _ = load_model(
+                    spec.model,
+                    device="cpu",
+                    dtype=dtype,
+                    quantization=coarse,
+                    operations=cpu,
+                )
+                use_served_values(model, packed)
     if short if checkpointing is None else checkpointing:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)

@@ -17,13 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from hagane.kernels import reference
 from hagane.kernels.backend import Differentiable
-from hagane.kernels.cpu import training
+from hagane.kernels.cpu import served, training
 from hagane.models.attention import PackedSequences
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
-from hagane.models.frozen import DequantizedHead, Int8TrainingEmbedding
+from hagane.models.frozen import DequantizedHead, TrainingEmbedding
 from hagane.training.finetune.examples import Example
 from hagane.training.finetune.masking import MaskedSequence
 
@@ -95,7 +95,10 @@ def _before_trained(model: Transformer, sequences: list[MaskedSequence]) -> tupl
 
 def _operations(model: Transformer) -> Differentiable:
     """The model's operations if they are differentiable, else the reference."""
-    return training if model.operations is training else reference
+    for operations in (training, served):
+        if model.operations is operations:
+            return operations
+    return reference
 
 
 def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,9 +116,9 @@ def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tens
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([first for _, first in parts])
 
 
-def _frozen_head(model: Transformer, hidden: Tensor) -> DequantizedHead | Int8TrainingEmbedding:
+def _frozen_head(model: Transformer, hidden: Tensor) -> DequantizedHead | TrainingEmbedding:
     head = model.head
-    if isinstance(head, Int8TrainingEmbedding):
+    if isinstance(head, TrainingEmbedding):
         return head
     if not isinstance(head, DenseEmbedding | Int8Embedding):
         raise TypeError("a model packed for serving cannot be trained")
@@ -128,12 +131,14 @@ def _chunk(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor,
     return chosen - logits.logsumexp(1), (chosen >= logits.amax(1)).detach()
 
 
-def _bounded(logits: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor | None]:
+def _bounded(
+    logits: Tensor, config: ModelConfig, operations: Differentiable
+) -> tuple[Tensor, Tensor | None]:
     """A head's products as logits, and the derivative of these by the former; None: it is 1."""
     scale, cap = config.logit_scale, config.logit_cap
     if scale == 1 and not cap:
         return logits, None
-    bounded = reference.softcap(logits.float(), scale, cap)
+    bounded = operations.softcap(logits.float(), scale, cap)
     derivative = scale * (1 - (bounded / cap).square()) if cap else torch.full_like(bounded, scale)
     return bounded.to(logits.dtype), derivative.to(logits.dtype)
 
@@ -145,7 +150,7 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: DequantizedHead | Int8TrainingEmbedding,
+        head: DequantizedHead | TrainingEmbedding,
         targets: Tensor,
         operations: Differentiable,
         config: ModelConfig,
@@ -154,7 +159,7 @@ class _FrozenHead(torch.autograd.Function):
         parts, gradients = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
-            logits, derivative = _bounded(head.logits(hidden[rows]), config)
+            logits, derivative = _bounded(head.logits(hidden[rows]), config, operations)
             parts.append(
                 operations.token_scores(logits, targets[rows], gradients=gradients is not None)
             )
@@ -185,15 +190,16 @@ class _SoftHead(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: DequantizedHead | Int8TrainingEmbedding,
+        head: DequantizedHead | TrainingEmbedding,
         ids: Tensor,
         shares: Tensor,
         model: Transformer,
     ) -> Tensor:
         parts, gradients = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        operations = _operations(model)
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
-            logits, slope = _bounded(head.logits(hidden[rows]), model.config)
+            logits, slope = _bounded(head.logits(hidden[rows]), model.config, operations)
             wide = logits.float().log_softmax(1)
             parts.append((wide.gather(1, ids[rows]) * shares[rows]).sum(1))
             if gradients is not None:

@@ -50,11 +50,15 @@ def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
 
     `longest` is in tokens, prompt and answer.
     """
+    token = 4 * config.layers * config.kv_heads * config.head_dim
+    return int(_served_weights(config, spec)) + max(ANSWERING_CACHE, token * longest)
+
+
+def _served_weights(config: ModelConfig, spec: FineTuneSpec) -> float:
+    """Bytes of the model as serving packs it."""
     coarse = WEIGHT_FORMATS.get(spec.quantize)
     width = 2.0 if coarse is None else coarse.bits / 8
-    weights = parameters(config) + config.vocab_size * config.hidden_size
-    token = 4 * config.layers * config.kv_heads * config.head_dim
-    return int(weights * width) + max(ANSWERING_CACHE, token * longest)
+    return width * (parameters(config) + config.vocab_size * config.hidden_size)
 
 
 def _inner_features(config: ModelConfig) -> int:
@@ -82,6 +86,8 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
     else:
         ratio = 2 * spec.rank / config.hidden_size
         weights = parameters(config) * (width + 16 * ratio) + ends
+        if spec.method == "reinforcement":
+            weights += _served_weights(config, spec)
     row = 6 * config.hidden_size + 4 * _inner_features(config)
     row += 3 * (config.heads + config.kv_heads) * config.head_dim
     if spec.dora:

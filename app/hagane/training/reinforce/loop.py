@@ -15,7 +15,7 @@ from statistics import mean
 import torch
 
 from hagane.lora.config import adapter_digest
-from hagane.lora.train import disabled
+from hagane.lora.train import disabled, place_factors
 from hagane.pool.messages import AdapterRef
 from hagane.system.machine import available_memory
 from hagane.training.finetune.drive import StepUpdate, apply, drive
@@ -51,7 +51,7 @@ def reinforce(
         torch.set_num_threads(spec.threads or torch.get_num_threads())
         tasks = load_tasks(spec)
         longest = tasks.longest + spec.max_completion_tokens
-        model = load_finetune_model(spec, longest, free_memory=free_memory)
+        model = load_finetune_model(spec, longest, served=True, free_memory=free_memory)
         plan = resolve_reinforcement(
             spec, len(tasks.training), model.transformer.config.hidden_size
         )
@@ -163,6 +163,7 @@ class _Run:
             for rollout, gain in zip(rollouts, gains, strict=True)
             if gain or self.plan.beta
         ]
+        place_factors(self.model.transformer)
         for part in micro_batches(lessons):
             self._backward(part, weight, figures)
         if lessons:
