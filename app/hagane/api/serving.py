@@ -18,6 +18,7 @@ from hagane.api.background import BackgroundRuns
 from hagane.api.canaries import CanaryWatch
 from hagane.api.keyring import KeyRing
 from hagane.api.limits import Account, Accounts
+from hagane.api.load_history import LoadHistory
 from hagane.api.metrics import Metrics
 from hagane.api.offload import Offload
 from hagane.api.shared_state import SharedState
@@ -42,6 +43,7 @@ from hagane.text.chat_template import ChatTemplate
 from hagane.text.embedding_style import EmbeddingStyle
 from hagane.text.generation_defaults import GenerationDefaults
 from hagane.text.tokenizer import Tokenizer
+from hagane.training.exports.queue import ExportQueue
 from hagane.weights.sources.config import load_config, model_name
 
 
@@ -181,6 +183,8 @@ class Serving:
     answers: AnswerLog
     canaries: CanaryWatch
     shared: SharedState
+    history: LoadHistory
+    exports: ExportQueue
     loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)

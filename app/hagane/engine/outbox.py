@@ -7,15 +7,19 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from hagane.pool.messages import (
     EngineStats,
     FailureCode,
     FromEngine,
     Heartbeat,
+    LogLines,
     RequestFailed,
     StepOutput,
     TokenDelta,
 )
+from hagane.system.logging import recent_lines
 
 logger = logging.getLogger("hagane.engine.loop")
 
@@ -54,6 +58,9 @@ class Outbox:
 
     def flush(self, deltas: Sequence[TokenDelta], stats: EngineStats) -> None:
         """Send what there is; only a heartbeat, when one is due, if nothing changed."""
+        if lines := recent_lines().take():
+            named = [msgspec.structs.replace(line, process="engine") for line in lines]
+            self.send(LogLines(tuple(named)))
         if deltas or self._failures or stats != self._reported:
             self.send(StepOutput(deltas=tuple(deltas), failures=tuple(self._failures), stats=stats))
             self._failures.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +29,18 @@ from hagane.weights.sources.gguf.writer import (
 from hagane.weights.sources.source import WeightSource
 
 
-def export_gguf(base: Path, adapter_directory: Path | None, target: Path, kind: FileType) -> int:
+def export_gguf(
+    base: Path,
+    adapter_directory: Path | None,
+    target: Path,
+    kind: FileType,
+    report: Callable[[float], None] = lambda share: None,
+) -> int:
     """Write base + adapter as the file `target`; returns how many matrices were changed.
 
-    One tensor is in memory at a time. Raises ConfigurationError if the model has no form in GGUF
-    or `target` exists, and ModelError if what is read is damaged or does not fit together.
+    One tensor is in memory at a time; `report` gets the share of them that is read. Raises
+    ConfigurationError if the model has no form in GGUF or `target` exists, and ModelError if what
+    is read is damaged or does not fit together.
     """
     config = load_config(base)
     if config.quantization is not None:
@@ -45,9 +53,16 @@ def export_gguf(base: Path, adapter_directory: Path | None, target: Path, kind: 
     config, source = open_weights(base)
     with torch.device("meta"):
         model = Transformer(config, None, reference)
+    shapes = [(name, meta.shape) for name, meta in checkpoint_tensors(model)]
+
+    def load(number: int) -> Tensor:
+        values = _load(source, adapter, *shapes[number])
+        report((number + 1) / len(shapes))
+        return values
+
     tensors = [
-        ExportedTensor(name, tuple(meta.shape), partial(_load, source, adapter, name, meta.shape))
-        for name, meta in checkpoint_tensors(model)
+        ExportedTensor(name, tuple(shape), partial(load, number))
+        for number, (name, shape) in enumerate(shapes)
     ]
     write_gguf(target, config, tensors, pairs, kind)
     return len(adapter.changes) if adapter else 0

@@ -33,6 +33,7 @@ from hagane.pool.messages import (
     FromEngine,
     GenerateRequest,
     Loading,
+    LogLines,
     RequestFailed,
     StepOutput,
     TokenDelta,
@@ -48,6 +49,7 @@ from hagane.system.errors import (
     ModelError,
     QueueFullError,
 )
+from hagane.system.logging import recent_lines
 from hagane.system.loops import BackgroundLoop, Backoff, Changes
 
 logger = logging.getLogger(__name__)
@@ -284,6 +286,8 @@ class EngineClient:
             case AdapterChecked():
                 if (answer := self._checks.pop(message.digest, None)) is not None:
                     answer.set_result(message.error)
+            case LogLines():
+                recent_lines().add(message.lines)
             case Loading():
                 logger.debug("the engine loads: %s", message.stage)
             case _:

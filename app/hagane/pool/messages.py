@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from hagane.system.errors import InvalidRequestError
+from hagane.system.recent_log import LogLine
 from hagane.system.weight_formats import FormatChoice
 from hagane.text.embedding_style import Pooling
 
@@ -264,6 +265,12 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """The engine goes on, though it has nothing to report."""
 
 
+class LogLines(msgspec.Struct, frozen=True, tag=True):
+    """What the engine logged since the last of these."""
+
+    lines: tuple[LogLine, ...]
+
+
 class Loading(msgspec.Struct, frozen=True, tag=True):
     """The engine's start has come as far as `stage`, such as "weights"."""
 
@@ -323,4 +330,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 ToEngine = EngineConfig | GenerateRequest | CancelRequest | CheckAdapter | UnloadAdapter | Shutdown
-FromEngine = EngineReady | EngineFailed | StepOutput | AdapterChecked | Heartbeat | Loading
+FromEngine = (
+    EngineReady | EngineFailed | StepOutput | AdapterChecked | Heartbeat | Loading | LogLines
+)

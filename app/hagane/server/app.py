@@ -28,9 +28,11 @@ from hagane.api.hagane import (
     admin_page,
     aliases,
     datasets,
+    exports,
     feedback,
     health,
     keys,
+    observation,
     openapi,
     pretraining,
     rerank,
@@ -40,6 +42,7 @@ from hagane.api.hagane import (
 from hagane.api.key_usage import KeyUsageLog
 from hagane.api.keyring import KeyRing
 from hagane.api.limits import ANONYMOUS, Accounts
+from hagane.api.load_history import LoadHistory
 from hagane.api.openai import (
     batches,
     chat,
@@ -81,6 +84,7 @@ from hagane.system.errors import ConfigurationError, ModelError
 from hagane.system.loops import BackgroundLoop
 from hagane.system.settings import Settings
 from hagane.text.hub import model_stores, resolve_model
+from hagane.training.exports.queue import ExportQueue
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.supervisor import Supervisor
 
@@ -89,10 +93,13 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
-    health, metrics, openapi, web, adapters, admin, admin_models, admin_page, keys, aliases, files,
-    batches, fine_tuning, pretraining, stored_completions, feedback, datasets, evals,
+    health, metrics, openapi, web, adapters, admin, admin_models, admin_page, exports, observation,
+    keys, aliases, files, batches, fine_tuning, pretraining, stored_completions, feedback, datasets,
+    evals,
 )  # fmt: skip
 
+# In the data directory.
+_EXPORTS_FOLDER = "exports"
 # Reports on files at a time, each a process of its own; more of them wait.
 _INSPECTIONS = 2
 
@@ -129,6 +136,7 @@ def create_app(
     )
     canaries = CanaryWatch(store.aliases, store.answers, recorded.registry)
     keyring = KeyRing(settings, store.keys, accounts)
+    place = None if store.address is None else store.address.directory
     serving = Serving(
         settings,
         model,
@@ -141,6 +149,8 @@ def create_app(
         answers,
         canaries,
         SharedState(store, catalogue, keyring),
+        LoadHistory(fleet.base, recorded, place),
+        ExportQueue(None if place is None else place / _EXPORTS_FOLDER),
         lambda: loops,
     )
 

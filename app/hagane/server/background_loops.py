@@ -33,6 +33,7 @@ class BackgroundLoops:
         yield self.batches.loop
         yield from self.serving.answers.loops
         yield self.serving.canaries.loop
+        yield self.serving.history.loop
         if self.serving.store.database.shared:
             yield self.serving.shared.loop
         yield self.evals.loop
@@ -46,6 +47,7 @@ class BackgroundLoops:
         serving.shared.start()
         if durable:
             self.supervisor.start()
+            await asyncio.to_thread(serving.exports.sweep)
         if durable and serving.settings.admin_key.get_secret_value():
             self.batches.loop.start()
         if not serving.store.database.shared:
@@ -53,6 +55,7 @@ class BackgroundLoops:
         self.announcing.start()
         serving.answers.start()
         serving.canaries.loop.start()
+        serving.history.loop.start()
         if durable:
             self.evals.loop.start()
             self.key_usage.loop.start()
@@ -65,6 +68,8 @@ class BackgroundLoops:
         await asyncio.gather(
             self.announcing.stop(),
             self.evals.stop(),
+            serving.exports.stop(),
+            serving.history.loop.stop(),
             self.supervisor.stop(grace=grace),
             serving.fleet.stop(grace=grace),
         )

@@ -18,11 +18,13 @@ from opentelemetry import trace
 
 from hagane import __version__
 from hagane.system.errors import ConfigurationError
+from hagane.system.recent_log import RecentLines
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 tracer = trace.get_tracer("hagane", __version__)
 
 _MOST_LINES_WAITING = 10_000
+_MOST_LINES_KEPT = 2_000
 _FLUSH_SECONDS = 1.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -109,6 +111,14 @@ def dropped_lines() -> int:
     return sum(handler.dropped for handler in handlers if isinstance(handler, _NeverWaiting))
 
 
+_recent = RecentLines(_MOST_LINES_KEPT)
+
+
+def recent_lines() -> RecentLines:
+    """The last lines of this process, since it began to log."""
+    return _recent
+
+
 def configure_logging(level: str = "INFO", style: str = "auto") -> None:
     """Log to standard error; `style` auto is pretty on a terminal and JSON elsewhere."""
     try:
@@ -123,7 +133,8 @@ def configure_logging(level: str = "INFO", style: str = "auto") -> None:
     else:
         pretty = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
         handler.setFormatter(logging.Formatter(pretty, "%H:%M:%S"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Of the one that was filtered first, both have the request's id.
+    logging.basicConfig(level=level.upper(), handlers=[handler, _recent], force=True)
     for chatty in ("httpx", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
