@@ -108,6 +108,8 @@ TABLE = MappingProxyType(
         f"GET {_RUN}/output_items/{{output_item_id}}": _MANAGES,
         "GET /v1/models": _CHAT,
         "GET /v1/models/{model_id:path}": _FINDS,
+        "GET /v1/tools": _CHAT,
+        "POST /v1/tools/call": replace(_FINDS, refusals=(404, 429)),
         "POST /tokenize": _FINDS,
         "POST /detokenize": _FINDS,
         "GET /health": _OPEN,

@@ -43,6 +43,7 @@ from hagane.text.chat_template import ChatTemplate
 from hagane.text.embedding_style import EmbeddingStyle
 from hagane.text.generation_defaults import GenerationDefaults
 from hagane.text.tokenizer import Tokenizer
+from hagane.toolbox.toolbox import Toolbox
 from hagane.training.exports.queue import ExportQueue
 from hagane.weights.sources.config import load_config, model_name
 
@@ -185,6 +186,7 @@ class Serving:
     shared: SharedState
     history: LoadHistory
     exports: ExportQueue
+    toolbox: Toolbox
     loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)

@@ -37,6 +37,7 @@ from hagane.api.hagane import (
     pretraining,
     rerank,
     tokenize,
+    tools,
     web,
 )
 from hagane.api.key_usage import KeyUsageLog
@@ -84,6 +85,7 @@ from hagane.system.errors import ConfigurationError, ModelError
 from hagane.system.loops import BackgroundLoop
 from hagane.system.settings import Settings
 from hagane.text.hub import model_stores, resolve_model
+from hagane.toolbox.toolbox import Toolbox
 from hagane.training.exports.queue import ExportQueue
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.supervisor import Supervisor
@@ -93,8 +95,8 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
-    health, metrics, openapi, web, adapters, admin, admin_models, admin_page, exports, observation,
-    keys, aliases, files, batches, fine_tuning, pretraining, stored_completions, feedback, datasets,
+    tools, health, metrics, openapi, web, adapters, admin, admin_models, admin_page, exports,
+    observation, keys, aliases, files, batches, fine_tuning, pretraining, stored_completions, feedback, datasets,
     evals,
 )  # fmt: skip
 
@@ -151,6 +153,7 @@ def create_app(
         SharedState(store, catalogue, keyring),
         LoadHistory(fleet.base, recorded, place),
         ExportQueue(None if place is None else place / _EXPORTS_FOLDER),
+        Toolbox(settings.fetched_hosts, settings.mcp_servers),
         lambda: loops,
     )
 

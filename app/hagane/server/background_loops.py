@@ -75,4 +75,4 @@ class BackgroundLoops:
         )
         # Last: streams that ended meanwhile have brought answers to store.
         await asyncio.gather(serving.answers.stop(), serving.canaries.stop(), self.key_usage.stop())
-        await serving.shared.stop()
+        await asyncio.gather(serving.shared.stop(), serving.toolbox.close())

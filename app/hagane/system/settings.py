@@ -48,6 +48,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                                "training_threads", "job_gpu_memory_fraction", "job_checkpoints",
                                "stored_completions_bytes", "stored_completions_days",
                                "stored_responses", "stored_response_seconds"),
+        "Chat page": ("fetch_hosts", "mcp_servers"),
         "Logs": ("log_level", "log_format"),
     }
 )  # fmt: skip
@@ -194,6 +195,17 @@ class Settings(BaseSettings):
     stored_response_seconds: float = Field(
         30 * 86400.0, gt=0, description="until a stored response or conversation is forgotten"
     )
+    fetch_hosts: str = Field(
+        "",
+        description="comma-separated hosts that the tool `fetch` may read (*.example.com for all "
+        "below one, HOST:PORT for other ports than 80 and 443); a private address only where it, "
+        "or a network such as 10.1.0.0/16, is among them; empty: there is no such tool",
+    )
+    mcp_servers: list[str] = Field(
+        [],
+        description="NAME=URL of an MCP server (Streamable HTTP) whose tools the chat page offers, "
+        "or NAME=COMMAND ARGUMENT ... of a program that is started; may be repeated",
+    )
     max_file_bytes: ByteSize = Field(ByteSize(512 << 20), description="largest uploaded file")
     training_threads: int | None = Field(
         None, ge=1, description="CPU threads of a fine-tuning job; default: half of the cores"
@@ -284,6 +296,11 @@ class Settings(BaseSettings):
     def hosts(self) -> tuple[str, ...]:
         """The host names that requests may be sent to, one by one, in lower case."""
         return _split(self.allowed_hosts.lower())
+
+    @property
+    def fetched_hosts(self) -> tuple[str, ...]:
+        """The hosts and networks that the tool `fetch` may read, one by one."""
+        return _split(self.fetch_hosts)
 
     @property
     def adapters(self) -> dict[str, Path]:

@@ -1,0 +1,91 @@
+"""A real MCP server, as a program and over HTTP."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hagane.system.errors import ConfigurationError
+from hagane.toolbox.mcp_servers import McpAddress, McpServer
+from hagane.toolbox.tool import ToolError
+
+from tests.support.server import free_port
+
+PROGRAM = Path(__file__).with_name("mcp_server.py")
+# A program gets a short environment; what else it needs stands in the command.
+COMMAND = shlex.join(
+    ["env", f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}", sys.executable, str(PROGRAM)]
+)
+
+
+@pytest.mark.parametrize("entry", ["", "name", "=x", "a b=x", "name= "])
+def test_entries_that_cannot_be_read(entry):
+    with pytest.raises(ConfigurationError, match="mcp_servers has"):
+        McpAddress.read(entry)
+
+
+def test_addresses_and_commands():
+    assert not McpAddress.read("files=https://mcp.example/mcp?a=b").is_command
+    assert McpAddress.read("files=python -m server --flag=x").target == "python -m server --flag=x"
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A server on HTTP."""
+    pytest.importorskip("mcp")
+    port = free_port()
+    process = subprocess.Popen([*shlex.split(COMMAND), str(port)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/mcp"
+    process.kill()
+    process.wait()
+
+
+async def use(server: McpServer) -> None:
+    tools = {tool.name: tool for tool in await server.tools()}
+    add = tools["small__add"]
+    assert (add.source, add.description) == ("small", "Adds two integers.")
+    assert set(add.parameters["properties"]) == {"a", "b"}
+    assert await add.run({"a": 2, "b": 40}) == "42"
+    with pytest.raises(ToolError):
+        await add.run({"a": "two"})
+    with pytest.raises(ToolError, match="as it was meant to"):
+        await tools["small__fail"].run({})
+    assert await add.run({"a": 1, "b": 1}) == "2"
+
+
+async def test_over_http(address):
+    server = McpServer(McpAddress("small", address))
+    await use(server)
+    await server.close()
+
+
+async def test_a_program_is_started_again_after_it_died():
+    pytest.importorskip("mcp")
+    server = McpServer(McpAddress("small", COMMAND))
+    await use(server)
+    tools = {tool.name: tool for tool in await server.tools()}
+    with pytest.raises(ToolError, match="small"):
+        await tools["small__leave"].run({})
+    assert await tools["small__add"].run({"a": 3, "b": 4}) == "7"
+    await server.close()
+
+
+async def test_nobody_there():
+    pytest.importorskip("mcp")
+    for target in ("http://127.0.0.1:1/mcp", "/no/such/program"):
+        server = McpServer(McpAddress("gone", target))
+        with pytest.raises(ToolError, match="gone"):
+            await server.tools()
+        await server.close()
