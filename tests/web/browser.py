@@ -83,7 +83,7 @@ def send(page: Page, text: str) -> None:
 def wait_answer(page: Page) -> str:
     """The last answer's text, once it is complete."""
     page.wait_for_selector("#log[aria-busy=false] .message.assistant:last-child")
-    return page.inner_text(".message.assistant:last-child .text")
+    return page.inner_text(".message.assistant:last-child > .text")
 
 
 def choose(page: Page, **values: object) -> None:

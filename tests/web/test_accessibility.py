@@ -47,7 +47,9 @@ def fill_with_everything(page):
             localStorage[key.replace(first.id, message.id)] = JSON.stringify(message);
           };
           const error = { message: "No.", code: "queue_full", status: 429, retryAfter: 2 };
-          put({ content: text, reasoning: text });
+          const call = { id: "c", name: "clock", arguments: "{}", result: text };
+          const calls = [call, { ...call, failed: true }, { ...call, result: undefined }];
+          put({ content: text, reasoning: text, steps: [{ content: text, reasoning: text, calls }] });
           put({ id: "u2", role: "user", parent: first.id, at: first.at + 1, content: text,
             files: [{ name: "a.txt", text: "a" }] });
           put({ id: "a2", parent: "u2", at: first.at + 2, content: "", error });
@@ -60,6 +62,7 @@ def fill_with_everything(page):
     )
     page.reload()
     page.wait_for_selector(".error")
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])

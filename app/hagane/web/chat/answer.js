@@ -1,9 +1,12 @@
-/** One answer: asking for it, waiting while the server is busy, collecting, measuring. No page. */
+/**
+ * One answer: asking for it, waiting while the server is busy, collecting, running the tools that it
+ * calls, measuring. No page.
+ */
 
 import { ApiError, streamChat } from "../shared/api.js";
-import { preferences } from "../shared/storage.js";
+import { stepSent } from "./request.js";
+import { runTool } from "./tools.js";
 
-/** @typedef {import("./store.js").Conversation} Conversation */
 /** @typedef {import("./store.js").Message} Message */
 /** @typedef {{tokens: number, exact: boolean, promptTokens: ?number, first: ?number,
  *   rate: ?number, thought: ?number}} Stats counts in tokens, `first` and `thought` in seconds,
@@ -14,62 +17,12 @@ import { preferences } from "../shared/storage.js";
 /** A server that is busy is asked again so often, and never waited for longer than this. */
 const MOST_TRIES = 20;
 const LONGEST_WAIT = 300;
-
-/**
- * The body of a chat completion for what was said so far. A preference left empty is left out, so
- * that the model's own default holds.
- * @param {string} system system prompt, or ""
- * @param {Message[]} messages
- * @returns {object}
- */
-export function requestBody(system, messages) {
-  const said = messages.map(asSent).filter(({ content }) => content);
-  const body = {
-    model: preferences.model,
-    messages: [...(system ? [{ role: "system", content: system }] : []), ...said],
-    temperature: preferences.temperature,
-    top_p: preferences.topP,
-    top_k: preferences.topK,
-    min_p: preferences.minP,
-    repetition_penalty: preferences.repetitionPenalty,
-    max_completion_tokens: preferences.maxTokens,
-    seed: preferences.seed,
-  };
-  return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null));
-}
-
-/**
- * A message in the API's shape, its files before its text.
- * @param {Message} message
- * @returns {{role: string, content: string}}
- */
-export function asSent({ role, content, files = [] }) {
-  const parts = files.map(({ name, text }) => `${name}:\n${fenced(text)}`);
-  const said = role === "assistant" ? splitThoughts({ content }).answer : content;
-  return { role, content: [...parts, said].filter(Boolean).join("\n\n") };
-}
-
-/**
- * What a model thought, and what it answered. Some write their thoughts into the answer.
- * @param {{content: string, reasoning?: string}} message
- * @returns {{reasoning: string, answer: string}}
- */
-export function splitThoughts({ content, reasoning = "" }) {
-  const found = /^\s*<think>([^]*?)(?:<\/think>\s*([^]*)|$)/.exec(content);
-  if (!found) return { reasoning, answer: content };
-  return { reasoning: reasoning + found[1].trim(), answer: found[2] ?? "" };
-}
-
-/** With a fence longer than any within. */
-function fenced(text) {
-  const longest = Math.max(2, ...(text.match(/`{3,}/g) ?? []).map(({ length }) => length));
-  const fence = "`".repeat(longest + 1);
-  return `${fence}\n${text.replace(/\n$/, "")}\n${fence}`;
-}
+/** Turns of one answer in which tools may be called. */
+const MOST_TURNS = 8;
 
 /**
  * Ask for an answer; it grows in `message`, after what is there already.
- * @param {object} body see {@link requestBody}
+ * @param {object} body see `requestBody`
  * @param {Message} message
  * @param {string} key API key, or ""
  * @param {(message: Message) => void} changed called after every change of the message
@@ -78,8 +31,45 @@ function fenced(text) {
 export function startAnswer(body, message, key, changed) {
   const abort = new AbortController();
   const run = { message, stop: () => abort.abort(), now: () => {} };
-  run.finished = insist(run, () => streamChat(body, key, abort.signal), abort.signal, changed);
+  run.finished = converse(run, body, key, abort.signal, changed);
   return run;
+}
+
+/** Ask, run the tools that were called, and ask again with what they returned. */
+async function converse(run, body, key, signal, changed) {
+  const { message } = run;
+  delete message.calls;
+  for (let turn = 1; ; turn += 1) {
+    const asked = turn > MOST_TURNS && body.tools ? { ...body, tool_choice: "none" } : body;
+    await insist(run, () => streamChat(asked, key, signal), signal, changed);
+    if (!message.calls || message.error || message.note) return;
+    if (asked !== body) {
+      delete message.calls;
+      message.note = "tooManyCalls";
+      return;
+    }
+    for (const call of message.calls) {
+      Object.assign(call, await runTool(call, key, signal));
+      changed(message);
+    }
+    if (signal.aborted) {
+      message.note = "stopped";
+      return;
+    }
+    const { continue_final_message: _, ...rest } = body;
+    body = { ...rest, messages: [...body.messages, ...stepSent(takeStep(message))] };
+  }
+}
+
+/** What was said and called so far becomes a step; the message goes on behind it. */
+function takeStep(message) {
+  const { content, reasoning, calls } = message;
+  const step = { content, ...(reasoning && { reasoning }), calls };
+  message.steps = [...(message.steps ?? []), step];
+  message.content = "";
+  delete message.reasoning;
+  delete message.calls;
+  return step;
 }
 
 async function insist(run, ask, signal, changed) {
@@ -147,8 +137,8 @@ async function collect(chunks, message, clock, changed) {
 }
 
 function take(choice, message, clock) {
-  const { content, reasoning_content: reasoning } = choice.delta;
-  if (content || reasoning) {
+  const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta;
+  if (content || reasoning || calls) {
     clock.last = performance.now();
     clock.first ??= clock.last;
     clock.pieces += 1;
@@ -161,7 +151,15 @@ function take(choice, message, clock) {
     clock.answering ??= clock.last;
     message.content += content;
   }
+  for (const piece of calls ?? []) takeCall(piece, message);
   if (choice.finish_reason === "length") message.note = "cutShort";
+}
+
+/** A call comes with its name first, then with its arguments in pieces. */
+function takeCall({ index, id, function: { name, arguments: piece } }, message) {
+  message.calls ??= [];
+  message.calls[index] ??= { id, name, arguments: "" };
+  message.calls[index].arguments += piece ?? "";
 }
 
 /** @returns {Stats} counted by pieces until the server's own count arrives at the end */

@@ -5,20 +5,22 @@ import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
 import { loadKey } from "../shared/keys.js";
 import { prefer, preferences } from "../shared/storage.js";
-import { requestBody } from "./answer.js";
 import { fit, onEnter, touches } from "./composer.js";
 import { explain } from "./errors.js";
 import { Attachments, acceptFiles } from "./files.js";
 import { Access } from "./models.js";
+import { requestBody } from "./request.js";
 import { begin, isOwn, isWritten, keepOnLeaving, runsOf } from "./runs.js";
 import { openSettings } from "./settings.js";
 import { prepareShortcuts } from "./shortcuts.js";
 import { prepareDrawer, prepareList, setDrawer, showConversations } from "./sidebar.js";
 import * as store from "./store.js";
 import { followOtherTabs } from "./tabs.js";
+import { chosenTools } from "./tools.js";
 import { branch, endBelow, siblings } from "./tree.js";
 import { MessageLog } from "./view.js";
 import { WORDS } from "./words.js";
+import { WORK } from "./words-work.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -163,13 +165,14 @@ function edit(message, content) {
 /** Have the message `parent` answered; the conversation may leave the screen meanwhile. */
 function answer(parent = current.leaf) {
   const message = say({ role: "assistant", content: "", model: preferences.model }, parent);
-  run(message, requestBody(current.system, branch(current).slice(0, -1)));
+  run(message, requestBody(current.system, branch(current).slice(0, -1), { tools: chosenTools() }));
 }
 
 /** Have an answer that broke off go on where it ended. */
 function resume(message) {
-  const body = requestBody(current.system, branch(current));
-  run(message, { ...body, model: message.model ?? body.model, continue_final_message: true });
+  const model = message.model ?? preferences.model;
+  const changes = { model, continue_final_message: true, tools: chosenTools() };
+  run(message, requestBody(current.system, branch(current), changes));
 }
 
 async function run(message, body) {
@@ -276,7 +279,8 @@ function followLink() {
 followLink();
 prepareDrawer();
 listen();
-prepareAppearance(WORDS, () => {
+const vocabulary = { en: { ...WORDS.en, ...WORK.en }, ja: { ...WORDS.ja, ...WORK.ja } };
+prepareAppearance(vocabulary, () => {
   $("hint").textContent = t(touches() ? "hintTouch" : "hint");
   log.clear();
   show();

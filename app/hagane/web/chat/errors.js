@@ -24,11 +24,11 @@ const STATUSES = {
 
 /**
  * One sentence about an error.
- * @param {{code: ?string, status: number}} error
+ * @param {{code: ?string, status: number, param?: ?string}} error
  * @returns {string}
  */
-export function explain({ code, status }) {
-  const word = CODES[code] ?? STATUSES[status];
+export function explain({ code, status, param }) {
+  const word = param === "tools" ? "errorTools" : CODES[code] ?? STATUSES[status];
   return t(word ?? (status >= 400 && status < 500 ? "errorRequest" : "errorServer"));
 }
 

@@ -1,7 +1,7 @@
 /** Conversations as files: written, and read again. */
 
 import { t } from "../shared/i18n.js";
-import { asSent, splitThoughts } from "./answer.js";
+import { asSent, fenced, spoken, splitThoughts } from "./request.js";
 import * as store from "./store.js";
 import { branch } from "./tree.js";
 
@@ -15,7 +15,7 @@ import { branch } from "./tree.js";
 export function exported(conversation) {
   const system = conversation.system ? [{ role: "system", content: conversation.system }] : [];
   const updated = new Date(conversation.updated).toISOString();
-  const messages = [...system, ...branch(conversation).map(asSent)];
+  const messages = [...system, ...branch(conversation).flatMap(asSent)];
   return JSON.stringify({ title: store.nameOf(conversation), updated, messages }, null, 2);
 }
 
@@ -27,10 +27,16 @@ export function exported(conversation) {
 export function asMarkdown(conversation) {
   const parts = branch(conversation).map((message) => {
     const name = message.role === "user" ? t("you") : message.model ?? t("assistant");
-    const { content } = asSent({ ...message, content: splitThoughts(message).answer });
-    return `## ${name}\n\n${content}`;
+    const said = spoken({ ...message, content: splitThoughts(message).answer });
+    return [`## ${name}`, ...(message.steps ?? []).flatMap(stepParts), said].filter(Boolean).join("\n\n");
   });
   return [`# ${store.nameOf(conversation) || t("untitled")}`, ...parts].join("\n\n") + "\n";
+}
+
+function stepParts({ content, calls }) {
+  const made = calls.map(({ name, arguments: given, result }) => (
+    `> ${name} ${given.replace(/\s+/g, " ")}\n\n${fenced(result ?? "")}`));
+  return [splitThoughts({ content }).answer, ...made];
 }
 
 /** @returns {string} JSON of every conversation with all of its branches */
@@ -82,17 +88,32 @@ function told({ title, messages }) {
   const system = messages.find(({ role }) => ["system", "developer"].includes(role));
   const conversation = store.newConversation(text(system?.content));
   conversation.title = text(title);
-  for (const { role, content } of messages) {
-    if (["user", "assistant"].includes(role)) {
-      store.addMessage(conversation, { role, content: text(content) });
+  let steps = [];
+  for (const { role, content, tool_calls: calls, tool_call_id: id } of messages) {
+    if (calls?.length) steps.push({ content: text(content), calls: calls.map(toldCall) });
+    else if (role === "tool") (steps.at(-1)?.calls.find((call) => call.id === id) ?? {}).result = text(content);
+    else if (["user", "assistant"].includes(role)) {
+      const before = role === "assistant" && steps.length && { steps };
+      store.addMessage(conversation, { role, content: text(content), ...before });
+      steps = [];
     }
   }
   if (!conversation.messages.size) throw new SyntaxError("nothing said");
   return conversation;
 }
 
+function toldCall({ id, function: called }) {
+  return { id: text(id), name: text(called?.name), arguments: text(called?.arguments) };
+}
+
+function cleanedStep({ content, reasoning, calls }) {
+  const kept = ({ id, name, arguments: given, result, failed }) => (
+    { id: text(id), name: text(name), arguments: text(given), result: text(result), failed: failed === true });
+  return { content: text(content), ...(reasoning && { reasoning: text(reasoning) }), calls: calls.map(kept) };
+}
+
 /** What a file says is shown, so it must be of the kinds that are. */
-function cleaned({ id, parent, role, at, content, reasoning, model, files }) {
+function cleaned({ id, parent, role, at, content, reasoning, model, files, steps }) {
   return {
     id,
     parent: text(parent) || null,
@@ -101,6 +122,7 @@ function cleaned({ id, parent, role, at, content, reasoning, model, files }) {
     content: text(content),
     ...(reasoning && { reasoning: text(reasoning) }),
     ...(model && { model: text(model) }),
+    ...(steps && { steps: steps.map(cleanedStep) }),
     ...(files && { files: files.map((file) => ({ name: text(file.name), text: text(file.text) })) }),
   };
 }

@@ -3,10 +3,11 @@
 import { copyText } from "../shared/clipboard.js";
 import { button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
-import { splitThoughts } from "./answer.js";
 import { fit, onEnter } from "./composer.js";
 import { details, explain } from "./errors.js";
 import { renderMarkdown } from "./markdown.js";
+import { splitThoughts } from "./request.js";
+import { showSteps } from "./steps.js";
 
 /** @typedef {import("./store.js").Message} Message */
 /**
@@ -21,7 +22,7 @@ import { renderMarkdown } from "./markdown.js";
  *   choose: (message: Message) => void}} Actions
  */
 
-const PARTS = ["files", "reasoning", "text", "trouble", "actions"];
+const PARTS = ["files", "steps", "reasoning", "text", "trouble", "actions"];
 
 /**
  * The article of a message, still empty.
@@ -64,6 +65,7 @@ export function growArticle(article, message) {
   const text = part(article, "text");
   if (message.role === "user") text.textContent = message.content;
   else renderMarkdown(text, splitThoughts(message).answer);
+  showSteps(part(article, "steps"), message);
   showReasoning(part(article, "reasoning"), message);
   const waiting = article.querySelector(".waiting p");
   if (waiting && message.waiting) waiting.textContent = t("busy", { seconds: message.waiting });

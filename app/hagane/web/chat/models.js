@@ -6,6 +6,7 @@ import { borrowKey, loadKey } from "../shared/keys.js";
 import { prefer, preferences } from "../shared/storage.js";
 import { explain } from "./errors.js";
 import { askForKey } from "./key.js";
+import { loadTools } from "./tools.js";
 
 /** What the server can be asked with: its models, and a key where it wants one. */
 export class Access {
@@ -24,6 +25,7 @@ export class Access {
       const models = await listModels(loadKey("key"));
       prefer({ model: offerModels(this.select, models, preferences.model) });
       this.notice("");
+      await loadTools(loadKey("key"));
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       const tried = loadKey("key") !== "";

@@ -1,7 +1,10 @@
 /** The dialog of settings. */
 
 import { prepareDialog } from "../shared/dialogs.js";
+import { classed, element } from "../shared/dom.js";
+import { t } from "../shared/i18n.js";
 import { preferences } from "../shared/storage.js";
+import { toolChoices } from "./tools.js";
 
 const NUMBERS = ["temperature", "topP", "topK", "minP", "repetitionPenalty", "maxTokens", "seed"];
 /** Where a slider stands while the model's own value holds. */
@@ -20,8 +23,11 @@ export function openSettings(system, changed) {
       const { value } = form.elements[name];
       changes[name] = value === "" ? null : Number(value);
     }
+    const switches = [...form.querySelectorAll("#tool-list input")];
+    if (switches.length) changes.tools = switches.filter((one) => one.checked).map(({ value }) => value);
     changed(changes);
   });
+  showTools();
   form.elements.system.value = system;
   for (const name of NUMBERS) form.elements[name].value = preferences[name] ?? "";
   for (const slider of form.querySelectorAll("[data-slides]")) follow(slider, form);
@@ -30,6 +36,22 @@ export function openSettings(system, changed) {
   }
   dialog.showModal();
   form.elements.system.focus();
+}
+
+/** A switch for each tool that the server has. */
+function showTools() {
+  const choices = toolChoices();
+  document.getElementById("tools").hidden = !choices.length;
+  const rows = choices.map(({ name, source, description, on }) => {
+    const box = element("input");
+    box.type = "checkbox";
+    box.value = name;
+    box.checked = on;
+    const label = element("span", source ? t("toolOf", { name, source }) : name, " ");
+    label.append(classed("span", "quiet", description));
+    return classed("label", "check", box, label);
+  });
+  document.getElementById("tool-list").replaceChildren(...rows);
 }
 
 /** A slider and its field show the same; an empty field is the model's own value. */

@@ -7,8 +7,12 @@
  * @typedef {{id: string, parent: ?string, role: "user" | "assistant", content: string, at: number,
  *   reasoning?: string, model?: string, files?: {name: string, text: string}[], stats?: object,
  *   note?: string, error?: object, completion?: string, thumbs?: "up" | "down", writing?: number,
- *   calls?: object[]}} Message
- *   `at` and `writing` in milliseconds since 1970; `writing`: when a tab last said that it writes it
+ *   steps?: Step[], calls?: Call[]}} Message
+ *   `at` and `writing` in milliseconds since 1970; `writing`: when a tab last said that it writes it;
+ *   `steps`: turns in which tools were called before `content`; `calls`: those being made now
+ * @typedef {{id: string, name: string, arguments: string, result?: string, failed?: boolean}} Call
+ *   `arguments` is JSON as the model wrote it
+ * @typedef {{content: string, reasoning?: string, calls: Call[]}} Step
  * @typedef {{id: string, title: string, begins: string, updated: number, system: string,
  *   leaf: ?string}} Entry what the list shows; `leaf` is the last message of the chosen branch
  * @typedef {Entry & {messages: Map<string, Message>}} Conversation

@@ -3,7 +3,8 @@
  *
  * @typedef {{model: string, system: string, temperature: ?number, topP: ?number, topK: ?number,
  *   minP: ?number, repetitionPenalty: ?number, maxTokens: ?number, seed: ?number,
- *   theme: ?string, language: ?string, current: ?string}} Preferences
+ *   theme: ?string, language: ?string, current: ?string, tools: string[]}} Preferences
+ *   `tools`: names of those that models may use
  */
 
 const PREFERENCES = "hagane.preferences";
@@ -22,6 +23,7 @@ export const preferences = {
   theme: null,
   language: null,
   current: null,
+  tools: [],
   ...read(PREFERENCES),
 };
 

@@ -1,0 +1,36 @@
+/** The chat page's words of what is done beside writing: tools, diagrams, files, comparing, keeping. */
+
+export const WORK = {
+  en: {
+    tools: "Tools",
+    toolsHint: "The model may use those that are switched on. The server runs them.",
+    toolCalculator: "computes exactly",
+    toolClock: "says the date and the time",
+    toolFetch: "reads pages of the hosts that the server allows",
+    toolArguments: "The arguments are no JSON.",
+    toolOf: "{name} ({source})",
+    calling: "{name} is running…",
+    called: "{name} was used",
+    callFailed: "{name} failed",
+    callArguments: "Arguments",
+    callResult: "Result",
+    tooManyCalls: "Ended: the model went on calling tools.",
+    errorTools: "This model cannot use tools. Switch them off in the settings, or choose another model.",
+  },
+  ja: {
+    tools: "ツール",
+    toolsHint: "オンにしたものをモデルが使えます。実行するのはサーバーです。",
+    toolCalculator: "正確に計算します",
+    toolClock: "日付と時刻を答えます",
+    toolFetch: "サーバーが許可したホストのページを読みます",
+    toolArguments: "引数が JSON ではありません。",
+    toolOf: "{name}（{source}）",
+    calling: "{name} を実行しています…",
+    called: "{name} を使いました",
+    callFailed: "{name} は失敗しました",
+    callArguments: "引数",
+    callResult: "結果",
+    tooManyCalls: "モデルがツールを呼び続けたため、終わりました。",
+    errorTools: "このモデルはツールを使えません。設定でオフにするか、別のモデルを選んでください。",
+  },
+};
