@@ -49,7 +49,8 @@ def fill_with_everything(page):
           const error = { message: "No.", code: "queue_full", status: 429, retryAfter: 2 };
           const call = { id: "c", name: "clock", arguments: "{}", result: text };
           const calls = [call, { ...call, failed: true }, { ...call, result: undefined }];
-          put({ content: text, reasoning: text, steps: [{ content: text, reasoning: text, calls }] });
+          const said = { content: text, reasoning: text };
+          put({ ...said, steps: [{ ...said, calls }] });
           put({ id: "u2", role: "user", parent: first.id, at: first.at + 1, content: text,
             files: [{ name: "a.txt", text: "a" }] });
           put({ id: "a2", parent: "u2", at: first.at + 2, content: "", error });

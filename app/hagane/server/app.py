@@ -96,8 +96,8 @@ logger = logging.getLogger(__name__)
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
     tools, health, metrics, openapi, web, adapters, admin, admin_models, admin_page, exports,
-    observation, keys, aliases, files, batches, fine_tuning, pretraining, stored_completions, feedback, datasets,
-    evals,
+    observation, keys, aliases, files, batches, fine_tuning, pretraining, stored_completions,
+    feedback, datasets, evals,
 )  # fmt: skip
 
 # In the data directory.
