@@ -45,6 +45,19 @@ def test_headers(client, path):
     assert headers["cache-control"] == "no-cache"
 
 
+def test_the_frame_of_diagrams_has_no_origin(client):
+    headers = client.get("/web/diagram/index.html").headers
+    policy = headers["content-security-policy"]
+    assert "sandbox allow-scripts" in policy
+    assert "allow-same-origin" not in policy
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src")
+    assert "frame-ancestors 'self'" in policy
+    assert headers["x-frame-options"] == "SAMEORIGIN"
+    for name in ("diagram/frame.js", "vendor/mermaid/mermaid.tiny.js"):
+        assert client.get(f"/web/{name}").headers["cross-origin-resource-policy"] == "cross-origin"
+    assert client.get("/").headers["cross-origin-resource-policy"] == "same-origin"
+
+
 def test_types(client):
     assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
     assert (

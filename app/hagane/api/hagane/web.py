@@ -32,6 +32,7 @@ _POLICY = "; ".join(
         "img-src 'self'",
         "font-src 'self'",
         "connect-src 'self'",
+        "frame-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
@@ -49,6 +50,25 @@ _HEADERS = {
     # Kept by browsers, used only after asking: an upgraded server never meets yesterday's page.
     "Cache-Control": "no-cache",
 }
+
+
+# Diagrams are drawn by a library that makes HTML from strings. Its frame has no origin (sandbox):
+# it reaches neither the page nor the server's routes, and loads nothing but itself.
+_FRAME = "diagram/index.html"
+_FRAME_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self' 'unsafe-inline'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'self'",
+        "sandbox allow-scripts",
+    )
+)
+# What is without an origin is from elsewhere for the files that it loads.
+_FRAMED = {"Cross-Origin-Resource-Policy": "cross-origin"}
+_FRAMED_FOLDERS = ("diagram", "vendor/mermaid")
 
 
 class Pages(StaticFiles):
@@ -74,7 +94,13 @@ class Pages(StaticFiles):
             response = Download(
                 full_path, status_code, stat_result=stat_result, headers={"Content-Type": kind}
             )
+        name = Path(full_path).relative_to(FOLDER).as_posix()
         response.headers.update(_HEADERS)
+        if name.startswith(_FRAMED_FOLDERS):
+            response.headers.update(_FRAMED)
+        if name == _FRAME:
+            response.headers["Content-Security-Policy"] = _FRAME_POLICY
+            response.headers["X-Frame-Options"] = "SAMEORIGIN"
         return response
 
 

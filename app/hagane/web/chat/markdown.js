@@ -9,6 +9,7 @@ import { copyText } from "../shared/clipboard.js";
 import { button, classed, element, scrolling } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { FENCE, ITEM, QUOTE, cells, splitBlocks } from "./blocks.js";
+import { diagram } from "./diagram.js";
 import { formula as typeset } from "./formula.js";
 import { highlight } from "./highlight.js";
 import { appendInline } from "./inline.js";
@@ -82,7 +83,11 @@ function code({ lines }) {
   const pre = scrolling(element("pre", highlight(text, language)), t("code"));
   const name = element("span", language);
   const copy = button("copy", () => copyText(text, copy));
-  return classed("div", "code", classed("div", "code-head", name, copy), pre);
+  const head = classed("div", "code-head", name, copy);
+  if (language.toLowerCase() !== "mermaid" || !closed) return classed("div", "code", head, pre);
+  const { shown, toggle } = diagram(text, pre);
+  name.after(toggle);
+  return classed("div", "code", head, shown, pre);
 }
 
 function list({ lines }, depth) {

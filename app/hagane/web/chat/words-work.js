@@ -15,6 +15,10 @@ export const WORK = {
     callArguments: "Arguments",
     callResult: "Result",
     tooManyCalls: "Ended: the model went on calling tools.",
+    diagram: "Diagram",
+    showSource: "Source",
+    showDiagram: "Diagram",
+    diagramFailed: "The diagram cannot be drawn.",
     errorTools: "This model cannot use tools. Switch them off in the settings, or choose another model.",
   },
   ja: {
@@ -31,6 +35,10 @@ export const WORK = {
     callArguments: "引数",
     callResult: "結果",
     tooManyCalls: "モデルがツールを呼び続けたため、終わりました。",
+    diagram: "図",
+    showSource: "ソース",
+    showDiagram: "図",
+    diagramFailed: "図を描けませんでした。",
     errorTools: "このモデルはツールを使えません。設定でオフにするか、別のモデルを選んでください。",
   },
 };
