@@ -1,7 +1,7 @@
 """Attention contexts: how a batch attends, and which adapter changes which of its rows.
 
 The caller passes one to the model: serving `Paged`, pretraining `PackedCausal`, fine-tuning
-`PackedSequences`. The model is the same for all of them.
+`PackedSequences` or `SharedPrompts`. The model is the same for all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hagane.kernels import cpu, reference
 from hagane.kernels.backend import Differentiable, Operations
@@ -142,3 +143,65 @@ class PackedSequences(_Training):
 
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         return self.operations.sequence_attention(q, k, v, lengths=self.lengths, **vars(scoring))
+
+
+class SharedPrompts(_Training):
+    """Training: prompts, each followed by its answers, which see the prompt and themselves.
+
+    `groups` are the tokens of a prompt and of each of its answers. A prompt goes through the layers
+    once; only in attention is it repeated, which the backward pass does again instead of keeping
+    it. Example:
+
+        context = SharedPrompts([(50, [6, 9])])
+        hidden = transformer(ids, context)  # int64 ids [65] -> [65, hidden]
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[int, Sequence[int]]],
+        device: torch.device | str = "cpu",
+        operations: Differentiable = reference,
+    ) -> None:
+        self.groups, self.operations = groups, operations
+        # The rows of prompts and answers as they lie, and once more with the prompts repeated.
+        self.lengths = [n for prompt, answers in groups for n in (prompt, *answers)]
+        self.repeated = [n for prompt, answers in groups for a in answers for n in (prompt, a)]
+        parts = [
+            part
+            for prompt, answers in groups
+            for part in ((0, prompt), *((prompt, prompt + n) for n in answers))
+        ]
+        self.positions = torch.cat([torch.arange(*part, device=device) for part in parts])
+
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        lengths = [a + b for a, b in zip(self.repeated[::2], self.repeated[1::2], strict=True)]
+
+        def attend(*tensors: Tensor) -> Tensor:
+            whole = [self._repeat(x) for x in tensors]
+            out = self.operations.sequence_attention(*whole, lengths=lengths, **vars(scoring))
+            return self._drop(out)
+
+        if not torch.is_grad_enabled():
+            return attend(q, k, v)
+        out: Tensor = checkpoint(attend, q, k, v, use_reentrant=False, preserve_rng_state=False)
+        return out
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """Rows of prompts and answers [tokens, ...] -> whole sequences, one for each answer."""
+        parts = iter(x.split(self.lengths))
+        whole = []
+        for _, answers in self.groups:
+            prompt = next(parts)
+            for _ in answers:
+                whole += [prompt, next(parts)]
+        return torch.cat(whole)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """The rows of `_repeat`, each prompt's once."""
+        parts = iter(x.split(self.repeated))
+        kept = []
+        for _, answers in self.groups:
+            for number in range(len(answers)):
+                prompt = next(parts)
+                kept += [next(parts)] if number else [prompt, next(parts)]
+        return torch.cat(kept)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hagane.kernels import reference
+from hagane.kernels import cpu, reference
+from hagane.kernels.cpu import training
 from hagane.lora.train import factors
 from hagane.models.attention import PackedSequences
+from hagane.models.decoder import use_operations
 from hagane.training.finetune.examples import Example, SoftTargets
+from hagane.training.finetune.masking import MaskedSequence
 from hagane.training.finetune.noise import embedding_noise
-from hagane.training.finetune.objective import distillation_loss, supervised_loss
+from hagane.training.finetune.objective import distillation_loss, score, supervised_loss
 
 from tests.support.adapted import CONFIG, adapted_pair, logprob, sequence
 
@@ -75,3 +78,32 @@ def test_distillation_loss_and_its_gradient(adapted):
     loss.total.backward()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("operations", [reference, training], ids=["reference", "training"])
+def test_sequences_that_share_prompts_are_scored_as_by_themselves(adapted, operations):
+    """Values and gradients; prompts of one and of several answers, with gaps between trained."""
+    if operations is training and not cpu.available():
+        pytest.skip("the kernels were not built")
+    model, _ = adapted
+    use_operations(model, operations)
+    first, second = sequence(12, 7), sequence(20, 1)
+    answers = [sequence(length, 0).tokens for length in (5, 1, 9)]
+    several = [
+        MaskedSequence(np.concatenate([first.tokens[:7], tokens]), np.arange(7 + len(tokens)) >= 7)
+        for tokens in answers
+    ]
+    several[2].loss_mask[[9, 12]] = False
+    parameters = [p for pair in factors(model, CONFIG).values() for p in pair]
+    found = []
+    for share in (False, True):
+        scores = score(model, [second, *several, first], share=share)
+        scores.logprobs.square().sum().backward()
+        found.append((scores.counts, scores.logprobs, [p.grad.clone() for p in parameters]))
+        for parameter in parameters:
+            parameter.grad = None
+    (counts, logprobs, gradients), (shared_counts, shared_logprobs, shared_gradients) = found
+    assert shared_counts == counts == [19, 5, 1, 7, 5]
+    torch.testing.assert_close(shared_logprobs, logprobs, atol=1e-4, rtol=1e-5)
+    for shared, alone in zip(shared_gradients, gradients, strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-3, rtol=1e-4)

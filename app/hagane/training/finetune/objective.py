@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from hagane.kernels import reference
 from hagane.kernels.backend import Differentiable
 from hagane.kernels.cpu import served, training
-from hagane.models.attention import PackedSequences
+from hagane.models.attention import PackedSequences, SharedPrompts
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
 from hagane.models.formats.dense import DenseEmbedding
@@ -57,9 +58,17 @@ def supervised_loss(model: Transformer, examples: list[Example]) -> Loss:
     return Loss(-scores.logprobs.sum(), scores.correct, len(scores.logprobs))
 
 
-def score(model: Transformer, sequences: list[MaskedSequence]) -> Scores:
-    """Score all sequences in one forward pass."""
-    hidden, targets = _before_trained(model, sequences)
+def score(model: Transformer, sequences: list[MaskedSequence], *, share: bool = False) -> Scores:
+    """Score all sequences in one forward pass.
+
+    With `share` those that follow each other with the same tokens before the first trained one send
+    these through the model once.
+    """
+    groups = _by_prompt(sequences) if share else []
+    if len(groups) < len(sequences) and share:
+        hidden, targets = _before_answers(model, groups)
+    else:
+        hidden, targets = _before_trained(model, sequences)
     logprobs, correct = _logprobs(model, hidden, targets)
     return Scores(logprobs, int(correct.sum()), [int(s.loss_mask.sum()) for s in sequences])
 
@@ -91,6 +100,51 @@ def _before_trained(model: Transformer, sequences: list[MaskedSequence]) -> tupl
     hidden = model(tokens, PackedSequences(lengths, device, _operations(model)))
     # A sequence's first token is never trained, so the row before a trained one is in its sequence.
     return hidden[rows - 1], tokens[rows]
+
+
+def _by_prompt(sequences: list[MaskedSequence]) -> list[list[MaskedSequence]]:
+    """Neighbours with the same tokens before the first trained one."""
+    groups: list[list[MaskedSequence]] = []
+    for one in sequences:
+        first = groups[-1][0] if groups else one
+        if groups and np.array_equal(one.tokens[: _prompt(one)], first.tokens[: _prompt(first)]):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def _prompt(sequence: MaskedSequence) -> int:
+    """The tokens before the first trained one."""
+    return int(sequence.loss_mask.argmax())
+
+
+def _before_answers(
+    model: Transformer, groups: list[list[MaskedSequence]]
+) -> tuple[Tensor, Tensor]:
+    """`_before_trained` of sequences whose prompts are shared within a group."""
+    tokens, before, targets, shape = [], [], [], []
+    row = 0
+    for group in groups:
+        prompt = _prompt(group[0])
+        tokens.append(group[0].tokens[:prompt])
+        shape.append((prompt, [len(one) - prompt for one in group]))
+        shared, row = np.arange(row, row + prompt), row + prompt
+        for one in group:
+            tokens.append(one.tokens[prompt:])
+            rows = np.concatenate([shared, np.arange(row, row + len(one) - prompt)])
+            trained = np.flatnonzero(one.loss_mask)
+            before.append(rows[trained - 1])
+            targets.append(one.tokens[trained])
+            row += len(one) - prompt
+    device = next(model.parameters()).device
+    ids, places, wanted = (
+        torch.from_numpy(np.concatenate(parts)).long().to(device)
+        for parts in (tokens, before, targets)
+    )
+    hidden = model(ids, SharedPrompts(shape, device, _operations(model)))
+    # Rows that come twice get their gradients in order.
+    return hidden.index_select(0, places), wanted
 
 
 def _operations(model: Transformer) -> Differentiable:

@@ -40,7 +40,7 @@ def orpo_loss(model: Transformer, pairs: list[Example], beta: float) -> Loss:
     Summed over pairs; an answer's log-probability is the mean of its tokens, and its odds are
     p / (1 - p) (Hong et al., 2024, arXiv:2403.07691). It needs no base model.
     """
-    own = score(model, [sequence for pair in pairs for sequence in pair.sequences])
+    own = score(model, [s for pair in pairs for s in pair.sequences], share=True)
     means = torch.stack([each.mean() for each in own.logprobs.split(own.counts)])
     bounded = means.clamp(max=_MOST_CERTAIN)
     odds = bounded - torch.log(-torch.expm1(bounded))
@@ -93,7 +93,7 @@ def _exchanged(own: MaskedSequence, other: MaskedSequence) -> MaskedSequence:
 def _gains(model: Transformer, sequences: list[MaskedSequence]) -> tuple[Tensor, Scores]:
     """The gain of every sequence over the base [n], and the model's scores."""
     with torch.no_grad(), disabled(model):
-        base = score(model, sequences)
-    own = score(model, sequences)
+        base = score(model, sequences, share=True)
+    own = score(model, sequences, share=True)
     gains = (own.logprobs - base.logprobs).split(own.counts)
     return torch.stack([gain.sum() for gain in gains]), own

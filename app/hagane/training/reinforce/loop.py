@@ -21,11 +21,12 @@ from hagane.system.machine import available_memory
 from hagane.training.finetune.drive import StepUpdate, apply, drive
 from hagane.training.finetune.faults import explained
 from hagane.training.finetune.meter import StepScore
-from hagane.training.finetune.micro_batches import batch, micro_batches
+from hagane.training.finetune.micro_batches import batch
 from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.objective import score
 from hagane.training.finetune.spec import TrainingPlan
 from hagane.training.jobs.answering_engine import AnsweringEngine, answering_config
+from hagane.training.jobs.estimates import MICRO_TOKENS
 from hagane.training.reinforce.policy_loss import advantages, policy_loss
 from hagane.training.reinforce.rollouts import Rollout, RolloutSampler
 from hagane.training.reinforce.spec import ReinforceSpec, resolve_reinforcement
@@ -92,13 +93,10 @@ class ServedPolicy:
 
 @dataclass(frozen=True, eq=False)
 class _Lesson:
-    """A rollout and its advantage. Its length is the rollout's."""
+    """A rollout and its advantage."""
 
     rollout: Rollout
     advantage: float
-
-    def __len__(self) -> int:
-        return len(self.rollout)
 
 
 @dataclass
@@ -164,7 +162,7 @@ class _Run:
             if gain or self.plan.beta
         ]
         place_factors(self.model.transformer)
-        for part in micro_batches(lessons):
+        for part in _micro_batches(lessons):
             self._backward(part, weight, figures)
         if lessons:
             apply(self.model, self.optimizer, rate)
@@ -176,8 +174,8 @@ class _Run:
         base = None
         if self.plan.beta:
             with torch.no_grad(), disabled(model):
-                base = score(model, sequences).logprobs
-        own = score(model, sequences)
+                base = score(model, sequences, share=True).logprobs
+        own = score(model, sequences, share=True)
         logprobs = [p for lesson in lessons for p in lesson.rollout.answer.logprobs]
         sampled = torch.tensor(logprobs, device=device)
         gains = torch.tensor([lesson.advantage for lesson in lessons], device=device)
@@ -206,6 +204,23 @@ class _Run:
         )
         rewards = [rollout.reward for group in groups for rollout in group]
         return StepScore(-mean(rewards), 0.0)
+
+
+def _micro_batches(lessons: list[_Lesson]) -> list[list[_Lesson]]:
+    """Lessons that go through the model together; those of one task share its prompt."""
+    parts: list[list[_Lesson]] = []
+    room = 0
+    for lesson in lessons:
+        rollout = lesson.rollout
+        rows = len(rollout)
+        if parts and parts[-1][-1].rollout.task is rollout.task:
+            rows -= len(rollout.task)
+        if rows > room or not parts:
+            parts.append([])
+            room, rows = MICRO_TOKENS, len(rollout)
+        parts[-1].append(lesson)
+        room -= rows
+    return parts
 
 
 def _told(rollouts: list[Rollout], figures: _Figures) -> dict[str, float]:
