@@ -5,7 +5,9 @@ import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
 import { loadKey } from "../shared/keys.js";
 import { prefer, preferences } from "../shared/storage.js";
-import { fit, onEnter, touches } from "./composer.js";
+import { newAnswers, pairOf } from "./compare.js";
+import { touches } from "./composer.js";
+import { prepareControls, write } from "./controls.js";
 import { explain } from "./errors.js";
 import { Attachments, acceptFiles } from "./files.js";
 import { Access } from "./models.js";
@@ -33,6 +35,7 @@ const log = new MessageLog($("log"), {
   resume,
   edit,
   judge,
+  pick,
   choose(message) {
     store.change(current, { leaf: endBelow(current, message) });
     show();
@@ -42,7 +45,7 @@ const log = new MessageLog($("log"), {
   stop: stopCurrent,
 });
 
-const access = new Access($("model"), notice);
+const access = new Access($("model"), $("second"), notice);
 const attachments = new Attachments($("attached"), notice);
 
 /** What the list of conversations can do. */
@@ -87,7 +90,9 @@ function kept(done) {
 /** Bring the whole page up to date with the current conversation. */
 function show() {
   const running = runsOf(current.id).length > 0;
-  const messages = branch(current);
+  const chosen = branch(current);
+  const pair = pairOf(current, chosen.at(-1));
+  const messages = pair.length ? [...chosen.slice(0, -1), ...pair] : chosen;
   log.show(messages, (message) => placeOf(message, messages));
   $("empty").hidden = messages.length > 0;
   $("send").textContent = t(running ? "stop" : "send");
@@ -102,8 +107,9 @@ function placeOf(message, messages) {
     delete message.writing;
     message.note ??= "interrupted";
   }
-  const beside = siblings(current, message);
-  return { last: message === messages.at(-1), busy, own: isOwn(message), beside };
+  const pair = pairOf(current, messages.at(-1)).includes(message);
+  const beside = pair ? [] : siblings(current, message);
+  return { last: pair || message === messages.at(-1), busy, own: isOwn(message), beside, pair };
 }
 
 function forget(id) {
@@ -129,13 +135,6 @@ async function send() {
   const files = attachments.take();
   say({ role: "user", content: text, ...(files.length && { files }) });
   answer();
-}
-
-/** Put `text` into the field, ready to be changed. */
-function write(text) {
-  $("prompt").value = text;
-  fit($("prompt"));
-  if (text) $("prompt").focus();
 }
 
 /** Add a message to the current conversation and keep it. */
@@ -164,8 +163,12 @@ function edit(message, content) {
 
 /** Have the message `parent` answered; the conversation may leave the screen meanwhile. */
 function answer(parent = current.leaf) {
-  const message = say({ role: "assistant", content: "", model: preferences.model }, parent);
-  run(message, requestBody(current.system, branch(current).slice(0, -1), { tools: chosenTools() }));
+  const answers = newAnswers().map((begun) => say(begun, parent));
+  kept(store.change(current, { leaf: answers[0].id }));
+  const said = branch(current).slice(0, -1);
+  for (const message of answers) {
+    run(message, requestBody(current.system, said, { model: message.model, tools: chosenTools() }));
+  }
 }
 
 /** Have an answer that broke off go on where it ended. */
@@ -198,19 +201,39 @@ async function run(message, body) {
 
 /** Send the thumbs of an answer; they stay pressed once the server has them. */
 async function judge(message, thumbs) {
+  if (!(await sendJudgement(message, { thumbs }))) return;
+  message.thumbs = thumbs;
+  settle(message);
+  log.focus(message, thumbs === "up" ? "good" : "bad");
+}
+
+/** Go on with the better of two answers; the other one becomes a branch beside it. */
+async function pick(message) {
+  const pair = pairOf(current, message);
+  const other = pair.find((one) => one !== message);
+  const compared = message.completion && other.completion && !message.error && !other.error;
+  if (compared && !(await sendJudgement(message, { preferred_over: other.completion }))) return;
+  for (const one of pair) delete one.pair;
+  kept(store.keepMessage(current, other) && store.change(current, { leaf: message.id }));
+  settle(message);
+  $("prompt").focus();
+}
+
+async function sendJudgement(message, judgement) {
   const conversation = current;
   try {
-    await sendFeedback(message.completion, thumbs, loadKey("key"));
+    await sendFeedback(message.completion, judgement, loadKey("key"));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     notice(explain(error));
-    return;
+    return false;
   }
-  message.thumbs = thumbs;
-  kept(store.keepMessage(conversation, message));
-  if (conversation !== current) return;
+  return conversation === current;
+}
+
+function settle(message) {
+  kept(store.keepMessage(current, message));
   show();
-  log.focus(message, thumbs === "up" ? "good" : "bad");
   $("status").textContent = t("thanks");
 }
 
@@ -227,28 +250,14 @@ function stopCurrent() {
 }
 
 function listen() {
-  const prompt = $("prompt");
-  onEnter(prompt, send);
-  prompt.addEventListener("input", () => fit(prompt));
-  prompt.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.isComposing) stopCurrent();
+  prepareControls({
+    send,
+    stop: stopCurrent,
+    isBusy: () => runsOf(current.id).length > 0,
+    fresh: () => select(null),
+    settings,
+    askKey: () => access.ask(),
   });
-  $("composer").addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (runsOf(current.id).length) stopCurrent();
-    else send();
-    prompt.focus();
-  });
-  $("new-chat").addEventListener("click", () => select(null));
-  $("model").addEventListener("change", () => prefer({ model: $("model").value }));
-  $("open-settings").addEventListener("click", settings);
-  $("open-key").addEventListener("click", () => {
-    $("settings").close();
-    access.ask();
-  });
-  for (const example of $("examples").children) {
-    example.addEventListener("click", () => write(`${example.textContent}\n`));
-  }
   acceptFiles(attachments, $("files"), $("attach"), document.querySelector("main"));
   prepareList(list, show);
   prepareShortcuts({

@@ -12,13 +12,15 @@ import { showSteps } from "./steps.js";
 /** @typedef {import("./store.js").Message} Message */
 /**
  * What the log is told beside the message itself.
- * @typedef {{last: boolean, busy: boolean, own: boolean, beside: Message[]}} Place
+ * @typedef {{last: boolean, busy: boolean, own: boolean, beside: Message[],
+ *   pair: boolean}} Place `pair`: it stands beside another answer, and the better one can be chosen;
  *   `busy`: it is being written; `own`: by this tab; `beside`: itself and its branches, oldest first
  */
 /**
  * @typedef {{retry: (message: Message) => void, resume: (message: Message) => void,
  *   edit: (message: Message, text: string) => void, key: () => void, now: () => void,
  *   stop: () => void, judge: (message: Message, thumbs: "up" | "down") => void,
+ *   pick: (message: Message) => void,
  *   choose: (message: Message) => void}} Actions
  */
 
@@ -48,6 +50,7 @@ export function fillArticle(article, message, place, actions) {
   const name = message.role === "user" ? t("you") : message.model ?? t("assistant");
   article.querySelector("h2").textContent = name;
   article.classList.toggle("writing", place.busy);
+  article.classList.toggle("compared", place.pair);
   const files = (message.files ?? []).map((file) => classed("span", "file", file.name));
   part(article, "files").replaceChildren(...files);
   growArticle(article, message);
@@ -118,6 +121,7 @@ function choicesOf(article, message, place, actions) {
   const { answer } = splitThoughts(message);
   const copy = button("copy", () => copyText(answer, copy));
   const found = [...branches(message, place.beside, actions), ...(answer ? [copy] : [])];
+  if (place.pair) found.unshift(button("better", () => actions.pick(message)));
   found.push(button("edit", () => edit(article, message, place, actions)));
   if (message.role === "user" && !place.last) return found;
   found.push(button("retry", () => actions.retry(message)));

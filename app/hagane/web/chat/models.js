@@ -12,10 +12,12 @@ import { loadTools } from "./tools.js";
 export class Access {
   /**
    * @param {HTMLSelectElement} select
+   * @param {HTMLSelectElement} second of the model to compare with
    * @param {(text: string) => void} notice
    */
-  constructor(select, notice) {
+  constructor(select, second, notice) {
     this.select = select;
+    this.second = second;
     this.notice = notice;
   }
 
@@ -24,6 +26,8 @@ export class Access {
     try {
       const models = await listModels(loadKey("key"));
       prefer({ model: offerModels(this.select, models, preferences.model) });
+      const second = offerModels(this.second, models, preferences.second);
+      if (preferences.second) prefer({ second });
       this.notice("");
       await loadTools(loadKey("key"));
     } catch (error) {

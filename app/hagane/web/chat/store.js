@@ -6,10 +6,11 @@
  *
  * @typedef {{id: string, parent: ?string, role: "user" | "assistant", content: string, at: number,
  *   reasoning?: string, model?: string, files?: {name: string, text: string}[], stats?: object,
- *   note?: string, error?: object, completion?: string, thumbs?: "up" | "down", writing?: number,
+ *   note?: string, error?: object, completion?: string, thumbs?: "up" | "down", writing?: number, pair?: string,
  *   steps?: Step[], calls?: Call[]}} Message
  *   `at` and `writing` in milliseconds since 1970; `writing`: when a tab last said that it writes it;
- *   `steps`: turns in which tools were called before `content`; `calls`: those being made now
+ *   `steps`: turns in which tools were called before `content`; `calls`: those being made now;
+ *   `pair`: what it shares with the answer that it is compared with
  * @typedef {{id: string, name: string, arguments: string, result?: string, failed?: boolean}} Call
  *   `arguments` is JSON as the model wrote it
  * @typedef {{content: string, reasoning?: string, calls: Call[]}} Step

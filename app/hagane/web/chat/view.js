@@ -35,6 +35,7 @@ export class MessageLog {
       this.articles.delete(message);
     }
     const places = messages.map(placeOf);
+    this.log.classList.toggle("comparing", places.some(({ pair }) => pair));
     this.log.setAttribute("aria-busy", String(places.some(({ busy }) => busy)));
     let follows = this.#follows();
     messages.forEach((message, index) => {

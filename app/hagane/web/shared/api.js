@@ -117,15 +117,15 @@ export async function* streamChat(body, key, signal) {
 /**
  * Tell the server what somebody thinks of an answer.
  * @param {string} id of the completion
- * @param {"up" | "down"} thumbs
+ * @param {{thumbs?: "up" | "down", preferred_over?: string}} judgement
  * @param {string} key API key, or ""
  * @throws {ApiError}
  */
-export async function sendFeedback(id, thumbs, key) {
+export async function sendFeedback(id, judgement, key) {
   await call("v1/feedback", key, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ completion_id: id, thumbs }),
+    body: JSON.stringify({ completion_id: id, ...judgement }),
   });
 }
 

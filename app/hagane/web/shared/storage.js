@@ -3,7 +3,8 @@
  *
  * @typedef {{model: string, system: string, temperature: ?number, topP: ?number, topK: ?number,
  *   minP: ?number, repetitionPenalty: ?number, maxTokens: ?number, seed: ?number,
- *   theme: ?string, language: ?string, current: ?string, tools: string[]}} Preferences
+ *   theme: ?string, language: ?string, current: ?string, tools: string[],
+ *   second: string}} Preferences `second`: the model to compare with, "" for none;
  *   `tools`: names of those that models may use
  */
 
@@ -24,6 +25,7 @@ export const preferences = {
   language: null,
   current: null,
   tools: [],
+  second: "",
   ...read(PREFERENCES),
 };
 
