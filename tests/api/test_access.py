@@ -42,7 +42,7 @@ async def statuses(app: FastAPI, key: str) -> dict[str, int]:
             method, path = name.split(" ")
             for part in ("{model_id:path}", "{name:path}", "{job_id}", "{file_id}",
                          "{completion_id}", "{dataset_id}", "{eval_id}", "{run_id}",
-                         "{output_item_id}", "{feedback_id}", "{key_id}"):  # fmt: skip
+                         "{output_item_id}", "{feedback_id}", "{key_id}", "{pull_id}"):  # fmt: skip
                 path = path.replace(part, "nothing")
             # A body that is none is refused after the key, without a process or a model.
             answer = await client.request(method, path, headers=headers, content=b"{")

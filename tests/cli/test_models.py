@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hagane.cli.main import dispatch
-from hagane.system.errors import ModelError
+from hagane.system.errors import HaganeError
 
 from tests.support.gguf import write_gguf
 from tests.support.hub import hub
@@ -85,7 +85,7 @@ def test_removing_a_link_keeps_the_model_that_it_leads_to(models, tmp_path, tiny
     ],
 )
 def test_names_that_are_none(models, arguments, part):
-    with pytest.raises(ModelError, match=part):
+    with pytest.raises(HaganeError, match=part):
         models(*arguments)
 
 

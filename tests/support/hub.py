@@ -7,8 +7,10 @@ import http.server
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 COMMIT = "1" * 40
 
@@ -24,6 +26,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.limit: int | None = None
         self.ranges: list[str] = []
         self.corrupt = False
+        # Files wait while it is set.
+        self.held = False
 
     @property
     def url(self) -> str:
@@ -51,9 +55,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _list(self, repository: str) -> None:
         prefix = f"{repository}/"
-        names = [n.removeprefix(prefix) for n in self.server.files if n.startswith(prefix)]
-        body = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
-        self._answer(200 if names else 404, json.dumps(body).encode(), {})
+        files = {n: data for n, data in self.server.files.items() if n.startswith(prefix)}
+        siblings = [
+            {"rfilename": name.removeprefix(prefix), "size": len(data), **_hashes(name, data)}
+            for name, data in files.items()
+        ]
+        body = {"id": repository, "sha": COMMIT, "siblings": siblings}
+        self._answer(200 if files else 404, json.dumps(body).encode(), {})
 
     def _tree(self, repository: str) -> None:
         entries = [
@@ -68,17 +76,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = self.server.files.get(name)
         if data is None:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-        large = name.endswith((".gguf", ".safetensors"))
-        git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        headers = {
-            "X-Repo-Commit": COMMIT,
-            "ETag": f'"{hashlib.sha256(data).hexdigest() if large else git}"',
-        }
+        hashes = _hashes(name, data)
+        etag = hashes["lfs"]["sha256"] if "lfs" in hashes else hashes["blobId"]
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}
         start = 0
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start = int(wanted[1])
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             self.server.ranges.append(self.headers["Range"])
+        while self.server.held and self.command == "GET":
+            time.sleep(0.01)
         if self.server.corrupt and self.command == "GET":
             data = data[:-1] + bytes([data[-1] ^ 1])
         return self._answer(206 if start else 200, data[start:], headers)
@@ -95,6 +102,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if limit is not None and len(body) > limit:
             self.wfile.flush()
             self.close_connection = True
+
+
+def _hashes(name: str, data: bytes) -> dict[str, Any]:
+    """As the hub announces them: Git's for small files, and SHA-256 for large ones."""
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    if not name.endswith((".gguf", ".safetensors")):
+        return {"blobId": git}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"blobId": git, "lfs": {"sha256": sha256, "size": len(data), "pointerSize": 130}}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from hagane.api.keyring import KeyRing
 from hagane.api.limits import Account, Accounts
 from hagane.api.load_history import LoadHistory
 from hagane.api.metrics import Metrics
+from hagane.api.model_pulls import ModelPulls
 from hagane.api.offload import Offload
 from hagane.api.shared_state import SharedState
 from hagane.generation.grammars import GrammarChecker
@@ -190,6 +191,7 @@ class Serving:
     loops: Callable[[], Iterable[BackgroundLoop]]
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)
+    pulls: ModelPulls = field(default_factory=ModelPulls)
 
     @cached_property
     def resolving(self) -> Executor | None:

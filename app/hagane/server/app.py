@@ -26,6 +26,7 @@ from hagane.api.hagane import (
     admin,
     admin_models,
     admin_page,
+    admin_pulls,
     aliases,
     datasets,
     exports,
@@ -84,7 +85,7 @@ from hagane.store.store import DATABASE_FILE, Store, StoreAddress
 from hagane.system.errors import ConfigurationError, ModelError
 from hagane.system.loops import BackgroundLoop
 from hagane.system.settings import Settings
-from hagane.text.hub import model_stores, resolve_model
+from hagane.text.hub import model_stores, own_store, resolve_model
 from hagane.toolbox.toolbox import Toolbox
 from hagane.training.exports.queue import ExportQueue
 from hagane.training.jobs.options import JobOptions
@@ -95,9 +96,9 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
-    tools, health, metrics, openapi, web, adapters, admin, admin_models, admin_page, exports,
-    observation, keys, aliases, files, batches, fine_tuning, pretraining, stored_completions,
-    feedback, datasets, evals,
+    tools, health, metrics, openapi, web, adapters, admin, admin_models, admin_pulls, admin_page,
+    exports, observation, keys, aliases, files, batches, fine_tuning, pretraining,
+    stored_completions, feedback, datasets, evals,
 )  # fmt: skip
 
 # In the data directory.
@@ -320,7 +321,7 @@ def offered_models(settings: Settings, base: str) -> OfferedModels:
     named = {name: resolve_model(model, stores) for name, model in settings.other_models.items()}
     if base in named:
         raise ConfigurationError(f"models has the name {base!r}, which is that of `model`")
-    return OfferedModels(named, settings.models_dir)
+    return OfferedModels(named, own_store(settings))
 
 
 def residency(settings: Settings) -> Residency:

@@ -64,7 +64,7 @@ class BackgroundLoops:
         """End what makes requests, then the engines and jobs."""
         serving, grace = self.serving, self.serving.settings.shutdown_grace
         await self.batches.loop.stop()
-        await serving.runs.stop()
+        await asyncio.gather(serving.runs.stop(), serving.pulls.stop())
         await asyncio.gather(
             self.announcing.stop(),
             self.evals.stop(),

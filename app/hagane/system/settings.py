@@ -67,7 +67,9 @@ class Settings(BaseSettings):
 
     model: str = Field("hagane-mini", description="directory, name in models_dir, or hub id")
     served_model_name: str | None = Field(None, description="id that requests name the model by")
-    models_dir: Path | None = Field(None, description="model store, besides the built-in model")
+    models_dir: Path | None = Field(
+        None, description="model store, besides the built-in model; default: pulled in data_dir"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     device: str = Field(

@@ -15,22 +15,28 @@ from hagane.weights.sources.gguf.file import SUFFIX, expected_shards, shard_path
 
 # In a data directory.
 MODELS_FOLDER = "models"
+_PULLED_FOLDER = "pulled"
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries the models inside the package (see setup.py); a checkout has them at its root.
 _WHEEL, _CHECKOUT = _PACKAGE / "builtin", _PACKAGE.parents[1] / "models"
 BUILTIN_MODELS = _WHEEL if _WHEEL.is_dir() else _CHECKOUT
 # Weights in safetensors only: pickled files are never fetched, let alone loaded.
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model")
 _PART = r"(?!\.)[\w.-]+"  # no part of a path that leads upwards, nor a hidden one
+SAFE_PATH = re.compile(rf"({_PART}/)*{_PART}")
 _HUB_ID = re.compile(rf"({_PART}/{_PART})(?:/((?:{_PART}/)*{_PART}\.gguf))?")
 # In the hub's cache a file is called by its hash: Git's for small files, else SHA-256.
 _SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
+def own_store(settings: Settings) -> Path:
+    """The store that models are pulled into and removed from: models_dir, or one in data_dir."""
+    return settings.models_dir or settings.data_dir / _PULLED_FOLDER
+
+
 def model_stores(settings: Settings) -> tuple[Path, ...]:
     """Where a server looks for a model's name: its store, the built-in models, its jobs' models."""
-    own = (settings.models_dir,) if settings.models_dir else ()
-    return *own, BUILTIN_MODELS, settings.data_dir / MODELS_FOLDER
+    return own_store(settings), BUILTIN_MODELS, settings.data_dir / MODELS_FOLDER
 
 
 def resolve_model(name: str, stores: Sequence[Path] = (BUILTIN_MODELS,)) -> Path:
@@ -111,20 +117,19 @@ def download(name: str) -> Path:
 
     An interrupted download goes on where it stopped. Raises ModelError with the reason.
     """
-    match = _HUB_ID.fullmatch(name)
-    if match is None:
-        raise ModelError(f"{name!r} is no hub id: these are OWNER/NAME or OWNER/NAME/FILE.gguf")
+    repository, file = split_hub_id(name)
     # 8 MB that a server of local models does without.
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 
-    repository, file = match.groups()
     try:
         if file is not None:
             parts = [shard.as_posix() for shard in expected_shards(Path(file))]
             first, *_ = [Path(hf_hub_download(repository, part)) for part in parts]
             return first
-        directory = Path(snapshot_download(repository, allow_patterns=list(_HUB_FILES)))
-        return directory if any(directory.glob("*.safetensors")) else _only_gguf(repository)
+        directory = Path(snapshot_download(repository, allow_patterns=list(HUB_FILES)))
+        if any(directory.glob("*.safetensors")):
+            return directory
+        return download(f"{repository}/{only_gguf(repository, list_repo_files(repository))}")
     except ModelError:
         raise
     except Exception as error:  # besides its own, the library lets its HTTP client's errors out
@@ -134,16 +139,25 @@ def download(name: str) -> Path:
         ) from None
 
 
-def _only_gguf(repository: str) -> Path:
-    """The GGUF file of a repository without safetensors. Raises ModelError if there are several."""
-    from huggingface_hub import list_repo_files
+def split_hub_id(name: str) -> tuple[str, str | None]:
+    """The repository and the file of a hub id. Raises ModelError."""
+    match = _HUB_ID.fullmatch(name)
+    if match is None:
+        raise ModelError(f"{name!r} is no hub id: these are OWNER/NAME or OWNER/NAME/FILE.gguf")
+    return match[1], match[2]
 
-    files = [file for file in list_repo_files(repository) if file.endswith(SUFFIX)]
-    firsts = sorted({expected_shards(Path(file))[0].as_posix() for file in files})
+
+def only_gguf(repository: str, files: Sequence[str]) -> str:
+    """The GGUF model among the files of a repository without safetensors, by its first shard.
+
+    Raises ModelError if there is none, or are several.
+    """
+    found = [file for file in files if file.endswith(SUFFIX)]
+    firsts = sorted({expected_shards(Path(file))[0].as_posix() for file in found})
     if len(firsts) != 1:
         listed = ", ".join(f"{repository}/{file}" for file in firsts) or "none"
         raise ModelError(f"{repository} has no safetensors; name one of its GGUF files ({listed})")
-    return download(f"{repository}/{firsts[0]}")
+    return firsts[0]
 
 
 def verify(model: Path) -> int:

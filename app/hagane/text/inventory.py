@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
-from safetensors import SafetensorError, safe_open
-
 from hagane.models.config import CONFIG_FILE
 from hagane.models.spec import checkpoint_shapes
-from hagane.system.errors import ModelError
+from hagane.system.errors import ConflictError, ModelError, NotFoundError
 from hagane.system.settings import Settings
-from hagane.text.hub import BUILTIN_MODELS, is_hub_id, model_stores, stored_bytes
+from hagane.text.hub import BUILTIN_MODELS, is_hub_id, model_stores, own_store, stored_bytes
+from hagane.text.pulling import HIDDEN_FOLDER
 from hagane.weights.sources.config import is_gguf, load_config, model_name
 from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, expected_shards, shard_paths
 
@@ -47,6 +46,10 @@ def _in_store(store: Path) -> Iterator[StoredModel]:
 
 
 def _in_hub_cache() -> Iterator[StoredModel]:
+    # 8 MB that a server of local models does without.
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
     try:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
@@ -67,28 +70,48 @@ def remove(name: str, settings: Settings) -> StoredModel:
     """
     if is_hub_id(name):
         return _remove_from_cache(name)
-    own = settings.models_dir
-    for model in stored_models(settings):
-        if model.name != name or model.place == "hub":
-            continue
-        if model.place == str(BUILTIN_MODELS):
-            raise ModelError(f"model {name!r} is a built-in one: it stays")
-        if own is None or model.place != str(own):
-            raise ModelError(f"model {name!r} is a job's: delete it by DELETE /v1/models/{name}")
-        _delete(model.path)
-        return model
-    raise ModelError(f"there is no model {name!r} to remove; see `hagane models list`")
+    model = find_removable(name, settings)
+    shutil.rmtree(take_out(model))
+    return model
 
 
-def _delete(path: Path) -> None:
-    """Of a link, the link alone."""
-    if path.is_symlink():
-        path.unlink()
-    elif path.is_dir():
-        shutil.rmtree(path)
-    else:
-        for part in expected_shards(path):
-            part.unlink(missing_ok=True)
+def find_removable(name: str, settings: Settings) -> StoredModel:
+    """The model `name` of the store that a server or command may delete from.
+
+    Raises NotFoundError if there is none of this name, and ConflictError if it is a built-in model
+    or a job's.
+    """
+    for store in model_stores(settings):
+        for model in _in_store(store):
+            if model.name == name:
+                _require_own(model, settings)
+                return model
+    raise NotFoundError(
+        f"there is no model {name!r} to remove; see `hagane models list`", param="model"
+    )
+
+
+def _require_own(model: StoredModel, settings: Settings) -> None:
+    name, own = model.name, str(own_store(settings))
+    if model.place == own:
+        return
+    why = (
+        "a built-in one: it stays"
+        if model.place == str(BUILTIN_MODELS)
+        else f"a job's: delete it by DELETE /v1/models/{name}"
+    )
+    raise ConflictError(f"model {name!r} is {why}", param="model", code="model_not_removable")
+
+
+def take_out(model: StoredModel) -> Path:
+    """Move a model out of its store at once, into a folder to be deleted; of a link, the link."""
+    folder = model.path.parent / HIDDEN_FOLDER / f"removed-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    parts = expected_shards(model.path) if is_gguf(model.path) else [model.path]
+    for part in parts:
+        with contextlib.suppress(FileNotFoundError):
+            part.rename(folder / part.name)
+    return folder
 
 
 def _remove_from_cache(name: str) -> StoredModel:
@@ -130,6 +153,8 @@ def _gguf_types(path: Path) -> tuple[Counter[str], int]:
 
 
 def _safetensors_types(directory: Path) -> tuple[Counter[str], int]:
+    from safetensors import SafetensorError, safe_open
+
     types: Counter[str] = Counter()
     parameters = 0
     for path in sorted(directory.glob("*.safetensors")):

@@ -15,7 +15,7 @@ from hagane.api.serving import Serving, get_serving
 from hagane.pool.models import ResidentModel
 from hagane.store.catalogue import ModelRef
 from hagane.system.errors import ConflictError
-from hagane.text.hub import stored_bytes
+from hagane.text.hub import models_in, own_store, stored_bytes
 
 router = guarded_router(prefix="/admin/models")
 
@@ -35,15 +35,20 @@ class UnloadModelBody(Body):
 
 @router.get("")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The models with an engine of their own, in memory or not; the default model comes first."""
+    """The models with an engine of their own, in memory or not; the default model comes first.
+
+    DELETE takes those that are `removable`, if nothing names them.
+    """
     serving = get_serving(request)
+    own = await run_in_threadpool(models_in, own_store(serving.settings))
     residents = dict(serving.fleet.by_directory())
     data = [_describe_resident(one, path) for path, one in residents.items()]
     for model in await run_in_threadpool(serving.catalogue.list):
         path = model.model_directory
         if path is not None and path not in residents:
             size = await run_in_threadpool(stored_bytes, path)
-            data.append(_describe(model.id, path, "on_disk", size))
+            described = _describe(model.id, path, "on_disk", size)
+            data.append(described | {"removable": own.get(model.id) == path})
     return {"object": "list", "data": data, "has_more": False}
 
 
@@ -111,6 +116,7 @@ def _describe(name: str, path: Path, state: str, size: int) -> dict[str, Any]:
         "weight_bytes": size,
         "default": False,
         "pinned": False,
+        "removable": False,
         "requests": {"running": 0, "waiting": 0},
         "idle_seconds": None,
         "pid": None,
