@@ -66,7 +66,7 @@ _Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
 def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]]:
     """Kind, description and value of every metric of an engine, by name."""
-    stats, adapters = client.stats, client.stats.adapters
+    stats, adapters, tiers = client.stats, client.stats.adapters, client.stats.tiers
     usage = stats.blocks_used / max(stats.blocks_total, 1)
     gauges = {
         "engine_ready": ("1 when the engine takes requests", client.state == "ready"),
@@ -76,6 +76,8 @@ def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]
         "kv_cache_blocks_cached": ("Free blocks kept for prefix hits", stats.blocks_cached),
         "kv_cache_blocks_total": ("KV-cache blocks", stats.blocks_total),
         "kv_cache_usage_ratio": ("Part of the KV cache in use", usage),
+        "kv_host_blocks": ("KV-cache blocks in host memory", tiers.host_blocks),
+        "kv_disk_blocks": ("KV-cache blocks on disk", tiers.disk_blocks),
         "adapters_loaded": ("LoRA adapters in memory", adapters.loaded),
         "adapter_bytes": ("Memory of the LoRA adapters", adapters.nbytes),
         "adapter_requests_waiting": (
@@ -86,6 +88,11 @@ def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]
     counters = {
         "prefix_cache_queried_tokens": ("Prompt tokens looked up", stats.prefix_tokens_queried),
         "prefix_cache_hit_tokens": ("Prompt tokens found", stats.prefix_tokens_hit),
+        "kv_blocks_restored": ("KV-cache blocks back from host memory", tiers.restored),
+        "kv_blocks_loaded": ("KV-cache blocks read from disk", tiers.loaded),
+        "kv_blocks_written": ("KV-cache blocks written to disk", tiers.written),
+        "kv_blocks_dropped": ("KV-cache blocks that could not be saved", tiers.dropped),
+        "kv_blocks_lost": ("KV-cache blocks on disk that were damaged or gone", tiers.lost),
         "preemptions": ("Sequences preempted", stats.preemptions),
         "adapter_loads": ("LoRA adapters loaded", adapters.loads),
         "adapter_evictions": ("LoRA adapters evicted for others", adapters.evictions),

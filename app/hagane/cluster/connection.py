@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from hagane.cluster.routing import RoutingHint
 from hagane.pool.messages import (
     AdapterChecked,
-    AdapterStats,
     CancelRequest,
     CheckAdapter,
     EngineReady,
@@ -36,6 +35,8 @@ from hagane.pool.process import Ending
 from hagane.system.errors import EngineUnavailableError, HaganeError, QueueFullError
 
 logger = logging.getLogger(__name__)
+
+_Stats = TypeVar("_Stats", bound=msgspec.Struct)
 
 _REPORT_SECONDS = 1.0
 # Without an answer from any replica for so long there is none.
@@ -209,16 +210,17 @@ class ClusterConnection:
 
 def add_up(parts: list[EngineStats]) -> EngineStats:
     """The figures of several engines as those of one."""
-    counts = [name for name in EngineStats.__struct_fields__ if name != "adapters"]
-    adapters = AdapterStats(
-        **{
-            name: sum(getattr(part.adapters, name) for part in parts)
-            for name in AdapterStats.__struct_fields__
-        }
-    )
-    return EngineStats(
-        **{name: sum(getattr(part, name) for part in parts) for name in counts}, adapters=adapters
-    )
+    return _sum(EngineStats, parts)
+
+
+def _sum(kind: type[_Stats], parts: Sequence[_Stats]) -> _Stats:
+    """The sum of each field; fields that are figures themselves are summed the same way."""
+    sums: dict[str, Any] = {}
+    for name, empty in zip(kind.__struct_fields__, kind.__struct_defaults__, strict=True):
+        values = [getattr(part, name) for part in parts]
+        nested = isinstance(empty, msgspec.Struct)
+        sums[name] = _sum(type(empty), values) if nested else sum(values)
+    return kind(**sums)
 
 
 def _again(failure: RequestFailed) -> bool:

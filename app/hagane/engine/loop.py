@@ -21,6 +21,7 @@ import msgspec
 from hagane.engine.adapters import Adapters
 from hagane.engine.background_thread import BackgroundThread
 from hagane.engine.cache.blocks import KVCache
+from hagane.engine.cache.setup import make_tiers
 from hagane.engine.encoding import EncoderEngine
 from hagane.engine.outbox import Outbox
 from hagane.engine.prerequisites import Prerequisites, Released
@@ -47,10 +48,12 @@ from hagane.pool.messages import (
     EngineConfig,
     EngineFailed,
     EngineReady,
+    EngineStats,
     FailureCode,
     GenerateRequest,
     Loading,
     Shutdown,
+    TierStats,
     ToEngine,
     UnloadAdapter,
 )
@@ -102,8 +105,10 @@ class Engine:
         grammars = Grammars(self.vocabulary, runner.vocab_size)
         constraints = Constraints(grammars)
         proposer = _proposer(config, runner, constraints, costs, overlap=overlap)
+        self.tiers = make_tiers(config, runner, channel.wake)
+        self.cache = KVCache(runner.blocks, runner.block_size, config.prefix_caching, self.tiers)
         self.scheduler = Scheduler(
-            KVCache(runner.blocks, runner.block_size, config.prefix_caching),
+            self.cache,
             max_batch_tokens=config.max_batch_tokens,
             max_sequences=config.max_sequences,
             max_waiting=config.max_waiting,
@@ -126,10 +131,12 @@ class Engine:
             overlap=overlap,
             proposer=proposer,
             leaves=self._goes_before_idle_work,
+            tiers=self.tiers,
         )
         self.prerequisites = Prerequisites(
             self.adapters,
             GrammarCompiler(grammars, BackgroundThread("grammars", channel.wake)),
+            *([self.tiers.prefetch(self.cache)] if self.tiers and self.tiers.disk else []),
             limit=config.max_waiting,
         )
         # Messages read within a step.
@@ -174,6 +181,8 @@ class Engine:
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
             self.receive(pause if idle else 0.0)
             self.turn()
+        if self.tiers is not None:
+            self.tiers.close()
 
     def use_idle_time(self, now: float) -> None:
         """Read the vocabulary of grammars once no request is about to follow the last one."""
@@ -196,9 +205,15 @@ class Engine:
                 self._release(released)
         self.scheduler.idle_work = self._idle_work()
         deltas = self.pipeline.step()
+        self.outbox.flush(deltas, self._stats())
+        if self.tiers is not None:
+            self.tiers.collect()
+            self.pipeline.settle()
+
+    def _stats(self) -> EngineStats:
         adapters = self.adapters.stats(len(self.prerequisites))
-        stats = msgspec.structs.replace(self.scheduler.stats(), adapters=adapters)
-        self.outbox.flush(deltas, stats)
+        tiers = TierStats() if self.tiers is None else self.tiers.stats()
+        return msgspec.structs.replace(self.scheduler.stats(), adapters=adapters, tiers=tiers)
 
     def _idle_work(self) -> IdleWork:
         """Idle sequences make way for what is about to come, unless they hold what it waits for."""

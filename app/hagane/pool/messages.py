@@ -229,6 +229,23 @@ class AdapterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     evictions: int = 0
 
 
+class TierStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Blocks below the KV cache's pool: how many there are, and counters since the start.
+
+    `restored` went from host memory back to the pool, `loaded` from disk to host memory; `written`
+    are files, `dropped` blocks came too fast or could not be written, `lost` ones not be read.
+    """
+
+    host_blocks: int = 0
+    host_capacity: int = 0
+    disk_blocks: int = 0
+    restored: int = 0
+    loaded: int = 0
+    written: int = 0
+    dropped: int = 0
+    lost: int = 0
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Gauges as of now, and counters since the engine process started."""
 
@@ -244,6 +261,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     proposed_tokens: int = 0
     accepted_tokens: int = 0
     adapters: AdapterStats = AdapterStats()
+    tiers: TierStats = TierStats()
 
 
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -302,7 +320,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context needs more. That fraction is what all programs together may take, or this engine alone
     where another one `shares_device`. `max_batch_tokens` is the token budget of one step,
     `adapter_memory` the most bytes of packed adapters, `timeout` the seconds of silence after
-    which an engine is taken to hang.
+    which an engine is taken to hang. Below the KV cache are `kv_cache_host_memory` bytes of host
+    memory, None for as many as `kv_cache_disk` needs, a directory of at most
+    `kv_cache_disk_memory` bytes.
     """
 
     model: str
@@ -315,6 +335,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_cache_memory: int | None
     kv_cache_limit: int | None = None
     kv_cache_dtype: Literal["auto", "model", "int8"]
+    kv_cache_host_memory: int | None = None
+    kv_cache_disk: str | None = None
+    kv_cache_disk_memory: int = 10 << 30
     gpu_memory_fraction: float = 0.9
     shares_device: bool = False
     max_batch_tokens: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.system.settings import Settings
@@ -18,7 +20,10 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         block_size=settings.block_size,
         context_length=settings.context_length,
         kv_cache_dtype=settings.kv_cache_dtype,
-        kv_cache_memory=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
+        kv_cache_memory=_bytes(settings.kv_cache_memory),
+        kv_cache_host_memory=_bytes(settings.kv_cache_host_memory),
+        kv_cache_disk=_path(settings.kv_cache_disk),
+        kv_cache_disk_memory=int(settings.kv_cache_disk_memory),
         gpu_memory_fraction=_engine_share(settings),
         max_batch_tokens=max(settings.max_batch_tokens, settings.max_sequences),
         max_sequences=settings.max_sequences,
@@ -31,6 +36,15 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         adapter_memory=int(settings.adapter_memory),
         timeout=settings.engine_timeout,
     )
+
+
+def _bytes(size: int | None) -> int | None:
+    # A plain number: messages know no ByteSize.
+    return None if size is None else int(size)
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path.expanduser().resolve())
 
 
 def _engine_share(settings: Settings) -> float:

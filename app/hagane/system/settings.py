@@ -33,8 +33,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Model": ("model", "served_model_name", "models_dir", "device", "dtype", "quantize",
                   "group_size", "context_length", "threads"),
-        "Memory and batching": ("kv_cache_dtype", "kv_cache_memory", "gpu_memory_fraction",
-                                "block_size", "max_batch_tokens", "max_sequences", "max_waiting",
+        "Memory and batching": ("kv_cache_dtype", "kv_cache_memory",
+                                "kv_cache_host_memory", "kv_cache_disk", "kv_cache_disk_memory",
+                                "gpu_memory_fraction", "block_size", "max_batch_tokens", "max_sequences", "max_waiting",
                                 "prefix_caching", "speculation", "engine_timeout"),
         "Listening": ("host", "port", "admin_host", "admin_port", "allowed_hosts", "cors_origins",
                       "max_connections", "max_header_bytes", "header_timeout", "max_body_bytes",
@@ -91,6 +92,19 @@ class Settings(BaseSettings):
     )
     kv_cache_memory: ByteSize | None = Field(
         None, description="memory of the KV cache such as 2GiB; default: up to half of what is free"
+    )
+    kv_cache_host_memory: ByteSize | None = Field(
+        None,
+        description="host memory for blocks that the KV cache has no room for; default: none, "
+        "512MiB with kv_cache_disk",
+    )
+    kv_cache_disk: Path | None = Field(
+        None,
+        description="directory in which blocks of the KV cache outlive the server: others must not "
+        "read it, it shows what users wrote",
+    )
+    kv_cache_disk_memory: ByteSize = Field(
+        ByteSize(10 << 30), description="most bytes of kv_cache_disk for each model"
     )
     gpu_memory_fraction: float = Field(
         0.9,

@@ -49,10 +49,13 @@ def expected(request: GenerateRequest, index: int) -> tuple[list[int], str]:
 class Oracle:
     """Executes schedules on a cache of prefixes instead of keys and values.
 
-    `sampled` are the tokens of the step before, which the scheduler may not know yet.
+    `sampled` are the tokens of the step before, which the scheduler may not know yet, `below` the
+    content of the blocks that went to another memory.
     """
 
     kv: KVCache
+    below: dict[bytes, list[Prefix]] = field(default_factory=dict)
+    restored: int = 0
     sampled: dict[Sequence, int] = field(default_factory=dict)
     slots: dict[tuple[int, int], Prefix] = field(default_factory=dict)
     computed: dict[Sequence, int] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Oracle:
 
     def execute(self, schedule: Schedule) -> list[int]:
         self.computed = {s: end for s, end in self.computed.items() if s.blocks}
+        self._exchange()
         self._copy(schedule)
         for chunk in schedule.chunks:
             self._write(chunk)
@@ -72,6 +76,7 @@ class Oracle:
 
     def leave(self, schedule: Schedule) -> None:
         """Execute it, but for its samples: the same tokens are to be computed again."""
+        self._exchange()
         self._copy(schedule)
         computed = dict(self.computed)
         for chunk in schedule.chunks:
@@ -82,6 +87,18 @@ class Oracle:
         assert sequence.in_flight <= 1
         unknown = [self.sampled[sequence]] if sequence.in_flight else []
         return sequence.cache_salt, tuple([*sequence.tokens, *unknown][:length])
+
+    def _exchange(self) -> None:
+        moves, offsets = self.kv.take_moves(), range(self.kv.block_size)
+        down = {d: [self.slots[b, o] for o in offsets] for b, d in moves.evicted + moves.filled}
+        for block, digest in moves.restored:
+            assert self.kv.references(block) == 1
+            self.slots.update({(block, o): self.below[digest][o] for o in offsets})
+            self.restored += 1
+        # Another memory forgets, too, but not what it was about to give back.
+        self.below.update(down)
+        for digest in list(self.below)[: max(len(self.below) - 100, 0)]:
+            del self.below[digest]
 
     def _copy(self, schedule: Schedule) -> None:
         destinations = [destination for _, destination in schedule.copies]
@@ -125,15 +142,20 @@ class Simulation:
     """A scheduler under random load, and the accounts of what became of each request.
 
     If `ahead`, every step is scheduled and executed before the scheduler hears of the one before.
+    With `tiers` there is another memory below the cache.
     """
 
-    def __init__(self, seed: int, *, prefix_caching: bool = True, ahead: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, prefix_caching: bool = True, ahead: bool = False, tiers: bool = False
+    ) -> None:
         self.ahead = ahead
+        below: dict[bytes, list[Prefix]] = {}
         self.flight: tuple[Schedule, list[int]] | None = None
         self.random = random.Random(seed)
         size = self.random.choice([1, 2, 4, 8])
         least = -(-CONTEXT // size)
-        self.kv = KVCache(least + self.random.randrange(least), size, prefix_caching)
+        blocks = least + self.random.randrange(least)
+        self.kv = KVCache(blocks, size, prefix_caching, below if tiers else None)
         self.scheduler = Scheduler(
             self.kv,
             max_batch_tokens=self.random.choice([8, 16, 64]),
@@ -141,7 +163,7 @@ class Simulation:
             max_waiting=12,
             context_length=CONTEXT,
         )
-        self.oracle = Oracle(self.kv)
+        self.oracle = Oracle(self.kv, below)
         self.now = 0.0
         self.requests: dict[str, GenerateRequest] = {}
         self.texts: dict[Key, list[int]] = {}
@@ -294,9 +316,17 @@ def test_the_load_reaches_every_policy(ahead: bool) -> None:
     assert sum(len(s.dropped) for s in simulations) > 20
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
+def test_random_load_above_another_memory(ahead: bool) -> None:
+    simulations = [Simulation(seed, ahead=ahead, tiers=True) for seed in range(4)]
+    for simulation in simulations:
+        simulation.run(400)
+    assert sum(simulation.oracle.restored for simulation in simulations) > 100
+
+
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32), ahead=st.booleans())
-@example(seed=13217, ahead=False)  # a preempted sequence would fit again in the same step
-@example(seed=13217, ahead=True)
-def test_any_short_load(seed: int, ahead: bool) -> None:
-    Simulation(seed, ahead=ahead).run(60)
+@given(seed=st.integers(0, 2**32), ahead=st.booleans(), tiers=st.booleans())
+@example(seed=13217, ahead=False, tiers=False)  # a preempted one would fit again in the same step
+@example(seed=13217, ahead=True, tiers=False)
+def test_any_short_load(seed: int, ahead: bool, tiers: bool) -> None:
+    Simulation(seed, ahead=ahead, tiers=tiers).run(60)

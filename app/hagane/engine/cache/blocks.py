@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
 
@@ -24,6 +25,24 @@ from hagane.system.errors import ConfigurationError
 
 BlockCopy = tuple[int, int]
 """(source block, destination block)."""
+Content = tuple[int, bytes]
+"""(block, digest of what it holds or is to hold)."""
+
+
+@dataclass(slots=True)
+class Moves:
+    """What the tiers below have to do with blocks before the next step writes to any.
+
+    `evicted` blocks are given away and still hold what their digests say, `filled` ones became
+    full, `restored` ones are to be filled with what their digests name.
+    """
+
+    evicted: list[Content] = field(default_factory=list)
+    filled: list[Content] = field(default_factory=list)
+    restored: list[Content] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.evicted or self.filled or self.restored)
 
 
 class KVCache:
@@ -37,12 +56,20 @@ class KVCache:
         blocks: how many blocks there are.
         block_size: tokens per block.
         prefix_caching: whether blocks are shared by content at all.
+        below: digests of the blocks that can be brought back at once from another memory; the
+            moves that follow are left to `take_moves`. None: there is no other memory.
 
     Raises:
         ConfigurationError: a size below 1.
     """
 
-    def __init__(self, blocks: int, block_size: int, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        block_size: int,
+        prefix_caching: bool = True,
+        below: Container[bytes] | None = None,
+    ) -> None:
         for name, value in (("blocks", blocks), ("block_size", block_size)):
             if value < 1:
                 raise ConfigurationError(
@@ -52,6 +79,7 @@ class KVCache:
         self.total = blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
+        self._below = below
         self.prefix_tokens_queried = 0
         self.prefix_tokens_hit = 0
         self.reset()
@@ -63,6 +91,7 @@ class KVCache:
         self._by_digest: dict[bytes, int] = {}
         self._empty = list(range(self.total - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._moves = Moves()
 
     @property
     def free(self) -> int:
@@ -79,6 +108,9 @@ class KVCache:
         """Blocks referenced by none whose content can still be found."""
         return len(self._cached)
 
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._by_digest
+
     def blocks_for(self, tokens: int) -> int:
         """How many blocks hold `tokens` tokens."""
         return -(-tokens // self.block_size)
@@ -94,6 +126,7 @@ class KVCache:
         `blocks` and `computed`; at least one token is always left to compute.
         """
         prefix = self._lookup(sequence)
+        restored = self._lookup_below(sequence, len(prefix))
         missing = self.blocks_for(sequence.length) - len(prefix)
         revived = sum(self._references[block] == 0 for block in prefix)
         if missing + revived + spare > self.free:
@@ -101,7 +134,9 @@ class KVCache:
         for block in prefix:
             self._share(block)
         sequence.blocks = prefix + [self._allocate() for _ in range(missing)]
-        sequence.computed = len(prefix) * self.block_size
+        self._moves.restored += zip(sequence.blocks[len(prefix) :], restored, strict=False)
+        sequence.computed = (len(prefix) + len(restored)) * self.block_size
+        # The restored ones are findable once the step that brings them back is done.
         sequence.registered = len(prefix)
         self._count(sequence)
         return True
@@ -152,6 +187,8 @@ class KVCache:
             if digest not in self._by_digest:
                 self._by_digest[digest] = block
                 self._digests[block] = digest
+                if self._below is not None:
+                    self._moves.filled.append((block, digest))
             sequence.registered = position + 1
 
     def release(self, sequence: Sequence) -> None:
@@ -170,6 +207,17 @@ class KVCache:
         sequence.blocks = []
         sequence.computed = 0
         sequence.registered = 0
+
+    def digests(self, sequence: Sequence) -> list[bytes]:
+        """Of all full blocks of a sequence that leave a token to compute."""
+        count = (sequence.length - 1) // self.block_size
+        extend_digests(sequence, count, self.block_size)
+        return sequence.digests[:count]
+
+    def take_moves(self) -> Moves:
+        """The moves since the last call, to be done before a step writes to blocks."""
+        taken, self._moves = self._moves, Moves()
+        return taken
 
     def check(self, sequences: Iterable[Sequence] = ()) -> None:
         """Verify that every block is where it should be, `sequences` being all that hold any.
@@ -211,6 +259,18 @@ class KVCache:
             prefix.append(block)
         return prefix
 
+    def _lookup_below(self, sequence: Sequence, found: int) -> list[bytes]:
+        """Digests of the blocks that follow on the first `found` and can be brought back."""
+        if self._below is None or not self._searches(sequence):
+            return []
+        digests: list[bytes] = []
+        for position in range(found, (sequence.length - 1) // self.block_size):
+            digest = self._digest(sequence, position)
+            if digest not in self._below:
+                break
+            digests.append(digest)
+        return digests
+
     def _searches(self, sequence: Sequence) -> bool:
         return self.prefix_caching and not sequence.needs_whole_prompt
 
@@ -222,13 +282,8 @@ class KVCache:
 
     def _digest(self, sequence: Sequence, position: int) -> bytes:
         """The content hash of the sequence's full block at `position` of its table."""
-        digests = sequence.digests
-        while len(digests) <= position:
-            start = len(digests) * self.block_size
-            tokens = array("q", sequence.tokens[start : start + self.block_size])
-            parent = digests[-1] if digests else _root(sequence)
-            digests.append(_hash(b"block", parent + tokens.tobytes()))
-        return digests[position]
+        extend_digests(sequence, position + 1, self.block_size)
+        return sequence.digests[position]
 
     def _allocate(self) -> int:
         """An unused block, its content forgotten: an empty one, else the oldest cached one."""
@@ -239,6 +294,8 @@ class KVCache:
             digest = self._digests[block]
             if digest is not None:
                 del self._by_digest[digest]
+                if self._below is not None:
+                    self._moves.evicted.append((block, digest))
             self._digests[block] = None
         self._references[block] = 1
         return block
@@ -247,6 +304,16 @@ class KVCache:
         if self._references[block] == 0:
             del self._cached[block]
         self._references[block] += 1
+
+
+def extend_digests(sequence: Sequence, count: int, block_size: int) -> None:
+    """Have the content hashes of at least the first `count` full blocks in `sequence.digests`."""
+    digests = sequence.digests
+    while len(digests) < count:
+        start = len(digests) * block_size
+        tokens = array("q", sequence.tokens[start : start + block_size])
+        parent = digests[-1] if digests else _root(sequence)
+        digests.append(_hash(b"block", parent + tokens.tobytes()))
 
 
 def _root(sequence: Sequence) -> bytes:

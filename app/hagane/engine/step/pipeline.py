@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hagane.engine.cache.tiers import KVTiers
 from hagane.engine.outbox import Outbox
 from hagane.engine.sampling.constraints import Constraints
 from hagane.engine.sampling.sampler import Sampler, TokensInFlight, prompt_logprobs
@@ -64,7 +65,7 @@ class StepPipeline:
     `slots` is the slot of every loaded adapter by its digest, `constraints` knows the grammars that
     sequences follow. With `overlap` a step is launched before the previous one is finished. The
     scheduler's `proposer`, if any, hears how long decode steps take. `leaves` is asked in steps of
-    idle priority whether a request waits for their end.
+    idle priority whether a request waits for their end. `tiers` are the memory below the cache.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class StepPipeline:
         overlap: bool,
         proposer: Proposer | None = None,
         leaves: Callable[[], bool] | None = None,
+        tiers: KVTiers | None = None,
     ) -> None:
+        self._tiers = tiers
         self._scheduler, self._runner, self._sampler = scheduler, runner, sampler
         self._slots, self._outbox, self._overlap = slots, outbox, overlap
         self._constraints, self._proposer, self._leaves = constraints, proposer, leaves
@@ -109,6 +112,17 @@ class StepPipeline:
         except Exception as error:
             self._fail_everything(error)
             return []
+
+    def settle(self) -> None:
+        """Once nothing is left to run: save the blocks that the last step filled."""
+        if self.busy:
+            return
+        try:
+            self._exchange_blocks()
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self._fail_everything(error)
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         """As `Scheduler.cancel`."""
@@ -140,6 +154,7 @@ class StepPipeline:
             return None
         before = None if self._in_flight is None else self._in_flight.tokens
         try:
+            self._exchange_blocks()
             runner = self._runner
             rows = runner.decode_rows if runner.verifies else 0
             batch = build_batch(schedule.chunks, runner.block_size, self._slots, before, rows)
@@ -153,6 +168,10 @@ class StepPipeline:
             self._scheduler.check()
             return None
         return None if logits is None else ForwardPass(schedule, batch, logits)
+
+    def _exchange_blocks(self) -> None:
+        if self._tiers is not None:
+            self._tiers.exchange(self._scheduler.kv.take_moves())
 
     def _finish_previous(self) -> list[TokenDelta]:
         previous, self._in_flight = self._in_flight, None

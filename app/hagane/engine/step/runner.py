@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ class ModelRunner:
             )
         quantization = _quantization(config, model_config, self.device)
         # Before the weights: the kernels quantize and pack them.
-        instructions = self._start_threads(config.threads)
+        self.instructions = self._start_threads(config.threads)
         progress("weights")
         self.model = self._load_model(directory, quantization)
         progress("buffers")
@@ -82,7 +83,7 @@ class ModelRunner:
         self.vocab_size = model_config.vocab_size
         self.block_size = config.block_size
         self.cache_dtype = choose_cache_dtype(
-            config, model_config, quantization, self.dtype, instructions
+            config, model_config, quantization, self.dtype, self.instructions
         )
         self.blocks = self._count_blocks(config, model_config)
         self.caches = self._allocate_caches(model_config)
@@ -265,6 +266,28 @@ class ModelRunner:
         if inputs.hidden_rows is not None:
             self.hidden = hidden[inputs.hidden_rows]
         return self.model.logits(hidden[inputs.logit_rows])
+
+    def read_blocks(self, blocks: Sequence[int]) -> Tensor:
+        """Copies of KV blocks, uint8 [blocks, block bytes], on the device."""
+        rows = torch.tensor(blocks, device=self.device)
+        return torch.cat([part[rows] for part in self._block_bytes()], dim=1)
+
+    def write_blocks(self, blocks: Sequence[int], content: Tensor) -> None:
+        """Fill KV blocks with what `read_blocks` returned, on any device."""
+        rows, parts = torch.tensor(blocks, device=self.device), list(self._block_bytes())
+        sizes = [part.shape[1] for part in parts]
+        for part, found in zip(parts, content.to(self.device).split(sizes, dim=1), strict=True):
+            part[rows] = found
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of all layers."""
+        return sum(part.shape[1] for part in self._block_bytes())
+
+    def _block_bytes(self) -> Iterator[Tensor]:
+        """The cache's tensors, each as uint8 [blocks, bytes]."""
+        for tensor in chain.from_iterable(self.caches):
+            yield tensor.flatten(1).view(torch.uint8)
 
     def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         sources, destinations = send(list(torch.tensor(copies).T), self.device)
