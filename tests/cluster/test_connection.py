@@ -84,7 +84,8 @@ async def test_requests_run_elsewhere_and_lost_replicas_cost_none_that_has_not_b
     assert replicas.calls == 3
     replicas.lost = [1]
     with pytest.raises(EngineCrashedError):
-        await tokens(client, request("c"))
+        # Longer than what is gathered into one message.
+        await tokens(client, request("c", max_tokens=100))
     replicas.lost = [0] * 4
     with pytest.raises(EngineUnavailableError):
         await tokens(client, request("d"))
