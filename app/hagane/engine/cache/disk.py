@@ -101,7 +101,7 @@ class BlockFiles:
             for entry in os.scandir(folder.path):
                 digest, size = _digest_of(entry.name), entry.stat().st_size
                 if digest is None or size != self._file_bytes:
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()
                 else:
                     found.append((entry.stat().st_mtime_ns, digest))
         return [digest for _, digest in sorted(found)]
@@ -113,7 +113,7 @@ class BlockFiles:
         part = path.with_suffix(".part")
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(descriptor, "wb", buffering=0) as file:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
                 _write_all(file, _checksum(content))
                 _write_all(file, content)
             part.replace(path)
