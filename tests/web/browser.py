@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+STUDIO_KEY = "an admin's secret"
 PATIENCE = 15_000
 """Milliseconds that a page may take for what it promises; the machine may be busy."""
 ANSWERS = """Object.keys(localStorage).filter((key) => key.startsWith("hagane.message."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.server import Server, start_server, stop_server
-from tests.web.browser import chromium, endless_model, visit
+from tests.web.browser import STUDIO_KEY, chromium, endless_model, visit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -31,6 +32,18 @@ def endless_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def endless(endless_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The endless model's server."""
     server = start_server(endless_dir, tmp_path_factory.mktemp("server") / "log")
+    server.wait_ready()
+    yield server
+    stop_server(server)
+
+
+@pytest.fixture(scope="session")
+def studio(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an admin key, a data directory, and another model in its store."""
+    folder = tmp_path_factory.mktemp("studio")
+    shutil.copytree(tiny_model_dir, folder / "store" / "second")
+    flags = ("--data-dir", str(folder / "data"), "--models-dir", str(folder / "store"))
+    server = start_server(tiny_model_dir, folder / "log", *flags, HAGANE_ADMIN_KEY=STUDIO_KEY)
     server.wait_ready()
     yield server
     stop_server(server)

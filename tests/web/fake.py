@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from tests.web.fake_insight import insight_answers
 from tests.web.fake_serving import serving_answers
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def answers(text: str) -> dict[str, Any]:
     plan = {"learning_rate": 2.1e-4}
     name = f"ft:tiny:{text}:2"
     settings = {"result": {"step": 80}, "plan": plan, "rank": 8, "patience": 3, "quantize": "int8",
-                "target_modules": ["q_proj"], "rslora": True, "full": False}  # fmt: skip
+                "target_modules": ["q_proj"], "rslora": True, "dora": True, "full": False}  # fmt: skip
     jobs = [
         job("1", "running", text, extra={"progress": progress, "plan": plan}),
         job(
@@ -132,6 +133,7 @@ def answers(text: str) -> dict[str, Any]:
         "/v1/fine_tuning/jobs/ftjob-5": pretraining,
         "/admin/status": status,
         **serving_answers(text),
+        **insight_answers(text),
         "/v1/files/file-1/report": {"training": report, "validation": None, "plan": None},
     }
 

@@ -22,13 +22,20 @@ SECTIONS = {
     "datasets": "#dataset-list .card",
     "feedback": "#feedback-list .card",
     "keys": "#use-table table",
+    "evals": "#eval-list .card",
+    "eval/eval-1": "#run-answers .card",
+    "logs": "#log-list p",
 }
 # Reached from another section, which the list of sections marks.
-WITHIN = {"job": "jobs", "trial": "models"}
+WITHIN = {"job": "jobs", "trial": "models", "eval": "evals"}
 
 PHONE = {"viewport": {"width": 390, "height": 700}, "has_touch": True, "is_mobile": True}
 LIGHT = {"color_scheme": "light"}
 DARK = {"color_scheme": "dark", **PHONE}
+# Fields of forms without a line of help, by themselves or in a group that has one.
+UNEXPLAINED = """() => [...document.querySelectorAll("form :is(input, select, textarea)")]
+  .filter(one => one.checkVisibility() && !one.closest("[aria-describedby]")
+    && !one.matches("#ask-value, #editor *")).map(one => one.form.id + " " + one.name)"""
 
 
 def sign_in(page):
@@ -78,6 +85,7 @@ def test_sections_keep_to_the_rules(page, section):
     assert weak(page) == []
     assert unnamed(page) == []
     assert page.evaluate(REFERENCES) == []
+    assert page.evaluate(UNEXPLAINED) == []
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
     levels = page.evaluate("""() => [...document.querySelectorAll("h1,h2,h3,h4")]
       .filter(one => one.checkVisibility()).map(one => Number(one.tagName[1]))""")
@@ -91,7 +99,8 @@ def test_sections_keep_to_the_rules(page, section):
 @pytest.mark.parametrize(
     ("section", "opener"),
     [("models", "#new-alias"), ("models", "#alias-list .change"), ("models", "#alias-list .remove"),
-     ("engines", "#engine-list .unload"), ("keys", "#new-key"), ("keys", "#key-list .revoke")],
+     ("engines", "#engine-list .unload"), ("models", "#adapter-list .makeFile"),
+     ("evals", "#eval-list .remove"), ("keys", "#new-key"), ("keys", "#key-list .revoke")],
 )  # fmt: skip
 def test_dialogs_keep_to_the_rules(page, section, opener):
     go(page, section)
@@ -102,6 +111,7 @@ def test_dialogs_keep_to_the_rules(page, section, opener):
     assert weak(page) == []
     assert unnamed(page) == []
     assert page.evaluate(REFERENCES) == []
+    assert page.evaluate(UNEXPLAINED) == []
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog[open]", state="detached")
     assert page.evaluate("selector => document.activeElement.matches(selector)", opener)

@@ -74,7 +74,7 @@ def test_a_job_is_made_again_with_changes(page):
     assert body["suffix"] == "stories"
     assert body["extra"] == {
         "rank": 32, "patience": 3, "quantize": "int8", "promote": "if_better", "rslora": True,
-        "full": False, "target_modules": ["q_proj"],
+        "dora": True, "full": False, "target_modules": ["q_proj"],
     }  # fmt: skip
 
 

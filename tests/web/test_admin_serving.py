@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-
 import httpx
 import pytest
 
-from tests.support.server import start_server, stop_server
-from tests.web.browser import visit, wait_until
+from tests.web.browser import STUDIO_KEY, visit, wait_until
 from tests.web.test_admin_accessibility import PHONE, go
 
-KEY = "an admin's secret"
+KEY = STUDIO_KEY
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 SLOW = 60_000
 """Milliseconds for what waits on a process's start."""
 
 
 @pytest.fixture(scope="module")
-def admin(tiny_model_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serving")
-    shutil.copytree(tiny_model_dir, folder / "store" / "second")
-    flags = ("--data-dir", str(folder / "data"), "--models-dir", str(folder / "store"))
-    server = start_server(tiny_model_dir, folder / "log", *flags, HAGANE_ADMIN_KEY=KEY)
-    server.wait_ready()
-    yield server
-    stop_server(server)
+def admin(studio):
+    return studio
 
 
 @pytest.fixture(params=[{}, PHONE], ids=["wide", "phone"], scope="module")

@@ -10,10 +10,12 @@ from hagane.text.hub import local_model, model_stores
 
 
 def stored_model(serving: Serving, name: str, param: str) -> Path:
-    """The directory of a model in the stores, or of one that a job made.
+    """The directory of the default model, of one in the stores, or of one that a job made.
 
     Raises InvalidRequestError that names `param`.
     """
+    if name == serving.model.id:
+        return serving.model.directory
     try:
         directory = local_model(name, model_stores(serving.settings))
     except (ModelError, OSError, ValueError) as error:

@@ -18,7 +18,7 @@ _PIECE_BYTES = 256 << 10
 _MOST_FIELD_BYTES = 1024
 # Of a body, what may surround the file: boundaries, headers, the purpose.
 _MOST_FRAME_BYTES = 64 << 10
-_PURPOSES = ("fine-tune", "batch")
+_PURPOSES = ("fine-tune", "batch", "evals")
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 # The form in OpenAPI's words: FastAPI would read it into memory, so it does not know of it.
 FORM = {
@@ -163,7 +163,7 @@ class _Form:
         if purpose not in _PURPOSES:
             raise InvalidRequestError(
                 f"Invalid value for 'purpose': '{purpose}'; this server takes "
-                f"{' and '.join(map(repr, _PURPOSES))}.",
+                f"{', '.join(map(repr, _PURPOSES))}.",
                 param="purpose",
             )
         return purpose, self.filename or ""

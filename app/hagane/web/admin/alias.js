@@ -13,12 +13,12 @@ const COUNT = { type: "number", min: "1", step: "1" };
 const PART = { type: "number", min: "0", max: "1", step: "any" };
 const POLICY = [
   ["min_requests", "minRequests", { ...COUNT, placeholder: "100", "data-help": "minRequestsHelp" }],
-  ["max_error_rate", "maxErrorRate", { ...PART, placeholder: "0.02" }],
+  ["max_error_rate", "maxErrorRate", { ...PART, placeholder: "0.02", "data-help": "maxErrorRateHelp" }],
   ["max_latency_ratio", "maxLatencyRatio", { ...PART, max: "1000", "data-help": "maxLatencyRatioHelp" }],
   ["min_win_rate", "minWinRate", { ...PART, "data-help": "minWinRateHelp" }],
-  ["confidence", "confidence", { ...PART, min: "0.5", placeholder: "0.95" }],
-  ["max_requests", "maxRequests", COUNT],
-  ["webhook", "webhook", { type: "url" }],
+  ["confidence", "confidence", { ...PART, min: "0.5", placeholder: "0.95", "data-help": "confidenceHelp" }],
+  ["max_requests", "maxRequests", { ...COUNT, "data-help": "maxRequestsHelp" }],
+  ["webhook", "webhook", { type: "url", "data-help": "webhookHelp" }],
 ];
 
 /**

@@ -7,18 +7,23 @@ import { request } from "./client.js";
 import { openCompare } from "./compare.js";
 import { openDatasets } from "./datasets.js";
 import { openEngines } from "./engines.js";
+import { openEval } from "./eval-runs.js";
+import { openEvals } from "./evals.js";
 import { openFeedback } from "./feedback.js";
 import { prepareHelp } from "./fields.js";
 import { openFiles } from "./files.js";
 import { openJob } from "./job.js";
 import { openJobs } from "./jobs.js";
 import { openKeys } from "./keys.js";
+import { openLogs } from "./logs.js";
 import { openModels } from "./models.js";
 import { attempt, describe, notice, onRefused } from "./notice.js";
 import { openOverview } from "./overview.js";
 import { openTrial } from "./trial.js";
+import { HELP_WORDS } from "./words-help.js";
 import { LEARNING_WORDS } from "./words-learning.js";
 import { SERVING_WORDS } from "./words-serving.js";
+import { TRAINING_WORDS } from "./words-training.js";
 import { WORDS } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -35,11 +40,14 @@ const SECTIONS = {
   compare: openCompare,
   datasets: openDatasets,
   feedback: openFeedback,
+  evals: openEvals,
+  eval: openEval,
   keys: openKeys,
+  logs: openLogs,
 };
 
 /** Sections that are reached from others, of which the list of sections has a link. */
-const WITHIN = { job: "jobs", trial: "models" };
+const WITHIN = { job: "jobs", trial: "models", eval: "evals" };
 
 let leave = () => {};
 
@@ -66,7 +74,8 @@ function markCurrent(name) {
 }
 
 function everyWord() {
-  const join = (language) => Object.assign({}, ...[WORDS, SERVING_WORDS, LEARNING_WORDS].map((one) => one[language]));
+  const all = [WORDS, SERVING_WORDS, LEARNING_WORDS, TRAINING_WORDS, HELP_WORDS];
+  const join = (language) => Object.assign({}, ...all.map((one) => one[language]));
   return { en: join("en"), ja: join("ja") };
 }
 

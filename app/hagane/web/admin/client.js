@@ -37,6 +37,16 @@ export async function requestText(path) {
 }
 
 /**
+ * A file as it is.
+ * @param {string} path
+ * @returns {Promise<Blob>}
+ * @throws {ApiError}
+ */
+export async function requestBlob(path) {
+  return (await call(path, loadKey("adminKey"))).blob();
+}
+
+/**
  * Every entry of a list that comes in pages.
  * @param {string} path
  * @returns {Promise<object[]>}

@@ -1,17 +1,15 @@
 /** The same prompt to several models at once, their answers next to each other. */
 
-import { ApiError, listModels, streamChat } from "../shared/api.js";
+import { ApiError, streamChat } from "../shared/api.js";
 import { breakable, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { loadKey } from "../shared/keys.js";
-import { pathOf, request } from "./client.js";
+import { offerModels } from "./choices.js";
 import { numbers } from "./fields.js";
 import { number } from "./list.js";
 import { announce, attempt, describe } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
-/** Jobs whose checkpoints are offered as well. */
-const JOBS = 10;
 
 /**
  * @param {string} model the one that is compared with its base, or ""
@@ -27,38 +25,8 @@ export function openCompare(model) {
     answer(form, abort.signal);
   };
   $("compare-stop").onclick = () => abort.abort();
-  attempt(() => offer([...form.elements.model], model));
+  attempt(() => offerModels([...form.elements.model], model));
   return () => abort.abort();
-}
-
-/** Fill the three choices: at first the base, and what is to be compared with it. */
-async function offer(selects, model) {
-  const models = await listModels(loadKey("adminKey"));
-  const checkpoints = await listCheckpoints();
-  const known = [...models.map(({ id }) => id), ...checkpoints];
-  if (model && !known.includes(model)) checkpoints.push(model);
-  const second = model || models.find(({ parent }) => parent)?.id || known[0];
-  const chosen = [models[0].id, second, ""];
-  selects.forEach((select, at) => {
-    const before = select.value;
-    const groups = [group("models", models.map(({ id }) => id)), group("checkpoints", checkpoints)];
-    select.replaceChildren(...(at === 2 ? [new Option(t("none"), "")] : []), ...groups.filter(Boolean));
-    select.value = before && !model && known.includes(before) ? before : chosen[at];
-  });
-}
-
-function group(word, names) {
-  if (!names.length) return null;
-  const made = element("optgroup", ...names.map((name) => new Option(name, name)));
-  made.label = t(word);
-  return made;
-}
-
-async function listCheckpoints() {
-  const { data } = await request(`v1/fine_tuning/jobs?limit=${JOBS}`);
-  const lists = await Promise.all(data.map(({ id }) =>
-    request(`${pathOf("v1/fine_tuning/jobs", id, "checkpoints")}?limit=100`)));
-  return lists.flatMap((list) => list.data.map(({ fine_tuned_model_checkpoint: name }) => name));
 }
 
 async function answer({ elements }, signal) {

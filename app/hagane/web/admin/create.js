@@ -1,12 +1,13 @@
 /** The form for a new fine-tuning job. */
 
-import { ApiError, listModels } from "../shared/api.js";
+import { listModels } from "../shared/api.js";
 import { element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { loadKey } from "../shared/keys.js";
 import { listAll, pathOf, request } from "./client.js";
 import { numbers } from "./fields.js";
-import { attempt, describe } from "./notice.js";
+import { attempt } from "./notice.js";
+import { submit } from "./submit.js";
 
 const $ = (id) => document.getElementById(id);
 const TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -69,7 +70,7 @@ function fill(form, job) {
   const [, suffix = ""] = extra.adapter.match(/^ft:.*:([^:]*):[^:]*$/) ?? [];
   elements.suffix.value = suffix;
   elements.promote.value = extra.promote;
-  for (const name of ["rslora", "full"]) elements[name].checked = extra[name] ?? false;
+  for (const name of ["rslora", "dora", "full"]) elements[name].checked = extra[name] ?? false;
   elements.full.onchange();
   const targets = extra.target_modules ?? TARGETS;
   for (const box of elements.target) box.checked = targets.includes(box.value);
@@ -110,7 +111,7 @@ async function offer(form, file) {
 /**
  * Fill `select` with the models that can be tuned.
  * @param {HTMLSelectElement} select
- * @throws {ApiError}
+ * @throws {import("../shared/api.js").ApiError}
  */
 export async function offerBases(select) {
   const bases = (await listModels(loadKey("adminKey"))).filter(({ parent }) => !parent);
@@ -149,28 +150,10 @@ function body({ elements }) {
   return made;
 }
 
-/** Lead to the field that the server complained about, such as `method.dpo.hyperparameters.beta`. */
-function point(form, param) {
-  const name = param.split(".").findLast((part) => form.elements[part] instanceof HTMLElement);
-  if (!name) return;
-  form.elements[name].setAttribute("aria-invalid", "true");
-  form.elements[name].focus();
-}
-
 async function create(form) {
-  const complaint = $("create-error");
-  complaint.hidden = true;
-  for (const field of form.elements) field.removeAttribute("aria-invalid");
-  await attempt(async () => {
-    try {
-      const job = await request("v1/fine_tuning/jobs", { json: body(form) });
-      $("create").open = false;
-      location.hash = `#/job/${encodeURIComponent(job.id)}`;
-    } catch (error) {
-      if (!(error instanceof ApiError) || error.status !== 400) throw error;
-      complaint.textContent = describe(error);
-      complaint.hidden = false;
-      point(form, error.param ?? "");
-    }
+  await submit(form, $("create-error"), async () => {
+    const job = await request("v1/fine_tuning/jobs", { json: body(form) });
+    $("create").open = false;
+    location.hash = `#/job/${encodeURIComponent(job.id)}`;
   });
 }

@@ -18,18 +18,18 @@ const METHODS = ["supervised", "dpo"];
 const COUNT = { type: "number", min: "1", step: "1" };
 const LIST = { "data-help": "listHelp" };
 const FIELDS = [
-  ["name", "name", { required: "", maxlength: "128" }],
-  ["method", "method", {}, METHODS],
+  ["name", "name", { required: "", maxlength: "128", "data-help": "datasetNameHelp" }],
+  ["method", "method", { "data-help": "datasetMethodHelp" }, METHODS],
   ["models", "ofModels", LIST],
   ["aliases", "ofAliases", LIST],
   ["tags", "tags", LIST],
-  ["created_after", "createdAfter", { type: "date" }],
-  ["created_before", "createdBefore", { type: "date" }],
+  ["created_after", "createdAfter", { type: "date", "data-help": "createdAfterHelp" }],
+  ["created_before", "createdBefore", { type: "date", "data-help": "createdBeforeHelp" }],
   ["min_score", "minScore", { type: "number", min: "0", max: "1", step: "any", placeholder: "0.5", "data-help": "minScoreHelp" }],
-  ["min_characters", "minCharacters", { ...COUNT, placeholder: "1" }],
+  ["min_characters", "minCharacters", { ...COUNT, placeholder: "1", "data-help": "minCharactersHelp" }],
   ["duplicates", "duplicates", { "data-help": "duplicatesHelp" }, [...DUPLICATES.keys()]],
   ["validation", "heldOutPart", { type: "number", min: "0", max: "0.5", step: "any", placeholder: "0.1", "data-help": "heldOutHelp" }],
-  ["max_records", "maxRecords", { ...COUNT, max: "1000000", placeholder: "100000" }],
+  ["max_records", "maxRecords", { ...COUNT, max: "1000000", placeholder: "100000", "data-help": "maxRecordsHelp" }],
 ];
 const NUMBERS = ["min_score", "min_characters", "validation", "max_records"];
 

@@ -27,7 +27,7 @@ function made(job) {
     [t("rank"), extra.rank],
     [t("alpha"), extra.alpha],
     [t("targets"), extra.target_modules?.join(", ")],
-    [t("adapterKind"), extra.full ? t("fullWeights") : extra.rslora ? "rsLoRA" : null],
+    [t("adapterKind"), extra.full ? t("fullWeights") : kinds(extra)],
     [t("quantize"), extra.quantize],
     [t("sequenceLength"), extra.sequence_length],
     [t("patience"), extra.patience],
@@ -42,6 +42,10 @@ function made(job) {
     [t("seed"), String(job.seed)],
     ...Object.entries(job.metadata ?? {}).map(([name, value]) => [`${t("metadata")}: ${name}`, value]),
   ];
+}
+
+function kinds({ rslora, dora }) {
+  return [rslora && "rsLoRA", dora && "DoRA"].filter(Boolean).join(", ");
 }
 
 function outcome({ created_at: created, finished_at: finished, trained_tokens: tokens, extra: { result } }) {

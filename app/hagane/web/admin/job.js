@@ -7,6 +7,7 @@ import { editAlias } from "./alias.js";
 import { LineChart } from "./chart.js";
 import { followEvents, listAll, pathOf, request } from "./client.js";
 import { canRepeat } from "./create.js";
+import { makeFile } from "./exports.js";
 import { factsOf } from "./job-facts.js";
 import { badge, inCommon, progressBar } from "./jobs.js";
 import { actions, chatLink, moment, number, sectionLink, showFacts, showList } from "./list.js";
@@ -97,8 +98,8 @@ function show(job, checkpoints) {
   $("job-title").replaceChildren(...breakable(job.extra.adapter), " ", badge(job.status));
   showList($("job-head"), [job], ({ id }) => id, head);
   showFacts($("job-facts"), factsOf(job));
-  const { id, extra: { result } } = job;
-  const rows = checkpoints.map((one) => ({ ...one, job: { id, extra: { result } } }));
+  const { id, extra: { result, full } } = job;
+  const rows = checkpoints.map((one) => ({ ...one, job: { id, full: full ?? false, extra: { result } } }));
   showList($("checkpoint-list"), rows, (one) => one.id, checkpoint);
 }
 
@@ -152,6 +153,7 @@ function checkpoint({ job, ...one }) {
   const about = element("span", text);
   if (job.extra.result?.step === step) about.append(" ", classed("span", "badge succeeded", t("chosen")));
   const tools = [
+    button("makeFile", () => makeFile(name, job.full)),
     button("serveAs", () => editAlias(null, () => announce(t("changed")), name)),
     sectionLink("compare", name, t("compareIt")),
     chatLink(name),

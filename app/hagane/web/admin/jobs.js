@@ -6,6 +6,7 @@ import { request } from "./client.js";
 import { prepareCreation } from "./create.js";
 import { chatLink, duration, moment, number, showList } from "./list.js";
 import { poll } from "./notice.js";
+import { preparePretraining } from "./pretrain.js";
 
 const $ = (id) => document.getElementById(id);
 const SECONDS = 3;
@@ -26,6 +27,7 @@ const STATUS = {
  */
 export function openJobs(beginning) {
   prepareCreation(beginning);
+  preparePretraining();
   return poll(SECONDS, async () => {
     const [tuning, pretraining] = await Promise.all(
       ["v1/fine_tuning/jobs", "admin/pretraining/jobs"].map((path) => request(`${path}?limit=100`)),

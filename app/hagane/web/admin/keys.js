@@ -14,6 +14,7 @@ const $ = (id) => document.getElementById(id);
 const SECONDS = 10;
 const DAY = 86_400;
 const LIMITS = ["requests_per_minute", "tokens_per_minute", "concurrent_requests"];
+const LIMIT_HELP = ["requestsPerMinuteHelp", "tokensPerMinuteHelp", "concurrentRequestsHelp"];
 const LIMIT_WORDS = ["requestsPerMinute", "tokensPerMinute", "concurrentRequests"];
 const COUNT = { type: "number", min: "1", step: "1", "data-i18n-placeholder": "asSet" };
 
@@ -21,8 +22,8 @@ const COUNT = { type: "number", min: "1", step: "1", "data-i18n-placeholder": "a
 export function openKeys() {
   forget();
   addFields($("key-fields"), [
-    ...LIMITS.map((name, at) => [name, LIMIT_WORDS[at], COUNT]),
-    ["expires", "expires", { type: "date" }],
+    ...LIMITS.map((name, at) => [name, LIMIT_WORDS[at], { ...COUNT, "data-help": LIMIT_HELP[at] }]),
+    ["expires", "expires", { type: "date", "data-help": "expiresHelp" }],
   ]);
   $("new-key").onclick = () => edit(null);
   const chart = new LineChart($("chart-use"), {

@@ -1,16 +1,16 @@
 /** Adapters, and the aliases that point to them. */
 
-import { copyText } from "../shared/clipboard.js";
 import { ask } from "../shared/dialogs.js";
 import { breakable, button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { editAlias } from "./alias.js";
 import { pathOf, request } from "./client.js";
+import { makeFile, refreshExports } from "./exports.js";
 import { actions, chatLink, moment, number, sectionLink, showList } from "./list.js";
 import { announce, attempt, notice, poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
-const SECONDS = 5;
+const SECONDS = 3;
 
 /** @returns {() => void} */
 export function openModels() {
@@ -27,6 +27,7 @@ async function refresh() {
     (await request(path)).data));
   showList($("adapter-list"), adapters, ({ name }) => name, adapterRow);
   showList($("alias-list"), aliases, ({ name }) => name, aliasRow);
+  await refreshExports();
 }
 
 /** Do what a row's button says, then show what came of it. */
@@ -47,20 +48,9 @@ function adapterRow(adapter) {
   const tools = promoted ? [] : [button("promote", () => promote(name))];
   // The server owns the files of models that jobs made; loaded adapters stay where they are.
   tools.push(job ? button("remove", () => remove(name)) : button("unload", () => unload(name)));
+  tools.push(button("makeFile", () => makeFile(name, adapter.object !== "adapter")));
   if (promoted) tools.push(chatLink(name), sectionLink("compare", name, t("compareWithBase")));
-  made.append(actions(tools, name), directory(adapter));
-  return made;
-}
-
-/** Where the files lie, and how one model is made of the base and the adapter. */
-function directory({ object, base_model: base, directory: path }) {
-  const made = element("details", element("summary", t("asFiles")),
-    element("p", `${t("directory")}: `, element("code", path)));
-  if (object !== "adapter") return made;
-  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const command = `hagane merge ${quoted(base)} ${quoted(path)} merged`;
-  const copy = button("copy", ({ target }) => copyText(command, target));
-  made.append(element("p", `${t("mergeHint")} `, element("code", command)), classed("div", "actions", copy));
+  made.append(element("p", element("code", ...breakable(adapter.directory))), actions(tools, name));
   return made;
 }
 

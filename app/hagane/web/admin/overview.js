@@ -1,4 +1,4 @@
-/** What the server does at this moment, and did in the last minutes. */
+/** What the server does at this moment, and did in the last minutes or in the last day. */
 
 import { classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
@@ -6,32 +6,47 @@ import { LineChart } from "./chart.js";
 import { request } from "./client.js";
 import { progressBar } from "./jobs.js";
 import { number, sectionLink, showFacts, size } from "./list.js";
-import { poll } from "./notice.js";
+import { attempt, poll } from "./notice.js";
 
 const $ = (id) => document.getElementById(id);
 const SECONDS = 2;
-const KEPT = 300;
-
-/** Samples of this visit, oldest first; they outlive a look at another section. */
-const samples = [];
+const HISTORY_SECONDS = 5;
+/** Seconds to a unit of the horizontal axis, and its name. */
+const AXES = { "15m": [60, "minutesAgo"], "24h": [3600, "hoursAgo"] };
 
 /** @returns {() => void} */
 export function openOverview() {
-  const ago = () => t("secondsAgo");
-  const charts = {
-    requests: new LineChart($("chart-requests"), { xName: ago, yName: () => t("requestsUnit"), from: 0, to: 4 }),
-    cache: new LineChart($("chart-cache"), { xName: ago, yName: () => t("cacheUnit"), from: 0, to: 100, unit: " %" }),
-    rate: new LineChart($("chart-rate"), { xName: ago, yName: () => t("rateUnit"), from: 0, to: 10 }),
-  };
-  return poll(SECONDS, async () => {
-    const status = await request("admin/status");
-    samples.push({ at: Date.now() / 1000, status });
-    samples.splice(0, samples.length - KEPT);
-    show(status, charts);
+  const { period } = $("history-form").elements;
+  const chart = (id, yName, options) => new LineChart($(id), {
+    xName: () => t(AXES[period.value][1]), yName: () => t(yName), from: 0, ...options,
   });
+  const charts = {
+    rate: chart("chart-rate", "rateUnit", { to: 10 }),
+    requests: chart("chart-requests", "requestsUnit", { to: 4 }),
+    ended: chart("chart-ended", "requestsUnit", { to: 10 }),
+    latency: chart("chart-latency", "secondsUnit", { to: 1, unit: " s" }),
+    cache: chart("chart-cache", "cacheUnit", { to: 100, unit: " %" }),
+    machine: chart("chart-machine", "shareUnit", { to: 100, unit: " %" }),
+  };
+  let totals = {};
+  const refresh = async () => {
+    const wanted = period.value;
+    const { data } = await request(`admin/history?period=${wanted}`);
+    if (wanted === period.value) showHistory(data, wanted, charts, totals);
+  };
+  period.onchange = () => attempt(refresh);
+  const stops = [
+    poll(SECONDS, async () => {
+      const status = await request("admin/status");
+      totals = { memory: status.memory?.total_bytes, disk: status.disk?.total_bytes };
+      show(status);
+    }),
+    poll(HISTORY_SECONDS, refresh),
+  ];
+  return () => stops.forEach((stop) => stop());
 }
 
-function show(status, charts) {
+function show(status) {
   const { memory, disk } = status;
   showFacts($("figures"), [
     [t("model"), status.model],
@@ -39,19 +54,13 @@ function show(status, charts) {
     [t("contextLength"), status.engine.context_length],
     [t("running"), status.requests.running],
     [t("waiting"), status.requests.waiting],
-    [t("cache"), `${number(percent(status), 1)} %`],
+    [t("cache"), `${number(status.kv_cache.usage_ratio * 100, 1)} %`],
     [t("throughput"), number(status.tokens_per_second, 1)],
     [t("memoryFree"), memory && t("of", { part: size(memory.available_bytes), whole: size(memory.total_bytes) })],
     [t("diskFree"), disk && t("of", { part: size(disk.free_bytes), whole: size(disk.total_bytes) })],
     [t("serverVersion"), status.version],
   ]);
   showJob(status.job);
-  charts.requests.show([
-    line("running", ({ requests }) => requests.running),
-    line("waiting", ({ requests }) => requests.waiting),
-  ]);
-  charts.cache.show([line("cache", percent)]);
-  charts.rate.show([line("throughput", (one) => one.tokens_per_second)]);
 }
 
 /** The job that runs, with a way to it. */
@@ -62,11 +71,31 @@ function showJob(job) {
   $("running-job").replaceChildren(classed("div", "card", title, ...(bar ? [bar] : [])));
 }
 
-function percent({ kv_cache: cache }) {
-  return cache.usage_ratio * 100;
-}
-
-function line(word, value) {
-  const now = samples.at(-1).at;
-  return { name: t(word), points: samples.map(({ at, status }) => [at - now, value(status)]) };
+function showHistory(samples, period, charts, totals) {
+  const now = samples.at(-1)?.at ?? 0;
+  const line = (word, value) => ({
+    name: t(word),
+    points: samples
+      .map((sample) => [(sample.at - now) / AXES[period][0], value(sample)])
+      .filter(([, found]) => found !== null),
+  });
+  const used = (free, total) => (free === null || !total ? null : 100 * (1 - free / total));
+  charts.rate.show([
+    line("generatedTokens", (one) => one.generated_tokens / one.seconds),
+    line("promptTokens", (one) => one.prompt_tokens / one.seconds),
+  ]);
+  charts.requests.show([
+    line("running", ({ running }) => running),
+    line("waiting", ({ waiting }) => waiting),
+  ]);
+  charts.ended.show([line("endedPerMinute", (one) => (one.requests / one.seconds) * 60)]);
+  charts.latency.show([
+    line("firstToken", ({ first_token_seconds: seconds }) => seconds),
+    line("inAll", ({ request_seconds: seconds }) => seconds),
+  ]);
+  charts.cache.show([line("cache", ({ cache_ratio: share }) => share * 100)]);
+  charts.machine.show([
+    line("machineMemory", (one) => used(one.available_bytes, totals.memory)),
+    line("machineDisk", (one) => used(one.free_bytes, totals.disk)),
+  ]);
 }
