@@ -23,6 +23,7 @@ from tests.support.server import start_server, stop_server
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]
+JAPANESE = [path for path in DOCUMENTS if path.name.endswith(".ja.md")]
 BLOCK = re.compile(
     r"^(?P<mark><!-- run by hand: [^\n]+ -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -113,11 +114,11 @@ def check_settings(command: str, workplace: Path, monkeypatch) -> None:
     Settings(_cli_parse_args=words[program + 2 :], _cli_exit_on_error=False)
 
 
-# The Japanese README has the same blocks, as a test below makes sure.
+# Japanese documents have the same blocks, as a test below makes sure.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
-    [path for path in DOCUMENTS if path.name != "README.ja.md"],
+    [path for path in DOCUMENTS if path not in JAPANESE],
     ids=lambda path: path.name,
 )
 def test_every_command_works(document, documented, workplace, monkeypatch):
@@ -153,13 +154,16 @@ def outline(document: Path) -> list[str]:
         elif line.startswith("|"):
             figures = re.findall(r"(?:[x+])?\d[\d.,]*%?", line)
             shape.append(f"row of {line.count('|') - 1}: {figures}")
-        # The first line leads to the other language.
-        shape += [link for link in re.findall(r"\]\(([^)]+)\)", line) if "README" not in link]
+        # One link leads to the other language.
+        links = [link.replace(".ja.md", ".md") for link in re.findall(r"\]\(([^)]+)\)", line)]
+        shape += [link for link in links if document.stem.removesuffix(".ja") not in link]
     return shape
 
 
-def test_the_japanese_readme_is_equal():
-    english, japanese = outline(ROOT / "README.md"), outline(ROOT / "README.ja.md")
+@pytest.mark.parametrize("document", JAPANESE, ids=lambda path: path.name)
+def test_japanese_documents_are_equal(document):
+    original = document.with_name(document.name.replace(".ja.md", ".md"))
+    english, japanese = outline(original), outline(document)
     for ours, theirs in zip(english, japanese, strict=False):
         assert ours == theirs
     assert len(english) == len(japanese)

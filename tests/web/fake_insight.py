@@ -19,6 +19,7 @@ def insight_answers(text: str) -> dict[str, Any]:
     }
     listed = {
         "/admin/exports": exports(text),
+        "/admin/models/pulls": pulls(text),
         "/admin/history": history(),
         "/admin/logs": log(text),
         "/v1/evals": [evals],
@@ -48,6 +49,15 @@ def exports(text: str) -> list[dict[str, Any]]:
          "error": {"code": "disk_full", "message": text}},
         {**common, "id": "export-4", "status": "queued", "format": "adapter", "type": None},
     ]  # fmt: skip
+
+
+def pulls(text: str) -> list[dict[str, Any]]:
+    common = {"model": f"{text}/{text}", "name": text, "received_bytes": 1_000_000,
+              "total_bytes": 4_000_000, "error": None, "created_at": MOMENT}  # fmt: skip
+    return [
+        {**common, "id": "pull-1", "status": "running"},
+        {**common, "id": "pull-2", "status": "failed", "error": text},
+    ]
 
 
 def history() -> list[dict[str, Any]]:

@@ -99,7 +99,8 @@ def test_sections_keep_to_the_rules(page, section):
 @pytest.mark.parametrize(
     ("section", "opener"),
     [("models", "#new-alias"), ("models", "#alias-list .change"), ("models", "#alias-list .remove"),
-     ("engines", "#engine-list .unload"), ("models", "#adapter-list .makeFile"),
+     ("engines", "#engine-list .unload"), ("engines", "#engine-list .remove"),
+     ("models", "#adapter-list .makeFile"),
      ("evals", "#eval-list .remove"), ("keys", "#new-key"), ("keys", "#key-list .revoke")],
 )  # fmt: skip
 def test_dialogs_keep_to_the_rules(page, section, opener):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import httpx
 import pytest
@@ -67,6 +68,20 @@ def test_an_adapter_is_exported_and_downloaded(page, studio, tiny_model_dir):
     assert got.value.path().read_bytes()[:2] == b"PK"
     page.click("#export-list .remove")
     page.wait_for_selector("#export-list :text('Nothing here yet.')")
+
+
+def test_a_model_of_the_store_is_deleted_and_a_hub_that_lacks_one_is_told(page, studio):
+    store = studio.log.parent / "store"
+    shutil.copytree(store / "second", store / "old")
+    open_section(page, "engines", "#pull-fields input")
+    page.fill("#pull-form [name=model]", "../nobody")
+    page.click("#pull-form .primary")
+    page.wait_for_selector("#pull-error:not([hidden])")
+    assert page.evaluate("document.activeElement.name") == "model"
+    page.click("#engine-list .card:has(h3:has-text('old')) .remove")
+    page.click("#ask .primary")
+    page.wait_for_selector("#engine-list h3:has-text('old')", state="detached")
+    assert not (store / "old").exists()
 
 
 def test_models_are_compared_on_an_eval(page, studio):

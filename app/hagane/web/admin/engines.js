@@ -3,9 +3,10 @@
 import { ask } from "../shared/dialogs.js";
 import { breakable, button, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
-import { request } from "./client.js";
+import { pathOf, request } from "./client.js";
 import { actions, chatLink, duration, number, showFacts, showList, size } from "./list.js";
 import { announce, attempt, poll } from "./notice.js";
+import { preparePulls, refreshPulls } from "./pulls.js";
 
 const $ = (id) => document.getElementById(id);
 const SECONDS = 2;
@@ -21,6 +22,7 @@ const STATES = {
 
 /** @returns {() => void} */
 export function openEngines() {
+  preparePulls();
   return poll(SECONDS, refresh);
 }
 
@@ -37,6 +39,7 @@ async function refresh() {
   // Seconds of idleness would make every row a new one each time.
   const calm = data.map((one) => ({ ...one, idle_seconds: one.idle_seconds && Math.floor(one.idle_seconds / 60) * 60 }));
   showList($("engine-list"), calm, ({ path }) => path, row);
+  await refreshPulls();
 }
 
 function row(model) {
@@ -63,7 +66,11 @@ function load({ running, waiting }, idle, pid) {
 
 function toolsOf({ id, state, pinned }) {
   if (state === "on_disk") {
-    return [button("load", (event) => bring(id, false, event)), button("loadPinned", (event) => bring(id, true, event))];
+    return [
+      button("load", (event) => bring(id, false, event)),
+      button("loadPinned", (event) => bring(id, true, event)),
+      button("remove", () => remove(id)),
+    ];
   }
   const pin = button(pinned ? "unpin" : "pin", (event) => bring(id, !pinned, event));
   return state === "ready" ? [pin, button("unload", () => release(id))] : [];
@@ -85,6 +92,16 @@ async function release(model) {
   await attempt(async () => {
     await request("admin/models/unload", { json: { model } });
     announce(t("changed"));
+    await refresh();
+  });
+}
+
+/** Its files in the server's store; the server refuses others, and says why. */
+async function remove(model) {
+  if ((await ask(t("removeLabel", { name: model }), null, "remove")) === null) return;
+  await attempt(async () => {
+    const { freed_bytes: freed } = await request(pathOf("admin/models", model), { method: "DELETE" });
+    announce(t("freed", { size: size(freed) }));
     await refresh();
   });
 }

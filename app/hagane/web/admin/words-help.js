@@ -4,6 +4,8 @@ export const HELP_WORDS = {
   en: {
     periodHelp: "What the charts show; it begins with the server's start.",
     formatHelp: "Merging and GGUF take time and disk; the list shows how far it is.",
+    hubModelHelp: "OWNER/NAME, or OWNER/NAME/FILE.gguf for one file.",
+    storedAsHelp: "What requests call it; empty: the hub's name.",
     modelNameHelp: "Letters, digits, points, hyphens; the model is served as it.",
     startFromHelp: "A model that is trained further keeps its shape and tokenizer.",
     parametersHelp: "Such as 300K, 10M or 1B; the shape follows.",
@@ -78,6 +80,8 @@ export const HELP_WORDS = {
   ja: {
     periodHelp: "グラフの範囲。サーバーの起動から記録します。",
     formatHelp: "統合と GGUF は時間とディスクを使います。進み具合は一覧に出ます。",
+    hubModelHelp: "OWNER/NAME、一つのファイルなら OWNER/NAME/FILE.gguf。",
+    storedAsHelp: "リクエストで使う名前。空欄はハブの名前。",
     modelNameHelp: "英数字、点、ハイフン。この名前で公開されます。",
     startFromHelp: "続きから訓練するモデルは形とトークナイザーを保ちます。",
     parametersHelp: "300K、10M、1B など。形は自動で決まります。",
