@@ -81,6 +81,12 @@ def test_any_object(client):
         assert text.startswith("{"), "an object, perhaps one that max_tokens cuts"
 
 
+TAG = {
+    "type": "tag",
+    "begin": "<a>",
+    "content": {"type": "regex", "pattern": "yes|no"},
+    "end": "</a>",
+}
 WORDS = [
     ({"guided_regex": "[ab]{3}-[0-9]"}, "[ab]{3}-[0-9]"),
     ({"structured_outputs": {"regex": "[ab]{3}-[0-9]"}}, "[ab]{3}-[0-9]"),
@@ -89,6 +95,9 @@ WORDS = [
     ({"guided_grammar": 'start: "x" ("a" | "b") "y"'}, "x[ab]y"),
     ({"structured_outputs": {"grammar": 'start: "x" ("a" | "b") "y"'}}, "x[ab]y"),
     ({"grammar": 'root ::= "x" [ab] "y"'}, "x[ab]y"),
+    ({"structured_outputs": {"structural_tag": {"format": TAG}}}, "<a>(yes|no)</a>"),
+    ({"structured_outputs": {"structural_tag": json.dumps({"format": TAG})}}, "<a>(yes|no)</a>"),
+    ({"response_format": {"type": "structural_tag", "format": TAG}}, "<a>(yes|no)</a>"),
 ]
 
 

@@ -7,8 +7,9 @@ import json
 import llguidance
 import pytest
 from hagane.generation import grammars
-from hagane.generation.answer_form import NO_TOOLS, Tools, shape_answer
+from hagane.generation.answer_form import shape_answer
 from hagane.generation.events import ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStarted
+from hagane.generation.tools import NO_TOOLS, Tools
 from hagane.system.errors import InvalidRequestError
 from hagane.text.tokenizer import Tokenizer
 

@@ -9,10 +9,11 @@ from typing import Any
 from hagane.api.generation import Generation, prepare_generation
 from hagane.api.limits import Account
 from hagane.api.serving import ResolvedModel, Serving
-from hagane.generation.answer_form import NO_TOOLS, Tools, shape_answer
+from hagane.generation.answer_form import shape_answer
 from hagane.generation.conversation import Conversation
 from hagane.generation.grammars import Grammar
 from hagane.generation.request import Parameters
+from hagane.generation.tools import NO_TOOLS, Tools
 from hagane.system.errors import ContextLengthError, InvalidRequestError
 from hagane.text.chat_template import ChatTemplate
 
@@ -40,7 +41,9 @@ def prepare_answer(
     text, prompt, room = fit(resolved, conversation, parameters.max_tokens, param)
     source = require_template(resolved, param).source
     tokenizer = resolved.text.tokenizer
-    answer = shape_answer(source, text, tokenizer, tools, grammar, reasoning_budget)
+    answer = shape_answer(
+        source, text, tokenizer, tools, grammar, reasoning_budget, serving.settings.tool_format
+    )
     return prepare_generation(
         serving,
         account,

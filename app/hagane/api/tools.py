@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hagane.api.fields import Body, Flag
-from hagane.generation.answer_form import NO_TOOLS, Tools
+from hagane.generation.tools import NO_TOOLS, Tools
 from hagane.system.errors import InvalidRequestError
 
 MOST_TOOLS = 128

@@ -29,7 +29,7 @@ from hagane.system.sandbox import Sandbox, SandboxError, SandboxLimitError
 MOST_BYTES = 1 << 19
 MOST_CHOICES = 10_000
 # Like json.dumps, as models have seen most JSON; free whitespace would let a model pad forever.
-_JSON_OPTIONS: Any = {
+JSON_OPTIONS: Any = {
     "whitespace_flexible": False,
     "key_separator": ": ",
     "item_separator": ", ",
@@ -80,9 +80,9 @@ def from_json_schema(schema: Mapping[str, Any] | bool | str, param: str) -> Gram
     Raises InvalidRequestError for an invalid schema, for one that is too large, and for
     `x-guidance`, which would let a request switch llguidance's own checks off.
     """
-    text = _schema_text(schema, param)
+    text = schema_text(schema, param)
     try:
-        made = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
+        made = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
     except ValueError as error:
         raise InvalidRequestError(f"{param} is not a JSON schema: {error}.", param=param) from None
     return Grammar(made, param)
@@ -90,7 +90,7 @@ def from_json_schema(schema: Mapping[str, Any] | bool | str, param: str) -> Gram
 
 def from_regex(regex: str, param: str) -> Grammar:
     """Text that `regex` matches as a whole; Rust's syntax, which always matches in linear time."""
-    _check_size(regex, param)
+    check_size(regex, param)
     return Grammar(llguidance.LLMatcher.grammar_from_regex(regex), param)
 
 
@@ -104,7 +104,7 @@ def from_choices(choices: Sequence[str], param: str) -> Grammar:
             f"{param} has {len(choices)} choices; send 1 to {MOST_CHOICES}, none of them empty.",
             param=param,
         )
-    _check_size("".join(choices), param)
+    check_size("".join(choices), param)
     lines = "\n  | ".join(json.dumps(choice) for choice in choices)
     return Grammar(llguidance.LLMatcher.grammar_from_lark(f"start: {lines}"), param)
 
@@ -114,7 +114,7 @@ def from_text(grammar: str, param: str) -> Grammar:
 
     Raises InvalidRequestError for GBNF that cannot be translated.
     """
-    _check_size(grammar, param)
+    check_size(grammar, param)
     if grammar.lstrip().startswith("{"):
         raise InvalidRequestError(f"{param} is JSON; send Lark or GBNF.", param=param)
     if "::=" in grammar:
@@ -125,98 +125,43 @@ def from_text(grammar: str, param: str) -> Grammar:
     return Grammar(llguidance.LLMatcher.grammar_from_lark(grammar), param)
 
 
-def from_calls(
-    functions: Mapping[str, Mapping[str, Any]],
-    param: str,
-    *,
-    frame: tuple[Marker, Marker] | None,
-    several: bool,
-) -> Grammar:
-    """Calls of `functions`, names to the schemas of their arguments, as Hermes writes them.
-
-    Each call stands between the markers of `frame`; without one, the calls are one JSON list.
-    Raises InvalidRequestError as `from_json_schema` does.
-    """
-    rules = _call_rules(functions, param)
-    if frame is None:
-        rules.insert(0, 'start: "[" call ' + ('(", " call)* "]"' if several else '"]"'))
-    else:
-        opening, closing = (marker.as_lark() for marker in frame)
-        rules.insert(0, "start: framed" + (' ("\\n" framed)*' if several else ""))
-        rules.append(f'framed: {opening} "\\n" call "\\n" {closing}')
-    text = "\n".join(rules)
-    _check_size(text, param)
-    return Grammar(text, param)
-
-
-def text_with_calls(
-    functions: Mapping[str, Mapping[str, Any]],
-    param: str,
-    *,
-    frame: tuple[Marker, Marker],
-    between: Sequence[Marker] = (),
-    optional: bool,
-) -> Grammar:
-    """Any text, in which a call that its opening marker begins follows its schema to the end.
-
-    The markers are tokens of their own; those `between` may stand anywhere in the text.
-    Raises InvalidRequestError as `from_calls` does.
-    """
-    opening, closing = (marker.as_lark() for marker in frame)
-    parts = " | ".join(["TEXT", "framed", *(marker.as_lark() for marker in between)])
-    rules = [
-        f"start: ({parts})*",
-        "TEXT: /(.|\\n)+/",
-        f'framed: {opening} "\\n" call "\\n" {closing}',
-        *_call_rules(functions, param),
-    ]
-    text = "\n".join(rules)
-    _check_size(text, param)
-    return Grammar(text, param, optional)
-
-
 def any_text(between: Sequence[Marker], param: str) -> Grammar:
     """Any text, with these markers anywhere in it."""
     parts = " | ".join(["TEXT", *(marker.as_lark() for marker in between)])
     return Grammar(f"start: ({parts})*\nTEXT: /(.|\\n)+/", param)
 
 
-def _call_rules(functions: Mapping[str, Mapping[str, Any]], param: str) -> list[str]:
-    """Rules of which `call` is a call of one of the functions."""
-    rules = []
-    for index, (name, schema) in enumerate(functions.items()):
-        head = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
-        rules.append(f'function{index}: {head} arguments{index} "}}"')
-        text = _schema_text(schema, param, **{"x-guidance": _JSON_OPTIONS})
-        rules.append(f"arguments{index}: %json {text}")
-    return [*rules, "call: " + " | ".join(f"function{index}" for index in range(len(functions)))]
-
-
 def one_of(first: Grammar, second: Grammar) -> Grammar:
     """Text of either grammar; problems are reported for the field of the first."""
-    return _compose("start: @first | @second", {"first": first, "second": second}, first.param)
+    return compose("start: @first | @second", {"first": first, "second": second}, first.param)
 
 
-def after_reasoning(grammar: Grammar, closing: Marker, budget: int | None = None) -> Grammar:
+def after_reasoning(
+    grammar: Grammar, closing: Marker, budget: int | None = None, opening: Marker | None = None
+) -> Grammar:
     """Reasoning that has begun already, up to its `closing` marker, and then `grammar`.
 
-    With a `budget`, which needs a marker that is one token, the reasoning is closed after that many
+    With an `opening` marker, which is one token, the reasoning has not begun and may be left out.
+    With a `budget`, which needs a closing marker that is one token, it is closed after that many
     tokens.
     """
     if budget is not None:
-        rules = (
-            f"start: thought {closing.as_lark()} /\\s*/ @answer\n"
-            f"thought[max_tokens={budget}]: /(.|\\n)*/"
-        )
+        thought = f"thought {closing.as_lark()}"
+        rules = f"thought[max_tokens={budget}]: /(.|\\n)*/"
     elif closing.token is not None:
-        rules = f"start: /(.|\\n)*/ {closing.as_lark()} /\\s*/ @answer"
+        thought = f"thought {closing.as_lark()}"
+        rules = "thought: /(.|\\n)*/"
     else:
-        rules = f"start: thought /\\s*/ @answer\nthought[suffix={closing.as_lark()}]: /(.|\\n)*/"
-    composed = _compose(rules, {"answer": grammar}, grammar.param)
+        thought = "thought"
+        rules = f"thought[suffix={closing.as_lark()}]: /(.|\\n)*/"
+    start = f"{thought} /\\s*/"
+    if opening is not None:
+        start = f"({opening.as_lark()} {start})?"
+    composed = compose(f"start: {start} @answer\n{rules}", {"answer": grammar}, grammar.param)
     return replace(composed, optional=grammar.optional)
 
 
-def _compose(rules: str, parts: Mapping[str, Grammar], param: str) -> Grammar:
+def compose(rules: str, parts: Mapping[str, Grammar], param: str) -> Grammar:
     """Lark `rules` that refer to `parts` by @name."""
     every: list[dict[str, Any]] = [{"name": "start", "lark_grammar": rules}]
     for name, part in parts.items():
@@ -228,9 +173,13 @@ def _compose(rules: str, parts: Mapping[str, Grammar], param: str) -> Grammar:
     return Grammar(json.dumps({"grammars": every}), param)
 
 
-def _schema_text(schema: Mapping[str, Any] | bool | str, param: str, **options: Any) -> str:
+def schema_text(schema: Mapping[str, Any] | bool | str, param: str, **options: Any) -> str:
+    """A schema as llguidance follows it, with `options` of its own as further keywords.
+
+    Raises InvalidRequestError as `from_json_schema` does.
+    """
     if isinstance(schema, str):
-        _check_size(schema, param)
+        check_size(schema, param)
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
@@ -249,11 +198,12 @@ def _schema_text(schema: Mapping[str, Any] | bool | str, param: str, **options: 
         raise InvalidRequestError(f"{param} is nested too deeply.", param=param) from None
     except ValueError as error:
         raise InvalidRequestError(f"{param} cannot be enforced: {error}.", param=param) from None
-    _check_size(text, param)
+    check_size(text, param)
     return text
 
 
-def _check_size(text: str, param: str) -> None:
+def check_size(text: str, param: str) -> None:
+    """Raises InvalidRequestError for a grammar that is too long to be compiled."""
     size = len(text.encode("utf-8", errors="replace"))
     if size > MOST_BYTES:
         raise InvalidRequestError(

@@ -32,7 +32,7 @@ CONFIG_VARIABLE = "HAGANE_CONFIG"
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Model": ("model", "served_model_name", "models_dir", "device", "dtype", "quantize",
-                  "group_size", "context_length", "threads"),
+                  "group_size", "context_length", "tool_format", "threads"),
         "Memory and batching": ("kv_cache_dtype", "kv_cache_memory",
                                 "kv_cache_host_memory", "kv_cache_disk", "kv_cache_disk_memory",
                                 "gpu_memory_fraction", "block_size", "max_batch_tokens",
@@ -54,6 +54,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Logs": ("log_level", "log_format"),
     }
 )  # fmt: skip
+
+
+ToolFormatName = Literal[
+    "harmony", "kimi", "deepseek", "qwen3-coder", "glm4", "hermes", "phi4-mini", "granite",
+    "mistral", "llama4", "llama3", "pythonic", "gemma3",
+]  # fmt: skip
 
 
 class Settings(BaseSettings):
@@ -129,6 +135,10 @@ class Settings(BaseSettings):
         "auto",
         description="guess tokens from what prompt and answer repeat (lookup), verified so that "
         "answers stay the same bit for bit; auto: where the native CPU kernels run",
+    )
+    tool_format: ToolFormatName | None = Field(
+        None,
+        description="how models write tool calls; default: as their chat templates show",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
     api_keys: SecretStr = Field(

@@ -145,12 +145,14 @@ def test_keys_and_errors_are_in_the_dialects_shape(admin_server):
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x"}}
+NEVER = {"type": "object", "properties": {"a": {"not": {}}}, "required": ["a"]}
 REFUSED = [
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]", "images"),
     ({"max_tokens": None}, "max_tokens", "integer"),
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0]", "bash_20250124"),
     ({"tool_choice": {"type": "tool", "name": "fly"}, "tools": [TOOL]}, "tool_choice", "fly"),
     ({"tool_choice": {"type": "any"}}, "tool_choice", "no 'tools'"),
+    ({"tools": [{**TOOL, "input_schema": NEVER, "strict": True}]}, "tools", "not"),
     ({"temperature": 3}, "temperature", "3"),
     ({"wrong": 1}, "wrong", "Unknown"),
     ({"messages": []}, "messages", "1 item"),

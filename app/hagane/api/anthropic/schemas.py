@@ -141,7 +141,12 @@ class AnthropicTool(Body):
 
     def as_function(self) -> Function:
         """The same tool in the words that all dialects share."""
-        return Function(name=self.name, description=self.description, parameters=self.input_schema)
+        return Function(
+            name=self.name,
+            description=self.description,
+            parameters=self.input_schema,
+            strict=self.strict,
+        )
 
 
 class AnthropicChoice(Body):

@@ -193,7 +193,7 @@ def _prepare(
         conversation,
         parameters,
         tools=body.wanted_tools(),
-        grammar=body.wanted_grammar(),
+        grammar=body.wanted_grammar(resolved.text.tokenizer.added_id),
         reasoning_budget=body.thinking_token_budget,
     )
 

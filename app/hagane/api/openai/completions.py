@@ -110,7 +110,7 @@ def _prepare(
     body: CompletionBody,
 ) -> list[Generation]:
     prompts, parameters = read_body(body)
-    answer = AnswerForm(no_parsers, body.wanted_grammar())
+    answer = AnswerForm(no_parsers, body.wanted_grammar(resolved.text.tokenizer.added_id))
     generations = []
     for prompt in prompts:
         wanted = body.max_tokens or None

@@ -6,11 +6,29 @@ v3 after `[TOOL_CALLS]`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from hagane.generation.events import Event
+from hagane.generation.notation import Notation, Pieces
 from hagane.generation.parsers.json_calls import JsonCall
 from hagane.generation.parsers.tool_calls.delimited import DelimitedCalls
+
+_OBJECT: tuple[Pieces, Pieces, Pieces] = (('{"name": "',), ('", "arguments": ',), ("}",))
+
+
+def _list_between(opening: Pieces, closing: Pieces) -> Notation:
+    before, between, after = _OBJECT
+    return Notation(before, between, after, (*opening, "["), (", ",), ("]", *closing))
+
+
+HERMES = Notation(
+    ("<tool_call>", '\n{"name": "'), _OBJECT[1], ("}\n", "</tool_call>"), separator=("\n",)
+)
+GRANITE = _list_between(("<|tool_call|>",), ())
+PHI4_MINI = _list_between(("<|tool_call|>",), ("<|/tool_call|>",))
+MISTRAL_LIST = _list_between(("[TOOL_CALLS]", re.compile(" ?")), ())
+JSON_LIST = _list_between((), ())
 
 
 class JsonCalls:

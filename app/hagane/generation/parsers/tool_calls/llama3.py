@@ -8,12 +8,21 @@ from __future__ import annotations
 import re
 
 from hagane.generation.events import Event, TextDelta
+from hagane.generation.notation import Notation
 from hagane.generation.parsers.tool_calls.hermes import JsonCalls
 
 _TAG = "<|python_tag|>"
 _BEGINNING = re.compile(r'\{\s*"(?:type"\s*:\s*"function"\s*,\s*")?(?:name|function)"\s*:')
 # An object that has not shown a name by then is an answer in JSON.
 _LONGEST_BEGINNING = 64
+
+LLAMA3 = Notation(
+    ('{"name": "',),
+    ('", "parameters": ',),
+    ("}",),
+    separator=("; ",),
+    beginnings=r'\s*\{\s*"(type|name|function)"',
+)
 
 
 class Llama3Calls:

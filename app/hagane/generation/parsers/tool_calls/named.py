@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 
 from hagane.generation.events import Event, ToolCallArguments, ToolCallStarted
+from hagane.generation.notation import Notation
 from hagane.generation.parsers.json_calls import JsonValue
 from hagane.generation.parsers.tool_calls.delimited import DelimitedCalls
-from hagane.generation.parsers.tool_calls.hermes import JsonCalls
+from hagane.generation.parsers.tool_calls.hermes import MISTRAL_LIST, JsonCalls
 
 
 class NamedCalls:
@@ -82,6 +83,43 @@ class NamedCalls:
                 piece, rest = text[: place + 1], text[place + 1 :]
                 return [ToolCallArguments(self.count - 1, piece)], rest
         return [ToolCallArguments(self.count, text)], ""
+
+
+_TEKKEN = Notation(("[TOOL_CALLS]",), ("[ARGS]",))
+_DEEPSEEK_V3 = Notation(
+    ("<｜tool▁call▁begin｜>", "function", "<｜tool▁sep｜>"),
+    ("\n```json\n",),
+    ("\n```", "<｜tool▁call▁end｜>"),
+    ("<｜tool▁calls▁begin｜>",),
+    ("\n",),
+    ("<｜tool▁calls▁end｜>",),
+)
+_DEEPSEEK_V31 = Notation(
+    ("<｜tool▁call▁begin｜>",),
+    ("<｜tool▁sep｜>",),
+    ("<｜tool▁call▁end｜>",),
+    ("<｜tool▁calls▁begin｜>",),
+    (),
+    ("<｜tool▁calls▁end｜>",),
+)
+KIMI = Notation(
+    ("<|tool_call_begin|>", "functions."),
+    (":", re.compile("[0-9]+"), "<|tool_call_argument_begin|>"),
+    ("<|tool_call_end|>",),
+    ("<|tool_calls_section_begin|>",),
+    (),
+    ("<|tool_calls_section_end|>",),
+)
+
+
+def mistral_notation(template: str) -> Notation:
+    """Tekken's where the template has its marker of arguments, else a list."""
+    return _TEKKEN if "[ARGS]" in template else MISTRAL_LIST
+
+
+def deepseek_notation(template: str) -> Notation:
+    """With a fence around arguments (V3, R1) or without (V3.1)."""
+    return _DEEPSEEK_V3 if "```json" in template else _DEEPSEEK_V31
 
 
 _MISTRAL = re.compile(r"([\w.-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]\s*$")

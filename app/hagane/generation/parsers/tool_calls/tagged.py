@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hagane.generation.events import Event, ToolCallArguments, ToolCallStarted
+from hagane.generation.notation import Members, Notation
 from hagane.generation.parsers.tool_calls.delimited import DelimitedCalls
 from hagane.system import strict_json
 
@@ -79,6 +80,24 @@ class TaggedCall:
             return json.dumps(text, ensure_ascii=False)
         return text
 
+
+QWEN3_CODER = Notation(
+    ("<tool_call>", "\n<function="),
+    (">\n",),
+    ("</function>\n", "</tool_call>"),
+    separator=("\n",),
+    members=Members(("<parameter=",), (">\n",), ("\n</parameter>", "\n")),
+)
+_BREAK = re.compile(r"\n?")
+GLM4 = Notation(
+    ("<tool_call>",),
+    (_BREAK,),
+    ("</tool_call>",),
+    separator=(_BREAK,),
+    members=Members(
+        ("<arg_key>",), ("</arg_key>", _BREAK, "<arg_value>"), ("</arg_value>", _BREAK)
+    ),
+)
 
 _QWEN_HEAD = re.compile(r"\s*<function=([^>\s]+)>")
 _QWEN_ARGUMENT = re.compile(r"<parameter=([^>]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
