@@ -243,15 +243,18 @@ def test_a_call_in_a_fence_is_a_call_where_there_are_tools(marked):
         assert choice.finish_reason == ("length" if several else "tool_calls")
         assert choice.message.content is None
         calls = [(c.function.name, c.function.arguments) for c in choice.message.tool_calls]
-        assert calls == [("get_weather", '{"city": "Rome"}')] * (2 if several else 1)
+        assert calls == [("get_weather", '{"city": "Oslo", "days": true}')] * (2 if several else 1)
     for without in ({"tool_choice": "none"}, {"tools": [TOOLS[1]]}):
         choice = ask(marked, **fenced, **without).choices[0]
         assert choice.message.content == FENCED * 2
         assert choice.message.tool_calls is None
+    # One whose arguments do not follow the schema is never written.
+    other = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "parameters": SCHEMAS["stop-now"]}}]
+    assert ask(marked, **fenced, tools=other).choices[0].message.tool_calls is None
     chunks = list(ask(marked, stream=True, parallel_tool_calls=False, **fenced))
     deltas = [call for c in chunks for call in c.choices[0].delta.tool_calls or []]
     assert deltas[0].function.name == "get_weather"
-    assert "".join(d.function.arguments for d in deltas[1:]) == '{"city": "Rome"}'
+    assert "".join(d.function.arguments for d in deltas[1:]) == '{"city": "Oslo", "days": true}'
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 

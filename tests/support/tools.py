@@ -21,7 +21,7 @@ TOOL_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 THINKING_TEMPLATE = TOOL_TEMPLATE + "{# <think> </think> #}{{ opening }}"
-FENCED = '```json\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n```\n'
+FENCED = '```json\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": true}}\n```\n'
 
 
 def serve(
