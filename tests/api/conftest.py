@@ -53,12 +53,14 @@ def named_adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 def narrow_server(
     tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory, admin_listener, named_adapter
 ) -> Iterator[Server]:
-    """One request at a time and one that waits, an int8 cache, an adapter, admins elsewhere."""
+    """One request at a time and one that waits, an int8 cache, an adapter and a draft, admins
+    elsewhere."""
     folder = tmp_path_factory.mktemp("narrow")
     running = start_server(
         tiny_model_dir, folder / "log", "--data-dir", str(folder / "data"),
         "--max-sequences", "1", "--max-waiting", "1",
         "--kv-cache-memory", "8MiB", "--kv-cache-dtype", "int8",
+        "--draft-model", str(tiny_model_dir),
         "--adapter", f"mine={named_adapter.directory}", "--admin-port", str(admin_listener),
         HAGANE_API_KEYS="one,two", HAGANE_ADMIN_KEY=ADMIN_KEY,
     )  # fmt: skip

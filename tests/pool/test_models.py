@@ -30,7 +30,8 @@ def models(tiny_model_dir, tmp_path) -> list[Path]:
 @asynccontextmanager
 async def running(model: Path, memory=available_memory, **changes):
     limits = {"models": 1, "cache_bytes": 1 << 20, "gpu_memory_fraction": 0.1, "idle_seconds": 60}
-    fleet = Fleet("base", config(model), Residency(**(limits | changes)), memory=memory)
+    base = config(model, draft_model=str(model), speculation="draft")
+    fleet = Fleet("base", base, Residency(**(limits | changes)), memory=memory)
     try:
         yield fleet
     finally:
@@ -56,6 +57,9 @@ def test_one_unused_makes_room_and_requests_keep_theirs(tiny_model_dir, models):
         async with running(tiny_model_dir) as fleet:
             async with fleet.engine("a", first) as engine:
                 answer, pid = await tokens_of(engine), engine.info.pid
+                # The base's draft may know other tokens.
+                assert engine.config.draft_model is None
+                assert engine.config.speculation == "auto"
                 # Bounded, but never below one context of 512 tokens.
                 assert engine.info.blocks_total * engine.info.block_size >= 512
                 with pytest.raises(EngineUnavailableError, match=r"'b'.*resident_models allows 1"):

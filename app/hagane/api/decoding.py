@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hagane.api.fields import Body, Count, Flag, Hint, ModelName, Number, TokenIds
 from hagane.generation.request import Parameters
+from hagane.pool.messages import Speculation
 
 _MOST_BIASES = 1024
 _MOST_STOP_TOKENS = 128
@@ -37,7 +38,7 @@ class DecodingBody(Body):
     stop_token_ids: Annotated[TokenIds, Field(max_length=_MOST_STOP_TOKENS)] | None = None
     ignore_eos: Flag = False
     skip_special_tokens: Flag = True
-    speculation: Literal["auto", "off"] = "auto"
+    speculation: Speculation = "auto"
     priority: Annotated[Count, Field(ge=-1000, le=1000)] = 0
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     timeout: Annotated[Number, Field(gt=0, le=1e6)] | None = None
@@ -77,7 +78,7 @@ class DecodingBody(Body):
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
-            speculates=self.speculation != "off",
+            speculation=self.speculation,
             priority=self.priority,
             cache_salt=self.cache_salt,
             timeout=self.timeout,

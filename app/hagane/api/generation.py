@@ -84,7 +84,7 @@ def prepare_generation(
         priority=parameters.priority,
         deadline=None if timeout is None else time.monotonic() + timeout,
         cache_salt=parameters.cache_salt,
-        speculates=parameters.speculates,
+        speculation=parameters.speculation,
         adapter=_adapter(resolved.ref),
         grammar=_grammar(model, answer.grammar),
         pooling=pooling,
@@ -108,6 +108,11 @@ def _check(
             f"'n' is {parameters.n}; this server generates at most {settings.max_sequences} at a "
             "time.",
             param="n",
+        )
+    if parameters.speculation == "draft" and not settings.drafts:
+        raise InvalidRequestError(
+            "'speculation' is draft, but this server has no draft_model, or has speculation off.",
+            param="speculation",
         )
     if model.encodes and pooling is None:
         use = "scores pairs of texts; use /v1/rerank or /v1/score"

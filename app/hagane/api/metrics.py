@@ -45,6 +45,7 @@ class _EngineCollector(Collector):
                     families[name] = kind(f"hagane_{name}", text, labels=["model"])
                 families[name].add_metric([resident.name], float(value))
         yield from families.values()
+        yield from _guesses(residents)
         yield _crashes(residents)
         yield GaugeMetricFamily(
             "hagane_resident_models",
@@ -97,13 +98,28 @@ def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]
         "adapter_loads": ("LoRA adapters loaded", adapters.loads),
         "adapter_evictions": ("LoRA adapters evicted for others", adapters.evictions),
         "engine_steps": ("Forward passes", stats.steps),
-        "speculation_proposed_tokens": ("Tokens guessed and verified", stats.proposed_tokens),
-        "speculation_accepted_tokens": ("Guessed tokens that were right", stats.accepted_tokens),
         "engine_restarts": ("Times the engine was restarted", client.restarts),
     }
     return {name: (GaugeMetricFamily, *rest) for name, rest in gauges.items()} | {
         name: (CounterMetricFamily, *rest) for name, rest in counters.items()
     }
+
+
+def _guesses(residents: Iterable[ResidentModel]) -> Iterator[Metric]:
+    labels = ["model", "proposer"]
+    proposed = CounterMetricFamily(
+        "hagane_speculation_proposed_tokens", "Tokens guessed and verified", labels=labels
+    )
+    accepted = CounterMetricFamily(
+        "hagane_speculation_accepted_tokens", "Guessed tokens that were right", labels=labels
+    )
+    for resident in residents:
+        stats = resident.client.stats
+        for proposer, counts in (("lookup", stats.lookup), ("draft", stats.draft)):
+            proposed.add_metric([resident.name, proposer], counts.proposed)
+            accepted.add_metric([resident.name, proposer], counts.accepted)
+    yield proposed
+    yield accepted
 
 
 def _crashes(residents: Iterable[ResidentModel]) -> Metric:

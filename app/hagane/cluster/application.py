@@ -180,9 +180,13 @@ def build(args: dict[str, Any]) -> serve.Application:
     # Checked here, where somebody reads the error.
     checked = Settings(**settings)
     base = _engines("engines", config.engines, settings, checked.model, config.routing, checked)
+    # A draft shares the base's vocabulary, not every model's.
+    alone = settings | {"draft_model": None}
+    if checked.speculation == "draft":
+        alone["speculation"] = "auto"
     others = {
         other.name: _engines(
-            f"engines-{other.name}", other, settings, other.model, config.routing, checked
+            f"engines-{other.name}", other, alone, other.model, config.routing, checked
         )
         for other in config.models
     }

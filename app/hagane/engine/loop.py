@@ -33,7 +33,7 @@ from hagane.engine.schedule.admission import check_token_ids
 from hagane.engine.schedule.plan import IdleWork
 from hagane.engine.schedule.scheduler import Scheduler
 from hagane.engine.speculative.costs import StepCosts
-from hagane.engine.speculative.lookup import PromptLookup
+from hagane.engine.speculative.setup import make_proposer
 from hagane.engine.step.pipeline import StepPipeline
 from hagane.engine.step.runner import ModelRunner
 from hagane.lora.files import Adapter, load_adapter
@@ -57,7 +57,7 @@ from hagane.pool.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from hagane.system.errors import ConfigurationError, HaganeError, QueueFullError
+from hagane.system.errors import HaganeError, QueueFullError
 from hagane.system.logging import configure_logging
 from hagane.text.tokenizer import read_tokenizer_json
 
@@ -79,7 +79,8 @@ class Engine:
         channel: the way to and from the API's process.
         runner, sampler: taken instead of those that `config` describes.
         read_adapter: as `load_adapter`.
-        costs: what decode steps cost, for the number of tokens to guess; by default as measured.
+        costs, draft_costs: what decode steps cost, and those of a draft model, for the number of
+            tokens to guess; by default as measured.
         overlap: whether a step is launched before the one before it is finished; by default where
             a device runs alongside Python.
     """
@@ -94,6 +95,7 @@ class Engine:
         read_adapter: Callable[[Path, ModelConfig], Adapter] = load_adapter,
         overlap: bool | None = None,
         costs: StepCosts | None = None,
+        draft_costs: StepCosts | None = None,
     ) -> None:
         started = time.monotonic()
         self.channel = channel
@@ -104,7 +106,15 @@ class Engine:
         overlap = runner.asynchronous if overlap is None else overlap
         grammars = Grammars(self.vocabulary, runner.vocab_size)
         constraints = Constraints(grammars)
-        proposer = _proposer(config, runner, constraints, costs, overlap=overlap)
+        self.proposer = proposer = make_proposer(
+            config,
+            runner,
+            constraints,
+            self._report_stage,
+            overlap=overlap,
+            costs=costs,
+            draft_costs=draft_costs,
+        )
         self.tiers = make_tiers(config, runner, channel.wake)
         self.cache = KVCache(runner.blocks, runner.block_size, config.prefix_caching, self.tiers)
         self.scheduler = Scheduler(
@@ -295,28 +305,6 @@ class Engine:
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
         self.pipeline.cancel(request_id)
         self.outbox.fail(request_id, code, message)
-
-
-def _proposer(
-    config: EngineConfig,
-    runner: ModelRunner,
-    constraints: Constraints,
-    costs: StepCosts | None,
-    *,
-    overlap: bool,
-) -> PromptLookup | None:
-    """The source of guessed tokens; None where a step cannot verify them.
-
-    Raises ConfigurationError if they are required there.
-    """
-    if config.speculation != "off" and runner.verifies and not overlap:
-        rows = min(runner.decode_rows, config.max_batch_tokens)
-        return PromptLookup(rows, constraints.valid, costs)
-    if config.speculation == "lookup":
-        raise ConfigurationError(
-            "speculation lookup needs the native CPU kernels: leave it at auto"
-        )
-    return None
 
 
 def main(descriptor: int) -> None:

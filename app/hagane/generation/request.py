@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hagane.pool.messages import SamplingParams
+from hagane.pool.messages import SamplingParams, Speculation
 from hagane.system.errors import ContextLengthError, InvalidRequestError
 from hagane.text.generation_defaults import GenerationDefaults
 
@@ -18,8 +18,8 @@ class Parameters:
     """How to continue a prompt, in any dialect. None leaves the choice to the model's defaults.
 
     `max_tokens` None is as many as there is room for. `stop` are strings that end the text without
-    being part of it. `timeout` is in seconds. Unless it `speculates`,
-    every step yields one token.
+    being part of it. `timeout` is in seconds. `speculation`
+    says who may guess tokens, which changes no answer.
     """
 
     max_tokens: int | None = None
@@ -40,7 +40,7 @@ class Parameters:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
-    speculates: bool = True
+    speculation: Speculation = "auto"
     priority: int = 0
     cache_salt: str = ""
     timeout: float | None = None

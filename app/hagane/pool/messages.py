@@ -18,6 +18,8 @@ from hagane.system.weight_formats import FormatChoice
 from hagane.text.embedding_style import Pooling
 
 FinishReason = Literal["stop", "length"]
+Speculation = Literal["auto", "off", "lookup", "draft"]
+"""Who may guess tokens: auto leaves it to the engine, which takes whichever guesses pay best."""
 FailureCode = Literal[
     "deadline_exceeded",
     "queue_full",
@@ -126,10 +128,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `n` continuations share one prefill and are distinguished by `TokenDelta.index`. Smaller
     `priority` runs first, and from `IDLE_PRIORITY` on only where nothing else does. `deadline` is a
     `time.monotonic()` moment. Requests share prefix-cache blocks only with requests of equal
-    `cache_salt` and equal adapter. Answers follow `grammar` to its end, which ends them. Where it
-    `speculates` and the engine does, several tokens may be verified in one step, which changes the
-    time that an answer takes and nothing else. With `pooling` the prompt's embedding is wanted, and
-    at most a token; of a pair of texts, the second begins at `second`.
+    `cache_salt` and equal adapter. Answers follow `grammar` to its end, which ends them. Guessed
+    tokens, of which `speculation` says who makes them, change the time that an answer takes and
+    nothing else. With `pooling` the prompt's embedding is wanted, and at most a token; of a pair of
+    texts, the second begins at `second`.
     """
 
     request_id: str
@@ -141,7 +143,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cache_salt: str = ""
     adapter: AdapterRef | None = None
     grammar: GrammarRef | None = None
-    speculates: bool = True
+    speculation: Speculation = "auto"
     pooling: Pooling | None = None
     second: int | None = None
 
@@ -246,6 +248,13 @@ class TierStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     lost: int = 0
 
 
+class ProposerStats(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens that one proposer guessed and steps verified, and how many of them were right."""
+
+    proposed: int = 0
+    accepted: int = 0
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Gauges as of now, and counters since the engine process started."""
 
@@ -258,8 +267,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     prefix_tokens_hit: int = 0
     preemptions: int = 0
     steps: int = 0
-    proposed_tokens: int = 0
-    accepted_tokens: int = 0
+    lookup: ProposerStats = ProposerStats()
+    draft: ProposerStats = ProposerStats()
     adapters: AdapterStats = AdapterStats()
     tiers: TierStats = TierStats()
 
@@ -322,7 +331,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `adapter_memory` the most bytes of packed adapters, `timeout` the seconds of silence after
     which an engine is taken to hang. Below the KV cache are `kv_cache_host_memory` bytes of host
     memory, None for as many as `kv_cache_disk` needs, a directory of at most
-    `kv_cache_disk_memory` bytes.
+    `kv_cache_disk_memory` bytes. `draft_model` is the directory of the model that guesses tokens
+    where `speculation` lets it.
     """
 
     model: str
@@ -344,7 +354,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_sequences: int
     max_waiting: int
     prefix_caching: bool
-    speculation: Literal["auto", "off", "lookup"] = "auto"
+    speculation: Speculation = "auto"
+    draft_model: str | None = None
     threads: int | None
     adapter_memory: int
     timeout: float = 30.0

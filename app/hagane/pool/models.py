@@ -292,6 +292,9 @@ class Fleet:
             gpu_memory_fraction=residency.gpu_memory_fraction,
             shares_device=True,
             adapter_memory=0,
+            # A draft shares the base's vocabulary, not every model's.
+            speculation="auto" if base.speculation == "draft" else base.speculation,
+            draft_model=None,
         )
         return planned, weight_bytes(planned)
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.system.settings import Settings
+from hagane.text.hub import model_stores, resolve_model
 
 
 def engine_config(settings: Settings, directory: str) -> EngineConfig:
-    """The part of the settings that the engine process needs."""
+    """The part of the settings that the engine process needs. Raises ModelError for its draft."""
+    draft = settings.draft_model if settings.drafts else None
     return EngineConfig(
         model=directory,
         device=settings.device,
@@ -30,6 +32,7 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         max_waiting=settings.max_waiting,
         prefix_caching=settings.prefix_caching,
         speculation=settings.speculation,
+        draft_model=draft and str(resolve_model(draft, model_stores(settings))),
         threads=settings.threads,
         log_level=settings.log_level,
         log_format=settings.log_format,

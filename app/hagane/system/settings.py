@@ -37,7 +37,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                                 "kv_cache_host_memory", "kv_cache_disk", "kv_cache_disk_memory",
                                 "gpu_memory_fraction", "block_size", "max_batch_tokens",
                                 "max_sequences", "max_waiting",
-                                "prefix_caching", "speculation", "engine_timeout"),
+                                "prefix_caching", "speculation", "draft_model",
+                                "engine_timeout"),
         "Listening": ("host", "port", "admin_host", "admin_port", "allowed_hosts", "cors_origins",
                       "max_connections", "max_header_bytes", "header_timeout", "max_body_bytes",
                       "body_timeout", "request_timeout", "keep_alive_seconds", "shutdown_grace"),
@@ -131,10 +132,17 @@ class Settings(BaseSettings):
     max_sequences: int = Field(64, ge=1, description="sequences generated at a time")
     max_waiting: int = Field(256, ge=1, description="waiting requests before 429")
     prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt beginnings")
-    speculation: Literal["auto", "off", "lookup"] = Field(
+    speculation: Literal["auto", "off", "lookup", "draft"] = Field(
         "auto",
-        description="guess tokens from what prompt and answer repeat (lookup), verified so that "
-        "answers stay the same bit for bit; auto: where the native CPU kernels run",
+        description="guess tokens, from what prompt and answer repeat (lookup) or by a smaller "
+        "model (draft), verified so that answers stay the same bit for bit; auto: whatever pays, "
+        "where the native CPU kernels run",
+    )
+    # Manifests give empty variables.
+    draft_model: Annotated[str | None, BeforeValidator(lambda name: name or None)] = Field(
+        None,
+        description="small model with the vocabulary of `model` that guesses tokens for it: "
+        "directory, name in models_dir, or hub id",
     )
     tool_format: ToolFormatName | None = Field(
         None,
@@ -336,6 +344,11 @@ class Settings(BaseSettings):
         if wrong := [name for name, _, path in pairs if not (name and path)]:
             raise ConfigurationError(f"adapter {wrong[0]!r} is not of the form NAME=PATH")
         return {name: Path(path).expanduser().resolve() for name, _, path in pairs}
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a draft model guesses tokens."""
+        return self.draft_model is not None and self.speculation != "off"
 
     @property
     def other_models(self) -> dict[str, str]:

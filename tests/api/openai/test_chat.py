@@ -203,6 +203,8 @@ ERRORS = [
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"max_tokens": 600}, "messages", "context_length_exceeded"),
     ({"model": None}, "model", "invalid_type"),
+    ({"speculation": "draft"}, "speculation", "invalid_value"),
+    ({"speculation": "guess"}, "speculation", "invalid_value"),
 ]
 
 
@@ -332,6 +334,22 @@ def test_what_cannot_be_served_is_one_line_and_status_2(tiny_model_dir, tmp_path
         assert last.startswith("hagane: ")
         assert part in last
         assert "Traceback" not in result.stderr
+
+
+def test_a_request_chooses_who_guesses(narrow_server):
+    body = {"model": "tiny", "prompt": [5, 6, 7] * 9, "max_tokens": 40, "temperature": 0}
+    texts = set()
+    for speculation in ("off", "auto", "lookup", "draft"):
+        choice = {"speculation": speculation, "cache_salt": speculation}
+        url = f"{narrow_server.url}/v1/completions"
+        response = httpx.post(url, json=body | choice, headers=KEY)
+        assert response.status_code == 200, response.text
+        texts.add(response.json()["choices"][0]["text"])
+    assert len(texts) == 1
+    counts = httpx.get(f"{narrow_server.url}/metrics").text
+    for proposer in ("draft", "lookup"):
+        labels = f'{{model="tiny",proposer="{proposer}"}}'
+        assert f"hagane_speculation_proposed_tokens_total{labels}" in counts
 
 
 def test_an_int8_cache_holds_more_tokens_in_the_same_memory(server, narrow_server):

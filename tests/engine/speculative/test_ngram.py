@@ -13,26 +13,35 @@ def index_of(tokens):
     return index
 
 
+def guessed(tokens, most):
+    return index_of(tokens).propose(most).tokens
+
+
 def test_goes_on_as_the_last_place_did():
-    assert index_of([1, 2, 3, 4, 5, 9, 1, 2, 3]).propose(3) == [4, 5, 9]
-    assert index_of([1, 2, 3, 4, 5, 9, 1, 2, 3]).propose(2) == [4, 5]
-    assert index_of([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3]).propose(1) == [5]
+    assert guessed([1, 2, 3, 4, 5, 9, 1, 2, 3], 3) == [4, 5, 9]
+    assert guessed([1, 2, 3, 4, 5, 9, 1, 2, 3], 2) == [4, 5]
+    assert guessed([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3], 1) == [5]
 
 
 def test_the_longest_match_counts():
     tokens = [7, 1, 2, 3, 4, 8, 1, 2, 3, 5, 7, 1, 2, 3]
-    assert index_of(tokens).propose(1) == [4]
+    assert guessed(tokens, 1) == [4]
+
+
+def test_the_length_of_the_match_is_known():
+    tokens = [7, 1, 2, 3, 4, 8, 1, 2, 3, 5, 7, 1, 2, 3]
+    assert index_of(tokens).propose(1).length == 4
 
 
 def test_a_run_may_overlap_itself():
-    assert index_of([5] * 6).propose(4)[:1] == [5]
+    assert guessed([5] * 6, 4)[:1] == [5]
 
 
 def test_nothing_to_propose():
-    assert index_of([]).propose(4) == []
-    assert index_of([1, 2]).propose(4) == []
-    assert index_of([1, 2, 3, 4, 5]).propose(4) == []
-    assert index_of([1, 2, 3, 1, 2, 3]).propose(0) == []
+    assert guessed([], 4) == []
+    assert guessed([1, 2], 4) == []
+    assert guessed([1, 2, 3, 4, 5], 4) == []
+    assert guessed([1, 2, 3, 1, 2, 3], 0) == []
 
 
 def test_what_is_proposed_followed_the_same_tokens_before():
@@ -43,7 +52,7 @@ def test_what_is_proposed_followed_the_same_tokens_before():
         token = rng.randrange(4)
         index.extend([token])
         tokens.append(token)
-        proposed = index.propose(5)
+        proposed = index.propose(5).tokens
         tail = tokens[-KEY:]
         followers = [
             tokens[i + KEY : i + KEY + 5]
@@ -56,5 +65,5 @@ def test_what_is_proposed_followed_the_same_tokens_before():
 
 
 def test_a_repetition_is_carried_on():
-    assert index_of([9, 7, 7, 7, 7]).propose(4) == [7, 7, 7, 7]
-    assert index_of([1, 2, 3, 1, 2, 3]).propose(8) == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert guessed([9, 7, 7, 7, 7], 4) == [7, 7, 7, 7]
+    assert guessed([1, 2, 3, 1, 2, 3], 8) == [1, 2, 3, 1, 2, 3, 1, 2]

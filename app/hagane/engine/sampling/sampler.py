@@ -5,14 +5,13 @@ end tokens before `min_tokens`, that of a grammar; then temperature, top_k, top_
 sample by inverting the cumulative distribution. Log-probabilities are those of the model, before
 all of it.
 
-A sample is a function of its row's logits and of one uniform number; the uniform number of a seeded
-row is a hash of (seed, continuation, position). So what else is in the batch never matters.
+A sample is a function of its row's logits and of one uniform number, a hash of (seed, continuation,
+position). So what else is in the batch never matters.
 `allowed.py` chooses tokens that grammars allow.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,11 +85,10 @@ class TokensInFlight:
 
 
 class Sampler:
-    """Stateless but for the entropy source of rows without a seed."""
+    """Stateless: chooses by the logits and by what sequences say."""
 
     def __init__(self, operations: Operations = reference) -> None:
         self._operations = operations
-        self._entropy = random.SystemRandom()
 
     def sample(
         self, logits: Tensor, sequences: Rows[Sequence], grammar: Grammar | None = None
@@ -106,7 +104,7 @@ class Sampler:
             self._operations,
             adjusted,
             sequences,
-            [self._uniform(sequence) for sequence in sequences],
+            [_uniform(sequence) for sequence in sequences],
             likeliest if adjusted is logits else None,
         )
         if grammar is None or not draw.constrained:
@@ -116,13 +114,12 @@ class Sampler:
             tokens = choose(draw, grammar)
         return TokensInFlight(sequences, tokens, finite, _measure(logits, sequences, tokens))
 
-    def _uniform(self, sequence: Sequence) -> float:
-        """0 for those that sample nothing."""
-        if sequence.sampling.temperature <= 0:
-            return 0.0
-        if sequence.sampling.seed is None:
-            return self._entropy.random()
-        return uniform(sequence.sampling.seed, sequence.index, sequence.sampled)
+
+def _uniform(sequence: Sequence) -> float:
+    """0 for those that sample nothing."""
+    if sequence.sampling.temperature <= 0:
+        return 0.0
+    return uniform(sequence.seed, sequence.index, sequence.sampled)
 
 
 def uniform(seed: int, index: int, position: int) -> float:

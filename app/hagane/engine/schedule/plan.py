@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from itertools import chain
+from typing import Literal
 
 import msgspec
 
@@ -31,6 +32,16 @@ class IdleWork(Enum):
     GOES_ON = "goes on"
 
 
+ProposerName = Literal["lookup", "draft"]
+
+
+class Proposal(msgspec.Struct, frozen=True):
+    """Guessed tokens that may follow, and who guessed them."""
+
+    tokens: tuple[int, ...]
+    proposer: ProposerName
+
+
 class Chunk(msgspec.Struct, frozen=True):
     """Tokens `[start, start + length)` of a sequence, to be run in one step.
 
@@ -39,7 +50,7 @@ class Chunk(msgspec.Struct, frozen=True):
     of a request with `n` > 1 is done, its siblings, which do not run before `advance`.
     `proposed` are guessed tokens at the end of a decoding sequence's chunk that this step verifies:
     its only sampler samples from the logits of every token of the chunk, and gets 1 to
-    len(proposed) + 1 tokens in `Scheduler.update`.
+    len(proposed) + 1 tokens in `Scheduler.update`. `proposer` is who guessed them.
     """
 
     sequence: Sequence
@@ -47,32 +58,33 @@ class Chunk(msgspec.Struct, frozen=True):
     length: int
     samplers: tuple[Sequence, ...] = ()
     proposed: tuple[int, ...] = ()
+    proposer: ProposerName = "lookup"
 
     @classmethod
-    def of(cls, sequence: Sequence, length: int, proposed: tuple[int, ...] = ()) -> Chunk:
+    def of(cls, sequence: Sequence, length: int, proposal: Proposal | None = None) -> Chunk:
         """The next `length` tokens of a sequence, and guesses after them."""
         samplers: tuple[Sequence, ...] = ()
         if length == sequence.uncomputed:
             samplers = (sequence, *map(sequence.sibling, sequence.pending))
-        return cls(sequence, sequence.computed, length + len(proposed), samplers, proposed)
+        if proposal is None:
+            return cls(sequence, sequence.computed, length, samplers)
+        whole = length + len(proposal.tokens)
+        return cls(sequence, sequence.computed, whole, samplers, proposal.tokens, proposal.proposer)
 
     @property
-    def forced(self) -> bool:
-        """Whether its tokens are the last sampled one and those that a grammar has put after it."""
-        sequence = self.sequence
-        return (
-            self.length > 1
-            and not self.proposed
-            and sequence.grammar is not None
-            and self.start >= sequence.prompt_length
-        )
+    def generated(self) -> bool:
+        """Whether its tokens are of the answer, but none that is guessed.
+
+        Several of them are the last sampled one and those that a grammar has put after it.
+        """
+        return not self.proposed and self.start >= self.sequence.prompt_length
 
     @property
     def order(self) -> int:
         """Sort key within a step: what may run token by token comes first."""
         if self.length == 1 or self.proposed:
             return 0
-        return 1 if self.forced else 2
+        return 1 if self.generated else 2
 
     @property
     def samples(self) -> bool:

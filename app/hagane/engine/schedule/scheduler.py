@@ -38,7 +38,8 @@ from types import MappingProxyType
 
 from hagane.engine.cache.blocks import BlockCopy, KVCache
 from hagane.engine.schedule.admission import check_limits, check_queue, check_request
-from hagane.engine.schedule.plan import Chunk, Continuation, IdleWork, Sampled, Schedule
+from hagane.engine.schedule.guesses import Guesses
+from hagane.engine.schedule.plan import Chunk, Continuation, IdleWork, Proposal, Sampled, Schedule
 from hagane.engine.schedule.sequence import Phase, Sequence
 from hagane.engine.speculative.proposer import Proposer
 from hagane.pool.messages import EngineStats, FinishReason, GenerateRequest
@@ -83,13 +84,12 @@ class Scheduler:
         self.max_sequences = max_sequences
         self.max_waiting = max_waiting
         self.context_length = context_length
-        self._proposer = proposer
+        self._guesses = Guesses(proposer)
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
         self._tickets = count()
         self._last_wait, self._preemptions, self._steps = 0.0, 0, 0
-        self._proposed, self._accepted = 0, 0
         self.idle_work, self._paused = IdleWork.YIELDS, False
 
     @property
@@ -187,7 +187,7 @@ class Scheduler:
             raise ValueError(f"{len(tokens)} tokens for {len(schedule.samplers)} samplers")
         accepted = iter(tokens)
         return [
-            self._append(sampler, tokens, len(chunk.proposed), continuations.get(sampler))
+            self._append(sampler, tokens, chunk, continuations.get(sampler))
             for chunk in schedule.chunks
             for sampler, tokens in zip(chunk.samplers, accepted, strict=False)
             if sampler.phase is Phase.RUNNING
@@ -202,6 +202,7 @@ class Scheduler:
         dropped = list(self._requests)
         for sequence in chain.from_iterable(self._requests.values()):
             sequence.phase, sequence.blocks = Phase.FINISHED, []
+            self._guesses.forget(sequence)
         self._requests.clear()
         self._waiting.clear()
         self._running.clear()
@@ -220,8 +221,8 @@ class Scheduler:
             prefix_tokens_hit=self.kv.prefix_tokens_hit,
             preemptions=self._preemptions,
             steps=self._steps,
-            proposed_tokens=self._proposed,
-            accepted_tokens=self._accepted,
+            lookup=self._guesses.stats("lookup"),
+            draft=self._guesses.stats("draft"),
         )
 
     def check(self) -> None:
@@ -261,28 +262,31 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
-        self.kv.release(sequence)
         sequence.phase, sequence.in_flight = Phase.WAITING, 0
+        self._release(sequence)
         insort(self._waiting, sequence, key=_by_order)
         self._preemptions += 1
 
-    def _propose(self) -> dict[Sequence, tuple[int, ...]]:
+    def _release(self, sequence: Sequence) -> None:
+        self.kv.release(sequence)
+        self._guesses.forget(sequence)
+
+    def _propose(self) -> dict[Sequence, Proposal]:
         """Tokens to verify with the next step, for which there is room; none during a prefill."""
         decoding = [s for s in self._active(self._running) if self._room(s)]
-        if self._proposer is None or any(s.uncomputed > 1 for s in decoding):
+        if any(s.uncomputed > 1 for s in decoding):
             return {}
-        room = {s: self._room(s) - 1 for s in decoding if s.speculates and s.generated}
-        proposals = self._proposer.propose(room, len(decoding)) if room else {}
+        proposals = self._guesses.propose({s: self._room(s) - 1 for s in decoding}, len(decoding))
         # The others' next blocks go before guesses.
         return {
-            sequence: tokens
-            for sequence, tokens in proposals.items()
+            sequence: proposal
+            for sequence, proposal in proposals.items()
             if self.kv.free > len(decoding)
-            and self.kv.extend(sequence, ahead=len(tokens)) is not None
+            and self.kv.extend(sequence, ahead=len(proposal.tokens)) is not None
         }
 
     def _fill_budget(
-        self, now: float, proposals: Mapping[Sequence, tuple[int, ...]], admitting: bool
+        self, now: float, proposals: Mapping[Sequence, Proposal], admitting: bool
     ) -> list[Chunk]:
         """Decoding sequences first, then prefills, running and newly admitted ones in order."""
         chunks: list[Chunk] = []
@@ -291,7 +295,7 @@ class Scheduler:
             if sequence.uncomputed > 1:
                 prefills.append(sequence)
             elif self._room(sequence):
-                chunks.append(Chunk.of(sequence, 1, proposals.get(sequence, ())))
+                chunks.append(Chunk.of(sequence, 1, proposals.get(sequence)))
         budget = self.max_batch_tokens - sum(chunk.length for chunk in chunks)
         if self._idle:
             budget = min(budget, max(self.max_batch_tokens // _IDLE_SHARE - len(chunks), 1))
@@ -355,17 +359,16 @@ class Scheduler:
         self,
         sequence: Sequence,
         tokens: tuple[int, ...],
-        proposed: int,
+        chunk: Chunk,
         continuation: Continuation | None,
     ) -> Sampled:
         """Add accepted tokens up to the first that ends the sequence; drop what was not accepted.
 
         Keys and values of rejected proposals are computed again over the same slots.
         """
-        sequence.in_flight -= 1 + proposed
-        sequence.computed -= 1 + proposed - len(tokens)
-        self._proposed += proposed
-        self._accepted += len(tokens) - 1
+        sequence.in_flight -= 1 + len(chunk.proposed)
+        sequence.computed -= 1 + len(chunk.proposed) - len(tokens)
+        self._guesses.count(chunk, len(tokens) - 1)
         if continuation is not None:
             tokens += continuation.forced
         for kept, token in enumerate(tokens, start=1):
@@ -389,8 +392,8 @@ class Scheduler:
     def _remove(self, sequence: Sequence) -> None:
         running = sequence.phase is Phase.RUNNING
         (self._running if running else self._waiting).remove(sequence)
-        self.kv.release(sequence)
         sequence.phase = Phase.FINISHED
+        self._release(sequence)
         siblings = self._requests[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from hagane.pool.messages import IDLE_PRIORITY, GenerateRequest, GrammarRef, SamplingParams
+from hagane.pool.messages import (
+    IDLE_PRIORITY,
+    GenerateRequest,
+    GrammarRef,
+    SamplingParams,
+    Speculation,
+)
 from hagane.text.embedding_style import Pooling
 
 PRIORITY_SECONDS = 10.0
 """The worth of one level of priority, in seconds of waiting."""
+
+
+def _random_seed() -> int:
+    return secrets.randbits(63)
 
 
 class Phase(Enum):
@@ -42,7 +53,9 @@ class Sequence:
         cache_salt: sequences of different salts never share blocks by content.
         adapter: digest of its adapter, "" for the base; they never share blocks either.
         grammar: what its answer must follow, or None for any text.
-        speculates: whether tokens may be guessed for it, to be verified several at a time.
+        speculation: who may guess tokens for it, to be verified several at a time.
+        seed: decides, with the position, the random number of each token. It is the request's, or
+            made up: one who guesses the tokens takes the same numbers.
         pooling: how its embedding is made of hidden states, or None if none is wanted.
         adjusts: whether its logits are to be changed before a token is chosen, apart from what its
             grammar allows. Known once, since every step asks.
@@ -70,7 +83,8 @@ class Sequence:
     cache_salt: str = ""
     adapter: str = ""
     grammar: GrammarRef | None = None
-    speculates: bool = True
+    speculation: Speculation = "auto"
+    seed: int = field(default_factory=_random_seed)
     pooling: Pooling | None = None
     adjusts: bool = False
     pending: list[int] = field(default_factory=list)
@@ -99,7 +113,8 @@ class Sequence:
             cache_salt=request.cache_salt,
             adapter=request.adapter.digest if request.adapter else "",
             grammar=request.grammar,
-            speculates=request.speculates,
+            speculation=request.speculation,
+            seed=_random_seed() if sampling.seed is None else sampling.seed,
             pooling=request.pooling,
             adjusts=bool(sampling.needs_history or sampling.logit_bias or sampling.min_tokens),
             pending=list(range(1, request.n)),

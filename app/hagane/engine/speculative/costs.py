@@ -25,7 +25,7 @@ class StepCosts:
         self._seconds: dict[int, float] = {}
         self._seen: dict[int, int] = {}
         self._prepared: set[int] = set()
-        self._measured: list[int] = []
+        self._known_rows: list[int] = []
         self._steps = 0
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -38,15 +38,20 @@ class StepCosts:
         known = self._seconds.get(rows)
         if known is None:
             self._seconds[rows] = seconds
-            self._measured = sorted(self._seconds)
+            self._known_rows = sorted(self._seconds)
         else:
             self._seconds[rows] = known + _RATE * (min(seconds, _MOST_RATIO * known) - known)
         if self._steps % _KEPT_STEPS == 0:
             self._forget()
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything was: before, times are in units of one row's."""
+        return bool(self._known_rows)
+
     def __call__(self, rows: int) -> float:
         """Seconds that a step of `rows` rows takes; in units of one row's before any is known."""
-        measured = self._measured
+        measured = self._known_rows
         if not measured:
             return 1.0 + _ROW_SHARE * (rows - 1)
         at = bisect_left(measured, rows)
@@ -63,4 +68,4 @@ class StepCosts:
     def _forget(self) -> None:
         for rows in [r for r, step in self._seen.items() if step < self._steps - _KEPT_STEPS]:
             del self._seen[rows], self._seconds[rows]
-        self._measured = sorted(self._seconds)
+        self._known_rows = sorted(self._seconds)

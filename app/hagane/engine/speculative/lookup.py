@@ -1,89 +1,52 @@
-"""Proposes what followed when a sequence's last tokens stood in it before."""
+"""What prompt look-up knows of one sequence: where its tokens stood before, how often that helped.
+
+After a long match a guess is right more often than after a short one, so each kind has a pace of
+its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable
 
 from hagane.engine.schedule.sequence import Sequence
-from hagane.engine.speculative.costs import StepCosts
-from hagane.engine.speculative.ngram import NgramIndex
-from hagane.engine.speculative.pace import Pace, share_rows
-from hagane.system.errors import InvalidRequestError
+from hagane.engine.speculative.ngram import NOTHING, NgramIndex
+from hagane.engine.speculative.pace import Pace
 
-# Rows beyond those of one sequence that a step verifies of it.
-_MOST_GUESSES = 15
+# Tokens from which a match is long.
+_LONG = 10
 
 
-@dataclass
-class _State:
-    """The history of one sequence, and the guess that its next tokens will be compared with."""
+class Lookup:
+    """Guesses for one sequence, from its prompt and its answer so far, and `others`.
 
-    index: NgramIndex = field(default_factory=NgramIndex)
-    pace: Pace = field(default_factory=Pace)
-    guess: list[int] = field(default_factory=list)
-
-
-class PromptLookup:
-    """Prompt look-up over the prompt and the answer so far (Proposer).
-
-    Args:
-        most_rows: rows of a step that can be verified.
-        follow: how many of some tokens a sequence's grammar would let follow.
+    These are answers that the same conversation got before.
     """
 
-    def __init__(
-        self,
-        most_rows: int,
-        follow: Callable[[Sequence, list[int]], int],
-        costs: StepCosts | None = None,
-    ) -> None:
-        self._most_rows, self._follow = most_rows, follow
-        self._costs = costs or StepCosts()
-        self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
+    def __init__(self, others: Iterable[list[int]] = ()) -> None:
+        self._index = NgramIndex()
+        for other in others:
+            self._index.extend(other)
+        self._before = len(self._index)
+        self._short, self._long = Pace(), Pace()
+        self._match = NOTHING
 
-    def propose(self, room: Mapping[Sequence, int], rows: int) -> dict[Sequence, tuple[int, ...]]:
-        sequences = list(room)
-        states = [self._guess(sequence, room[sequence]) for sequence in sequences]
-        guesses = [len(state.guess) for state in states]
-        if not any(guesses):
-            return {}
-        acceptances = [state.pace.acceptance for state in states]
-        lengths = share_rows(acceptances, guesses, rows, self._most_rows, self._costs)
-        return {
-            sequence: tuple(state.guess[:length])
-            for sequence, state, length in zip(sequences, states, lengths, strict=True)
-            if length
-        }
+    @property
+    def acceptance(self) -> float:
+        """The probability that the next token of the guess is right."""
+        return self._pace.acceptance
 
-    def observe(self, rows: int, seconds: float) -> None:
-        self._costs.observe(rows, seconds)
+    def guess(self, sequence: Sequence, most: int) -> list[int]:
+        """Up to `most` tokens that may follow those that the sequence has by now.
 
-    def _guess(self, sequence: Sequence, room: int) -> _State:
-        state = self._states.get(sequence)
-        if state is None:
-            state = self._states[sequence] = _State()
-        new = sequence.tokens[len(state.index) :]
-        for guessed, token in zip(state.guess, new, strict=False):
-            state.pace.observe(guessed == token)
-            if guessed != token:
-                break
-        state.index.extend(new)
-        guess = state.index.propose(min(room, _MOST_GUESSES))
-        state.guess = guess[: self._usable(sequence, guess)]
-        return state
+        Those of the last time are compared with what has followed, whether they were proposed or
+        not.
+        """
+        new = sequence.tokens[len(self._index) - self._before :]
+        self._pace.compare(self._match.tokens, new)
+        self._index.extend(new)
+        self._match = self._index.propose(most)
+        return self._match.tokens
 
-    def _usable(self, sequence: Sequence, guess: list[int]) -> int:
-        """How many leading tokens of a guess can be followed by more."""
-        if not guess:
-            return 0
-        ends = (*sequence.sampling.eos_token_ids, *sequence.sampling.stop_token_ids)
-        usable = next((place for place, token in enumerate(guess) if token in ends), len(guess))
-        if sequence.grammar is None:
-            return usable
-        try:
-            return self._follow(sequence, guess[:usable])
-        except InvalidRequestError:
-            # A grammar that cannot go on reports it again when its next token is sampled.
-            return 0
+    @property
+    def _pace(self) -> Pace:
+        return self._long if self._match.length >= _LONG else self._short

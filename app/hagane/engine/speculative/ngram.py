@@ -7,12 +7,25 @@ Yang et al., "Inference with Reference" (2023), https://arxiv.org/abs/2304.04487
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # Tokens that must match: two of them stand by chance too often in code.
 KEY = 3
 # Earlier places compared, the latest ones: templates repeat one beginning with many endings.
 _PLACES = 8
 # Tokens compared backwards to tell the places apart.
 _LONGEST_MATCH = 32
+
+
+@dataclass(frozen=True)
+class Match:
+    """Tokens that may follow, and how many tokens before them are those before the place found."""
+
+    tokens: list[int]
+    length: int
+
+
+NOTHING = Match([], 0)
 
 
 class NgramIndex:
@@ -38,16 +51,16 @@ class NgramIndex:
                 if len(places) > _PLACES:
                     del places[0]
 
-    def propose(self, most: int) -> list[int]:
+    def propose(self, most: int) -> Match:
         """Up to `most` tokens that may follow, from the place whose past matches longest.
 
-        Of equal matches the latest counts. Empty where the last KEY tokens stand nowhere else. A
+        Of equal matches the latest counts. NOTHING where the last KEY tokens stand nowhere else. A
         place so late that the text ends before `most` tokens is the beginning of a repetition,
         which is carried on.
         """
         known = self._tokens
         if most < 1 or len(known) < KEY:
-            return []
+            return NOTHING
         places = self._places.get(tuple(known[-KEY:]), ())
         best, longest = None, 0
         for place in reversed(places):
@@ -55,9 +68,9 @@ class NgramIndex:
             if match > longest:
                 best, longest = place, match
         if best is None:
-            return []
+            return NOTHING
         period = len(known) - best
-        return [known[best + n % period] for n in range(most)]
+        return Match([known[best + n % period] for n in range(most)], longest)
 
     def _match(self, place: int) -> int:
         known, end = self._tokens, len(self._tokens)

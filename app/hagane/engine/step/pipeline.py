@@ -44,8 +44,9 @@ logger = logging.getLogger("hagane.engine.loop")
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A step whose logits [rows, vocab] the device computes."""
+    """A step whose logits [rows, vocab] the device computes since `started`, in seconds."""
 
+    started: float
     schedule: Schedule
     batch: Batch
     logits: Tensor
@@ -132,7 +133,6 @@ class StepPipeline:
             self._embeddings.forget(request_id)
 
     def _step(self) -> list[TokenDelta]:
-        started = time.perf_counter()
         forward = self._forward() if self._scheduler.has_work else None
         deltas = self._finish_previous()
         launched = None if forward is None else self._sample(forward)
@@ -142,7 +142,7 @@ class StepPipeline:
         deltas = self._finish(launched)
         rows = len(forward.batch.token_ids)
         if self._proposer is not None and rows == forward.batch.decodes:
-            self._proposer.observe(rows, time.perf_counter() - started)
+            self._proposer.observe(rows, time.perf_counter() - forward.started)
         return deltas
 
     def _forward(self) -> ForwardPass | None:
@@ -152,6 +152,8 @@ class StepPipeline:
             self._fail(request_id, "deadline_exceeded", "The request's deadline has passed.")
         if not schedule.chunks:
             return None
+        # Guesses have taken a time of their own.
+        started = time.perf_counter()
         before = None if self._in_flight is None else self._in_flight.tokens
         try:
             self._exchange_blocks()
@@ -167,7 +169,7 @@ class StepPipeline:
                 self._fail_for(error, request_id)
             self._scheduler.check()
             return None
-        return None if logits is None else ForwardPass(schedule, batch, logits)
+        return None if logits is None else ForwardPass(started, schedule, batch, logits)
 
     def _exchange_blocks(self) -> None:
         if self._tiers is not None:

@@ -169,7 +169,7 @@ class AnsweringEngine:
             sampling=sampling,
             n=prompt.count,
             adapter=adapter,
-            speculates=False,
+            speculation="off",
         )
         parts: list[list[TokenDelta]] = [[] for _ in range(prompt.count)]
         async with aclosing(self._client.generate(request)) as deltas:
