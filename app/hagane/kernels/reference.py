@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from hagane.kernels.experts import gate_rows, route
-from hagane.kernels.layout import PagedLayout
+from hagane.kernels.layout import PagedLayout, Scoring
 from hagane.kernels.sampling import heaviest, restrict, sample, samples
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "gate_rows",
     "hadamard",
     "heaviest",
+    "latent_heads",
     "layer_norm",
+    "narrow_heads",
     "paged_attention",
     "restrict",
     "rms_norm",
@@ -106,10 +108,15 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 def activate(x: Tensor, kind: str, *, gated: bool) -> Tensor:
     """The activation of x [tokens, features]; if `gated`, of its first half times the second.
 
-    `kind` is "silu", "gelu" (Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415), or
-    "gelu_tanh", its approximation.
+    `kind` is "silu", "gelu" (Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415),
+    "gelu_tanh", its approximation, or "clamped": gpt-oss's silu, steeper, with a bound of 7 on both
+    halves, and 1 added to the second.
     """
     gate, up = x.chunk(2, dim=-1) if gated else (x, None)
+    if kind == "clamped":
+        gate, up = gate.clamp(max=7.0), None if up is None else up.clamp(-7.0, 7.0) + 1
+        out = gate * torch.sigmoid(gate * 1.702)
+        return out if up is None else out * up
     if kind == "silu":
         out = F.silu(gate)
     else:
@@ -188,6 +195,39 @@ def apply_rotation(
     return (rotated if center is None else rotated - center).to(x.dtype)
 
 
+def latent_heads(
+    q: Tensor,
+    kv: Tensor,
+    shared: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of multi-head latent attention, each [tokens, heads, width].
+
+    q is [tokens, heads * width], of which the last features of each head are turned by cos and sin,
+    float32 [tokens, turned / 2], as in `apply_rope`. `shared` [tokens, turned] is turned and ends
+    every head's key. kv [tokens, heads * (width - turned + values)] has the beginning of each
+    head's key, and its value, which zeros make as wide. q may be overwritten.
+    """
+    turned = shared.shape[1]
+    q, kv = q.unflatten(1, (heads, -1)), kv.unflatten(1, (heads, -1))
+    plain = q.shape[2] - turned
+    end = apply_rotation(q[..., plain:], cos, sin, interleaved=interleaved)
+    tail = apply_rotation(shared[:, None], cos, sin, interleaved=interleaved)
+    key = torch.cat((kv[..., :plain], tail.expand(-1, heads, -1)), dim=-1)
+    value = F.pad(kv[..., plain:], (0, q.shape[2] - (kv.shape[2] - plain)))
+    return torch.cat((q[..., :plain], end), dim=-1), key, value
+
+
+def narrow_heads(x: Tensor, heads: int, features: int) -> Tensor:
+    """The first features of each head: x [tokens, heads * width] -> [tokens, heads * features]."""
+    narrow: Tensor = x.unflatten(1, (heads, -1))[..., :features]
+    return narrow.flatten(1)
+
+
 def causal_attention(
     q: Tensor,
     k: Tensor,
@@ -197,38 +237,45 @@ def causal_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of each token to the earlier ones of its own row.
 
     q [rows * length, heads, head_dim]; k, v [rows * length, kv_heads, head_dim]; `window`, `scale`
-    (None: 1 / sqrt(head_dim)) and `cap` as in `Scoring`. Returns [rows * length, heads * head_dim].
-    Differentiable.
+    (None: 1 / sqrt(head_dim)), `cap` and `sinks` as in `Scoring`. Returns
+    [rows * length, heads * head_dim]. Differentiable.
     """
     heads, head_dim = q.shape[1:]
     q, k, v = (x.view(rows, -1, x.shape[1], head_dim).transpose(1, 2) for x in (q, k, v))
     length = q.shape[2]
     every = window is None or window >= length
-    mask = None if every and not cap else _mask(length, length, window, q.device)
-    out = _attention(q, k, v, mask, scale, cap)
+    plain = every and not cap and sinks is None
+    mask = None if plain else _mask(length, length, window, q.device)
+    out = _attention(q, k, v, mask, Scoring(scale or head_dim**-0.5, window, cap, sinks))
     return out.transpose(1, 2).reshape(-1, heads * head_dim)
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, cap: float
-) -> Tensor:
-    """torch's, of [batch, heads, tokens, head_dim], or what it does with capped scores.
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring) -> Tensor:
+    """torch's, of [batch, heads, tokens, head_dim], or what it lacks: capped scores, sinks.
 
-    Without a mask it is causal.
+    Without a mask it is causal; the mask has the window.
     """
-    if not cap or mask is None:
+    scale, cap, sinks = scoring.scale, scoring.cap, scoring.sinks
+    if mask is None or not (cap or sinks is not None):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=scale
         )
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    scores = (q @ k.transpose(2, 3)).float() * (scale or q.shape[-1] ** -0.5)
-    capped = (torch.tanh(scores / cap) * cap).masked_fill(~mask, -torch.inf)
-    return capped.softmax(-1).to(v.dtype) @ v
+    scores = (q @ k.transpose(2, 3)).float() * scale
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        ends = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, ends), dim=-1)
+    weights = scores.softmax(-1)[..., : k.shape[2]].to(v.dtype)
+    return torch.matmul(weights, v)
 
 
 def sequence_attention(
@@ -240,9 +287,11 @@ def sequence_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`causal_attention` of sequences of these lengths, one after the other: none sees another."""
-    return each_sequence(causal_attention, q, k, v, lengths, window=window, scale=scale, cap=cap)
+    options = {"window": window, "scale": scale, "cap": cap, "sinks": sinks}
+    return each_sequence(causal_attention, q, k, v, lengths, **options)
 
 
 def each_sequence(
@@ -287,18 +336,20 @@ def paged_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Put new keys and values into the cache, then let every new token look at its sequence.
 
-    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window`, `scale` and `cap` as
-    in `causal_attention`. Returns [tokens, heads * head_dim].
+    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window`, `scale`, `cap` and
+    `sinks` as in `causal_attention`. Returns [tokens, heads * head_dim].
     """
+    scoring = Scoring(scale or q.shape[2] ** -0.5, window, cap, sinks)
     keys, values = cache
     keys.view(-1, *k.shape[1:]).index_copy_(0, layout.slots, k.to(keys.dtype))
     values.view(-1, *v.shape[1:]).index_copy_(0, layout.slots, v.to(values.dtype))
     out = torch.empty_like(q)
     if layout.decodes:
-        out[: layout.decodes] = _decode(q, keys, values, layout, window, scale, cap)
+        out[: layout.decodes] = _decode(q, keys, values, layout, scoring)
     for sequence in range(layout.decodes, len(layout.context_lengths)):
         start, end = layout.query_starts[sequence : sequence + 2]
         context = layout.context_lengths[sequence]
@@ -308,7 +359,7 @@ def paged_attention(
         )
         mask = _mask(end - start, context, window, q.device)
         queries = q[start:end].transpose(0, 1)[None]
-        result = _attention(queries, past_keys, past_values, mask, scale, cap)
+        result = _attention(queries, past_keys, past_values, mask, scoring)
         out[start:end] = result[0].transpose(0, 1)
     return out.flatten(1)
 
@@ -318,9 +369,7 @@ def _decode(
     key_cache: Tensor,
     value_cache: Tensor,
     layout: PagedLayout,
-    window: int | None,
-    scale: float | None,
-    cap: float,
+    scoring: Scoring,
 ) -> Tensor:
     """One query row per sequence, all at once; shorter contexts are masked."""
     n = layout.decodes
@@ -333,9 +382,9 @@ def _decode(
     positions = torch.arange(k.shape[2], device=q.device)
     lengths = layout.lengths[:n, None]
     mask = positions < lengths
-    if window is not None:
-        mask &= positions >= lengths - window
-    out = _attention(q[:n, :, None], k, v, mask[:, None, None], scale, cap)
+    if scoring.window is not None:
+        mask &= positions >= lengths - scoring.window
+    out = _attention(q[:n, :, None], k, v, mask[:, None, None], scoring)
     return out[:, :, 0]
 
 
