@@ -1,4 +1,4 @@
-"""The C++ extension `_cpu`, typed: this, `sampling_extension` and `training_extension` import it.
+"""The C++ extension `_cpu`, typed; only this and its namesakes alongside import it.
 
 Tensors go in by name. The extension reads their addresses, dtypes and shapes (arguments.h), and
 raises TypeError or ValueError before anything runs. Results are in `out`, or as documented.
@@ -320,30 +320,6 @@ def apply_rope(
         interleaved=int(interleaved), whole=int(q_norm is not None and len(q_norm) != head_dim),
         cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm, center=center, eps=eps, offset=offset,
     )  # fmt: skip
-
-
-def latent_heads(
-    q: Tensor,
-    kv: Tensor,
-    shared: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    *,
-    heads: int,
-    interleaved: bool,
-) -> None:
-    """q [tokens, heads * width] in place, k and v like it; kv and shared as in `reference`."""
-    _cpu.latent_heads(
-        q=q, kv=kv, shared=shared, k=k, v=v, heads=heads, interleaved=int(interleaved), cos=cos,
-        sin=sin,
-    )  # fmt: skip
-
-
-def narrow_heads(x: Tensor, out: Tensor, heads: int) -> None:
-    """The beginnings of the heads of x [tokens, heads * width] -> out [tokens, heads * less]."""
-    _cpu.narrow_heads(x=x, out=out, heads=heads)
 
 
 def store(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hagane.kernels.cpu import extension, sampling_extension
+from hagane.kernels.cpu import extension, latent_extension, sampling_extension
 from hagane.kernels.cpu.packing import LANES, PackedWeight
 from hagane.kernels.cpu.recording import empty
 from hagane.kernels.layout import PagedLayout
@@ -132,14 +132,16 @@ def latent_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In place: the queries are a view of `q`."""
     k, v = (empty(*q.shape, dtype=q.dtype) for _ in range(2))
-    extension.latent_heads(q, kv, shared, k, v, cos, sin, heads=heads, interleaved=interleaved)
+    latent_extension.latent_heads(
+        q, kv, shared, k, v, cos, sin, heads=heads, interleaved=interleaved
+    )
     shape = (q.shape[0], heads, q.shape[1] // heads)
     return q.unflatten(1, shape[1:]), k.view(shape), v.view(shape)
 
 
 def narrow_heads(x: Tensor, heads: int, features: int) -> Tensor:
     out = empty(x.shape[0], heads * features, dtype=x.dtype)
-    extension.narrow_heads(x, out, heads)
+    latent_extension.narrow_heads(x, out, heads)
     return out
 
 
