@@ -69,7 +69,6 @@ class Operations(Protocol):
         groups: int = 1,
         chosen_groups: int = 1,
         group_best: int = 2,
-        jitter: float = 0.0,
     ) -> tuple[Tensor, Tensor]: ...
 
     def gate_rows(self, x: Tensor, scores: Tensor) -> Tensor: ...
@@ -95,20 +94,6 @@ class Operations(Protocol):
         interleaved: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
-    def latent_heads(
-        self,
-        q: Tensor,
-        kv: Tensor,
-        shared: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        *,
-        heads: int,
-        interleaved: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def narrow_heads(self, x: Tensor, heads: int, features: int) -> Tensor: ...
-
     def allocate_cache(
         self,
         blocks: int,
@@ -130,7 +115,6 @@ class Operations(Protocol):
         window: int | None,
         scale: float | None = None,
         cap: float = 0.0,
-        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
     def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -165,7 +149,6 @@ class Differentiable(Operations, Protocol):
         window: int | None,
         scale: float | None = None,
         cap: float = 0.0,
-        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
     def sequence_attention(
@@ -178,7 +161,6 @@ class Differentiable(Operations, Protocol):
         window: int | None,
         scale: float | None = None,
         cap: float = 0.0,
-        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
     def token_scores(
