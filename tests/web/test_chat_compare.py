@@ -25,7 +25,7 @@ def test_the_better_answer_is_picked(page, endless):
     boxes = [one.bounding_box() for one in (first, second)]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
-    texts = [one.locator("> .text").inner_text() for one in (first, second)]
+    texts = [one.locator("> .text").inner_text().strip() for one in (first, second)]
     in_order = f"({ANSWERS}).sort((a, b) => a.at - b.at).map((one) => one.completion)"
     completions = page.evaluate(in_order)
     second.locator(".better").click()
@@ -38,7 +38,7 @@ def test_the_better_answer_is_picked(page, endless):
     page.click("#compare")
     with page.expect_request("**/v1/chat/completions") as asked:
         send(page, "Go on")
-    said = [message["content"] for message in asked.value.post_data_json["messages"]]
+    said = [message["content"].strip() for message in asked.value.post_data_json["messages"]]
     assert said == ["Hi", texts[1], "Go on"]
     page.wait_for_selector("#log[aria-busy=false] .message:nth-child(4)")
     assert page.locator(".compared").count() == 0

@@ -28,6 +28,7 @@ from hagane.api.hagane import (
     admin_page,
     admin_pulls,
     aliases,
+    chats,
     datasets,
     exports,
     feedback,
@@ -96,9 +97,9 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
-    tools, health, metrics, openapi, web, adapters, admin, admin_models, admin_pulls, admin_page,
-    exports, observation, keys, aliases, files, batches, fine_tuning, pretraining,
-    stored_completions, feedback, datasets, evals,
+    tools, chats, documents, health, metrics, openapi, web, adapters, admin, admin_models,
+    admin_pulls, admin_page, exports, observation, keys, aliases, files, batches, fine_tuning,
+    pretraining, stored_completions, feedback, datasets, evals,
 )  # fmt: skip
 
 # In the data directory.
@@ -205,7 +206,12 @@ def open_store(settings: Settings) -> Store:
         raise ConfigurationError("priority_keys has a key that api_keys lacks: add it there")
     retention = Retention(int(settings.stored_responses), settings.stored_response_seconds)
     url = settings.database_url
-    if not key and url is None and not (settings.data_dir / DATABASE_FILE).is_file():
+    if (
+        not key
+        and url is None
+        and not settings.stored_chats
+        and not (settings.data_dir / DATABASE_FILE).is_file()
+    ):
         return Store.empty(retention)
     if settings.blob_url is not None and url is None:
         raise ConfigurationError("blob_url is for servers that share a database: set database_url")

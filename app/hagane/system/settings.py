@@ -51,7 +51,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                                "training_threads", "job_gpu_memory_fraction", "job_checkpoints",
                                "stored_completions_bytes", "stored_completions_days",
                                "stored_responses", "stored_response_seconds"),
-        "Chat page": ("fetch_hosts", "mcp_servers"),
+        "Chat page": ("fetch_hosts", "mcp_servers", "stored_chats", "stored_chats_days"),
         "Logs": ("log_level", "log_format"),
     }
 )  # fmt: skip
@@ -240,6 +240,17 @@ class Settings(BaseSettings):
         [],
         description="NAME=URL of an MCP server (Streamable HTTP) whose tools the chat page offers, "
         "or NAME=COMMAND ARGUMENT ... of a program that is started; may be repeated",
+    )
+    stored_chats: ByteSize = Field(
+        ByteSize(0),
+        description="most bytes of conversations that the chat page may keep here for each API "
+        "key, if its user wants that; 0: they stay in browsers",
+    )
+    stored_chats_days: float = Field(
+        365.0,
+        gt=0,
+        le=36500,
+        description="days until a conversation that nobody changes is deleted",
     )
     max_file_bytes: ByteSize = Field(ByteSize(512 << 20), description="largest uploaded file")
     training_threads: int | None = Field(

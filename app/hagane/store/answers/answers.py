@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hagane.store.answers.canaries import Canaries
+from hagane.store.answers.chats import Chats
 from hagane.store.answers.completions import Completions
 from hagane.store.answers.datasets import Datasets
 from hagane.store.answers.evals import Evals
@@ -25,6 +26,7 @@ class Answers:
     datasets: Datasets
     canaries: Canaries
     evals: Evals
+    chats: Chats
 
     @classmethod
     def over(cls, database: Database) -> Answers:
@@ -36,4 +38,5 @@ class Answers:
             Datasets(database),
             Canaries(database),
             Evals(database),
+            Chats(database),
         )

@@ -157,4 +157,21 @@ _FOURTH = (
 # Which of several servers works on a run.
 _FIFTH = ("ALTER TABLE eval_runs ADD COLUMN server TEXT",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+# Conversations of the chat page.
+_SIXTH = (
+    """
+    CREATE TABLE chats (
+        owner TEXT NOT NULL,
+        id TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        updated_at FLOAT NOT NULL,
+        bytes INTEGER NOT NULL,
+        deleted BOOLEAN NOT NULL,
+        body TEXT NOT NULL,
+        PRIMARY KEY (owner, id)
+    )
+    """,
+    "CREATE INDEX chats_updated ON chats (updated_at)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)

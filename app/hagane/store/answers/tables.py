@@ -137,3 +137,14 @@ eval_items = sa.Table(
     sa.Column("sample", sa.JSON, nullable=False),
     sa.Column("results", sa.JSON, nullable=False),
 )
+chats = sa.Table(
+    "chats",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("revision", INTEGER, nullable=False),
+    sa.Column("updated_at", sa.Float(53), nullable=False),
+    sa.Column("bytes", INTEGER, nullable=False),
+    sa.Column("deleted", sa.Boolean, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
