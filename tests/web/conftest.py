@@ -30,8 +30,10 @@ def endless_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def endless(endless_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The endless model's server."""
-    server = start_server(endless_dir, tmp_path_factory.mktemp("server") / "log")
+    """The endless model's server, which may keep conversations."""
+    folder = tmp_path_factory.mktemp("server")
+    flags = ("--data-dir", str(folder / "data"), "--stored-chats", "1MiB")
+    server = start_server(endless_dir, folder / "log", *flags)
     server.wait_ready()
     yield server
     stop_server(server)

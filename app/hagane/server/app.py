@@ -206,12 +206,8 @@ def open_store(settings: Settings) -> Store:
         raise ConfigurationError("priority_keys has a key that api_keys lacks: add it there")
     retention = Retention(int(settings.stored_responses), settings.stored_response_seconds)
     url = settings.database_url
-    if (
-        not key
-        and url is None
-        and not settings.stored_chats
-        and not (settings.data_dir / DATABASE_FILE).is_file()
-    ):
+    used = (settings.data_dir / DATABASE_FILE).is_file()
+    if not (key or url is not None or settings.stored_chats or used):
         return Store.empty(retention)
     if settings.blob_url is not None and url is None:
         raise ConfigurationError("blob_url is for servers that share a database: set database_url")

@@ -247,10 +247,7 @@ class Settings(BaseSettings):
         "key, if its user wants that; 0: they stay in browsers",
     )
     stored_chats_days: float = Field(
-        365.0,
-        gt=0,
-        le=36500,
-        description="days until a conversation that nobody changes is deleted",
+        365.0, gt=0, le=36500, description="days until one that nobody changes is deleted"
     )
     max_file_bytes: ByteSize = Field(ByteSize(512 << 20), description="largest uploaded file")
     training_threads: int | None = Field(

@@ -1,6 +1,6 @@
 /** Composition: the one module that knows the page, the store and the server. */
 
-import { ApiError, pageExists, sendFeedback } from "../shared/api.js";
+import { pageExists } from "../shared/api.js";
 import { prepareAppearance } from "../shared/appearance.js";
 import { t } from "../shared/i18n.js";
 import { loadKey } from "../shared/keys.js";
@@ -8,8 +8,8 @@ import { prefer, preferences } from "../shared/storage.js";
 import { newAnswers, pairOf } from "./compare.js";
 import { touches } from "./composer.js";
 import { prepareControls, write } from "./controls.js";
-import { explain } from "./errors.js";
 import { Attachments, acceptFiles } from "./files.js";
+import { Judging } from "./judging.js";
 import { Access } from "./models.js";
 import { requestBody } from "./request.js";
 import { begin, isOwn, isWritten, keepOnLeaving, runsOf } from "./runs.js";
@@ -20,6 +20,7 @@ import * as store from "./store.js";
 import { followOtherTabs } from "./tabs.js";
 import { chosenTools } from "./tools.js";
 import { branch, endBelow, siblings } from "./tree.js";
+import { Sync } from "./sync.js";
 import { MessageLog } from "./view.js";
 import { WORDS } from "./words.js";
 import { WORK } from "./words-work.js";
@@ -34,8 +35,8 @@ const log = new MessageLog($("log"), {
   retry,
   resume,
   edit,
-  judge,
-  pick,
+  judge: (message, thumbs) => judging.judge(message, thumbs),
+  pick: (message) => judging.pick(message),
   choose(message) {
     store.change(current, { leaf: endBelow(current, message) });
     show();
@@ -45,7 +46,9 @@ const log = new MessageLog($("log"), {
   stop: stopCurrent,
 });
 
-const access = new Access($("model"), $("second"), notice);
+const access = new Access($("model"), $("second"), notice, () => sync.start());
+const judging = new Judging({ current: () => current, kept, show, notice, log });
+const sync = new Sync(open, changedElsewhere, notice);
 const attachments = new Attachments($("attached"), notice);
 
 /** What the list of conversations can do. */
@@ -56,6 +59,7 @@ const list = {
     show();
   },
   removed(id) {
+    sync.soon();
     forget(id);
     if (id === current.id) select(null);
     else show();
@@ -84,6 +88,7 @@ function notice(text) {
 
 /** Say it when the browser had no room for something. */
 function kept(done) {
+  sync.soon();
   if (!done) notice(t("storageFull"));
 }
 
@@ -110,6 +115,13 @@ function placeOf(message, messages) {
   const pair = pairOf(current, messages.at(-1)).includes(message);
   const beside = pair ? [] : siblings(current, message);
   return { last: pair || message === messages.at(-1), busy, own: isOwn(message), beside, pair };
+}
+
+/** Another tab or the server brought something, or deleted it. */
+function changedElsewhere(id, deleted) {
+  if (deleted) forget(id);
+  if (deleted && id === current.id) select(null);
+  else show();
 }
 
 function forget(id) {
@@ -199,49 +211,12 @@ async function run(message, body) {
   else if (!runsOf(conversation.id).length) open.delete(conversation.id);
 }
 
-/** Send the thumbs of an answer; they stay pressed once the server has them. */
-async function judge(message, thumbs) {
-  if (!(await sendJudgement(message, { thumbs }))) return;
-  message.thumbs = thumbs;
-  settle(message);
-  log.focus(message, thumbs === "up" ? "good" : "bad");
-}
-
-/** Go on with the better of two answers; the other one becomes a branch beside it. */
-async function pick(message) {
-  const pair = pairOf(current, message);
-  const other = pair.find((one) => one !== message);
-  const compared = message.completion && other.completion && !message.error && !other.error;
-  if (compared && !(await sendJudgement(message, { preferred_over: other.completion }))) return;
-  for (const one of pair) delete one.pair;
-  kept(store.keepMessage(current, other) && store.change(current, { leaf: message.id }));
-  settle(message);
-  $("prompt").focus();
-}
-
-async function sendJudgement(message, judgement) {
-  const conversation = current;
-  try {
-    await sendFeedback(message.completion, judgement, loadKey("key"));
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    notice(explain(error));
-    return false;
-  }
-  return conversation === current;
-}
-
-function settle(message) {
-  kept(store.keepMessage(current, message));
-  show();
-  $("status").textContent = t("thanks");
-}
-
 function settings() {
-  openSettings(current.system, (changes) => {
+  openSettings(current.system, sync.offer, (changes) => {
     prefer(changes);
     kept(store.change(current, { system: changes.system }));
     access.load();
+    sync.soon();
   });
 }
 
@@ -269,11 +244,7 @@ function listen() {
     editLast: () => [...document.querySelectorAll(".message.user .edit")].at(-1)?.click(),
   });
   keepOnLeaving();
-  followOtherTabs(open, (id, deleted) => {
-    if (deleted) forget(id);
-    if (deleted && id === current.id) select(null);
-    else show();
-  });
+  followOtherTabs(open, changedElsewhere);
 }
 
 /** A link such as `./#model=NAME` begins a conversation with that model. */

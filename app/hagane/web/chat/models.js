@@ -14,8 +14,10 @@ export class Access {
    * @param {HTMLSelectElement} select
    * @param {HTMLSelectElement} second of the model to compare with
    * @param {(text: string) => void} notice
+   * @param {() => void} loaded whenever there are models
    */
-  constructor(select, second, notice) {
+  constructor(select, second, notice, loaded) {
+    this.loaded = loaded;
     this.select = select;
     this.second = second;
     this.notice = notice;
@@ -30,6 +32,7 @@ export class Access {
       if (preferences.second) prefer({ second });
       this.notice("");
       await loadTools(loadKey("key"));
+      this.loaded();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       const tried = loadKey("key") !== "";

@@ -13,9 +13,10 @@ const USUAL = { temperature: 1, topP: 1, minP: 0, repetitionPenalty: 1 };
 /**
  * Show the settings; `changed` gets the new preferences when they are saved.
  * @param {string} system the current conversation's system prompt
+ * @param {?{days: number}} offer how long the server keeps conversations; null where it keeps none
  * @param {(changes: object) => void} changed
  */
-export function openSettings(system, changed) {
+export function openSettings(system, offer, changed) {
   const dialog = document.getElementById("settings");
   const form = prepareDialog(dialog, () => {
     const changes = { system: form.elements.system.value.trim() };
@@ -25,8 +26,12 @@ export function openSettings(system, changed) {
     }
     const switches = [...form.querySelectorAll("#tool-list input")];
     if (switches.length) changes.tools = switches.filter((one) => one.checked).map(({ value }) => value);
+    if (offer) changes.onServer = form.elements.onServer.checked;
     changed(changes);
   });
+  document.getElementById("keeping").hidden = !offer;
+  form.elements.onServer.checked = preferences.onServer;
+  if (offer) document.getElementById("keeping-hint").textContent = t("onServerHint", { days: offer.days });
   showTools();
   form.elements.system.value = system;
   for (const name of NUMBERS) form.elements[name].value = preferences[name] ?? "";

@@ -7,15 +7,16 @@
  * @typedef {{id: string, parent: ?string, role: "user" | "assistant", content: string, at: number,
  *   reasoning?: string, model?: string, files?: {name: string, text: string}[], stats?: object,
  *   note?: string, error?: object, completion?: string, thumbs?: "up" | "down", writing?: number, pair?: string,
+ *   kept?: number,
  *   steps?: Step[], calls?: Call[]}} Message
- *   `at` and `writing` in milliseconds since 1970; `writing`: when a tab last said that it writes it;
+ *   `at`, `kept` (last changed) and `writing` in milliseconds since 1970; `writing`: when a tab last said that it writes it;
  *   `steps`: turns in which tools were called before `content`; `calls`: those being made now;
  *   `pair`: what it shares with the answer that it is compared with
  * @typedef {{id: string, name: string, arguments: string, result?: string, failed?: boolean}} Call
  *   `arguments` is JSON as the model wrote it
  * @typedef {{content: string, reasoning?: string, calls: Call[]}} Step
  * @typedef {{id: string, title: string, begins: string, updated: number, system: string,
- *   leaf: ?string}} Entry what the list shows; `leaf` is the last message of the chosen branch
+ *   leaf: ?string, edited?: number}} Entry what the list shows; `edited`: when title or system were; `leaf` is the last message of the chosen branch
  * @typedef {Entry & {messages: Map<string, Message>}} Conversation
  */
 
@@ -103,6 +104,7 @@ export function addMessage(conversation, message, parent = conversation.leaf) {
  * @returns {boolean} false when the browser's storage is full
  */
 export function change(conversation, changes) {
+  if ("title" in changes || "system" in changes) changes = { ...changes, edited: Date.now() };
   Object.assign(conversation, changes);
   if (!conversation.messages.size) return true;
   const { messages, ...entry } = conversation;
@@ -118,8 +120,12 @@ export function change(conversation, changes) {
  */
 export function keepMessage(conversation, message) {
   if (localStorage.getItem(CONVERSATION + conversation.id) === null) return true;
-  const { waiting, ...kept } = message;
-  return write(`${MESSAGE}${conversation.id}.${message.id}`, kept);
+  message.kept = Date.now();
+  return put(conversation.id, message);
+}
+
+function put(id, { waiting, ...kept }) {
+  return write(`${MESSAGE}${id}.${kept.id}`, kept);
 }
 
 /**
@@ -129,7 +135,27 @@ export function keepMessage(conversation, message) {
  */
 export function keepAll(conversation) {
   const kept = change(conversation, {});
-  return kept && [...conversation.messages.values()].every((one) => keepMessage(conversation, one));
+  return kept && [...conversation.messages.values()].every((one) => put(conversation.id, one));
+}
+
+/**
+ * Keep what another browser did to a conversation: messages that are new, or newer than here.
+ * @param {Conversation} remote
+ * @returns {Message[]} those that came
+ */
+export function absorb(remote) {
+  const local = openConversation(remote.id);
+  if (!local) {
+    keepAll(remote);
+    return [...remote.messages.values()];
+  }
+  const newer = ({ id, kept = 0 }) => kept > (local.messages.get(id)?.kept ?? -1);
+  const came = [...remote.messages.values()].filter(newer);
+  for (const message of came) put(remote.id, message);
+  const { title, system, edited = 0 } = (remote.edited ?? 0) >= (local.edited ?? 0) ? remote : local;
+  const entry = { ...read(CONVERSATION + remote.id), title, system, edited };
+  write(CONVERSATION + remote.id, { ...entry, updated: Math.max(local.updated, remote.updated) });
+  return came;
 }
 
 /** @param {string} id */

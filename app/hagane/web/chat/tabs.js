@@ -25,8 +25,13 @@ export function followOtherTabs(open, changed) {
   );
 }
 
-/** An answer to what is shown is shown, too. @returns {boolean} whether anything changed */
-function merge(conversation, message) {
+/**
+ * Take a message that came from elsewhere; an answer to what is shown is shown, too.
+ * @param {Conversation} conversation
+ * @param {import("./store.js").Message} message
+ * @returns {boolean} whether anything changed
+ */
+export function merge(conversation, message) {
   const known = conversation.messages.get(message.id);
   if (known && isOwn(known)) return false;
   if (!known) {

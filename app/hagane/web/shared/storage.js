@@ -4,7 +4,8 @@
  * @typedef {{model: string, system: string, temperature: ?number, topP: ?number, topK: ?number,
  *   minP: ?number, repetitionPenalty: ?number, maxTokens: ?number, seed: ?number,
  *   theme: ?string, language: ?string, current: ?string, tools: string[],
- *   second: string}} Preferences `second`: the model to compare with, "" for none;
+ *   second: string, onServer: boolean}} Preferences `second`: the model to compare with, "" for none;
+ *   `onServer`: conversations are kept there as well, where it keeps any;
  *   `tools`: names of those that models may use
  */
 
@@ -26,6 +27,7 @@ export const preferences = {
   current: null,
   tools: [],
   second: "",
+  onServer: false,
   ...read(PREFERENCES),
 };
 
