@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.web.browser import manage, send, visit, wait_answer, wait_until
+from tests.web.browser import choose, manage, send, visit, wait_answer, wait_until
 
 NOW = "window.dispatchEvent(new Event('focus'))"
 KNOWN = "Object.keys(JSON.parse(localStorage['hagane.exchanged'] ?? '{}').known ?? {})"
@@ -41,10 +41,8 @@ def keep_on_server(page):
 
 def say(page, text):
     send(page, text)
-    wait_until(
-        page,
-        f"[...document.querySelectorAll('.message.user .text')].at(-1)?.textContent === '{text}'",
-    )
+    last = "[...document.querySelectorAll('.message.user .text')].at(-1)?.textContent"
+    wait_until(page, f"{last} === '{text}'")
     return wait_answer(page)
 
 
@@ -63,6 +61,7 @@ def test_nothing_leaves_the_browser_unless_its_user_wants_it(page, chats):
     assert page.is_visible("#keeping")
     assert "after 365 days" in page.inner_text("#keeping-hint")
     page.keyboard.press("Escape")
+    choose(page, maxTokens=3)
     say(page, "Private")
     page.evaluate(NOW)
     page.wait_for_timeout(300)
@@ -82,9 +81,8 @@ def test_two_browsers_keep_what_each_wrote(page, other, chats):
     say(page, "More from the first")
     say(other, "And from the second")
     exchanged(page, f"{KNOWN}.length === 1")
-    whole = (
-        "Object.keys(localStorage).filter((key) => key.startsWith('hagane.message.')).length === 6"
-    )
+    messages = "Object.keys(localStorage).filter((key) => key.startsWith('hagane.message.'))"
+    whole = f"{messages}.length === 6"
     exchanged(other, whole)
     exchanged(page, whole)
     assert page.inner_text(".message.user:nth-of-type(3) .text") == "More from the first"
