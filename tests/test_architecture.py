@@ -56,6 +56,7 @@ HEAVY = (
     "mcp",
     "numpy",
     "psycopg",
+    "pypdf",
     "rich",
     "torch",
     "transformers",

@@ -112,6 +112,7 @@ TABLE = MappingProxyType(
         "GET /v1/chats/{chat_id}": _FINDS,
         "PUT /v1/chats/{chat_id}": replace(_FINDS, refusals=(404, 409, 507)),
         "DELETE /v1/chats/{chat_id}": _STORED,
+        "POST /v1/documents/text": replace(_CHAT, refusals=(429,)),
         "GET /v1/tools": _CHAT,
         "POST /v1/tools/call": replace(_FINDS, refusals=(404, 429)),
         "POST /tokenize": _FINDS,

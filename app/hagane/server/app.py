@@ -30,6 +30,7 @@ from hagane.api.hagane import (
     aliases,
     chats,
     datasets,
+    documents,
     exports,
     feedback,
     health,
@@ -97,6 +98,7 @@ logger = logging.getLogger(__name__)
 # Which of their routes ask for which key is the table in `hagane.api.access`.
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
+    tools, chats, documents, health, metrics, openapi, web, adapters, admin, admin_models,
     tools, chats, documents, health, metrics, openapi, web, adapters, admin, admin_models,
     admin_pulls, admin_page, exports, observation, keys, aliases, files, batches, fine_tuning,
     pretraining, stored_completions, feedback, datasets, evals,

@@ -1,7 +1,10 @@
-/** Text files that go with the next message. */
+/** Files that go with the next message: texts, and the text of PDFs, which the server reads. */
 
+import { ApiError, call } from "../shared/api.js";
 import { button, classed } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
+import { loadKey } from "../shared/keys.js";
+import { details, explain } from "./errors.js";
 
 /** Characters of one file; a model reads a few thousand words, a browser keeps a few million. */
 const LONGEST = 200_000;
@@ -23,12 +26,25 @@ export class Attachments {
 
   /** @param {Iterable<File>} files */
   async add(files) {
+    this.refuse("");
     for (const file of files) {
-      const text = file.size > 4 * LONGEST ? null : await readText(file);
-      if (text === null || text.length > LONGEST) this.refuse(t("fileRefused", { name: file.name }));
+      const { text, why } = await this.#read(file);
+      if (text === undefined) this.refuse(why);
       else this.files.push({ name: file.name, text });
     }
     this.#show();
+  }
+
+  /** @returns {Promise<{text?: string, why?: string}>} the text, or why there is none */
+  async #read(file) {
+    const { name } = file;
+    if (file.type.startsWith("image/")) return { why: t("imageRefused", { name }) };
+    if (file.type === "application/pdf") {
+      this.list.append(classed("span", "file", t("reading", { name })));
+      return readPdf(file);
+    }
+    const text = file.size > 4 * LONGEST ? null : await readText(file);
+    return text === null || text.length > LONGEST ? { why: t("fileRefused", { name }) } : { text };
   }
 
   /** @returns {{name: string, text: string}[]} the files, which are then no longer chosen */
@@ -49,6 +65,20 @@ export class Attachments {
       remove.setAttribute("aria-label", t("detach", { name: file.name }));
       return classed("span", "file", file.name, remove);
     }));
+  }
+}
+
+/** Have the server read a PDF. */
+async function readPdf(file) {
+  try {
+    const headers = { "Content-Type": "application/pdf" };
+    const response = await call("v1/documents/text", loadKey("key"), { method: "POST", headers, body: file });
+    const { text, pages, of } = await response.json();
+    return { text: pages < of ? `${text}\n\n${t("pagesLeftOut", { pages, of })}` : text };
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    const why = error.status === 400 ? details(error)[0] : explain(error);
+    return { why: t("pdfRefused", { name: file.name, why }) };
   }
 }
 
