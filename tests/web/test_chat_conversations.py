@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from urllib.parse import quote
 
+from tests.data.test_pdf import make_pdf
 from tests.support.server import start_server, stop_server
 from tests.web.browser import ANSWERS, choose, manage, send, visit, wait_answer, wait_until
 
@@ -337,3 +339,21 @@ def test_language_and_theme_are_chosen_and_kept(browser, endless):
         page.reload()
         page.wait_for_selector("#send:has-text('Send')")
         assert page.evaluate(ground) == light
+
+
+def test_pdfs_are_read_by_the_server_and_images_refused(page, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(make_pdf("Hello from a page"))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG")
+    page.set_input_files("#files", [tmp_path / "a.pdf"])
+    if importlib.util.find_spec("pypdf") is None:
+        page.wait_for_selector("#notice:has-text('This server reads no PDFs')")
+    else:
+        page.wait_for_selector("#attached .file:has-text('a.pdf') button")
+        choose(page, maxTokens=2)
+        with page.expect_request("**/v1/chat/completions") as asked:
+            send(page, "What is it?")
+        (message,) = asked.value.post_data_json["messages"]
+        assert message["content"] == "a.pdf:\n```\nHello from a page\n```\n\nWhat is it?"
+    page.set_input_files("#files", [tmp_path / "b.png"])
+    page.wait_for_selector("#notice:has-text('read text, no images')")
+    assert page.locator("#attached .file").count() == 0

@@ -99,7 +99,6 @@ logger = logging.getLogger(__name__)
 _RESOURCES = (
     chat, completions, responses, conversations, messages, embeddings, rerank, models, tokenize,
     tools, chats, documents, health, metrics, openapi, web, adapters, admin, admin_models,
-    tools, chats, documents, health, metrics, openapi, web, adapters, admin, admin_models,
     admin_pulls, admin_page, exports, observation, keys, aliases, files, batches, fine_tuning,
     pretraining, stored_completions, feedback, datasets, evals,
 )  # fmt: skip
