@@ -1,8 +1,9 @@
-"""Take the pictures of docs/ from the built-in model: `python -m tests.web.screenshots`."""
+"""Take the pictures of docs/ from the built-in model: `python -m tests.web.screenshots [chat]`."""
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def picture(page: Page, name: str) -> None:
     page.screenshot(path=ROOT / "docs" / f"{name}.png")
 
 
-def take(browser: Browser, server: Server) -> None:
+def take_chat(browser: Browser, server: Server) -> None:
     for name, messages, options in (
         ("chat-light", ENGLISH, WIDE),
         ("chat-dark-phone", JAPANESE, PHONE),
@@ -109,6 +110,15 @@ def take(browser: Browser, server: Server) -> None:
         with visit(browser, server.url, **options) as page:
             chat(page, messages)
             picture(page, name)
+    with visit(browser, server.url, **WIDE) as page:
+        page.wait_for_selector("#model option", state="attached")
+        page.click("#compare")
+        send(page, ENGLISH[1])
+        page.wait_for_selector("#log[aria-busy=false] .compared .better >> nth=1")
+        picture(page, "chat-compare")
+
+
+def take_admin(browser: Browser, server: Server) -> None:
     job = train(server)
     tall = {**WIDE, "viewport": {"width": 1100, "height": 900}}
     for name, section, ready, options in (
@@ -121,14 +131,17 @@ def take(browser: Browser, server: Server) -> None:
             picture(page, name)
 
 
-def main() -> None:
+def main(*parts: str) -> None:
+    """Take the pictures of `chat`, of `admin`, or without parts of both."""
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder)) as server,
         chromium() as browser,
     ):
-        take(browser, server)
+        for part, take in {"chat": take_chat, "admin": take_admin}.items():
+            if part in (parts or (part,)):
+                take(browser, server)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
