@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
+from hagane.weights.sources.gguf.file import shard_paths
+
 _PART = 64 << 10
 _STRIDE = 16 << 20
 
@@ -18,7 +20,7 @@ def identity(model: Path, parts: Iterable[object]) -> str:
     """
     digest = blake2b(digest_size=16)
     digest.update(repr(tuple(parts)).encode())
-    files = [model] if model.is_file() else (path for path in model.iterdir() if path.is_file())
+    files = shard_paths(model) if model.is_file() else filter(Path.is_file, model.iterdir())
     kernels = (Path(__file__).parents[2] / "kernels").glob("_cpu*.so")
     for path in sorted({*files, *kernels}):
         stat = path.stat()

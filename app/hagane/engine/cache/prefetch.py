@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import count
 
 from hagane.engine.background_thread import BackgroundThread
 from hagane.engine.cache.blocks import KVCache
@@ -36,6 +37,7 @@ class Prefetch:
         # By the name that a request waits for, in order.
         self._loading: dict[str, _Loading] = {}
         self._coming: set[bytes] = set()
+        self._numbers = count()
 
     @property
     def busy(self) -> bool:
@@ -55,7 +57,7 @@ class Prefetch:
         if not missing or (new and not slots):
             return None
         self._coming |= slots.keys()
-        name = f"blocks of {request.request_id}"
+        name = f"blocks {next(self._numbers)}"
         self._loading[name] = _Loading(slots, self._thread.submit(self._read, slots))
         return name
 
