@@ -21,9 +21,9 @@ from tests.models.test_decoder import PagedRun, load, random_model, random_token
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 # Norms elsewhere, with offsets and biases; caps and windows; rotations of neighbours, of half a
-# head and of none; centred keys; multipliers; another activation; a head of its own.
+# head and of none; centred keys; multipliers; another activation; a head of its own; latents.
 NAMES = ("llama3", "mistral-sliding", "qwen2", "qwen3", "gemma2", "olmo2", "phi4", "glm4",
-         "granite", "starcoder2", "smollm3", "stablelm-parallel")  # fmt: skip
+         "granite", "starcoder2", "smollm3", "stablelm-parallel", "deepseek-v2")  # fmt: skip
 FORMS = [
     (None, torch.float32),
     (None, torch.bfloat16),

@@ -58,6 +58,19 @@ LONGROPE = {
     "long_factor": [1.0, 2.5, 4.0, 9.0],
     "original_max_position_embeddings": 256,
 }
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    "head_dim": None,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 FAMILIES = {
     "llama2": ("llama", {"num_key_value_heads": 6}),
@@ -121,10 +134,24 @@ FAMILIES = {
                               "routed_scaling_factor": 1.5}),
     "ernie-moe": ("ernie4_5_moe", {"moe_num_experts": 6, "moe_k": 2, "hidden_size": 96,
                                    "moe_intermediate_size": 32, "moe_num_shared_experts": 2}),
+    "deepseek-v2": ("deepseek_v2", DEEPSEEK | {
+        "q_lora_rank": None, "first_k_dense_replace": 3}),
+    "deepseek-v2-groups": ("deepseek_v2", DEEPSEEK | {
+        "q_lora_rank": 32, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+        "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.9}}),
+    "deepseek-v3": ("deepseek_v3", DEEPSEEK | {
+        "q_lora_rank": 32, "n_group": 4, "topk_group": 2, "rope_parameters": YARN | {
+            "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9,
+                            "hidden_size": 96, "rope_parameters": YARN | {"truncate": False}}),
+    "phimoe": ("phimoe", {"num_local_experts": 4, "head_dim": None, "attention_bias": True,
+                          "lm_head_bias": True, "router_jitter_noise": 0.2,
+                          "rope_parameters": LONGROPE | {"short_mscale": 1.2,
+                                                         "long_mscale": 1.3}}),
 }  # fmt: skip
 # One for each operation that backends have by themselves.
 BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2",
-                "qwen2_moe", "glm4_moe")  # fmt: skip
+                "qwen2_moe", "glm4_moe", "deepseek_v3", "gpt_oss", "phimoe")  # fmt: skip
 BLOCK = 16
 BACKENDS = [
     reference,
@@ -155,7 +182,8 @@ def random_model(family: str, directory: Path):
     """transformers' model with random weights, saved."""
     kind, changes = FAMILIES[family]
     torch.manual_seed(0)
-    shape = {key: value for key, value in (BASE | changes).items() if value is not None}
+    # None drops what `BASE` has.
+    shape = {k: v for k, v in (BASE | changes).items() if v is not None or k not in BASE}
     config = AutoConfig.for_model(kind, **({"sliding_window": None} | shape))
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -69,6 +69,7 @@ class Operations(Protocol):
         groups: int = 1,
         chosen_groups: int = 1,
         group_best: int = 2,
+        jitter: float = 0.0,
     ) -> tuple[Tensor, Tensor]: ...
 
     def gate_rows(self, x: Tensor, scores: Tensor) -> Tensor: ...
@@ -94,6 +95,20 @@ class Operations(Protocol):
         interleaved: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
+    def latent_heads(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        shared: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        heads: int,
+        interleaved: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def narrow_heads(self, x: Tensor, heads: int, features: int) -> Tensor: ...
+
     def allocate_cache(
         self,
         blocks: int,
@@ -115,6 +130,7 @@ class Operations(Protocol):
         window: int | None,
         scale: float | None = None,
         cap: float = 0.0,
+        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
     def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -149,6 +165,7 @@ class Differentiable(Operations, Protocol):
         window: int | None,
         scale: float | None = None,
         cap: float = 0.0,
+        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
     def sequence_attention(
@@ -161,6 +178,7 @@ class Differentiable(Operations, Protocol):
         window: int | None,
         scale: float | None = None,
         cap: float = 0.0,
+        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
     def token_scores(

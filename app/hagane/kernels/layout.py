@@ -12,11 +12,14 @@ class Scoring:
     """How attention scores its keys: products times `scale`, for the most recent `window` alone.
 
     The token itself counts; None is all. With a `cap` scores become cap * tanh(score / cap).
+    `sinks`, float32 [heads], are the scores of one more key without a value, which takes its part
+    of each softmax (Xiao et al., 2023, arXiv:2309.17453).
     """
 
     scale: float
     window: int | None = None
     cap: float = 0.0
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True)

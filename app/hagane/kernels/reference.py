@@ -11,19 +11,23 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from hagane.kernels.experts import gate_rows, route
-from hagane.kernels.layout import PagedLayout
+from hagane.kernels.layout import PagedLayout, Scoring
+from hagane.kernels.rotation import apply_rotation, latent_heads, narrow_heads
 from hagane.kernels.sampling import heaviest, restrict, sample, samples
 
 __all__ = [
     "activate",
     "allocate_cache",
     "apply_rope",
+    "apply_rotation",
     "argmax",
     "causal_attention",
     "gate_rows",
     "hadamard",
     "heaviest",
+    "latent_heads",
     "layer_norm",
+    "narrow_heads",
     "paged_attention",
     "restrict",
     "rms_norm",
@@ -106,10 +110,15 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 def activate(x: Tensor, kind: str, *, gated: bool) -> Tensor:
     """The activation of x [tokens, features]; if `gated`, of its first half times the second.
 
-    `kind` is "silu", "gelu" (Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415), or
-    "gelu_tanh", its approximation.
+    `kind` is "silu", "gelu" (Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415),
+    "gelu_tanh", its approximation, or "clamped": gpt-oss's silu, steeper, with a bound of 7 on both
+    halves, and 1 added to the second.
     """
     gate, up = x.chunk(2, dim=-1) if gated else (x, None)
+    if kind == "clamped":
+        gate, up = gate.clamp(max=7.0), None if up is None else up.clamp(-7.0, 7.0) + 1
+        out = gate * torch.sigmoid(gate * 1.702)
+        return out if up is None else out * up
     if kind == "silu":
         out = F.silu(gate)
     else:
@@ -166,28 +175,6 @@ def _normed(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     return rms_norm(x.flatten(1), weight, eps, offset).view(x.shape)
 
 
-def apply_rotation(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    center: Tensor | None = None,
-    *,
-    interleaved: bool = False,
-) -> Tensor:
-    """x [tokens, heads, head_dim], turned as in `apply_rope`, less `center`."""
-    wide, half = x.float(), cos.shape[1]
-    turned, rest = wide[..., : 2 * half], wide[..., 2 * half :]
-    if interleaved:
-        first, second = turned.unflatten(-1, (half, 2)).unbind(-1)
-    else:
-        first, second = turned.chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    pair = first * cos - second * sin, second * cos + first * sin
-    turned = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
-    rotated = torch.cat((turned, rest), dim=-1)
-    return (rotated if center is None else rotated - center).to(x.dtype)
-
-
 def causal_attention(
     q: Tensor,
     k: Tensor,
@@ -197,38 +184,45 @@ def causal_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of each token to the earlier ones of its own row.
 
     q [rows * length, heads, head_dim]; k, v [rows * length, kv_heads, head_dim]; `window`, `scale`
-    (None: 1 / sqrt(head_dim)) and `cap` as in `Scoring`. Returns [rows * length, heads * head_dim].
-    Differentiable.
+    (None: 1 / sqrt(head_dim)), `cap` and `sinks` as in `Scoring`. Returns
+    [rows * length, heads * head_dim]. Differentiable.
     """
     heads, head_dim = q.shape[1:]
     q, k, v = (x.view(rows, -1, x.shape[1], head_dim).transpose(1, 2) for x in (q, k, v))
     length = q.shape[2]
     every = window is None or window >= length
-    mask = None if every and not cap else _mask(length, length, window, q.device)
-    out = _attention(q, k, v, mask, scale, cap)
+    plain = every and not cap and sinks is None
+    mask = None if plain else _mask(length, length, window, q.device)
+    out = _attention(q, k, v, mask, Scoring(scale or head_dim**-0.5, window, cap, sinks))
     return out.transpose(1, 2).reshape(-1, heads * head_dim)
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, cap: float
-) -> Tensor:
-    """torch's, of [batch, heads, tokens, head_dim], or what it does with capped scores.
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring) -> Tensor:
+    """torch's, of [batch, heads, tokens, head_dim], or what it lacks: capped scores, sinks.
 
-    Without a mask it is causal.
+    Without a mask it is causal; the mask has the window.
     """
-    if not cap or mask is None:
+    scale, cap, sinks = scoring.scale, scoring.cap, scoring.sinks
+    if mask is None or not (cap or sinks is not None):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=scale
         )
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    scores = (q @ k.transpose(2, 3)).float() * (scale or q.shape[-1] ** -0.5)
-    capped = (torch.tanh(scores / cap) * cap).masked_fill(~mask, -torch.inf)
-    return capped.softmax(-1).to(v.dtype) @ v
+    scores = (q @ k.transpose(2, 3)).float() * scale
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        ends = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, ends), dim=-1)
+    weights = scores.softmax(-1)[..., : k.shape[2]].to(v.dtype)
+    return torch.matmul(weights, v)
 
 
 def sequence_attention(
@@ -240,9 +234,11 @@ def sequence_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`causal_attention` of sequences of these lengths, one after the other: none sees another."""
-    return each_sequence(causal_attention, q, k, v, lengths, window=window, scale=scale, cap=cap)
+    options = {"window": window, "scale": scale, "cap": cap, "sinks": sinks}
+    return each_sequence(causal_attention, q, k, v, lengths, **options)
 
 
 def each_sequence(
@@ -287,18 +283,20 @@ def paged_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Put new keys and values into the cache, then let every new token look at its sequence.
 
-    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window`, `scale` and `cap` as
-    in `causal_attention`. Returns [tokens, heads * head_dim].
+    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window`, `scale`, `cap` and
+    `sinks` as in `causal_attention`. Returns [tokens, heads * head_dim].
     """
+    scoring = Scoring(scale or q.shape[2] ** -0.5, window, cap, sinks)
     keys, values = cache
     keys.view(-1, *k.shape[1:]).index_copy_(0, layout.slots, k.to(keys.dtype))
     values.view(-1, *v.shape[1:]).index_copy_(0, layout.slots, v.to(values.dtype))
     out = torch.empty_like(q)
     if layout.decodes:
-        out[: layout.decodes] = _decode(q, keys, values, layout, window, scale, cap)
+        out[: layout.decodes] = _decode(q, keys, values, layout, scoring)
     for sequence in range(layout.decodes, len(layout.context_lengths)):
         start, end = layout.query_starts[sequence : sequence + 2]
         context = layout.context_lengths[sequence]
@@ -308,7 +306,7 @@ def paged_attention(
         )
         mask = _mask(end - start, context, window, q.device)
         queries = q[start:end].transpose(0, 1)[None]
-        result = _attention(queries, past_keys, past_values, mask, scale, cap)
+        result = _attention(queries, past_keys, past_values, mask, scoring)
         out[start:end] = result[0].transpose(0, 1)
     return out.flatten(1)
 
@@ -318,9 +316,7 @@ def _decode(
     key_cache: Tensor,
     value_cache: Tensor,
     layout: PagedLayout,
-    window: int | None,
-    scale: float | None,
-    cap: float,
+    scoring: Scoring,
 ) -> Tensor:
     """One query row per sequence, all at once; shorter contexts are masked."""
     n = layout.decodes
@@ -333,9 +329,9 @@ def _decode(
     positions = torch.arange(k.shape[2], device=q.device)
     lengths = layout.lengths[:n, None]
     mask = positions < lengths
-    if window is not None:
-        mask &= positions >= lengths - window
-    out = _attention(q[:n, :, None], k, v, mask[:, None, None], scale, cap)
+    if scoring.window is not None:
+        mask &= positions >= lengths - scoring.window
+    out = _attention(q[:n, :, None], k, v, mask[:, None, None], scoring)
     return out[:, :, 0]
 
 

@@ -7,7 +7,7 @@ The caller passes one to the model: serving `Paged`, pretraining `PackedCausal`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -19,6 +19,24 @@ from hagane.kernels.backend import Differentiable, Operations
 from hagane.kernels.cpu.pretraining import Pretraining
 from hagane.kernels.layout import PagedLayout, Scoring
 from hagane.kernels.low_rank import AdapterRows
+
+# Cosines and sines of a layer's rotation; None where it has none.
+Rotation = tuple[Tensor, Tensor] | tuple[None, None]
+
+
+class Sinks(nn.Module):
+    """The sinks of a layer's attention: float32 [heads], not trained."""
+
+    weight: Tensor
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(heads))
+        self.stored_shape = (heads,)
+
+    def score(self, scoring: Scoring) -> Scoring:
+        """`scoring` with these sinks."""
+        return replace(scoring, sinks=self.weight)
 
 
 class AttentionContext(Protocol):

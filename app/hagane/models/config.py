@@ -17,7 +17,7 @@ from hagane.system.weight_formats import WEIGHT_FORMATS, FormatName
 CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16", "float16")
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "clamped"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Routing:
     The best by score are chosen, or by score plus the expert's correction, of those `chosen_groups`
     of `groups` equal groups whose `group_best` best experts have the largest sum. The weights are
     the scores, divided by their sum (at least `floor`) if `normalised`, times `scale`.
+    With a `jitter` the weight of each is its share among those left that are nearly as good
+    (SparseMixer), times `scale`.
     """
 
     chosen: int
@@ -67,6 +69,7 @@ class Routing:
     groups: int = 1
     chosen_groups: int = 1
     group_best: int = 2
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class ExpertNames:
 
     `experts` and `shared` are gate, up and down projection; gate and up of one name are one matrix.
     `stacked`: the experts' matrices are one tensor [experts, rows, columns], without a number.
+    `alternating`: gate and up of all experts are one tensor [experts, hidden, 2 * features], where
+    they alternate, and down is [experts, features, hidden].
     `correction` is a tensor's whole name, of `correction_dims` dimensions.
     """
 
@@ -93,6 +98,7 @@ class ExpertNames:
     correction: str = "mlp.gate.e_score_correction_bias"
     correction_dims: int = 1
     stacked: bool = False
+    alternating: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ class ExpertsSpec:
 
     `features` is the inner width of each, `shared` that of one more, which every token has; 0:
     none. `shared_gate`: its result is multiplied by the sigmoid of a score. `corrected`: experts
-    are chosen by scores to which a correction of each is added.
+    are chosen by scores to which a correction of each is added. `router_bias` and `bias`: the
+    router and the experts have biases.
     """
 
     count: int
@@ -110,6 +117,8 @@ class ExpertsSpec:
     shared: int = 0
     shared_gate: bool = False
     corrected: bool = False
+    router_bias: bool = False
+    bias: bool = False
     names: ExpertNames = ExpertNames()
 
 
@@ -125,6 +134,19 @@ class LayerSpec:
     window: int | None = None
     rope: RopeParameters | None = None
     experts: ExpertsSpec | None = None
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Latent attention: keys and values come out of a vector of `rank` features.
+
+    Queries do so from one of `query_rank`; 0: from the token itself. `values` is the width of a
+    head's value; keys and queries are wider by what knows positions.
+    """
+
+    rank: int
+    query_rank: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -145,6 +167,9 @@ class ModelConfig:
     - `norms` "after" normalises what a block adds to x instead of its input, "around" both.
       "parallel" gives both blocks the same x, "shared" the same norm of it.
     - `qk_norm` normalises queries and keys by "head", or all heads together ("width").
+    - `latent` attention makes `head_dim` features of a key, of which those the rope turns come last
+      and are those of all heads; there are as many key as query heads.
+    - `sinks` take part in the softmax of every head.
     - `gated` multiplies the activation of one projection with another one.
     - `attention_scale` multiplies the scores, None is 1 / sqrt(head_dim); `attention_cap` and
       `logit_cap` bound scores and logits to cap * tanh(x / cap), 0 does not.
@@ -176,9 +201,12 @@ class ModelConfig:
     norm_bias: bool = False
     norms: Literal["before", "after", "around", "parallel", "shared"] = "before"
     qk_norm: Literal["head", "width"] | None = None
+    latent: LatentSpec | None = None
+    sinks: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     activation: Activation = "silu"
     gated: bool = True
     attention_scale: float | None = None
@@ -218,8 +246,9 @@ class ModelConfig:
         per_head = self.qk_norm != "width" and self.attention_scale is None
         rotated = all(spec.rope for spec in self.layer_specs)
         unscaled = all(factor == 1 for factor in ones) and not any(zeros)
-        dense = self.gated and not self.mixed
-        return same and dense and whole and per_head and rotated and unscaled
+        dense = self.gated and not self.mixed and not self.head_bias
+        seen = self.latent is None and not self.sinks
+        return same and dense and seen and whole and per_head and rotated and unscaled
 
     def to_dict(self) -> dict[str, Any]:
         """The Hugging Face `config.json` of this model (unquantized), loadable by transformers."""

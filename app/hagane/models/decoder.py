@@ -16,42 +16,20 @@ from torch import Tensor, nn
 from hagane.kernels import reference
 from hagane.kernels.backend import Operations
 from hagane.kernels.layout import Scoring
-from hagane.models.attention import AttentionContext, RowSelection
+from hagane.models.attention import AttentionContext, Rotation, RowSelection, Sinks
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.frozen import TrainingEmbedding
+from hagane.models.latent import LatentAttention
 from hagane.models.linear import make_embedding, make_projection
 from hagane.models.mlp import MLP
 from hagane.models.moe import MixtureOfExperts
+from hagane.models.norm import Norm
 from hagane.models.rope import RotaryEmbedding, mean_rotation
 from hagane.models.rope_parameters import RopeParameters
 from hagane.models.serving_layers import CudaEmbedding, PackedEmbedding
 from hagane.models.spec import layer_norms
-
-# Cosines and sines of a layer's rotation; None where it has none.
-Rotation = tuple[Tensor, Tensor] | tuple[None, None]
-
-
-class Norm(nn.Module):
-    """Root-mean-square or layer normalisation with a learned scale."""
-
-    def __init__(
-        self, features: int, config: ModelConfig, operations: Operations, *, bias: bool = False
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features)) if bias else None
-        self.centered = config.norm == "layer"
-        self.eps, self.offset = config.norm_eps, config.norm_offset
-        self.operations = operations
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [tokens, features], normalised and added to `residual` if given."""
-        if not self.centered:
-            return self.operations.rms_norm(x, self.weight, self.eps, self.offset, residual)
-        out = self.operations.layer_norm(x, self.weight, self.bias, self.eps)
-        return out if residual is None else self.operations.scaled_add(out, 1.0, residual)
 
 
 class Attention(nn.Module):
@@ -75,6 +53,7 @@ class Attention(nn.Module):
             config.attention_scale or config.head_dim**-0.5, spec.window, config.attention_cap
         )
         self.rope = spec.rope
+        self.sinks = Sinks(config.heads) if config.sinks else None
         self.qkv_proj = make_projection(config, layer, "self_attn.qkv_proj", quantization)
         self.o_proj = make_projection(config, layer, "self_attn.o_proj", quantization)
         # Float32 [kv_heads, head_dim], or None: what is taken off every key (see `center_keys`).
@@ -111,7 +90,8 @@ class Attention(nn.Module):
         )
         if selection is not None:
             q, context = selection.take(q), selection.context
-        attended = context.attention(self.layer, q, k, v, self.scoring)
+        scoring = self.scoring if self.sinks is None else self.sinks.score(self.scoring)
+        attended = context.attention(self.layer, q, k, v, scoring)
         return context.linear(self.o_proj, attended, residual)
 
     def center_keys(self) -> None:
@@ -122,7 +102,8 @@ class Attention(nn.Module):
         (SageAttention, Zhang et al., 2024, arXiv:2410.02367, takes off the keys' own mean).
         """
         bias, first, last = self.qkv_proj.bias, self.heads, self.heads + self.kv_heads
-        if bias is None or self.k_norm is not None or self.rope is None or self.scoring.cap:
+        shifts = self.sinks is not None or self.scoring.cap  # what all keys share then counts
+        if bias is None or self.k_norm is not None or self.rope is None or shifts:
             return
         keys = bias.detach().float().view(-1, self.head_dim)[first:last]
         # Turning is linear: the mean of what is turned is turned by the mean.
@@ -147,7 +128,8 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.self_attn = Attention(config, layer, quantization, operations)
+        attention = Attention if config.latent is None else LatentAttention
+        self.self_attn = attention(config, layer, quantization, operations)
         mixture = config.layer_specs[layer].experts
         self.mlp = (
             MLP(config, layer, "mlp", quantization, operations)
@@ -265,7 +247,9 @@ class Transformer(nn.Module):
         self.model = Decoder(config, quantization, operations)
         # A tied head is the embedding itself; registering it twice would double its parameters.
         if not config.tie_word_embeddings:
-            self.lm_head = make_embedding(config.vocab_size, config.hidden_size, quantization)
+            self.lm_head = make_embedding(
+                config.vocab_size, config.hidden_size, quantization, bias=config.head_bias
+            )
 
     def forward(
         self, token_ids: Tensor, context: AttentionContext, selection: RowSelection | None = None

@@ -63,11 +63,12 @@ class Int8TrainingLinear(nn.Module):
 class DequantizedHead:
     """A head, dequantized once for a few products; logits are in x's dtype."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return torch.mm(hidden, self.weight.t())
+        out = torch.mm(hidden, self.weight.t())
+        return out if self.bias is None else out + self.bias
 
     def gradient(self, gradients: Tensor) -> Tensor:
         """[n, vocab] -> [n, hidden]."""

@@ -83,9 +83,10 @@ def make_projection(
 
 
 def make_embedding(
-    vocab_size: int, hidden_size: int, quantization: Quantization | None
+    vocab_size: int, hidden_size: int, quantization: Quantization | None, *, bias: bool = False
 ) -> DenseEmbedding | Int8Embedding:
     """The embedding (and head) for `quantization`."""
     if quantization is None:
-        return DenseEmbedding(vocab_size, hidden_size)
-    return Int8Embedding(vocab_size, hidden_size, _rotation(hidden_size, quantization))
+        return DenseEmbedding(vocab_size, hidden_size, bias=bias)
+    rotation = _rotation(hidden_size, quantization)
+    return Int8Embedding(vocab_size, hidden_size, rotation, bias=bias)

@@ -106,7 +106,7 @@ class MixtureOfExperts(nn.Module):
             return MLP(config, layer, f"mlp.{path}", quantization, operations)
 
         # A head that scores experts: never quantized, since a near tie decides between two of them.
-        self.gate = DenseEmbedding(mixture.count, config.hidden_size)
+        self.gate = DenseEmbedding(mixture.count, config.hidden_size, bias=mixture.router_bias)
         self.correction: Correction | None = None
         if mixture.corrected:
             self.correction = Correction(mixture.count, mixture.names.correction_dims)

@@ -160,6 +160,12 @@ class RopeParameters:
             return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
         return self._mscale(1.0)
 
+    def score_factor(self) -> float:
+        """What DeepSeek multiplies scores by on top: the square of yarn's temperature, or 1."""
+        if self.kind != "yarn" or not self.mscale_all_dim:
+            return 1.0
+        return self._mscale(self.mscale_all_dim) ** 2
+
     def _mscale(self, scale: float) -> float:
         return 1.0 if self.factor <= 1 else 0.1 * scale * math.log(self.factor) + 1.0
 

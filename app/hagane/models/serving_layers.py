@@ -68,7 +68,7 @@ class CudaEmbedding(nn.Module):
         self,
         layer: Stored,
         multiply: Callable[..., Tensor],
-        tensors: tuple[Tensor, ...],
+        tensors: tuple[Tensor | None, ...],
         rotation: int = 0,
     ) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hagane.models.config import ExpertsSpec, ModelConfig
+from hagane.models.config import ExpertsSpec, LatentSpec, ModelConfig
 
 _EXPERTS = "mlp.experts."
 _ROUTER = re.compile(
@@ -81,6 +81,8 @@ def projection_at(config: ModelConfig, path: str) -> ProjectionSpec | None:
 
 def _attention(config: ModelConfig) -> dict[str, ProjectionSpec]:
     hidden, stored = config.hidden_size, part_names(config)
+    if config.latent is not None:
+        return _latent_attention(config, config.latent)
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     qkv: dict[str, int] = {}
     for part, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
@@ -92,18 +94,42 @@ def _attention(config: ModelConfig) -> dict[str, ProjectionSpec]:
     }
 
 
+def _latent_attention(config: ModelConfig, latent: LatentSpec) -> dict[str, ProjectionSpec]:
+    hidden, heads, turned = config.hidden_size, config.heads, config.rope.rotated
+    queries, narrow = heads * config.head_dim, latent.query_rank
+    first = {"self_attn.q_a_proj": narrow} if narrow else {"self_attn.q_proj": queries}
+    found = {
+        "self_attn.qkv_proj": ProjectionSpec(
+            hidden, first | {"self_attn.kv_a_proj_with_mqa": latent.rank + turned}
+        )
+    }
+    if narrow:
+        found["self_attn.q_b_proj"] = ProjectionSpec(narrow, {"self_attn.q_b_proj": queries})
+    expanded = heads * (config.head_dim - turned + latent.values)
+    values = heads * latent.values
+    return found | {
+        "self_attn.kv_b_proj": ProjectionSpec(latent.rank, {"self_attn.kv_b_proj": expanded}),
+        "self_attn.o_proj": ProjectionSpec(values, {"self_attn.o_proj": hidden}),
+    }
+
+
 def _mlp(
-    config: ModelConfig, path: str, names: tuple[str, str, str], inner: int, *, expert: bool = False
+    config: ModelConfig,
+    path: str,
+    names: tuple[str, str, str],
+    inner: int,
+    expert: ExpertsSpec | None = None,
 ) -> dict[str, ProjectionSpec]:
     """The projections of the MLP at `path`, whose gate, up and down projection have these names."""
     gate, up, down = names
     gate_up: dict[str, int] = {}
     for name in (gate, up) if config.gated else (up,):
         _add(gate_up, name, inner)
-    hidden, bias = config.hidden_size, config.mlp_bias
+    hidden, adaptable = config.hidden_size, expert is None
+    bias = config.mlp_bias if expert is None else expert.bias
     return {
-        f"{path}.gate_up_proj": ProjectionSpec(hidden, gate_up, bias, not expert),
-        f"{path}.down_proj": ProjectionSpec(inner, {down: hidden}, bias, not expert),
+        f"{path}.gate_up_proj": ProjectionSpec(hidden, gate_up, bias, adaptable),
+        f"{path}.down_proj": ProjectionSpec(inner, {down: hidden}, bias, adaptable),
     }
 
 
@@ -116,7 +142,7 @@ def _own_names(config: ModelConfig) -> tuple[str, str, str]:
 def _expert(config: ModelConfig, mixture: ExpertsSpec, number: int) -> dict[str, ProjectionSpec]:
     gate, up, down = (name.format(number) for name in mixture.names.experts)
     path = f"{_EXPERTS}{number}"
-    return _mlp(config, path, (gate, up, down), mixture.features, expert=True)
+    return _mlp(config, path, (gate, up, down), mixture.features, mixture)
 
 
 def _add(parts: dict[str, int], name: str, rows: int) -> None:
@@ -150,6 +176,10 @@ def layer_norms(config: ModelConfig) -> dict[str, int]:
         heads = (config.heads, config.kv_heads) if config.qk_norm == "width" else (1, 1)
         norms["self_attn.q_norm"] = heads[0] * config.head_dim
         norms["self_attn.k_norm"] = heads[1] * config.head_dim
+    if config.latent is not None:
+        if config.latent.query_rank:
+            norms["self_attn.q_a_layernorm"] = config.latent.query_rank
+        norms["self_attn.kv_a_layernorm"] = config.latent.rank
     return norms
 
 
@@ -186,8 +216,13 @@ def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"model.{part}.weight"] = (rows, projection.columns)
             if projection.bias:
                 shapes[f"model.{part}.bias"] = (rows,)
+        if config.sinks and path.endswith(".self_attn.qkv_proj"):
+            sinks = path.replace("qkv_proj", "sinks")
+            shapes[f"model.{sinks}"] = (config.heads,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = table
+    if config.head_bias:
+        shapes["lm_head.bias"] = (config.vocab_size,)
     return shapes
 
 
@@ -199,6 +234,8 @@ def _router_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]
     shapes: dict[str, tuple[int, ...]] = {
         f"{prefix}.{names.router}.weight": (mixture.count, config.hidden_size)
     }
+    if mixture.router_bias:
+        shapes[f"{prefix}.{names.router}.bias"] = (mixture.count,)
     if mixture.shared_gate:
         shapes[f"{prefix}.{names.shared_gate}.weight"] = (1, config.hidden_size)
     if mixture.corrected:

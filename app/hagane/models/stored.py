@@ -4,6 +4,7 @@
     AWQ                  AutoAWQ's GEMM version: codes packed along the outputs
     compressed-tensors   llm-compressor: packed codes, or a tensor of 8-bit integers or floats
     fp8                  8-bit floats, one scale per matrix, row or block (DeepSeek, Qwen3)
+    MXFP4                4-bit floats with a power of two per 32: experts of gpt-oss
 
 Bits, groups and zero points of a matrix, and whether it is quantized at all, are read off its
 tensors; the configuration says what these cannot.
@@ -26,7 +27,7 @@ CONFIG_KEY = "quantization_config"
 OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _REMEDY = "use the unquantized model and --quantize, or another quantization of it"
 
-Method = Literal["gptq", "awq", "compressed-tensors", "fp8"]
+Method = Literal["gptq", "awq", "compressed-tensors", "fp8", "mxfp4"]
 _Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
@@ -190,6 +191,10 @@ def _fbgemm(found: _Found) -> StoredFormat:
     return StoredFormat("fp8", "fp8, one scale per row", 8)
 
 
+def _mxfp4(found: _Found) -> StoredFormat:
+    return StoredFormat("mxfp4", "MXFP4, 4 bits, groups of 32", 4)
+
+
 def _groups(size: int) -> str:
     return f"groups of {size}" if size > 0 else "one group per row"
 
@@ -200,4 +205,5 @@ _METHODS: Mapping[str, Callable[[_Found], StoredFormat]] = {
     "compressed-tensors": _compressed,
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm,
+    "mxfp4": _mxfp4,
 }

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 from hagane.kernels import cpu, reference
 from hagane.kernels.backend import Operations
+from hagane.models.attention import Sinks
 from hagane.models.config import CONFIG_FILE, ModelConfig, Quantization
-from hagane.models.decoder import Attention, Norm, Transformer
+from hagane.models.decoder import Attention, Transformer
 from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
 from hagane.models.linear import Quantized
 from hagane.models.moe import Correction, Experts
+from hagane.models.norm import Norm
 from hagane.models.serving_layers import (
     Packed,
     PackedEmbedding,
@@ -61,7 +63,9 @@ _NATIVE_BLOCK_ELEMENTS = 1 << 20
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 # The dtypes that the native kernels read and quantize.
 _NATIVE = (torch.float32, torch.bfloat16)
-_Holder = Stored | Norm | Correction
+# Tensors of names of their own, kept in float32.
+_Named = Correction | Sinks
+_Holder = Stored | Norm | _Named
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,8 @@ class ModelLoader:
             module.dtype = self.dtype
         if self.model.config.quantization is not None:
             return self._place(name, module, self._read_stored(name, module))
-        if isinstance(module, Correction):
-            return self._place(name, module, {"weight": self._read_correction(name, module)})
+        if isinstance(module, _Named):
+            return self._place(name, module, {"weight": self._read_named(name, module)})
         bias = getattr(module, "bias", None)
         tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
         parts = self._parts(name, module, "weight")
@@ -256,7 +260,7 @@ class ModelLoader:
             check_finite(self.path, f"{name}.{key}", tensors[key])
         return tensors
 
-    def _read_correction(self, name: str, module: Correction) -> Tensor:
+    def _read_named(self, name: str, module: _Named) -> Tensor:
         stored = stored_at(self.model.config, name)
         rows = self.source.read(stored, module.stored_shape)
         whole = next(iter(rows.split(len(rows)))).float().flatten()
@@ -351,7 +355,7 @@ def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str,
 def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """The unquantized model's tensors under their Hugging Face names, fused ones taken apart."""
     for name, module in model.named_modules():
-        if isinstance(module, Correction):
+        if isinstance(module, _Named):
             stored = stored_at(model.config, name)
             yield stored, module.weight.view(module.stored_shape)
         if not isinstance(module, Dense | DenseEmbedding | Norm):

@@ -12,7 +12,9 @@ import torch
 from hagane.models.config import ModelConfig
 from hagane.models.spec import checkpoint_shapes, layer_norms, stored_at
 from hagane.system.errors import ModelError
+from hagane.weights.sources.alternating import AlternatingExperts
 from hagane.weights.sources.config import load_config
+from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 from hagane.weights.sources.source import Rows, WeightSource, open_source
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ def open_weights(path: Path) -> tuple[ModelConfig, WeightSource]:
     """
     config = load_config(path)
     source = open_source(path, config.stored)
+    if isinstance(source, SafetensorsCheckpoint) and _alternating(config):
+        source = AlternatingExperts(source)
     _check_layers(path, config, source)
     if config.tie_word_embeddings and source.shape(_HEAD) is not None:
         if source.shape(_EMBEDDING) is None:
@@ -87,6 +91,12 @@ def compare(
     others = [n for n in source.others({*expected, _HEAD}) if not n.startswith(unused)]
     if others:
         raise ModelError(f"{path}: tensor {others[0]} is unexpected{_count(others)}")
+
+
+def _alternating(config: ModelConfig) -> bool:
+    """Whether experts are stored as in gpt-oss; in Hagane's own directories none are."""
+    mixtures = (spec.experts for spec in config.layer_specs)
+    return config.quantization is None and any(m and m.names.alternating for m in mixtures)
 
 
 def _count(names: list[str]) -> str:

@@ -22,6 +22,7 @@ ROUTINGS = {
     "sigmoid": {"chosen": 4, "score": "sigmoid", "scale": 1.5},
     "groups": {"chosen": 3, "score": "sigmoid", "groups": 4, "chosen_groups": 2},
     "best-of-groups": {"chosen": 2, "groups": 6, "chosen_groups": 3, "group_best": 1},
+    "sparse": {"chosen": 2, "jitter": 0.4, "scale": 1.5},
 }
 
 

@@ -229,6 +229,29 @@ def test_embeddings_are_the_rows_of_their_matrix(dtype):
     assert torch.equal(for_serving(layer, cpu, dtype)(ids), layer(ids))
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_heads_of_latent_attention(dtype, interleaved):
+    torch.manual_seed(1)
+    tokens, heads, plain, turned, values = 5, 3, 24, 8, 16
+    # Queries and the shared key as they come out of one projection: apart from each other.
+    parts = torch.randn(tokens, heads * (plain + turned) + turned).to(dtype)
+    kv = torch.randn(tokens, heads * (plain + values)).to(dtype)
+    cos, sin = reference.rope_tables(torch.arange(tokens), torch.rand(turned // 2), 1.2)
+    q, shared = parts.split((heads * (plain + turned), turned), dim=1)
+    rotation, options = (cos, sin), {"heads": heads, "interleaved": interleaved}
+    expected = reference.latent_heads(q, kv, shared, *rotation, **options)
+    for got, part in zip(
+        cpu.latent_heads(q, kv, shared, *rotation, **options), expected, strict=True
+    ):
+        torch.testing.assert_close(got, part)
+    whole = expected[1].flatten(1)
+    narrow = cpu.narrow_heads(whole, heads, values)
+    assert torch.equal(narrow, reference.narrow_heads(whole, heads, values))
+    with pytest.raises(ValueError, match="heads"):
+        cpu.narrow_heads(whole, 5, values)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     sequences=st.lists(
@@ -239,12 +262,14 @@ def test_embeddings_are_the_rows_of_their_matrix(dtype):
     block_size=st.sampled_from([16, 32, 64]),
     shape=st.sampled_from([(4, 4, 16), (6, 2, 64), (8, 1, 128), (2, 2, 8), (3, 1, 40)]),
     window=st.sampled_from([None, None, 1, 20, 64, 100]),
+    sinks=st.booleans(),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
 )
-def test_attention(sequences, block_size, shape, window, dtype, seed):
+def test_attention(sequences, block_size, shape, window, sinks, dtype, seed):
     torch.manual_seed(seed)
     heads, kv_heads, head_dim = shape
+    options = {"window": window, "sinks": torch.randn(heads) * 2 if sinks else None}
     sequences = sorted(sequences, key=lambda s: s[0] > 1)
     caches = [
         ops.allocate_cache(64, block_size, kv_heads, head_dim, dtype, torch.device("cpu"))
@@ -253,7 +278,7 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
 
     def paged_attention(layout: PagedLayout, q, k, v):
         pairs = zip((cpu, reference), caches, strict=True)
-        return [ops.paged_attention(q, k, v, cache, layout, window=window) for ops, cache in pairs]
+        return [ops.paged_attention(q, k, v, cache, layout, **options) for ops, cache in pairs]
 
     # The past first, then the new tokens that look at it.
     pasts = [past for _, past in sequences]

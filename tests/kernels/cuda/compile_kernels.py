@@ -38,7 +38,7 @@ FLAT = {
     "cos": "*fp32", "sin": "*fp32", "inner": "*fp32", "scales": "*fp32", "row_scale": "*fp32",
     "slots": "*i32", "tables": "*i32", "lengths": "*i32", "starts": "*i32", "table": "*i64",
     "logits": "*fp32", "temperatures": "*fp32", "top_ps": "*fp32", "min_ps": "*fp32",
-    "uniforms": "*fp32", "top_ks": "*i32", "tokens": "*i64",
+    "sinks": "*fp32", "uniforms": "*fp32", "top_ks": "*i32", "tokens": "*i64",
 }  # fmt: skip
 TENSORS = {
     "x", "weight", "out", "qkv", "q_norm", "k_norm", "q", "k", "v", "keys", "values", "gate_up",
@@ -94,11 +94,11 @@ def build_all() -> dict[str, dict]:
         "silu_and_mul": build(rows._silu_and_mul, None, {}, BLOCK=1024),
         "decode": build(
             attention._decode, decode, {"slots": "*i64"}, **paged, GROUP_ROWS=16,
-            COLUMNS=decode.columns, WINDOW=0, CAP=0.0, SPLITS=16,
+            COLUMNS=decode.columns, WINDOW=0, CAP=0.0, SINKS=True, SPLITS=16,
         ),
         "prefill": build(
             attention._prefill, prefill, {}, **paged, ROWS=prefill.rows, COLUMNS=prefill.columns,
-            WINDOW=0, CAP=0.0,
+            WINDOW=0, CAP=0.0, SINKS=True,
         ),
         "int8 by int8": build(
             linear._int8_matmul, LARGE, scaled | {"weight": "*i8", "codes": "*i8"}, **many,

@@ -24,12 +24,14 @@ BLOCKS = 48
     block_size=st.sampled_from([16, 32]),
     shape=st.sampled_from([(4, 4, 16), (6, 2, 64), (8, 1, 128), (2, 2, 8), (3, 1, 40)]),
     window=st.sampled_from([None, None, 1, 20, 64]),
+    sinks=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 1000),
 )
-def test_attention(sequences, block_size, shape, window, dtype, seed):
+def test_attention(sequences, block_size, shape, window, sinks, dtype, seed):
     torch.manual_seed(seed)
     heads, kv_heads, head_dim = shape
+    options = {"window": window, "sinks": torch.randn(heads, device=DEVICE) if sinks else None}
     sequences = sorted(sequences, key=lambda s: s[0] > 1)
     lengths = [new for new, _ in sequences]
     layout = layout_of(lengths, [past + new for new, past in sequences], block_size, BLOCKS, DEVICE)
@@ -40,9 +42,9 @@ def test_attention(sequences, block_size, shape, window, dtype, seed):
     # Rows as they come out of the fused projection: apart from each other.
     qkv = torch.randn(tokens, heads + 2 * kv_heads, head_dim, device=DEVICE).to(dtype)
     q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-    result = cuda.paged_attention(q, k, v, ours, layout, window=window)
+    result = cuda.paged_attention(q, k, v, ours, layout, **options)
     expected = reference.paged_attention(
-        q.double(), k.double(), v.double(), exact, layout, window=window
+        q.double(), k.double(), v.double(), exact, layout, **options
     )
     tolerance = 2e-5 if dtype == torch.float32 else 0.01
     torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)

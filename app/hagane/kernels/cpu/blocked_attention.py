@@ -31,10 +31,13 @@ def causal_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """`reference.causal_attention`, of float32 or bfloat16; natively without a cap."""
-    if cap:
-        return reference.causal_attention(q, k, v, rows=rows, window=window, scale=scale, cap=cap)
+    """`reference.causal_attention`, of float32 or bfloat16; natively without cap and sinks."""
+    if cap or sinks is not None:
+        return reference.causal_attention(
+            q, k, v, rows=rows, window=window, scale=scale, cap=cap, sinks=sinks
+        )
     q = prescaled(q, scale)
     out: Tensor = _Attention.apply(q, k, v, rows, window)  # type: ignore[no-untyped-call]
     return out

@@ -135,6 +135,15 @@ RowWork rotary_rows(const Rotary& r) {
           {[=](int64_t token) { active->rotary(r, token); }}};
 }
 
+RowWork latent_rows(const LatentHeads& l) {
+  return {l.tokens, l.heads * (l.plain + l.rotated) * 16,
+          {[=](int64_t token) { active->latent_heads(l, token); }}};
+}
+
+RowWork narrow_rows(const NarrowHeads& n) {
+  return {n.tokens, n.heads * n.features * 4, {[=](int64_t token) { active->narrow_heads(n, token); }}};
+}
+
 RowWork store_rows(const Store& s) {
   return {s.tokens, s.kv_heads * s.head_dim * 16, {[=](int64_t token) { active->store(s, token); }}};
 }

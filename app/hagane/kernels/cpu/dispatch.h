@@ -72,12 +72,16 @@ void run_rows(const RowWork& work);
 void run_linear(const LinearWork& work);
 void run_experts(const ExpertsWork& work);
 RowWork routing_rows(const Routing& routing);
+// By logits, chosen, jitter and scale alone.
+RowWork sparse_routing_rows(const Routing& routing);
 RowWork gated_rows(const GatedRows& gated);
 RowWork norm_rows(const RowNorm& norm);
 RowWork activation_rows(const Activation& activation);
 RowWork scaled_add_rows(const ScaledAdd& add);
 RowWork silu_and_mul_rows(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
 RowWork rotary_rows(const Rotary& rotary);
+RowWork latent_rows(const LatentHeads& latent);
+RowWork narrow_rows(const NarrowHeads& narrow);
 RowWork store_rows(const Store& store);
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out);
 void run_rope_tables(const RopeTables& a);

@@ -166,6 +166,27 @@ void keep_groups(const Routing& r, Choice& c) {
   }
 }
 
+// One expert after the other: its weight is its share among those left whose logits are within
+// 2 * jitter of it, relative to themselves.
+void route_sparsely(const Routing& r, int64_t row) {
+  static thread_local Choice c;
+  const float* logits = r.logits + row * r.stride;
+  c.ranked.assign(logits, logits + r.experts);
+  c.taken.assign(r.experts, 0);
+  for (int64_t k = 0; k < r.chosen; ++k) {
+    const int64_t e = best(c, 0, r.experts);
+    const float most = logits[e];
+    float sum = 0;
+    for (int64_t i = 0; i < r.experts; ++i) {
+      const bool far = (most - logits[i]) / std::max(std::fabs(logits[i]), most) > 2 * r.jitter;
+      if (!c.taken[i] && !far) sum += std::exp(logits[i] - most);
+    }
+    c.taken[e] = 1;
+    r.numbers[row * r.chosen + k] = static_cast<int32_t>(e);
+    r.weights[row * r.chosen + k] = r.scale / sum;
+  }
+}
+
 void route(const Routing& r, int64_t row) {
   static thread_local Choice choice;
   score(r, r.logits + row * r.stride, choice);
@@ -188,6 +209,10 @@ void route(const Routing& r, int64_t row) {
 
 RowWork routing_rows(const Routing& r) {
   return {r.rows, r.experts * 64, {[=](int64_t row) { route(r, row); }}};
+}
+
+RowWork sparse_routing_rows(const Routing& r) {
+  return {r.rows, r.experts * 128, {[=](int64_t row) { route_sparsely(r, row); }}};
 }
 
 RowWork gated_rows(const GatedRows& g) {

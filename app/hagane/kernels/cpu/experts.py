@@ -56,9 +56,13 @@ def route(
     groups: int = 1,
     chosen_groups: int = 1,
     group_best: int = 2,
+    jitter: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     numbers = empty(logits.shape[0], chosen, dtype=torch.int32)
     weights = empty(logits.shape[0], chosen, dtype=torch.float32)
+    if jitter:
+        extension.route_sparsely(logits, numbers, weights, jitter=jitter, scale=scale)
+        return numbers, weights
     extension.route(
         logits,
         correction,

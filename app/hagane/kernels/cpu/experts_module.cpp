@@ -94,6 +94,25 @@ PyObject* route(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* 
   return perform_rows(routing_rows(r));
 }
 
+PyObject* route_sparsely(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows logits = in.rows("logits");
+  in.expect(logits.dtype == DType::f32, "logits must be float32");
+  Routing r{};
+  r.logits = static_cast<const float*>(logits.data);
+  r.rows = logits.rows;
+  r.experts = logits.columns;
+  r.stride = logits.stride;
+  r.chosen = in.integer("chosen");
+  r.jitter = in.real("jitter");
+  r.scale = in.real("scale");
+  in.expect(r.chosen > 0 && r.chosen <= r.experts, "chosen");
+  r.numbers = in.array<int32_t>("numbers", r.rows * r.chosen);
+  r.weights = in.array<float>("weights", r.rows * r.chosen);
+  if (!in.complete()) return nullptr;
+  return perform_rows(sparse_routing_rows(r));
+}
+
 PyObject* gate_rows(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   Rows x = in.rows("x"), out = in.rows("out");
@@ -111,7 +130,8 @@ PyObject* gate_rows(PyObject*, PyObject* const* values, Py_ssize_t count, PyObje
 }  // namespace
 
 PyMethodDef expert_methods[] = {HAGANE_METHOD("experts", make_experts), HAGANE_METHOD("mix_experts", mix_experts),
-                                HAGANE_METHOD("route", route), HAGANE_METHOD("gate_rows", gate_rows),
+                                HAGANE_METHOD("route", route), HAGANE_METHOD("route_sparsely", route_sparsely),
+                                HAGANE_METHOD("gate_rows", gate_rows),
                                 {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace hagane

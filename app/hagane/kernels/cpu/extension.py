@@ -1,4 +1,4 @@
-"""The C++ extension `_cpu`, typed: this and `training_extension` alone import it.
+"""The C++ extension `_cpu`, typed; only this and its namesakes alongside import it.
 
 Tensors go in by name. The extension reads their addresses, dtypes and shapes (arguments.h), and
 raises TypeError or ValueError before anything runs. Results are in `out`, or as documented.
@@ -247,12 +247,22 @@ def route(
     )  # fmt: skip
 
 
+def route_sparsely(
+    logits: Tensor, numbers: Tensor, weights: Tensor, *, jitter: float, scale: float
+) -> None:
+    """float32 logits [rows, experts] -> int32 numbers and float32 weights [rows, chosen]."""
+    _cpu.route_sparsely(
+        logits=logits, chosen=numbers.shape[1], jitter=jitter, scale=scale, numbers=numbers,
+        weights=weights,
+    )  # fmt: skip
+
+
 def gate_rows(x: Tensor, out: Tensor, scores: Tensor) -> None:
     """x and out [rows, features], scores float32 [rows, 1]."""
     _cpu.gate_rows(x=x, out=out, scores=scores)
 
 
-_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "clamped": 3}
 
 
 def activate(x: Tensor, out: Tensor, kind: str, *, gated: bool) -> None:
@@ -333,18 +343,23 @@ def paged_attention(
     window: int,
     scale: float,
     cap: float,
+    sinks: Tensor | None,
 ) -> None:
     """q [tokens, heads, head_dim] -> out [tokens, heads * head_dim]; window and cap 0 are none.
 
     int32: block_tables [sequences, blocks], context_lengths [sequences], query_starts
-    [sequences + 1].
+    [sequences + 1]. Sinks are float32 [heads].
     """
-    _cpu.paged_attention(
-        q=q, out=out, keys=cache[0], values=cache[1], kv_heads=kv_heads, head_dim=q.shape[2],
-        block_size=block_size, sequences=len(context_lengths), block_tables=block_tables,
-        context_lengths=context_lengths, query_starts=query_starts, window=window, scale=scale,
-        cap=cap,
-    )  # fmt: skip
+    named = {
+        "q": q, "out": out, "keys": cache[0], "values": cache[1], "kv_heads": kv_heads,
+        "head_dim": q.shape[2], "block_size": block_size, "sequences": len(context_lengths),
+        "block_tables": block_tables, "context_lengths": context_lengths,
+        "query_starts": query_starts, "window": window, "scale": scale, "cap": cap,
+    }  # fmt: skip
+    if sinks is None:
+        _cpu.paged_attention(**named)
+    else:
+        _cpu.sink_attention(**named, sinks=sinks)
 
 
 def prefetch(
@@ -362,39 +377,3 @@ def prefetch(
         block_size=block_size, sequences=len(context_lengths), block_tables=block_tables,
         context_lengths=context_lengths,
     )  # fmt: skip
-
-
-def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    uniform: Tensor,
-    top_k: Tensor,
-    tokens: Tensor,
-) -> None:
-    """float32 logits [rows, vocab], parameters float64 and int64 [rows] -> int64 [rows, draws]."""
-    _cpu.sample(
-        logits=logits, temperature=temperature, top_p=top_p, min_p=min_p, uniform=uniform,
-        top_k=top_k, draws=tokens.shape[1], tokens=tokens,
-    )  # fmt: skip
-
-
-def heaviest(
-    logits: Tensor, sources: Tensor, temperature: Tensor, found: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    """Rows int64 `sources` of float32 logits -> tokens and weights [sources, count], totals."""
-    _cpu.heaviest(
-        logits=logits, rows=len(sources), count=found[0].shape[1], sources=sources,
-        temperature=temperature, tokens=found[0], weights=found[1], totals=found[2],
-    )  # fmt: skip
-
-
-def restrict(logits: Tensor, out: Tensor, sources: Tensor, allowed: Tensor) -> None:
-    """Rows int64 `sources` of float32 [rows, vocab], -inf where bits uint8 `allowed` are 0."""
-    _cpu.restrict(logits=logits, out=out, sources=sources, allowed=allowed)
-
-
-def argmax(logits: Tensor, tokens: Tensor, finite: Tensor) -> None:
-    """float32 logits [rows, vocab] -> int64 tokens and bool finite, [rows] each."""
-    _cpu.argmax(logits=logits, tokens=tokens, finite=finite)

@@ -24,6 +24,7 @@ namespace {
 #include "attention.inc"
 #include "elementwise.inc"
 #include "experts.inc"
+#include "latent.inc"
 #include "activation.inc"
 #include "store.inc"
 #include "training.inc"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hagane.kernels.cpu import extension
+from hagane.kernels.cpu import extension, latent_extension, sampling_extension
 from hagane.kernels.cpu.packing import LANES, PackedWeight
 from hagane.kernels.cpu.recording import empty
 from hagane.kernels.layout import PagedLayout
@@ -120,6 +120,31 @@ def apply_rope(
     return q, k, v
 
 
+def latent_heads(
+    q: Tensor,
+    kv: Tensor,
+    shared: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In place: the queries are a view of `q`."""
+    k, v = (empty(*q.shape, dtype=q.dtype) for _ in range(2))
+    latent_extension.latent_heads(
+        q, kv, shared, k, v, cos, sin, heads=heads, interleaved=interleaved
+    )
+    shape = (q.shape[0], heads, q.shape[1] // heads)
+    return q.unflatten(1, shape[1:]), k.view(shape), v.view(shape)
+
+
+def narrow_heads(x: Tensor, heads: int, features: int) -> Tensor:
+    out = empty(x.shape[0], heads * features, dtype=x.dtype)
+    latent_extension.narrow_heads(x, out, heads)
+    return out
+
+
 def allocate_cache(
     blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: Any
 ) -> tuple[Tensor, Tensor]:
@@ -153,6 +178,7 @@ def paged_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Queries may be fewer than keys: `layout.slots` count these, `layout.starts` those."""
     tokens, heads, head_dim = q.shape
@@ -170,6 +196,7 @@ def paged_attention(
         window=window or 0,
         scale=scale or head_dim**-0.5,
         cap=cap,
+        sinks=sinks,
     )
     return out
 
@@ -194,7 +221,7 @@ def prefetch(
 def argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     tokens = torch.empty(len(logits), dtype=torch.int64)
     finite = torch.empty(len(logits), dtype=torch.bool)
-    extension.argmax(logits, tokens, finite)
+    sampling_extension.argmax(logits, tokens, finite)
     return tokens, finite
 
 
@@ -204,13 +231,13 @@ def heaviest(
     tokens = torch.empty(len(rows), count, dtype=torch.int64)
     weights = torch.empty(len(rows), count, dtype=torch.float32)
     totals = torch.empty(len(rows), dtype=torch.float64)
-    extension.heaviest(logits, rows, temperature, (tokens, weights, totals))
+    sampling_extension.heaviest(logits, rows, temperature, (tokens, weights, totals))
     return tokens, weights, totals
 
 
 def restrict(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
     out = torch.empty(len(rows), logits.shape[1], dtype=torch.float32)
-    extension.restrict(logits, out, rows, allowed)
+    sampling_extension.restrict(logits, out, rows, allowed)
     return out
 
 
@@ -220,7 +247,7 @@ def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
 
 def samples(logits: Tensor, sampling: SamplingTensors, draws: int) -> Tensor:
     tokens = torch.empty(len(logits), draws, dtype=torch.int64)
-    extension.sample(
+    sampling_extension.sample(
         logits,
         sampling.temperature,
         sampling.top_p,

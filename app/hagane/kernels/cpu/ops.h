@@ -190,6 +190,8 @@ struct Attention {
   const int32_t *query_starts, *context_lengths;  // [sequences + 1], [sequences]
   int64_t sequences, window;                      // window 0: none
   float scale, cap;                               // cap 0: none
+  // [heads] or null: the score of a key without a value, which every query sees.
+  const float* sinks;
 };
 
 // Queries [first, last) of one sequence, for its key/value heads [head, last_head).
@@ -221,6 +223,25 @@ struct Rotary {
   bool plain() const { return rotated == head_dim && !interleaved && !whole && offset == 0; }
 };
 
+// Multi-head latent attention: queries turned in place, keys and values of all heads out of a token's parts.
+// The last `rotated` features of queries turn, and `shared`, the end of every head's key: i with
+// i + rotated / 2, or neighbours if `interleaved`. Values are followed by zeros.
+struct LatentHeads {
+  Matrix q;                // [tokens, heads * (plain + rotated)]
+  Matrix kv;               // [tokens, heads * (plain + values)]
+  Matrix shared;           // [tokens, rotated]
+  const float *cos, *sin;  // [tokens, rotated / 2]
+  Matrix k, v;             // like q
+  int64_t tokens, heads, plain, rotated, values;
+  bool interleaved;
+};
+
+// The first `features` of each head of x.
+struct NarrowHeads {
+  Matrix x, out;  // [tokens, heads * width] and [tokens, heads * features]
+  int64_t tokens, heads, width, features;
+};
+
 // x / rms(x) * (weight + offset), or if `centered` (x - mean) / deviation * weight + bias; plus a residual.
 struct RowNorm {
   Matrix x, out;                           // [rows, features]
@@ -233,7 +254,7 @@ struct RowNorm {
 
 // The activation of x, if `gated` of its first half times the second.
 struct Activation {
-  enum Kind : int { silu = 0, gelu = 1, gelu_tanh = 2 };
+  enum Kind : int { silu = 0, gelu = 1, gelu_tanh = 2, clamped = 3 };
 
   Matrix x, out;  // [rows, features], x twice as wide if gated
   Kind kind;
@@ -264,6 +285,7 @@ struct Routing {
   int64_t chosen, groups, chosen_groups, group_best;
   bool sigmoid, normalised;
   float floor, scale;
+  float jitter;      // of SparseMixer, whose every choice is a softmax over the near best
   int32_t* numbers;  // [rows, chosen], the best first
   float* weights;    // [rows, chosen]
 };
@@ -441,6 +463,8 @@ struct Kernels {
   void (*gate_rows)(const GatedRows&, int64_t row);
   void (*embed)(const Weight&, const int64_t* ids, const Matrix& out, int64_t row);
   void (*rotary)(const Rotary&, int64_t token);
+  void (*latent_heads)(const LatentHeads&, int64_t token);
+  void (*narrow_heads)(const NarrowHeads&, int64_t token);
   void (*store)(const Store&, int64_t token);
   void (*paged_attention)(const Attention&, const AttentionTask&);
   void (*sample)(const Sampling&, int64_t row);

@@ -37,6 +37,8 @@ class Pretraining:
     rope_tables = staticmethod(operations.rope_tables)
     causal_attention = staticmethod(causal_attention)
     token_scores = staticmethod(training.token_scores)
+    latent_heads = staticmethod(reference.latent_heads)
+    narrow_heads = staticmethod(reference.narrow_heads)
     allocate_cache = staticmethod(reference.allocate_cache)
     paged_attention = staticmethod(reference.paged_attention)
     argmax = staticmethod(reference.argmax)

@@ -30,6 +30,7 @@ from hagane.kernels.cpu.operations import (
 from hagane.kernels.cpu.training import (
     causal_attention,
     gate_rows,
+    narrow_heads,
     route,
     silu_and_mul,
 )
@@ -43,7 +44,9 @@ __all__ = [
     "causal_attention",
     "gate_rows",
     "heaviest",
+    "latent_heads",
     "layer_norm",
+    "narrow_heads",
     "paged_attention",
     "restrict",
     "rms_norm",
@@ -153,6 +156,20 @@ def apply_rope(
     return q, k, v
 
 
+def latent_heads(
+    q: Tensor, kv: Tensor, shared: Tensor, cos: Tensor, sin: Tensor, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    def value(q: Tensor, kv: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
+        # `operations` rotates in place.
+        return operations.latent_heads(q.clone(), kv, shared, cos, sin, **options)
+
+    def trained(q: Tensor, kv: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
+        return training.latent_heads(q, kv, shared, cos, sin, **options)
+
+    q, k, v = _straight_through(value, trained, q, kv, shared)
+    return q, k, v
+
+
 def sequence_attention(
     q: Tensor,
     k: Tensor,
@@ -162,9 +179,10 @@ def sequence_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`reference.sequence_attention`, through a cache as serving attends."""
-    options: dict[str, Any] = {"window": window, "scale": scale, "cap": cap}
+    options: dict[str, Any] = {"window": window, "scale": scale, "cap": cap, "sinks": sinks}
 
     def value(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         layout = _layout(lengths)

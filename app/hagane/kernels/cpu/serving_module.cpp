@@ -109,6 +109,48 @@ PyObject* gather(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject*
   return perform([=] { run_gather(x, indices, out.rows, out.columns, out); });
 }
 
+PyObject* latent_heads(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows q = in.rows("q"), kv = in.rows("kv"), shared = in.rows("shared"), k = in.rows("k"), v = in.rows("v");
+  in.expect(same_shape(q, k) && same_shape(q, v) && kv.rows == q.rows && shared.rows == q.rows, "q, kv and shared");
+  for (const Rows* rows : {&kv, &shared, &k, &v}) in.expect(rows->dtype == q.dtype, "one dtype");
+  in.expect(q.dtype != DType::int8, "q");
+  LatentHeads l{};
+  l.q = q;
+  l.kv = kv;
+  l.shared = shared;
+  l.k = k;
+  l.v = v;
+  l.tokens = q.rows;
+  l.heads = std::max<int64_t>(1, in.integer("heads"));
+  l.interleaved = in.integer("interleaved") != 0;
+  l.rotated = shared.columns;
+  l.plain = q.columns / l.heads - l.rotated;
+  l.values = kv.columns / l.heads - l.plain;
+  in.expect(l.rotated % 2 == 0 && l.plain >= 0 && l.values >= 0 && l.values <= l.plain + l.rotated, "q and kv");
+  in.expect(l.heads * (l.plain + l.rotated) == q.columns && l.heads * (l.plain + l.values) == kv.columns, "heads");
+  l.cos = in.array<const float>("cos", q.rows * (l.rotated / 2));
+  l.sin = in.array<const float>("sin", q.rows * (l.rotated / 2));
+  if (!in.complete()) return nullptr;
+  return perform_rows(latent_rows(l));
+}
+
+PyObject* narrow_heads(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows x = in.rows("x"), out = in.rows("out");
+  in.expect(x.rows == out.rows && x.dtype == out.dtype && x.dtype != DType::int8, "x and out");
+  NarrowHeads n{};
+  n.x = x;
+  n.out = out;
+  n.tokens = x.rows;
+  n.heads = std::max<int64_t>(1, in.integer("heads"));
+  in.expect(x.columns % n.heads == 0 && out.columns % n.heads == 0 && out.columns <= x.columns, "heads");
+  if (!in.complete()) return nullptr;
+  n.width = x.columns / n.heads;
+  n.features = out.columns / n.heads;
+  return perform_rows(narrow_rows(n));
+}
+
 PyObject* store(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   Rows k = in.rows("k"), v = in.rows("v"), key_cache = in.rows("keys"), value_cache = in.rows("values");
@@ -144,8 +186,7 @@ void read_cache(Arguments& in, Attention& a) {
   a.context_lengths = in.array<const int32_t>("context_lengths", a.sequences);
 }
 
-PyObject* paged_attention(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
-  Arguments in(values, count, names);
+PyObject* attend(Arguments in, bool with_sinks) {
   Rows q = in.rows("q"), out = in.rows("out");
   in.expect(same_shape(q, out) && q.dtype == out.dtype, "q and out");
   Attention a{};
@@ -158,8 +199,17 @@ PyObject* paged_attention(PyObject*, PyObject* const* values, Py_ssize_t count, 
   a.window = in.integer("window");
   a.scale = in.real("scale");
   a.cap = in.real("cap");
+  if (with_sinks) a.sinks = in.array<const float>("sinks", a.heads);
   if (!in.complete()) return nullptr;
   return perform([=] { run_attention(a); });
+}
+
+PyObject* paged_attention(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  return attend(Arguments(values, count, names), false);
+}
+
+PyObject* sink_attention(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  return attend(Arguments(values, count, names), true);
 }
 
 PyObject* prefetch(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
@@ -257,7 +307,9 @@ PyMethodDef serving_methods[] = {
     HAGANE_METHOD("softcap", softcap),
     HAGANE_METHOD("apply_rope", apply_rope),   HAGANE_METHOD("rope_tables", rope_tables),
     HAGANE_METHOD("gather", gather),           HAGANE_METHOD("store", store),
-    HAGANE_METHOD("paged_attention", paged_attention), HAGANE_METHOD("prefetch", prefetch),
+    HAGANE_METHOD("latent_heads", latent_heads), HAGANE_METHOD("narrow_heads", narrow_heads),
+    HAGANE_METHOD("paged_attention", paged_attention), HAGANE_METHOD("sink_attention", sink_attention),
+    HAGANE_METHOD("prefetch", prefetch),
     HAGANE_METHOD("sample", sample),           HAGANE_METHOD("argmax", argmax),
     HAGANE_METHOD("heaviest", heaviest),       HAGANE_METHOD("restrict", restrict),
     {nullptr, nullptr, 0, nullptr}};

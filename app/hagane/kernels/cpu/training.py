@@ -24,7 +24,9 @@ from hagane.kernels.reference import (
     argmax,
     gate_rows,
     heaviest,
+    latent_heads,
     layer_norm,
+    narrow_heads,
     paged_attention,
     restrict,
     rope_tables,
@@ -43,7 +45,9 @@ __all__ = [
     "causal_attention",
     "gate_rows",
     "heaviest",
+    "latent_heads",
     "layer_norm",
+    "narrow_heads",
     "pack_transposed",
     "paged_attention",
     "restrict",
@@ -156,10 +160,11 @@ def sequence_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`reference.sequence_attention`; of bfloat16 in one native pass each way."""
-    if q.dtype != torch.bfloat16 or cap:
-        options = {"window": window, "scale": scale, "cap": cap}
+    if q.dtype != torch.bfloat16 or cap or sinks is not None:
+        options = {"window": window, "scale": scale, "cap": cap, "sinks": sinks}
         return reference.each_sequence(causal_attention, q, k, v, lengths, **options)
     q = prescaled(q, scale)
     out: Tensor = _SequenceAttention.apply(q, k, v, lengths, window)  # type: ignore[no-untyped-call]

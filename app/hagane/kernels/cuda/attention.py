@@ -79,11 +79,11 @@ def _span(
 
 @triton.jit
 def _decode(
-    q, k, v, keys, values, out, tops, totals, mixes, slots, tables, lengths,
+    q, k, v, keys, values, out, tops, totals, mixes, slots, tables, lengths, sinks,
     q_row, k_row, v_row, table_row, scale,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DEPTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
-    CAP: tl.constexpr, SPLITS: tl.constexpr,
+    CAP: tl.constexpr, SINKS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """One new token of one sequence: the query heads of a KV head, over a part of its keys.
 
@@ -124,6 +124,15 @@ def _decode(
     mixed = tl.where(newest, value[None, :].to(tl.float32), 0.0) + tl.zeros(
         [GROUP_ROWS, DEPTH], tl.float32
     )
+    if SINKS:
+        # Of all parts, the first one alone knows the sink.
+        sink = tl.load(sinks + head, mask=member < GROUP, other=0.0) * 1.4426950408889634
+        sink = tl.where(newest, sink, _NOTHING)
+        higher = tl.maximum(top, sink)
+        fade = tl.exp2(top - higher)
+        total = total * fade + tl.where(newest, tl.exp2(sink - higher), 0.0)
+        mixed = mixed * fade[:, None]
+        top = higher
     position = tl.zeros([GROUP_ROWS], tl.int32) + past
     top, total, mixed = _span(
         queries, keys, values, tables + row.to(tl.int64) * table_row, kv_head, position, scale,
@@ -171,10 +180,11 @@ def _combine(
 
 @triton.jit
 def _prefill(
-    q, keys, values, out, tables, starts, lengths, q_row, table_row, scale, first_sequence,
+    q, keys, values, out, tables, starts, lengths, sinks,
+    q_row, table_row, scale, first_sequence,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
-    CAP: tl.constexpr,
+    CAP: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """A tile of one sequence's new tokens, one query head; its keys are in the cache already."""
     sequence = first_sequence + tl.program_id(2)
@@ -208,6 +218,9 @@ def _prefill(
     top = tl.zeros([ROWS], tl.float32) + _NOTHING
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, DEPTH], tl.float32)
+    if SINKS:
+        top = tl.zeros([ROWS], tl.float32) + tl.load(sinks + head) * 1.4426950408889634
+        total += 1.0
     table = tables + sequence.to(tl.int64) * table_row
     top, total, mixed = _span(
         queries, keys, values, table, head // GROUP, positions, scale,
@@ -245,17 +258,23 @@ def paged_attention(
     window: int | None,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Rows of q, k and v may be apart, their heads and features not."""
     tokens, heads, head_dim = q.shape
     out = q.new_empty(tokens, heads * head_dim)
     # Softmax and cap count in powers of two.
-    scoring = Scoring((scale or head_dim**-0.5) * _LOG2_E, window, cap * _LOG2_E)
+    scoring = Scoring((scale or head_dim**-0.5) * _LOG2_E, window, cap * _LOG2_E, sinks)
     if layout.decodes:
         _attend_decodes(q, k, v, cache, layout, scoring, out)
     if tokens > layout.decodes:
         _attend_chunks(q, k, v, cache, layout, scoring, out)
     return out
+
+
+def _or_any(sinks: Tensor | None, other: Tensor) -> Tensor:
+    """A kernel without sinks never reads what it gets for them."""
+    return other if sinks is None else sinks
 
 
 def _attend_decodes(
@@ -276,12 +295,13 @@ def _attend_decodes(
     depth = max(MIN_DOT, power_of_two(head_dim))
     _decode[(rows, kv_heads, splits)](
         q, k, v, *cache, out, tops, totals, mixes,
-        layout.slots, layout.block_tables, layout.lengths,
+        layout.slots, layout.block_tables, layout.lengths, _or_any(scoring.sinks, q),
         q.stride(0), k.stride(0), v.stride(0), layout.block_tables.stride(0),
         scoring.scale,
         GROUP=heads // kv_heads, GROUP_ROWS=max(MIN_DOT, power_of_two(heads // kv_heads)),
         KV_HEADS=kv_heads, HEAD_DIM=head_dim, DEPTH=depth, BLOCK_SIZE=layout.block_size,
-        COLUMNS=tiles.columns, WINDOW=scoring.window or 0, CAP=scoring.cap, SPLITS=splits,
+        COLUMNS=tiles.columns, WINDOW=scoring.window or 0, CAP=scoring.cap,
+        SINKS=scoring.sinks is not None, SPLITS=splits,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
@@ -311,9 +331,11 @@ def _attend_chunks(
     tiles = prefill_tiles(head_dim, q.element_size())
     _prefill[(triton.cdiv(longest, tiles.rows), heads, len(starts) - 1)](
         q, *cache, out, layout.block_tables, layout.starts, layout.lengths,
+        _or_any(scoring.sinks, q),
         q.stride(0), layout.block_tables.stride(0), scoring.scale, first,
         GROUP=heads // kv_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim,
         DEPTH=max(MIN_DOT, power_of_two(head_dim)), BLOCK_SIZE=layout.block_size,
         ROWS=tiles.rows, COLUMNS=tiles.columns, WINDOW=scoring.window or 0,
-        CAP=scoring.cap, num_warps=tiles.warps, num_stages=tiles.stages,
+        CAP=scoring.cap, SINKS=scoring.sinks is not None,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -15,9 +15,11 @@ from typing import Any
 
 from hagane.models.config import CONFIG_FILE, ModelConfig
 from hagane.models.families import (
+    deepseek,
     exaone,
     gemma,
     glm,
+    gpt_oss,
     granite,
     llama,
     mixtral,
@@ -74,6 +76,14 @@ FAMILIES: Mapping[str, Family] = {
     "Ernie4_5ForCausalLM": Family("ERNIE 4.5", "ernie4_5", others.ErnieKeys, others.ernie),
     "HeliumForCausalLM": Family("Helium", "helium", Keys, others.helium),
     "MixtralForCausalLM": Family("Mixtral", "mixtral", mixtral.MixtralKeys, mixtral.mixtral),
+    "PhimoeForCausalLM": Family("Phi-3.5-MoE", "phimoe", phi.PhimoeKeys, phi.phimoe),
+    "DeepseekV2ForCausalLM": Family(
+        "DeepSeek V2", "deepseek_v2", deepseek.DeepseekKeys, deepseek.deepseek_v2
+    ),
+    "DeepseekV3ForCausalLM": Family(
+        "DeepSeek V3, R1; Moonlight", "deepseek_v3", deepseek.DeepseekV3Keys, deepseek.deepseek_v3
+    ),
+    "GptOssForCausalLM": Family("gpt-oss", "gpt_oss", gpt_oss.GptOssKeys, gpt_oss.gpt_oss),
     "Qwen2MoeForCausalLM": Family(
         "Qwen 1.5, 2 MoE", "qwen2_moe", qwen_moe.Qwen2MoeKeys, qwen_moe.qwen2_moe
     ),

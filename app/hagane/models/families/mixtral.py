@@ -7,7 +7,7 @@ from hagane.models.families.keys import Epsilon, Found, Keys
 from hagane.models.families.llama import windowed
 from hagane.models.families.mixture import Experts, mixed
 
-_NAMES = ExpertNames(
+NAMES = ExpertNames(
     router="block_sparse_moe.gate",
     experts=(
         "block_sparse_moe.experts.{}.w1",
@@ -29,6 +29,6 @@ def mixtral(found: Found[MixtralKeys]) -> ModelConfig:
         keys.num_local_experts,
         keys.intermediate_size,
         Routing(keys.num_experts_per_tok),
-        names=_NAMES,
+        names=NAMES,
     )
     return mixed(found, windowed(found), experts)

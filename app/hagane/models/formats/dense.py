@@ -36,11 +36,12 @@ class Dense(Linear):
 
 
 class DenseEmbedding(Stored):
-    """An unquantized embedding and head."""
+    """An unquantized embedding and head; a bias is added to scores alone."""
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.bias = make_bias(vocab_size, bias)
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         return self.weight.detach().to(dtype)
@@ -50,12 +51,12 @@ class DenseEmbedding(Stored):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]."""
-        return F.linear(hidden, self.weight).float()
+        return F.linear(hidden, self.weight, self.bias).float()
 
     def for_cpu(self, dtype: torch.dtype) -> nn.Module:
-        return PackedEmbedding(cpu.pack_dense(self.weight.data), dtype)
+        return PackedEmbedding(cpu.pack_dense(self.weight.data, self.bias), dtype)
 
     def for_cuda(self) -> nn.Module:
         from hagane.kernels.cuda import linear
 
-        return CudaEmbedding(self, linear.dense, (self.weight.data,))
+        return CudaEmbedding(self, linear.dense, (self.weight.data, self.bias))

@@ -69,14 +69,17 @@ class Int8(QuantizedLinear):
 class Int8Embedding(Stored):
     """An 8-bit embedding and head, one scale per token of the vocabulary.
 
-    `dtype` is that of the looked-up rows.
+    `dtype` is that of the looked-up rows. A bias is added to scores alone.
     """
 
     weight_int8: Tensor
     scale: Tensor
 
-    def __init__(self, vocab_size: int, hidden_size: int, rotation: int = 0) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, rotation: int = 0, *, bias: bool = False
+    ) -> None:
         super().__init__()
+        self.bias = make_bias(vocab_size, bias)
         self.dtype, self.rotation = torch.float32, rotation
         self.register_buffer("weight_int8", torch.empty(vocab_size, hidden_size, dtype=torch.int8))
         self.register_buffer("scale", torch.empty(vocab_size, dtype=torch.float32))
@@ -98,16 +101,17 @@ class Int8Embedding(Stored):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> float32 [n, vocab]."""
-        return int8_matmul(rotated(hidden, self.rotation), self.weight_int8, self.scale).float()
+        out = int8_matmul(rotated(hidden, self.rotation), self.weight_int8, self.scale).float()
+        return out if self.bias is None else out + self.bias.float()
 
     def for_cpu(self, dtype: torch.dtype) -> nn.Module:
-        packed = cpu.pack_int8(self.weight_int8, self.scale, rotation=self.rotation)
+        packed = cpu.pack_int8(self.weight_int8, self.scale, self.bias, rotation=self.rotation)
         return PackedEmbedding(packed, dtype)
 
     def for_cuda(self) -> nn.Module:
         from hagane.kernels.cuda import linear
 
-        stored = self.weight_int8, self.scale
+        stored = self.weight_int8, self.scale, self.bias
         return CudaEmbedding(self, linear.int8, stored, self.rotation)
 
 

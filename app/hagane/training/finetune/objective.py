@@ -176,7 +176,8 @@ def _frozen_head(model: Transformer, hidden: Tensor) -> DequantizedHead | Traini
         return head
     if not isinstance(head, DenseEmbedding | Int8Embedding):
         raise TypeError("a model packed for serving cannot be trained")
-    return DequantizedHead(head.matrix(hidden.dtype))
+    bias = None if head.bias is None else head.bias.detach().to(hidden.dtype)
+    return DequantizedHead(head.matrix(hidden.dtype), bias)
 
 
 def _chunk(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hagane.models.stored import StoredFormat
 from hagane.weights.sources.config import is_gguf
 from hagane.weights.sources.quantized.checkpoint import QuantizedCheckpoint
+from hagane.weights.sources.quantized.layouts import LAYOUTS
 from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 
 
@@ -53,7 +54,9 @@ def open_source(path: Path, stored: StoredFormat | None = None) -> WeightSource:
     """
     if not is_gguf(path):
         checkpoint = SafetensorsCheckpoint(path)
-        return checkpoint if stored is None else QuantizedCheckpoint(checkpoint, stored)
+        # What has no layout is read by the one that knows the tensors' names.
+        known = stored is not None and stored.method in LAYOUTS
+        return QuantizedCheckpoint(checkpoint, stored) if stored and known else checkpoint
     from hagane.weights.sources.gguf.source import GGUFSource
 
     return GGUFSource(path)

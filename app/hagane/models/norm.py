@@ -1,0 +1,36 @@
+"""The norms of a decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hagane.kernels.backend import Operations
+from hagane.models.config import ModelConfig
+
+
+class Norm(nn.Module):
+    """Root-mean-square or layer normalisation with a learned scale."""
+
+    def __init__(
+        self,
+        features: int,
+        config: ModelConfig,
+        operations: Operations,
+        *,
+        bias: bool = False,
+        eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features)) if bias else None
+        self.centered = config.norm == "layer"
+        self.eps, self.offset = eps or config.norm_eps, config.norm_offset
+        self.operations = operations
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [tokens, features], normalised and added to `residual` if given."""
+        if not self.centered:
+            return self.operations.rms_norm(x, self.weight, self.eps, self.offset, residual)
+        out = self.operations.layer_norm(x, self.weight, self.bias, self.eps)
+        return out if residual is None else self.operations.scaled_add(out, 1.0, residual)
