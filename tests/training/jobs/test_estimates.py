@@ -50,11 +50,17 @@ def test_time_follows_from_work_and_threads(tmp_path):
     )
 
     def seconds(**changes):
+        held_out = changes.pop("held_out", 0)
         spec = spec_of(tmp_path).model_copy(update={"quantize": "none", "threads": 2} | changes)
-        return estimates.seconds(config, spec, plan, 10_000)
+        # Less the start, which is the same for all.
+        nothing = estimates.seconds(config, spec, plan, 0, 0)
+        return estimates.seconds(config, spec, plan, 10_000, held_out) - nothing
 
     assert seconds(threads=4) == pytest.approx(seconds() / 2)
     assert seconds(full=True) == pytest.approx(seconds() * 1.5)
+    assert seconds(method="dpo") == pytest.approx(seconds() * 1.5)
+    # Forward only, before the first step and at both checkpoints; an epoch of training is as much.
+    assert seconds(held_out=10_000) == pytest.approx(seconds() * 1.75)
     assert seconds(quantize="int8") == seconds(quantize="int4") < seconds()
 
 

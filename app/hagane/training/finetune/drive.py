@@ -67,14 +67,14 @@ def drive(run: Run, directory: Path, listener: Listener) -> FineTuneResult:
     """Start or resume the run in `directory`, and copy its best checkpoint to the result."""
     state = StateFile(directory / "state", run.spec, run.digest)
     progress = state.load(run.model, run.optimizer)
-    if progress.base_valid_loss is None:
-        progress.base_valid_loss = run.base_loss()
     meter, saved = Meter(run.plan, progress, run.model.device), time.monotonic()
+    if progress.base_valid_loss is None:
+        progress.base_valid_loss = meter.validation(run.base_loss)
     while not _finished(run, progress):
         update = run.update(progress.step)
         progress.advance(update.tokens)
         saving = progress.step in run.plan.checkpoints
-        valid = run.validate() if saving else None
+        valid = meter.validation(run.validate) if saving else None
         listener.progress(meter.report(progress, update.score, valid, dict(update.figures) or None))
         if valid is not None:
             checkpoint = _checkpoint(directory, progress.step)

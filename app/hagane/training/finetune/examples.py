@@ -149,14 +149,21 @@ def report(spec: FineTuneSpec) -> FileReport:
     config = load_config(spec.model)
     found, examples = read(spec.training_file, spec, config)
     if not found.total_problems:
-        kept = examples
+        kept, held = examples, 0
         if spec.validation_file is None:
             data = split(examples, spec.seed)
             kept, found.held_out = data.training, len(data.validation)
+            held = sum(map(len, data.validation))
             found.warn_of_few()
+        else:
+            # What is wrong with another file is its own report's to say.
+            same = spec.validation_file == spec.training_file
+            others = examples if same else read(spec.validation_file, spec, config)[1]
+            held = sum(map(len, others))
         plan = resolve(spec, len(kept), config.hidden_size)
         found.plan, found.steps = plan, spec.seeds * plan.steps
-        found.seconds = spec.seeds * estimates.seconds(config, spec, plan, sum(map(len, kept)))
+        tokens = sum(map(len, kept))
+        found.seconds = spec.seeds * estimates.seconds(config, spec, plan, tokens, held)
         longest = max(map(len, examples))
         found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
         found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)

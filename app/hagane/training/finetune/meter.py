@@ -5,13 +5,17 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from hagane.training.finetune.spec import TrainingPlan
 from hagane.training.finetune.state_file import RunProgress
 from hagane.training.report.listener import StepReport
+
+Score = TypeVar("Score")
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,21 @@ class StepScore:
 
 
 class Meter:
-    """Measures rates since this process started."""
+    """Measures rates since this process started, of steps and of validations apart."""
 
     def __init__(self, plan: TrainingPlan, progress: RunProgress, device: torch.device) -> None:
         self._plan, self._device = plan, device
         self._steps, self._tokens = progress.step, progress.trained_tokens
         self._started = time.monotonic()
+        self._validations, self._validating = 0, 0.0
+
+    def validation(self, validate: Callable[[], Score]) -> Score:
+        """What `validate` gives; its time is that of a validation."""
+        started = time.monotonic()
+        score = validate()
+        self._validating += time.monotonic() - started
+        self._validations += 1
+        return score
 
     def report(
         self,
@@ -38,8 +51,10 @@ class Meter:
         reinforcement: dict[str, float] | None = None,
     ) -> StepReport:
         """The report of the step that `progress` counts last."""
-        elapsed = time.monotonic() - self._started
-        left = (self._plan.steps - progress.step) / (progress.step - self._steps)
+        stepping = time.monotonic() - self._started - self._validating
+        step = stepping / (progress.step - self._steps)
+        validation = self._validating / max(self._validations, 1)
+        validations = sum(number > progress.step for number in self._plan.checkpoints)
         return StepReport(
             step=progress.step,
             steps=self._plan.steps,
@@ -48,10 +63,10 @@ class Meter:
             valid_loss=valid.loss if valid else None,
             valid_token_accuracy=valid.accuracy if valid else None,
             learning_rate=self._plan.rate(progress.step - 1),
-            tokens_per_second=(progress.trained_tokens - self._tokens) / elapsed,
+            tokens_per_second=(progress.trained_tokens - self._tokens) / stepping,
             memory_bytes=_peak_memory(self._device),
             trained_tokens=progress.trained_tokens,
-            eta_seconds=elapsed * left,
+            eta_seconds=(self._plan.steps - progress.step) * step + validations * validation,
             reinforcement=reinforcement,
         )
 

@@ -13,6 +13,19 @@ MICRO_TOKENS = 1024
 # Orders of magnitude, in FLOP/s: a Zen 4 core in bfloat16, the same on a quantized base, and a
 # server GPU.
 _CORE, _CORE_IN_INTEGERS, _GPU = 1.5e11, 2.1e11, 2e14
+# Operations for each weight and token: two in each direction, forward again for the base below the
+# adapter, and for KTO's reference point both of them; of a training token and of a held-out one.
+_PASSES = {
+    "supervised": (4.0, 2.0),
+    "orpo": (4.0, 2.0),
+    "dpo": (6.0, 4.0),
+    "kto": (10.0, 8.0),
+    "reinforcement": (4.0, 0.0),
+}
+# As many as if a token of an answer went forward this often: decoding waits for memory.
+_ANSWERING = 4.0
+# Until a process has imported torch and read its model; an engine takes as long.
+_START_SECONDS = 4.0
 _LOGIT_ROWS = 256
 # Bytes of the KV cache of an engine that answers for a run.
 ANSWERING_CACHE = 512 << 20
@@ -34,15 +47,34 @@ def active_parameters(config: ModelConfig) -> int:
     return parameters(config) - unused
 
 
-def seconds(config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens: int) -> float:
-    """Seconds of a run over `tokens` tokens per epoch."""
+def seconds(
+    config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens: int, held_out: int
+) -> float:
+    """Seconds of a run over `tokens` tokens per epoch, from its start to its result.
+
+    `held_out` tokens are scored before the first step and at every checkpoint.
+    """
+    trained, scored = _PASSES[spec.method]
+    trained += 2.0 if spec.full else 0.0
+    passes = plan.epochs * tokens * trained + held_out * scored * (len(plan.checkpoints) + 1)
+    return _START_SECONDS + passes * _pass_seconds(config, spec)
+
+
+def answering_seconds(
+    config: ModelConfig, spec: FineTuneSpec, plan: TrainingPlan, tokens: int, held_out: int
+) -> float:
+    """Those of answers in a run of reinforcement, as `seconds` counts tokens."""
+    answered = plan.epochs * tokens + held_out * (len(plan.checkpoints) + 1)
+    return _START_SECONDS + answered * _ANSWERING * _pass_seconds(config, spec)
+
+
+def _pass_seconds(config: ModelConfig, spec: FineTuneSpec) -> float:
+    """Seconds of an operation of every weight on one token."""
     weights = active_parameters(config) + config.vocab_size * config.hidden_size
-    # Two in each direction, and two for the gradient of a weight.
-    operations = plan.epochs * tokens * (6.0 if spec.full else 4.0) * weights
     if spec.device != "cpu" and cuda_driver_present():
-        return operations / _GPU
+        return weights / _GPU
     core = _CORE if spec.quantize == "none" else _CORE_IN_INTEGERS
-    return operations / (core * (spec.threads or len(usable_cores())))
+    return weights / (core * (spec.threads or len(usable_cores())))
 
 
 def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:

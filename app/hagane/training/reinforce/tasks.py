@@ -103,10 +103,16 @@ def _split(tasks: list[PromptTask], seed: int) -> Tasks:
 
 
 def _seconds(spec: ReinforceSpec, config: ModelConfig, plan: TrainingPlan, data: Tasks) -> float:
-    """As if every answer had half of the tokens that it may have, and took twice its training."""
-    mean = sum(map(len, data.training)) / len(data.training)
-    answers = spec.group * (mean + spec.max_completion_tokens / 2)
-    return 2 * estimates.seconds(config, spec, plan, round(answers * len(data.training)))
+    """As if every answer had half of the tokens that it may have."""
+    prompts, held = (sum(map(len, tasks)) for tasks in (data.training, data.validation))
+    answer = spec.max_completion_tokens / 2
+    tokens = round(prompts + answer * spec.group * len(data.training))
+    held_out = round(held + answer * spec.samples * len(data.validation))
+    learning = estimates.seconds(config, spec, plan, tokens, 0)
+    if spec.kl:
+        # The base below the adapter, forward.
+        learning *= 1.5
+    return learning + estimates.answering_seconds(config, spec, plan, tokens, held_out)
 
 
 def _read_whole(path: Path, spec: ReinforceSpec, config: ModelConfig) -> list[PromptTask]:
