@@ -7,6 +7,7 @@ from hagane.store.aliases import AliasGeneration
 from hagane.store.artifacts import ServedArtifact
 from hagane.store.catalogue import Catalogue
 from hagane.store.jobs import Job, JobCheckpoint, new_job_id
+from hagane.store.offered import OfferedModels
 from hagane.system.errors import ConflictError, ModelNotFoundError
 
 
@@ -31,6 +32,21 @@ def test_a_registered_adapter_is_served_until_deleted(catalogue, store, director
     assert catalogue.resolve("mine") is None
     with pytest.raises(ModelNotFoundError):
         store.artifacts.delete("mine")
+
+
+def test_an_adapter_of_another_model_is_served_while_that_is_there(store, directory, tmp_path):
+    offered = {"other": tmp_path / "other"}
+    catalogue = Catalogue(store.database, "base", OfferedModels(offered))
+    served = catalogue.register("mine", directory, "d1", base="other")
+    assert catalogue.resolve("mine") == served
+    assert (served.root, served.model_directory) == ("other", offered["other"])
+    assert served.adapter_directory == directory and not served.standalone
+    assert [(model.id, model.standalone) for model in catalogue.list()] == [
+        ("mine", False), ("other", True),
+    ]  # fmt: skip
+    # As another server of the store, which has not that model; or is started on it.
+    assert Catalogue(store.database, "base").resolve("mine") is None
+    assert Catalogue(store.database, "other").resolve("mine").model_directory is None
 
 
 def test_a_taken_name_is_refused_unless_an_adapter_is_replaced(catalogue, store, directory):

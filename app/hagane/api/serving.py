@@ -235,7 +235,7 @@ class Serving:
         ref = await self.find_ref(name)
         text = self.model
         if ref.model_directory is not None:
-            text = await asyncio.to_thread(_load_text, ref.model_directory, ref.id)
+            text = await asyncio.to_thread(_load_text, ref.model_directory, _model_name(ref))
         return ResolvedModel(ref, text, self.context_length(text.config))
 
     def context_length(self, config: ModelConfig | EncoderConfig) -> int:
@@ -254,7 +254,12 @@ class Serving:
 
         Raises EngineUnavailableError on entry.
         """
-        return self.fleet.engine(ref.id, ref.model_directory or self.model.directory)
+        return self.fleet.engine(_model_name(ref), ref.model_directory or self.model.directory)
+
+
+def _model_name(ref: ModelRef) -> str:
+    """The model whose engine runs `ref`: of an adapter, the one that it changes."""
+    return ref.root if ref.digest else ref.id
 
 
 def get_serving(request: Request) -> Serving:

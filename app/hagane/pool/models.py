@@ -28,7 +28,7 @@ from hagane.pool.process import Connect
 from hagane.system.errors import EngineUnavailableError, HaganeError
 from hagane.system.loops import BackgroundLoop, Changes
 from hagane.system.machine import available_memory, cuda_driver_present
-from hagane.weights.sources.config import load_any_config
+from hagane.weights.sources.config import is_gguf, load_any_config
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +180,16 @@ class Fleet:
                 self._retire(directory)
         await self._stopped()
 
+    async def unload_adapter(self, digest: str) -> None:
+        """As `EngineClient.unload_adapter`, of the engine that has it."""
+        for resident in self.residents:
+            await resident.client.unload_adapter(digest)
+
+    def release_adapter(self, digest: str) -> None:
+        """As `EngineClient.release_adapter`, of the engine that has it."""
+        for resident in self.residents:
+            resident.client.release_adapter(digest)
+
     def _unused(self, directory: Path) -> bool:
         resident = self._residents.get(directory)
         return resident is None or not resident.users
@@ -274,14 +284,21 @@ class Fleet:
         return min(self._residency.idle_seconds, 1.0)
 
     def _plan(self, directory: Path) -> tuple[EngineConfig, int]:
-        """The base's settings for another model, which has no adapters, and its weights' bytes.
+        """The base's settings for another model, and its weights' bytes.
 
-        A model that is stored quantized stays as it is. Raises ModelError.
+        A model that another program quantized, or Hagane, stays as it is, and so does a GGUF file.
+        Its adapters may take as much memory as its cache at most. Raises ModelError.
         """
         base, residency = self.base.config, self._residency
         config = load_any_config(directory)
         longest = config.max_position_embeddings
-        stored = isinstance(config, EncoderConfig) or config.quantization is not None
+        encodes = isinstance(config, EncoderConfig)
+        stored = (
+            isinstance(config, EncoderConfig)
+            or is_gguf(directory)
+            or config.quantization is not None
+            or config.stored is not None
+        )
         planned = msgspec.structs.replace(
             base,
             model=str(directory),
@@ -291,7 +308,7 @@ class Fleet:
             kv_cache_limit=residency.cache_bytes,
             gpu_memory_fraction=residency.gpu_memory_fraction,
             shares_device=True,
-            adapter_memory=0,
+            adapter_memory=0 if encodes else min(base.adapter_memory, residency.cache_bytes),
             # A draft shares the base's vocabulary, not every model's.
             speculation="auto" if base.speculation == "draft" else base.speculation,
             draft_model=None,

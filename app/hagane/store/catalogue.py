@@ -30,9 +30,10 @@ class ModelRef:
 
     `id` is the model's own name, also when the request named an alias. `digest` is the hash
     of the adapter's content, so that equal adapters compare equal under any name; its directory is
-    None while it has to be fetched. A standalone
-    model has a `model_directory` instead; its `root` is the model that it was trained from. Where
-    the request named an alias, `alias` is that name, and `arm` its side that was chosen.
+    None while it has to be fetched. `root` is the model that it changes, in `model_directory`
+    unless that is the default one. A standalone model has a `model_directory` alone; its `root` is
+    the model that it was trained from. Where the request named an alias, `alias` is that name, and
+    `arm` its side that was chosen.
     """
 
     id: str
@@ -43,6 +44,11 @@ class ModelRef:
     model_directory: Path | None = None
     alias: str | None = None
     arm: Arm | None = None
+
+    @property
+    def standalone(self) -> bool:
+        """Whether it is a model of its own, and neither the default one nor an adapter."""
+        return self.model_directory is not None and self.digest is None
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ class Catalogue:
     def resolve(self, name: str) -> ModelRef | None:
         """Resolve an alias (choosing between target and candidate), an artifact or a checkpoint.
 
-        Returns None for an adapter of another base model, for one that is not promoted, and for one
-        that has lost its directory. A standalone model needs no base. An adapter that another
-        server has stored is fetched. Raises as `SharedAdapters.fetch` does.
+        Returns None for an adapter whose base model is not here, for one that is not promoted, and
+        for one that has lost its directory. A standalone model needs no base. An adapter that
+        another server has stored is fetched. Raises as `SharedAdapters.fetch` does.
         """
         found, marked = self._find(self._current(), name)
         if found is None or not (marked or self._mark(found.id)):
@@ -111,7 +117,7 @@ class Catalogue:
         """Adapters and standalone models, oldest first, models on disk, and aliases."""
         names = self._current()
         kept = [stored for stored in names.artifacts.values() if stored.name != self._base]
-        served = [found for stored in kept if (found := self._usable(stored))]
+        served = [found for stored in kept if (found := self._usable(names, stored))]
         aliases = [
             ModelRef(alias.name, alias.target or self._base, None, None, alias.created_at)
             for alias in names.aliases.values()
@@ -141,10 +147,17 @@ class Catalogue:
             self._adapters.sweep({one.digest for one in stored})
 
     def register(
-        self, name: str, directory: Path, digest: str, *, replace: bool = False
+        self,
+        name: str,
+        directory: Path,
+        digest: str,
+        *,
+        replace: bool = False,
+        base: str | None = None,
     ) -> ModelRef:
         """Serve the adapter in `directory` under `name` from now on, also after a restart.
 
+        `base` is the model that it changes; None: the default one.
         Raises ConflictError if the name is taken, unless an adapter has it and `replace` is true.
         """
         taken = (
@@ -159,13 +172,13 @@ class Catalogue:
                 param="lora_name",
                 code="name_taken",
             )
-        stored = ServedArtifact(name, self._base, str(directory), digest)
+        stored = ServedArtifact(name, base or self._base, str(directory), digest)
         sharing: AbstractContextManager[None] = nullcontext()
         if self._adapters is not None:
             sharing = self._adapters.shared(self._database, directory, digest)
         with sharing:
             self._artifacts.put(stored)
-        return self._as_ref(stored)
+        return self._as_ref(self._current(), stored)
 
     def _current(self) -> _Names:
         """The names as of now, read again if anybody has written since."""
@@ -207,25 +220,26 @@ class Catalogue:
         if model == self._base:
             return ModelRef(model, model, None, None, 0), True
         if (stored := names.artifacts.get(model)) is not None:
-            return self._usable(stored), True
+            return self._usable(names, stored), True
         stored, marked = names.checkpoints.get(model, (None, True))
         if stored is None and (path := names.offered.get(model)) is not None:
             return _standalone(model, path), True
         if stored is None or not self._there(stored):
             return None, True
-        return self._as_ref(stored), marked
+        return self._as_ref(names, stored), marked
 
-    def _usable(self, stored: ServedArtifact) -> ModelRef | None:
-        fits = stored.standalone or stored.root == self._base
+    def _usable(self, names: _Names, stored: ServedArtifact) -> ModelRef | None:
+        default = stored.root == self._base
+        fits = stored.standalone or default or _model_of(names, stored.root) is not None
         usable = stored.promoted and fits and self._there(stored)
-        return self._as_ref(stored) if usable else None
+        return self._as_ref(names, stored) if usable else None
 
     def _there(self, stored: ServedArtifact) -> bool:
         """Whether it can be had: shared adapters always, others where they were left."""
         shared = self._adapters is not None and not stored.standalone
         return shared or stored.path.is_dir()
 
-    def _as_ref(self, stored: ServedArtifact) -> ModelRef:
+    def _as_ref(self, names: _Names, stored: ServedArtifact) -> ModelRef:
         """Without a directory for a shared adapter that is yet to be fetched."""
         name, root, created = stored.name, stored.root, stored.created_at
         if stored.standalone:
@@ -233,7 +247,8 @@ class Catalogue:
         path: Path | None = stored.path
         if self._adapters is not None:
             path = self._adapters.cached(stored.digest)
-        return ModelRef(name, root, path, stored.digest, created)
+        model = None if root == self._base else _model_of(names, root)
+        return ModelRef(name, root, path, stored.digest, created, model)
 
     def _checkpoints(self) -> dict[str, tuple[ServedArtifact, bool]]:
         """Checkpoints that may be served, and whether a request has named them."""
@@ -260,6 +275,14 @@ class Catalogue:
         wanted = checkpoints.update().where(checkpoints.c.name == checkpoint)
         with self._database.write() as connection:
             return connection.execute(wanted.values(asked_for=True)).rowcount > 0
+
+
+def _model_of(names: _Names, root: str) -> Path | None:
+    """The directory or file of a model other than the default one, by its name."""
+    made = names.artifacts.get(root)
+    if made is not None:
+        return made.path if made.standalone and made.promoted and made.path.is_dir() else None
+    return names.offered.get(root)
 
 
 def _standalone(name: str, path: Path) -> ModelRef:

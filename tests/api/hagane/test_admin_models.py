@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.support.encoder import encoder
+from tests.support.engine import make_adapter
 from tests.support.server import ADMIN_KEY, hagane, start_server, stop_server
 
 
@@ -89,6 +90,38 @@ def test_admins_load_pin_and_unload(server):
     )
     assert removed.status_code == 409
     assert "hagane models rm" in removed.json()["error"]["message"]
+
+
+def test_an_adapter_of_another_model_runs_in_its_engine(server, store, tiny_model_dir):
+    make_adapter(store / "changes", tiny_model_dir, 1)
+
+    def post(path: str, **body) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        return httpx.post(f"{server.url}{path}", json=body, headers=headers, timeout=60)
+
+    loads = {"lora_name": "second-changed", "lora_path": "changes"}
+    for base, status in (("none", 404), ("embed", 400)):
+        assert post("/v1/load_lora_adapter", **loads, base_model=base).status_code == status
+    loaded = post("/v1/load_lora_adapter", **loads, base_model="second").json()
+    assert (loaded["id"], loaded["parent"]) == ("second-changed", "second")
+    twice = post("/v1/load_lora_adapter", lora_name="x", lora_path="changes",
+                 base_model="second-changed")  # fmt: skip
+    assert twice.json()["error"]["param"] == "base_model"
+    post("/v1/load_lora_adapter", lora_name="first-changed", lora_path="changes")
+
+    # The same weights and the same changes, in two engines.
+    changed = complete(server, "first-changed").json()["choices"][0]["text"]
+    assert complete(server, "second-changed").json()["choices"][0]["text"] == changed
+    assert changed != complete(server, "second").json()["choices"][0]["text"]
+    assert "second-changed" not in states(server)
+    # An unloaded base comes back for its adapter.
+    assert admin(server, "POST", "/unload", json={"model": "second"}).status_code == 200
+    assert states(server)["second"] == "on_disk"
+    assert complete(server, "second-changed").json()["choices"][0]["text"] == changed
+    refused = admin(server, "POST", "/unload", json={"model": "second-changed"})
+    assert "adapter" in refused.json()["error"]["message"]
+    assert post("/v1/unload_lora_adapter", lora_name="second-changed").status_code == 200
+    assert complete(server, "second-changed").status_code == 404
 
 
 def test_settings_that_cannot_be(tiny_model_dir):

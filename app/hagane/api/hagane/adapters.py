@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
 from hagane.api.access import guarded_router
-from hagane.api.fields import Body, Flag, Name
+from hagane.api.fields import Body, Flag, ModelName, Name
 from hagane.api.openai.models import describe_model
 from hagane.api.serving import Serving, get_serving
 from hagane.lora.config import adapter_digest
 from hagane.pool.messages import AdapterRef
+from hagane.store.catalogue import ModelRef
 from hagane.system.errors import InvalidRequestError, ModelError
 
 router = guarded_router(prefix="/v1")
@@ -24,12 +26,14 @@ router = guarded_router(prefix="/v1")
 class LoadAdapterBody(Body):
     """A name for the adapter in a PEFT directory; `load_inplace` puts it in the place of another.
 
-    A relative path is looked for in every directory that adapters may be loaded from.
+    A relative path is looked for in every directory that adapters may be loaded from. `base_model`
+    is the model that it changes; default: the server's default model.
     """
 
     lora_name: Name
     lora_path: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
     load_inplace: Flag = False
+    base_model: ModelName | None = None
 
 
 class UnloadAdapterBody(Body):
@@ -46,17 +50,31 @@ async def load(body: LoadAdapterBody, request: Request) -> dict[str, Any]:
     serving = get_serving(request)
     directory = await run_in_threadpool(_find, body.lora_path, serving)
     before = await run_in_threadpool(serving.store.artifacts.find, body.lora_name)
+    base = await _base(serving, body.base_model)
     try:
         digest = await run_in_threadpool(adapter_digest, directory)
-        await serving.client.check_adapter(AdapterRef(body.lora_name, str(directory), digest))
+        async with serving.engine(base) as engine:
+            await engine.check_adapter(AdapterRef(body.lora_name, str(directory), digest))
     except ModelError as error:
         raise InvalidRequestError(str(error), param="lora_path", code="invalid_adapter") from None
-    ref = await run_in_threadpool(
-        serving.catalogue.register, body.lora_name, directory, digest, replace=body.load_inplace
-    )
+    register = partial(serving.catalogue.register, replace=body.load_inplace, base=base.id)
+    ref = await run_in_threadpool(register, body.lora_name, directory, digest)
     if before is not None and before.digest != digest:
-        serving.client.release_adapter(before.digest)
-    return describe_model(serving, ref)
+        serving.fleet.release_adapter(before.digest)
+    return await run_in_threadpool(describe_model, serving, ref)
+
+
+async def _base(serving: Serving, name: str | None) -> ModelRef:
+    """Raises ModelNotFoundError, or InvalidRequestError for what is no model of its own."""
+    if name is None or name == serving.model.id:
+        return serving.base
+    found = await serving.find_ref(name)
+    if found.standalone and found.alias is None:
+        return found
+    raise InvalidRequestError(
+        f"'{name}' is an adapter or an alias: 'base_model' is the model that an adapter changes.",
+        param="base_model",
+    )
 
 
 @router.post("/unload_lora_adapter")
@@ -68,7 +86,7 @@ async def unload(body: UnloadAdapterBody, request: Request) -> dict[str, Any]:
     serving = get_serving(request)
     await run_in_threadpool(_require_adapter, serving, body.lora_name)
     removed = await run_in_threadpool(serving.store.artifacts.delete, body.lora_name)
-    await serving.client.unload_adapter(removed.digest)
+    await serving.fleet.unload_adapter(removed.digest)
     await run_in_threadpool(serving.store.forget_adapters, [removed.digest])
     return {"id": body.lora_name, "object": "model", "deleted": True}
 

@@ -75,7 +75,7 @@ async def delete_model(model_id: str, request: Request) -> dict[str, Any]:
         digests = await run_in_threadpool(store.jobs.checkpoint_digests, before.job or "")
     removed = await run_in_threadpool(store.artifacts.delete, model_id)
     if not removed.standalone:
-        await serving.client.unload_adapter(removed.digest)
+        await serving.fleet.unload_adapter(removed.digest)
     if removed.job is not None:
         folder = store.job_directory(removed.job)
         await run_in_threadpool(store.published.withdraw, model_id)

@@ -45,7 +45,7 @@ async def list_models(request: Request) -> dict[str, Any]:
     data = [_describe_resident(one, path) for path, one in residents.items()]
     for model in await run_in_threadpool(serving.catalogue.list):
         path = model.model_directory
-        if path is not None and path not in residents:
+        if model.standalone and path is not None and path not in residents:
             size = await run_in_threadpool(stored_bytes, path)
             described = _describe(model.id, path, "on_disk", size)
             data.append(described | {"removable": own.get(model.id) == path})
@@ -79,6 +79,12 @@ async def unload_model(body: UnloadModelBody, request: Request) -> dict[str, Any
 
 async def _standalone(serving: Serving, name: str) -> tuple[ModelRef, Path]:
     ref = await serving.find_ref(name)
+    if ref.model_directory is not None and not ref.standalone:
+        raise ConflictError(
+            f"'{name}' is an adapter: its engine is that of '{ref.root}'.",
+            param="model",
+            code="model_in_use",
+        )
     if ref.model_directory is None:
         raise ConflictError(
             f"'{name}' runs in the engine of '{serving.model.id}', which is always loaded.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -131,6 +132,11 @@ def _require_unnamed(serving: Serving, model: StoredModel) -> None:
 
 def _require_unloaded(serving: Serving, model: StoredModel) -> None:
     path = model.path.resolve()
+    draft = serving.client.config.draft_model
+    if draft is not None and Path(draft).resolve().is_relative_to(path):
+        raise ConflictError(
+            f"'{model.name}' is the draft model of this server.", param="model", code="model_in_use"
+        )
     for directory, resident in serving.fleet.by_directory():
         if not directory.resolve().is_relative_to(path):
             continue

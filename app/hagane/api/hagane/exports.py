@@ -92,8 +92,8 @@ async def _find(serving: Serving, name: str, kind: ExportFormat) -> tuple[Path, 
         root, directory, standalone = stored.root, stored.path, stored.standalone
     else:
         ref = await serving.find_ref(name)
-        standalone, root = ref.model_directory is not None, ref.root
-        directory = ref.model_directory or ref.adapter_directory or serving.model.directory
+        standalone, root = ref.standalone, ref.root
+        directory = ref.adapter_directory or ref.model_directory or serving.model.directory
     if standalone or directory == serving.model.directory:
         if kind in ("adapter", "gguf_adapter"):
             raise ConflictError(
@@ -101,13 +101,15 @@ async def _find(serving: Serving, name: str, kind: ExportFormat) -> tuple[Path, 
                 param="format",
             )
         return directory, None
-    if root != serving.model.id and kind != "adapter":
+    on_disk = await run_in_threadpool(serving.catalogue.on_disk)
+    base = serving.model.directory if root == serving.model.id else on_disk.get(root)
+    if base is None and kind != "adapter":
         raise ConflictError(
-            f"'{name}' is an adapter for '{root}', which is not what this server was started on: "
-            "only its own files can be exported here.",
+            f"'{name}' is an adapter for '{root}', which is not on this server: only its own "
+            "files can be exported here.",
             param="format",
         )
-    return serving.model.directory, directory
+    return base or serving.model.directory, directory
 
 
 def describe(export: Export) -> dict[str, Any]:

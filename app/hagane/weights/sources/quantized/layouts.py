@@ -15,6 +15,7 @@ A matrix of 1 scale, or [out, 1], is one block, or one to each row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -122,19 +123,29 @@ class AWQLayout(Layout):
         qweight = layer.read("qweight", (inputs, outputs // 8), torch.int32)
         groups = _two(layer, "scales")[0]
         scale = layer.read("scales", (groups, outputs)).t().contiguous()
-        zeros = self._unpack(layer.read("qzeros", (groups, outputs // 8), torch.int32))
+        zeros = _OutputNibbles(layer.read("qzeros", (groups, outputs // 8), torch.int32))
+        codes = _OutputNibbles(qweight)
+        return GroupedMatrix(4, size, codes.rows, scale, zeros.rows(0, outputs))
 
-        def codes(start: int, stop: int) -> Tensor:
-            first = start // 8
-            rows = self._unpack(qweight[:, first : -(-stop // 8)])
-            return rows[start - 8 * first : stop - 8 * first].contiguous()
 
-        return GroupedMatrix(4, size, codes, scale, zeros.contiguous())
+class _OutputNibbles:
+    """Codes that AWQ packs along the outputs, int32 [n, out / 8], by outputs."""
 
-    def _unpack(self, words: Tensor) -> Tensor:
-        """int32 [n, out / 8] -> uint8 [out, n]."""
-        codes: Tensor = unpack(words, 4).unflatten(1, (-1, 8))[:, :, list(_AWQ_ORDER)]
-        return codes.flatten(1).t()
+    def __init__(self, words: Tensor) -> None:
+        self._words = words
+
+    @cached_property
+    def _bytes(self) -> Tensor:
+        """uint8 [out / 2, n]: transposed once, since outputs are read a few at a time."""
+        return self._words.contiguous().view(torch.uint8).t().contiguous()
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """uint8 [stop - start, n]."""
+        first, last = start // 8, -(-stop // 8)
+        stored = self._bytes[4 * first : 4 * last]
+        places = torch.stack((stored & 15, stored >> 4), dim=1).view(last - first, 8, -1)
+        codes = places[:, list(_AWQ_ORDER)].flatten(0, 1)
+        return codes[start - 8 * first : stop - 8 * first]
 
 
 class PackedLayout(Layout):
