@@ -180,7 +180,8 @@ class ModelConfig:
     checkpoints of modules that are not called as in Llama. `unused` are beginnings of the names of
     tensors that checkpoints have besides the model. `dtype` is the dtype the model asks to be run
     in. `stored` is the format of a checkpoint that another program quantized. `raw` is the
-    `config.json` that was read.
+    `config.json` that was read. Where the family is not `declared`, transformers' code runs the
+    model, and sizes alone are known.
     """
 
     architecture: str
@@ -224,6 +225,7 @@ class ModelConfig:
     dtype: str = "float32"
     quantization: Quantization | None = None
     stored: StoredFormat | None = None
+    declared: bool = True
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -248,7 +250,16 @@ class ModelConfig:
         unscaled = all(factor == 1 for factor in ones) and not any(zeros)
         dense = self.gated and not self.mixed and not self.head_bias
         seen = self.latent is None and not self.sinks
-        return same and dense and seen and whole and per_head and rotated and unscaled
+        return (
+            self.declared
+            and same
+            and dense
+            and seen
+            and whole
+            and per_head
+            and rotated
+            and unscaled
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The Hugging Face `config.json` of this model (unquantized), loadable by transformers."""

@@ -49,7 +49,9 @@ class ProjectionSpec:
 
 
 def layer_projections(config: ModelConfig, layer: int) -> dict[str, ProjectionSpec]:
-    """The projections of one layer, by their path within it."""
+    """The projections of one layer, by their path within it; none of an undeclared family."""
+    if not config.declared:
+        return {}
     found = _attention(config)
     mixture = config.layer_specs[layer].experts
     if mixture is None:

@@ -139,6 +139,8 @@ def describe(model: Path) -> dict[str, str]:
         "context": f"{config.max_position_embeddings} tokens",
         "vocabulary": f"{config.vocab_size} tokens",
     }
+    if not config.declared:
+        facts["runs"] = "through transformers' own code, slower"
     if config.quantization is not None:
         facts["quantization"] = config.quantization.format
     if config.stored is not None:

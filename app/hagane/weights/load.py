@@ -44,9 +44,10 @@ from hagane.system.files import commit, write_text
 from hagane.weights.eight_bits import choose_eight_bits
 from hagane.weights.finite import check_finite, naming
 from hagane.weights.formats.kept import pack_kept
-from hagane.weights.load_progress import LoadProgress
+from hagane.weights.load_progress import LoadProgress, LoadReport
 from hagane.weights.opening import compare, open_weights
 from hagane.weights.pages import release, trim_heap
+from hagane.weights.sources.config import load_config
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
 from hagane.weights.stacks import stack_experts
@@ -68,20 +69,6 @@ _Named = Correction | Sinks
 _Holder = Stored | Norm | _Named
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """Totals of a load; `weight_bytes` includes scales, `parameters` counts weights alone."""
-
-    parameters: int
-    weight_bytes: int
-    seconds: float
-    quantization: Quantization | None
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.weight_bytes / self.parameters
-
-
 def load_model(
     directory: Path,
     *,
@@ -97,6 +84,11 @@ def load_model(
     tensor at fault.
     """
     started = time.monotonic()
+    if operations is not None and not load_config(directory).declared:
+        # It imports transformers, which few installations have.
+        from hagane.weights.load_undeclared import load_undeclared
+
+        return load_undeclared(directory, device, dtype, quantization, operations)
     config, source = open_weights(directory)
     if config.quantization is None and quantization is not None:
         quantization = choose_eight_bits(config, source, quantization)

@@ -1,12 +1,29 @@
-"""How far loading has come, for the log."""
+"""How far loading has come, for the log, and what it came to."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from hagane.models.config import Quantization
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Totals of a load; `weight_bytes` includes scales, `parameters` counts weights alone."""
+
+    parameters: int
+    weight_bytes: int
+    seconds: float
+    quantization: Quantization | None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.weight_bytes / self.parameters
 
 
 class LoadProgress:

@@ -49,6 +49,11 @@ def open_weights(path: Path) -> tuple[ModelConfig, WeightSource]:
     that they give different shapes.
     """
     config = load_config(path)
+    if not config.declared:
+        raise ModelError(
+            f"{path}: {config.architecture} runs through transformers' own code: it can be served, "
+            "not trained, converted or exported"
+        )
     source = open_source(path, config.stored)
     if isinstance(source, SafetensorsCheckpoint) and _alternating(config):
         source = AlternatingExperts(source)

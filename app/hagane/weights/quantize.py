@@ -17,7 +17,8 @@ from hagane.models.spec import checkpoint_shapes
 from hagane.system.errors import ConfigurationError
 from hagane.system.files import write_text
 from hagane.weights.calibration.layers import Calibration, calibrate
-from hagane.weights.load import LoadReport, load_model, write_directory
+from hagane.weights.load import load_model, write_directory
+from hagane.weights.load_progress import LoadReport
 from hagane.weights.sources.config import config_dict, load_config
 
 # Files of a model directory besides weights and config.json.

@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hagane.api.access import guarded_router
 from hagane.api.serving import Serving, get_serving
+from hagane.models.config import ModelConfig
 from hagane.store.catalogue import ModelRef
 from hagane.weights.sources.config import load_any_config
 
@@ -57,11 +58,15 @@ async def get_model(model_id: str, request: Request) -> dict[str, Any]:
 
 
 def describe_model(serving: Serving, model: ModelRef) -> dict[str, Any]:
-    """`root` is what the weights are, `parent` what they, or an alias, stand on."""
+    """`root` is what the weights are, `parent` what they, or an alias, stand on.
+
+    `runs_through` transformers does a model of an undeclared family, which is slower.
+    """
     whole = model.model_directory
     config = serving.model.config if whole is None else load_any_config(whole)
     stands_alone = model.digest is not None or whole is not None
     parent = serving.model.id if whole is None else model.root
+    foreign = isinstance(config, ModelConfig) and not config.declared
     return {
         "id": model.id,
         "object": "model",
@@ -70,4 +75,5 @@ def describe_model(serving: Serving, model: ModelRef) -> dict[str, Any]:
         "root": model.id if stands_alone else model.root,
         "parent": None if parent == model.id else parent,
         "max_model_len": serving.context_length(config),
+        **({"runs_through": "transformers"} if foreign else {}),
     }

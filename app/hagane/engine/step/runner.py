@@ -126,7 +126,7 @@ class ModelRunner:
     @torch.inference_mode()
     def _make_graphs(self, config: EngineConfig) -> DecodeGraphs | CudaGraphs | None:
         """Decode steps without Python in between, for the kernels that can be recorded."""
-        if self.operations is reference:
+        if self.operations is reference or not self.model.config.declared:
             return None
         if self.operations is not cpu and self.model.config.mixed:
             # Which experts a step uses is not known before it runs.
@@ -149,7 +149,7 @@ class ModelRunner:
 
         Then guessed tokens can be verified. `decode_rows` is how many rows a decode step may have.
         """
-        return self.operations is cpu
+        return self.operations is cpu and self.model.config.declared
 
     @property
     def asynchronous(self) -> bool:

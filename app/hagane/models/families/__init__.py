@@ -33,6 +33,7 @@ from hagane.models.families import (
     starcoder,
 )
 from hagane.models.families.keys import Found, Keys
+from hagane.models.families.undeclared import undeclared
 from hagane.models.stored import CONFIG_KEY, OWN_FILES, stored_format
 from hagane.system.errors import ModelError
 from hagane.system.files import read_json_object
@@ -118,9 +119,7 @@ def read_config(raw: Mapping[str, Any], *, source: str = CONFIG_FILE) -> ModelCo
     name = names[0] if isinstance(names, list) and len(names) == 1 else None
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        raise ModelError(
-            f"{source}: architectures is {names!r}; supported are {', '.join(FAMILIES)}"
-        )
+        return undeclared(raw, name, source, ", ".join(FAMILIES))
     config = family.declare(Found(shaped(raw, family.keys, source), raw, source))
     stored = stored_format(raw, source)
     # Kernels have no float16, in which other programs compute.
