@@ -125,6 +125,9 @@ class Allowing:
     def admits(self, sequence, token):
         return token in self.tokens
 
+    def first_of(self, sequence, tokens):
+        return next((token for token in tokens if token in self.tokens), None)
+
     def allowed(self, sequence):
         self.masks += 1
         flags = np.zeros(8 * -(-VOCAB // 8), dtype=np.uint8)
@@ -149,7 +152,7 @@ def test_samples_under_a_grammar_follow_the_masked_distribution(sampler, cut, co
     masked[list(allowed.tokens)] = row[list(allowed.tokens)]
     want = frequencies(sampler, masked[None], temperature=0.8, **cut)
     made = [constrained(seed=i, temperature=0.8, **cut) for i in range(4000)]
-    counts = Counter(sampler.sample(row.expand(4000, -1), made, allowed).wait().tokens)
+    counts = Counter(sampler.sample(row.repeat(4000, 1), made, allowed).wait().tokens)
     assert set(counts) <= allowed.tokens
     for token in want | counts:
         p = want.get(token, 0)
@@ -160,13 +163,24 @@ def test_samples_under_a_grammar_follow_the_masked_distribution(sampler, cut, co
 def test_the_likeliest_allowed_token_needs_no_mask_if_few_are_likelier(sampler):
     rows = logits(4, rows=40)
     order = rows.argsort(dim=1, descending=True).tolist()
-    for place in range(5):
+    for place in (0, 1, 2, 7, 8):
         for row, tokens in enumerate(order):
             allowed = Allowing(tokens[place:])
             made = [constrained(temperature=0)]
             found = sampler.sample(rows[row : row + 1], made, allowed).wait().tokens
             assert found == [tokens[place]]
-            assert allowed.masks == (place > 2)
+            assert allowed.masks == (place > 7)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"seed": 1}, {"seed": 1, "top_k": 5}])
+def test_logits_are_what_they_were_once_a_token_is_found(sampler, params):
+    """Refused tokens are taken out of them in between; log-probabilities are read afterwards."""
+    rows = logits(8, rows=6)
+    before = rows.clone()
+    rarest = Allowing(rows[0].argsort()[:2].tolist())
+    found = sampler.sample(rows, [constrained(**params) for _ in rows], rarest).wait().tokens
+    assert set(found) <= rarest.tokens and rarest.masks
+    assert torch.equal(rows, before)
 
 
 def test_constrained_rows_do_not_depend_on_the_batch(sampler):

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from hagane.engine.sampling.candidates import sample_allowed
-from hagane.engine.sampling.draws import Draw, on_device, tensors_of
+from hagane.engine.sampling.draws import Draw, TakenOut, on_device, tensors_of
 from hagane.engine.schedule.sequence import Sequence
 from hagane.kernels.transfer import send
-from hagane.pool.messages import SamplingParams
 
 # Samples of a row in each round, and rounds before its mask is made. A sample takes a microsecond,
 # a round some hundred, a mask up to a thousand.
@@ -46,6 +45,9 @@ class Grammar(Protocol):
     def admits(self, sequence: Sequence, token: int) -> bool:
         """Whether one token may come next."""
 
+    def first_of(self, sequence: Sequence, tokens: Rows[int]) -> int | None:
+        """The first of `tokens` that may come next."""
+
     def allowed(self, sequence: Sequence) -> Tensor:
         """uint8 [ceil(vocab / 8)] on the host: a bit for each token, the lowest one first."""
 
@@ -60,10 +62,15 @@ def draw_masked(draw: Draw, grammar: Grammar) -> Tensor:
 
 
 def draw_allowed(draw: Draw, grammar: Grammar) -> Tensor:
-    """int64 [rows]: tokens that are allowed, with masks only for the rows that need one."""
-    cut = [row for row in draw.constrained if _is_cut(draw.sequences[row].sampling)]
-    others = sorted({*range(len(draw.sequences))} - {*cut})
-    found = _try_samples(draw, others, grammar) | _try_candidates(draw, cut, grammar)
+    """int64 [rows]: tokens that are allowed, with masks only for the rows that need one.
+
+    Logits change meanwhile.
+    """
+    greedy, cut, others = _kinds(draw)
+    with TakenOut(draw.logits) as taken:
+        found = _try_candidates(draw, cut, grammar)
+        found |= _try_likeliest(draw, greedy, grammar, taken)
+        found |= _try_samples(draw, others, grammar, taken)
     refused = sorted(row for row, token in found.items() if token is None)
     if refused:
         masked = draw.of(refused, _restrict(draw, refused, grammar))
@@ -74,40 +81,65 @@ def draw_allowed(draw: Draw, grammar: Grammar) -> Tensor:
     return torch.tensor([found[row] for row in range(len(draw.sequences))])
 
 
-def _is_cut(params: SamplingParams) -> bool:
-    """Whether a filter cuts the distribution that it is sampled from."""
-    cut = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-    return cut and params.temperature > 0
+def _kinds(draw: Draw) -> tuple[list[int], list[int], list[int]]:
+    """The rows whose likeliest token is wanted, those of grammars that filters cut, the others."""
+    greedy: list[int] = []
+    cut: list[int] = []
+    others: list[int] = []
+    for row, sequence in enumerate(draw.sequences):
+        params = sequence.sampling
+        if params.temperature <= 0:
+            greedy.append(row)
+        elif sequence.grammar is not None and (
+            params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        ):
+            cut.append(row)
+        else:
+            others.append(row)
+    return greedy, cut, others
 
 
-def _try_samples(draw: Draw, rows: Rows[int], grammar: Grammar) -> dict[int, int | None]:
-    """For each of `rows`, the first sample that is allowed; None if there is none among a few."""
-    if not rows:
-        return {}
-    free = not any(draw.sequences[row].grammar for row in rows)
-    part, waiting = draw.of(rows), list(rows)
-    found: dict[int, int | None] = dict.fromkeys(rows)
-    for last in range(_TRIES, (_ROUNDS + 1) * _TRIES, _TRIES):
-        drawn = part.tokens(1 if free else last).tolist()
-        refused: list[list[int]] = []
-        left = []
-        for place, (row, tokens) in enumerate(zip(waiting, drawn, strict=True)):
-            tries = list(dict.fromkeys(tokens[-_TRIES:]))
-            found[row] = _first_allowed(draw.sequences[row], tries, grammar)
-            if found[row] is None:
-                left.append(place)
-                refused.append(tries)
-        if not left or last == _ROUNDS * _TRIES:
-            break
-        waiting = [waiting[place] for place in left]
-        part = part.without(left, refused)
+def _try_likeliest(
+    draw: Draw, rows: Rows[int], grammar: Grammar, taken: TakenOut
+) -> dict[int, int | None]:
+    """For each of `rows`, the likeliest token that is allowed; None if the first few are not."""
+    found: dict[int, int | None] = {}
+    for row in rows:
+        sequence, token = draw.sequences[row], int(draw.likeliest[row])
+        if sequence.grammar is None:
+            found[row] = token
+            continue
+        found[row] = grammar.first_of(sequence, [token])
+        for _ in range(_TRIES - 1):
+            if found[row] is not None:
+                break
+            taken.take(row, [token])
+            token = int(draw.operations.argmax(draw.logits[row : row + 1])[0])
+            found[row] = grammar.first_of(sequence, [token])
     return found
 
 
-def _first_allowed(sequence: Sequence, tokens: Rows[int], grammar: Grammar) -> int | None:
-    if sequence.grammar is None:
-        return tokens[0]
-    return next((token for token in tokens if grammar.admits(sequence, token)), None)
+def _try_samples(
+    draw: Draw, rows: Rows[int], grammar: Grammar, taken: TakenOut
+) -> dict[int, int | None]:
+    """For each of `rows`, the first sample that is allowed; None if there is none among a few."""
+    found: dict[int, int | None] = {}
+    waiting = rows
+    for last in range(_TRIES, (_ROUNDS + 1) * _TRIES, _TRIES):
+        if not waiting:
+            break
+        drawn = draw.samples(waiting, last)[:, -_TRIES:].tolist()
+        for row, tokens in zip(waiting, drawn, strict=True):
+            sequence = draw.sequences[row]
+            if sequence.grammar is None:
+                found[row] = tokens[0]
+                continue
+            tries = list(dict.fromkeys(tokens))
+            found[row] = grammar.first_of(sequence, tries)
+            if found[row] is None:
+                taken.take(row, tries)
+        waiting = [row for row in waiting if found[row] is None]
+    return found
 
 
 def _try_candidates(draw: Draw, rows: Rows[int], grammar: Grammar) -> dict[int, int | None]:

@@ -99,9 +99,12 @@ class Constraint:
         """
         if forced := self.forced():
             return token == forced[0]
-        if self._matcher.is_stopped():
+        # Of a token that it does not know llguidance makes an error.
+        if self._matcher.is_stopped() or token >= self._known:
             return False
-        return self.valid([token]) == 1
+        admitted: bool = self._matcher.validate_tokens([token]) == 1
+        self._check()
+        return admitted
 
     def forced(self) -> tuple[int, ...]:
         """The tokens that must come next; empty where there is a choice, and at the end."""
@@ -122,7 +125,6 @@ class Constraint:
 
     def valid(self, tokens: Rows[int]) -> int:
         """How many of `tokens` could come next, one after the other."""
-        # Of a token that it does not know llguidance makes an error.
         known = list(takewhile(self._known.__gt__, tokens))
         count: int = self._matcher.validate_tokens(known)
         self._check()
@@ -199,9 +201,17 @@ class Constraints:
 
     def admits(self, sequence: Sequence, token: int) -> bool:
         """Whether `allowed` has one token."""
+        return self.first_of(sequence, [token]) is not None
+
+    def first_of(self, sequence: Sequence, tokens: Rows[int]) -> int | None:
+        """The first of `tokens` that `allowed` has."""
         place = self._place(sequence)
         with place.cost:
-            return (token in _ends(sequence) and place.may_end) or place.admits(token)
+            ends = _ends(sequence) if place.may_end else ()
+            for token in tokens:
+                if token in ends or place.admits(token):
+                    return token
+        return None
 
     def allowed(self, sequence: Sequence) -> Tensor:
         """uint8 [ceil(vocab / 8)]: a bit for each token that may come next, the lowest one first.

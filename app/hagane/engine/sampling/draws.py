@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from functools import cached_property
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,27 +57,50 @@ class Draw:
         sequences = [self.sequences[row] for row in rows]
         return Draw(self.operations, logits, sequences, [self.uniforms[row] for row in rows])
 
-    def without(self, rows: Rows[int], refused: Rows[Rows[int]]) -> Draw:
-        """Some `rows` alone, in which each row's `refused` tokens are never drawn."""
-        logits = self.logits[on_device(rows, self.logits.device)]
-        for row, tokens in zip(logits, refused, strict=True):
-            row[tokens] = -torch.inf
-        return self.of(rows, logits)
-
     def tokens(self, count: int) -> Tensor:
         """int64 [rows, count]: independent samples, or always the likeliest token of a row."""
         sampled = [i for i, s in enumerate(self.sequences) if s.sampling.temperature > 0]
-        if sampled and len(sampled) == len(self.sequences):
-            params = [sequence.sampling for sequence in self.sequences]
-            tensors = tensors_of(params, self.uniforms)
-            if count == 1:
-                return self.operations.sample(self.logits, tensors)[:, None]
-            return self.operations.samples(self.logits, tensors, count)
+        if len(sampled) == len(self.sequences):
+            return self.samples(sampled, count)
         tokens = self.likeliest[:, None].repeat(1, count)
         if sampled:
-            rows = on_device(sampled, self.logits.device)
-            tokens[rows] = self.of(sampled).tokens(count)
+            tokens[on_device(sampled, self.logits.device)] = self.samples(sampled, count)
         return tokens
+
+    def samples(self, rows: Rows[int], count: int) -> Tensor:
+        """int64 [rows, count]: independent samples of some rows, whose temperatures are above 0."""
+        params = [self.sequences[row].sampling for row in rows]
+        tensors = tensors_of(params, [self.uniforms[row] for row in rows])
+        logits = self.logits
+        if len(rows) < len(self.sequences):
+            logits = logits[on_device(rows, logits.device)]
+        if count == 1:
+            return self.operations.sample(logits, tensors)[:, None]
+        return self.operations.samples(logits, tensors, count)
+
+
+class TakenOut:
+    """A context in which tokens can be taken out of logits on the host; they come back at its end.
+
+    The rows of a step are megabytes: to copy some takes longer than to sample them.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits.numpy()
+        self._before: list[tuple[int, Rows[int], np.ndarray]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The last ones first: a token may have been taken out twice.
+        for row, tokens, values in reversed(self._before):
+            self._logits[row, tokens] = values
+
+    def take(self, row: int, tokens: Rows[int]) -> None:
+        """Have none of `tokens` be drawn in a row."""
+        self._before.append((row, tokens, self._logits[row, tokens]))
+        self._logits[row, tokens] = -np.inf
 
 
 def on_device(ids: Rows[int], device: torch.device) -> Tensor:
