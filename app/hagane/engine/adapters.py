@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 from hagane.engine.background_thread import BackgroundThread, failure
 from hagane.engine.prerequisites import Failure, Settled
-from hagane.lora.banks import AdapterBanks, PackedAdapter
+from hagane.lora.banks import PackedAdapter
 from hagane.lora.files import Adapter, load_adapter
 from hagane.models.config import ModelConfig
 from hagane.pool.messages import AdapterRef, AdapterStats, GenerateRequest
@@ -23,6 +24,26 @@ from hagane.system.errors import ModelError
 
 # Hears why an adapter does not fit the model, or None if it does.
 Answer = Callable[[str | None], None]
+
+
+class Banks(Protocol):
+    """Where adapters of a model are put: `AdapterBanks`, or those of several ranks.
+
+    >>> banks.place(0, banks.pack(banks.resolve(adapter)))
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def resolve(self, adapter: Adapter) -> Adapter: ...
+
+    def size(self, adapter: Adapter) -> int: ...
+
+    def pack(self, adapter: Adapter) -> PackedAdapter: ...
+
+    def place(self, slot: int, adapter: PackedAdapter) -> None: ...
+
+    def clear(self, slot: int) -> None: ...
 
 
 class Adapters:
@@ -34,7 +55,7 @@ class Adapters:
 
     def __init__(
         self,
-        banks: AdapterBanks,
+        banks: Banks,
         memory: int,
         thread: BackgroundThread,
         read: Callable[[Path, ModelConfig], Adapter] = load_adapter,

@@ -24,6 +24,7 @@ from hagane.engine.cache.blocks import KVCache
 from hagane.engine.cache.setup import make_tiers
 from hagane.engine.encoding import EncoderEngine
 from hagane.engine.outbox import Outbox
+from hagane.engine.parallel.leader import make_runner
 from hagane.engine.prerequisites import Prerequisites, Released
 from hagane.engine.sampling.compiler import GrammarCompiler
 from hagane.engine.sampling.constraints import Constraints, Grammars
@@ -102,7 +103,7 @@ class Engine:
         self._heartbeat = config.timeout / _HEARTBEATS
         self.outbox = Outbox(channel, self._heartbeat)
         self.vocabulary = Vocabulary(partial(read_tokenizer_json, Path(config.model)))
-        self.runner = runner = runner or ModelRunner(config, self._report_stage)
+        self.runner = runner = runner or make_runner(config, self._report_stage)
         overlap = runner.asynchronous if overlap is None else overlap
         grammars = Grammars(self.vocabulary, runner.vocab_size)
         constraints = Constraints(grammars)
@@ -193,6 +194,7 @@ class Engine:
             self.turn()
         if self.tiers is not None:
             self.tiers.close()
+        self.runner.close()
 
     def use_idle_time(self, now: float) -> None:
         """Read the vocabulary of grammars once no request is about to follow the last one."""

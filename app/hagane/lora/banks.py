@@ -18,6 +18,7 @@ from hagane.kernels import cpu
 from hagane.kernels.arena import Arena
 from hagane.kernels.cpu.low_rank import NativeBank
 from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, TorchBank
+from hagane.lora.division import Division
 from hagane.lora.dora import with_gain
 from hagane.lora.files import Adapter
 from hagane.models.decoder import Transformer
@@ -75,9 +76,14 @@ class AdapterBanks:
         dtype: torch.dtype,
         device: torch.device,
         open_matrices: Callable[[], MatrixReader] | None = None,
+        division: Division | None = None,
     ) -> None:
-        """`open_matrices` gives the model's own matrices, by which `resolve` measures DoRA's."""
-        self.config, self._open_matrices = model.config, open_matrices
+        """`open_matrices` gives the model's own matrices, by which `resolve` measures DoRA's.
+
+        Of a model of which this is a part, `division` takes the changes apart.
+        """
+        self._division, self._open_matrices = division, open_matrices
+        self.config = model.config if division is None else division.whole
         self._banks: dict[str, Bank] = {}
         self._adaptable = {p: spec for p, spec in projections(model.config) if spec.adaptable}
         for path, projection in self._adaptable.items():
@@ -107,8 +113,8 @@ class AdapterBanks:
                 "`hagane merge`"
             )
         matrices, changes = self._open_matrices(), dict(adapter.changes)
-        for path, projection in self._adaptable.items():
-            parts = parts_of(path, projection)
+        for path, projection in projections(self.config):
+            parts = parts_of(path, projection) if projection.adaptable else {}
             if changes.keys().isdisjoint(parts):
                 continue
             rows = matrices.read(path).split(list(parts.values()))
@@ -140,6 +146,8 @@ class AdapterBanks:
             bank.place(slot, None)
 
     def _group(self, adapter: Adapter) -> dict[str, list[Part]]:
+        if self._division is not None:
+            adapter = self._division.own(adapter)
         groups: dict[str, list[Part]] = {}
         for path, projection in self._adaptable.items():
             first = 0

@@ -15,8 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from hagane.models.config import ExpertsSpec, LatentSpec, ModelConfig
+
+ShardAxis = Literal["rows", "columns"]
 
 _EXPERTS = "mlp.experts."
 _ROUTER = re.compile(
@@ -31,21 +34,43 @@ _LLAMA = {
 
 
 @dataclass(frozen=True)
-class ProjectionSpec:
-    """A linear layer [rows, columns]; `parts` are the rows of each matrix that is fused in it.
+class Piece:
+    """The `rows` of one of Llama's matrices, in the checkpoint's matrix at `part`.
 
-    Parts are in their order and named by their path within a layer, as in checkpoints. Adapters
-    change those that are `adaptable`.
+    They are so many `units`, such as heads, which tensor parallelism does not take apart.
+    """
+
+    part: str
+    rows: int
+    units: int
+
+
+@dataclass(frozen=True)
+class ProjectionSpec:
+    """A linear layer [rows, columns], of `pieces` one under the other.
+
+    Checkpoints may store several pieces as one matrix. With tensor parallelism each rank has a part
+    of the rows, or, where it has a part of the inputs, of the columns, or all of it: `shard`.
+    Adapters change those that are `adaptable`.
     """
 
     columns: int
-    parts: dict[str, int]
+    pieces: tuple[Piece, ...]
+    shard: ShardAxis | None
     bias: bool = False
     adaptable: bool = True
 
     @property
+    def parts(self) -> dict[str, int]:
+        """The rows of each matrix of a checkpoint, in their order, by its path within a layer."""
+        rows: dict[str, int] = {}
+        for piece in self.pieces:
+            rows[piece.part] = rows.get(piece.part, 0) + piece.rows
+        return rows
+
+    @property
     def rows(self) -> int:
-        return sum(self.parts.values())
+        return sum(piece.rows for piece in self.pieces)
 
 
 def layer_projections(config: ModelConfig, layer: int) -> dict[str, ProjectionSpec]:
@@ -85,33 +110,34 @@ def _attention(config: ModelConfig) -> dict[str, ProjectionSpec]:
     hidden, stored = config.hidden_size, part_names(config)
     if config.latent is not None:
         return _latent_attention(config, config.latent)
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    qkv: dict[str, int] = {}
-    for part, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        _add(qkv, f"self_attn.{stored[part]}", rows)
-    output = {f"self_attn.{stored['o_proj']}": hidden}
+    counts = {"q_proj": config.heads, "k_proj": config.kv_heads, "v_proj": config.kv_heads}
+    qkv = tuple(
+        Piece(f"self_attn.{stored[part]}", heads * config.head_dim, heads)
+        for part, heads in counts.items()
+    )
+    output = (Piece(f"self_attn.{stored['o_proj']}", hidden, 1),)
+    queries = config.heads * config.head_dim
     return {
-        "self_attn.qkv_proj": ProjectionSpec(hidden, qkv, config.qkv_bias),
-        "self_attn.o_proj": ProjectionSpec(queries, output, config.output_bias),
+        "self_attn.qkv_proj": ProjectionSpec(hidden, qkv, "rows", config.qkv_bias),
+        "self_attn.o_proj": ProjectionSpec(queries, output, "columns", config.output_bias),
     }
 
 
 def _latent_attention(config: ModelConfig, latent: LatentSpec) -> dict[str, ProjectionSpec]:
     hidden, heads, turned = config.hidden_size, config.heads, config.rope.rotated
     queries, narrow = heads * config.head_dim, latent.query_rank
-    first = {"self_attn.q_a_proj": narrow} if narrow else {"self_attn.q_proj": queries}
-    found = {
-        "self_attn.qkv_proj": ProjectionSpec(
-            hidden, first | {"self_attn.kv_a_proj_with_mqa": latent.rank + turned}
-        )
-    }
+    first = ("self_attn.q_a_proj", narrow) if narrow else ("self_attn.q_proj", queries)
+    joint = (Piece(*first, 1), Piece("self_attn.kv_a_proj_with_mqa", latent.rank + turned, 1))
+    found = {"self_attn.qkv_proj": ProjectionSpec(hidden, joint, None)}
     if narrow:
-        found["self_attn.q_b_proj"] = ProjectionSpec(narrow, {"self_attn.q_b_proj": queries})
+        wide = (Piece("self_attn.q_b_proj", queries, heads),)
+        found["self_attn.q_b_proj"] = ProjectionSpec(narrow, wide, "rows")
     expanded = heads * (config.head_dim - turned + latent.values)
-    values = heads * latent.values
+    keys = (Piece("self_attn.kv_b_proj", expanded, heads),)
+    output = (Piece("self_attn.o_proj", hidden, 1),)
     return found | {
-        "self_attn.kv_b_proj": ProjectionSpec(latent.rank, {"self_attn.kv_b_proj": expanded}),
-        "self_attn.o_proj": ProjectionSpec(values, {"self_attn.o_proj": hidden}),
+        "self_attn.kv_b_proj": ProjectionSpec(latent.rank, keys, "rows"),
+        "self_attn.o_proj": ProjectionSpec(heads * latent.values, output, "columns"),
     }
 
 
@@ -124,14 +150,13 @@ def _mlp(
 ) -> dict[str, ProjectionSpec]:
     """The projections of the MLP at `path`, whose gate, up and down projection have these names."""
     gate, up, down = names
-    gate_up: dict[str, int] = {}
-    for name in (gate, up) if config.gated else (up,):
-        _add(gate_up, name, inner)
+    gate_up = tuple(Piece(name, inner, inner) for name in ((gate, up) if config.gated else (up,)))
     hidden, adaptable = config.hidden_size, expert is None
     bias = config.mlp_bias if expert is None else expert.bias
+    output = (Piece(down, hidden, 1),)
     return {
-        f"{path}.gate_up_proj": ProjectionSpec(hidden, gate_up, bias, adaptable),
-        f"{path}.down_proj": ProjectionSpec(inner, {down: hidden}, bias, adaptable),
+        f"{path}.gate_up_proj": ProjectionSpec(hidden, gate_up, "rows", bias, adaptable),
+        f"{path}.down_proj": ProjectionSpec(inner, output, "columns", bias, adaptable),
     }
 
 
@@ -145,11 +170,6 @@ def _expert(config: ModelConfig, mixture: ExpertsSpec, number: int) -> dict[str,
     gate, up, down = (name.format(number) for name in mixture.names.experts)
     path = f"{_EXPERTS}{number}"
     return _mlp(config, path, (gate, up, down), mixture.features, mixture)
-
-
-def _add(parts: dict[str, int], name: str, rows: int) -> None:
-    """Matrices of one name are one."""
-    parts[name] = parts.get(name, 0) + rows
 
 
 def part_names(config: ModelConfig) -> dict[str, str]:

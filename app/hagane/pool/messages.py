@@ -357,6 +357,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     speculation: Speculation = "auto"
     draft_model: str | None = None
     threads: int | None
+    tensor_parallel: int = 1
     adapter_memory: int
     timeout: float = 30.0
     log_level: str = "info"

@@ -34,6 +34,7 @@ def engine_config(settings: Settings, directory: str) -> EngineConfig:
         speculation=settings.speculation,
         draft_model=draft and str(resolve_model(draft, model_stores(settings))),
         threads=settings.threads,
+        tensor_parallel=settings.tensor_parallel,
         log_level=settings.log_level,
         log_format=settings.log_format,
         adapter_memory=int(settings.adapter_memory),

@@ -32,7 +32,8 @@ CONFIG_VARIABLE = "HAGANE_CONFIG"
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Model": ("model", "served_model_name", "models_dir", "device", "dtype", "quantize",
-                  "group_size", "context_length", "tool_format", "threads"),
+                  "group_size", "context_length", "tool_format", "threads",
+                  "tensor_parallel"),
         "Memory and batching": ("kv_cache_dtype", "kv_cache_memory",
                                 "kv_cache_host_memory", "kv_cache_disk", "kv_cache_disk_memory",
                                 "gpu_memory_fraction", "block_size", "max_batch_tokens",
@@ -149,6 +150,12 @@ class Settings(BaseSettings):
         description="how models write tool calls; default: as their chat templates show",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="processes that compute a model together, each on its part of the cores or on "
+        "a GPU of its own",
+    )
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma-separated keys; empty: no key is required"
     )

@@ -39,6 +39,7 @@ from hagane.models.serving_layers import (
     pack_for_serving,
     quantize_natively,
 )
+from hagane.models.sharding import Shard
 from hagane.models.spec import parts_at, stored_at
 from hagane.system.files import commit, write_text
 from hagane.weights.eight_bits import choose_eight_bits
@@ -47,6 +48,7 @@ from hagane.weights.formats.kept import pack_kept
 from hagane.weights.load_progress import LoadProgress, LoadReport
 from hagane.weights.opening import compare, open_weights
 from hagane.weights.pages import release, trim_heap
+from hagane.weights.sharded import ShardedSource, check_stored
 from hagane.weights.sources.config import load_config
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
@@ -76,12 +78,13 @@ def load_model(
     dtype: torch.dtype,
     quantization: Quantization | None,
     operations: Operations | None = None,
+    shard: Shard | None = None,
 ) -> tuple[Transformer, LoadReport]:
-    """Build the model of `directory` on `device`, computing in `dtype`.
+    """Build the model of `directory` on `device`, computing in `dtype`, or a part of it.
 
     With `operations` it is for serving with them: matrices are packed as they want them. Without,
     it keeps its stored form, for training or saving. Raises ModelError naming the file and the
-    tensor at fault.
+    tensor at fault, and ConfigurationError for a `shard` that the model does not have.
     """
     started = time.monotonic()
     if operations is not None and not load_config(directory).declared:
@@ -97,6 +100,13 @@ def load_model(
     if config.quantization is not None:
         stored = {name: tuple(meta.shape) for name, meta in model.state_dict().items()}
         compare(directory, source, stored)
+    if shard is not None:
+        source = ShardedSource(source, config, shard)
+        whole = model
+        with torch.device("meta"):
+            model = Transformer(shard.config(config), quantization, operations or reference)
+        if config.quantization is not None:
+            check_stored(directory, whole, model)
     loading = ModelLoader(model, directory, source, dtype, device, operations)
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, _Holder)]
     progress = LoadProgress(sum(_count(module) for _, module in modules))

@@ -12,18 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hagane.engine.adapters import Banks
 from hagane.engine.step.batch import Batch, Inputs
 from hagane.engine.step.cuda_graphs import CudaGraphs
 from hagane.engine.step.graphs import DecodeGraphs
 from hagane.engine.step.memory import choose_cache_dtype, cuda_cache_memory
 from hagane.kernels import cpu, reference
 from hagane.kernels.backend import Operations, choose
+from hagane.kernels.collective import Group
 from hagane.kernels.devices import resolve_device
 from hagane.kernels.transfer import send
 from hagane.lora.banks import AdapterBanks
+from hagane.lora.division import Division
 from hagane.models.attention import Paged
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer
+from hagane.models.parallel import join
+from hagane.models.sharding import Shard
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.system.machine import available_memory, usable_cores
@@ -46,7 +51,8 @@ class ModelRunner:
     """A model on its device, with as many KV blocks as memory and use allow.
 
     `progress` is called with each stage of the start as it begins. `operations` are the fastest of
-    the device unless given.
+    the device unless given. With a `group` this process computes its part of the model on the
+    group's device, and all ranks execute the same batches.
     """
 
     def __init__(
@@ -55,8 +61,10 @@ class ModelRunner:
         progress: Callable[[str], None] = lambda _: None,
         *,
         operations: Operations | None = None,
+        group: Group | None = None,
     ) -> None:
-        self.device = resolve_device(config.device)
+        self._group = group
+        self.device = resolve_device(config.device) if group is None else group.device
         if self.device.type == "cuda":
             # Triton launches on the current device, wherever the tensors are.
             torch.cuda.set_device(self.device)
@@ -75,18 +83,26 @@ class ModelRunner:
         # Before the weights: the kernels quantize and pack them.
         self.instructions = self._start_threads(config.threads)
         progress("weights")
-        self.model = self._load_model(directory, quantization)
+        shard = None if group is None else Shard(group.rank, group.ranks)
+        self.model = self._load_model(directory, quantization, shard)
         progress("buffers")
         reader = partial(MatrixReader, directory, self.dtype, quantization)
-        on_cpu = self.device.type == "cpu"
-        self.banks = AdapterBanks(self.model, self.dtype, self.device, reader if on_cpu else None)
+        self.banks: Banks = AdapterBanks(
+            self.model,
+            self.dtype,
+            self.device,
+            reader if self.device.type == "cpu" else None,
+            None if shard is None else Division(model_config, shard),
+        )
+        if group is not None:
+            join(self.model, group, model_config.vocab_size)
         self.vocab_size = model_config.vocab_size
         self.block_size = config.block_size
         self.cache_dtype = choose_cache_dtype(
             config, model_config, quantization, self.dtype, self.instructions
         )
-        self.blocks = self._count_blocks(config, model_config)
-        self.caches = self._allocate_caches(model_config)
+        self.blocks = self._count_blocks(config, self.model.config)
+        self.caches = self._allocate_caches(self.model.config)
         self.decode_rows = max(config.max_sequences, _LEAST_ROWS if self.verifies else 1)
         # Hidden states [rows requested, features] of the last batch that requested any.
         self.hidden: Tensor | None = None
@@ -96,13 +112,16 @@ class ModelRunner:
         progress("recordings")
         self._graphs = self._make_graphs(config)
 
-    def _load_model(self, directory: Path, quantization: Quantization | None) -> Transformer:
+    def _load_model(
+        self, directory: Path, quantization: Quantization | None, shard: Shard | None
+    ) -> Transformer:
         model, report = load_model(
             directory,
             device=str(self.device),
             dtype=self.dtype,
             quantization=quantization,
             operations=self.operations,
+            shard=shard,
         )
         logger.info(
             "weights: %.1f M parameters, %.2f bits each, %.1f MB, loaded in %.2f s",
@@ -128,8 +147,9 @@ class ModelRunner:
         """Decode steps without Python in between, for the kernels that can be recorded."""
         if self.operations is reference or not self.model.config.declared:
             return None
-        if self.operations is not cpu and self.model.config.mixed:
-            # Which experts a step uses is not known before it runs.
+        if self.operations is not cpu and (self.model.config.mixed or self._group is not None):
+            # Which experts a step uses is not known before it runs; sums of ranks in a graph have
+            # not been tried.
             return None
         kind = DecodeGraphs if self.operations is cpu else CudaGraphs
         graphs = kind(
@@ -157,7 +177,8 @@ class ModelRunner:
 
         The next step is then prepared and handed over meanwhile.
         """
-        return self.device.type == "cuda"
+        # Ranks learn a step's tokens from the host.
+        return self.device.type == "cuda" and self._group is None
 
     def prefault(self) -> bool:
         """Have the system map two more megabytes of KV cache; False once all of it is mapped.
@@ -169,6 +190,9 @@ class ModelRunner:
         if page is not None:
             page.bitwise_or_(0)
         return page is not None
+
+    def close(self) -> None:
+        """End what runs besides this process."""
 
     def pin_main_thread(self) -> None:
         """Pin the calling thread to the core that the kernels' pool leaves to it.
@@ -206,33 +230,40 @@ class ModelRunner:
         )
         block_bytes = token_bytes * self.block_size
         per_context = -(-self.context_length // self.block_size)
+        ranks = 1 if self._group is None else self._group.ranks
         memory = config.kv_cache_memory
         if memory is None:
             wanted = config.max_sequences * per_context * block_bytes
             if config.kv_cache_limit is not None:
-                wanted = min(wanted, max(config.kv_cache_limit, per_context * block_bytes))
-            memory = min(self._free_memory(config), wanted)
+                limit = config.kv_cache_limit // ranks
+                wanted = min(wanted, max(limit, per_context * block_bytes))
+            memory = min(self._free_memory(config, ranks), wanted)
+        else:
+            memory //= ranks
         blocks = memory // block_bytes
+        if self._group is not None:
+            blocks = self._group.least(blocks)
         if blocks < per_context:
             raise ConfigurationError(
-                f"kv_cache_memory of {memory} bytes holds {blocks * self.block_size} tokens, less "
-                f"than one context of {self.context_length}: give at least "
-                f"{per_context * block_bytes} bytes or lower context_length"
+                f"kv_cache_memory of {ranks * memory} bytes holds {blocks * self.block_size} "
+                f"tokens, less than one context of {self.context_length}: give at least "
+                f"{ranks * per_context * block_bytes} bytes or lower context_length"
             )
         logger.info(
             "KV cache: %.1f MB, %d tokens, %.1f requests of the %d-token context",
-            blocks * block_bytes / 1e6,
+            ranks * blocks * block_bytes / 1e6,
             blocks * self.block_size,
             blocks / per_context,
             self.context_length,
         )
         return blocks
 
-    def _free_memory(self, config: EngineConfig) -> int:
+    def _free_memory(self, config: EngineConfig, ranks: int) -> int:
+        """Of a GPU of its own, or of the memory that `ranks` share."""
         if self.device.type == "cuda":
             tokens = min(config.max_batch_tokens, self.context_length)
             return cuda_cache_memory(self.model, config, tokens, self.device, self.dtype)
-        return int(available_memory() * _CPU_MEMORY_FRACTION)
+        return int(available_memory() * _CPU_MEMORY_FRACTION) // ranks
 
     def execute(
         self,

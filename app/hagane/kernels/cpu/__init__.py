@@ -40,7 +40,7 @@ from hagane.kernels.cpu.packing import (
     quantize,
     quantize_rows,
 )
-from hagane.kernels.cpu.recording import cut, record
+from hagane.kernels.cpu.recording import call, cut, empty, lasting, record
 from hagane.kernels.cpu.threads import available, instruction_set, start, start_beside_torch
 
 __all__ = [
@@ -54,13 +54,16 @@ __all__ = [
     "apply_rope",
     "argmax",
     "available",
+    "call",
     "cut",
     "embed",
+    "empty",
     "find_nonfinite",
     "gate_rows",
     "gather",
     "heaviest",
     "instruction_set",
+    "lasting",
     "latent_heads",
     "layer_norm",
     "linear",

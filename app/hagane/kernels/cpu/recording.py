@@ -57,8 +57,10 @@ Replay = Callable[..., Tensor | None]
 
 # Where results go while a recording is made; else torch's allocator has room for them.
 _workspace: Workspace | None = None
+# Of a recording: kernels, calls between them, and, as None, where the rest may be left undone.
+_Part = extension.Recording | Callable[[], None] | None
 # The finished parts of the recording that is being made.
-_parts: list[extension.Recording] = []
+_parts: list[_Part] = []
 
 
 def record(step: Callable[[], Tensor], workspace: Workspace) -> Replay:
@@ -82,10 +84,13 @@ def record(step: Callable[[], Tensor], workspace: Workspace) -> Replay:
     alias = workspace.alias(result)
 
     def replay(leaves: Callable[[], bool] | None = None) -> Tensor | None:
-        for number, part in enumerate(parts):
-            if number and leaves is not None and leaves():
+        for part in parts:
+            if callable(part):
+                part()
+            elif part is not None:
+                extension.replay(part)
+            elif leaves is not None and leaves():
                 return None
-            extension.replay(part)
         return alias
 
     return replay
@@ -93,7 +98,27 @@ def record(step: Callable[[], Tensor], workspace: Workspace) -> Replay:
 
 def cut() -> None:
     """Where a recording is made, begin another part of it."""
-    _parts.append(extension.recorded())
+    _begin_part_after(None)
+
+
+def call(function: Callable[[], None]) -> None:
+    """Call `function` between two kernels: now, or each time that a recording is replayed.
+
+    Of the step's own tensors it may hold those that are `lasting`.
+    """
+    if _workspace is None:
+        function()
+    else:
+        _begin_part_after(function)
+
+
+def lasting(tensor: Tensor) -> Tensor:
+    """A result of `empty` for a `call`: where a recording is made, its place in the workspace."""
+    return tensor if _workspace is None else _workspace.alias(tensor)
+
+
+def _begin_part_after(part: _Part) -> None:
+    _parts.extend((extension.recorded(), part))
     extension.record()
 
 
