@@ -150,12 +150,7 @@ class Settings(BaseSettings):
         description="how models write tool calls; default: as their chat templates show",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
-    tensor_parallel: int = Field(
-        1,
-        ge=1,
-        description="processes that compute a model together, each on its part of the cores or on "
-        "a GPU of its own",
-    )
+    tensor_parallel: int = Field(1, ge=1, description="processes that compute a model together")
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma-separated keys; empty: no key is required"
     )

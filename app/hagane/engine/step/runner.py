@@ -17,6 +17,7 @@ from hagane.engine.step.batch import Batch, Inputs
 from hagane.engine.step.cuda_graphs import CudaGraphs
 from hagane.engine.step.graphs import DecodeGraphs
 from hagane.engine.step.memory import choose_cache_dtype, cuda_cache_memory
+from hagane.engine.step.quantization import choose_quantization, report_loss
 from hagane.kernels import cpu, reference
 from hagane.kernels.backend import Operations, choose
 from hagane.kernels.collective import Group
@@ -32,7 +33,6 @@ from hagane.models.sharding import Shard
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
 from hagane.system.machine import available_memory, usable_cores
-from hagane.system.weight_formats import WEIGHT_FORMATS, WeightFormat
 from hagane.weights.load import load_model
 from hagane.weights.matrices import MatrixReader
 from hagane.weights.sources.config import load_config
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 _CPU_MEMORY_FRACTION = 0.5
 # Of a step that verifies: one row more than are guessed for a sequence alone.
 _LEAST_ROWS = 16
-# Added to the loss: above it the load warns.
-_POOR_LOSS = 0.007
 
 
 class ModelRunner:
@@ -79,7 +77,7 @@ class ModelRunner:
                 f"block_size is {config.block_size}: the native CPU kernels need a multiple of "
                 f"{cpu.LANES}"
             )
-        quantization = _quantization(config, model_config, self.device)
+        quantization = choose_quantization(config, model_config, self.device)
         # Before the weights: the kernels quantize and pack them.
         self.instructions = self._start_threads(config.threads)
         progress("weights")
@@ -130,7 +128,7 @@ class ModelRunner:
             report.weight_bytes / 1e6,
             report.seconds,
         )
-        _report_loss(quantization)
+        report_loss(quantization)
         return model.eval()
 
     def _allocate_caches(self, model: ModelConfig) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -353,54 +351,3 @@ def _context_length(config: EngineConfig, model: ModelConfig) -> int:
             f"{model.max_position_embeddings} positions"
         )
     return config.context_length
-
-
-def _quantization(
-    config: EngineConfig, model: ModelConfig, device: torch.device
-) -> Quantization | None:
-    asked, stored = config.quantize, model.quantization
-    if stored is not None and asked not in ("none", stored.format):
-        raise ConfigurationError(
-            f"quantize {asked} does not fit {config.model}: its weights are stored in "
-            f"{stored.format}; leave the setting out"
-        )
-    found = stored
-    if stored is None and asked != "none":
-        on_cpu = device.type == "cpu"
-        found = Quantization.choose(asked, cpu=on_cpu, group_size=config.group_size)
-    if found is not None:
-        _check_device(WEIGHT_FORMATS[found.format], device)
-    return found
-
-
-def _report_loss(quantization: Quantization | None) -> None:
-    """Log what quantization costs this model, as far as it is known."""
-    if quantization is None:
-        return
-    loss = quantization.measured_loss
-    if loss is not None:
-        level = logging.WARNING if loss > _POOR_LOSS else logging.INFO
-        logger.log(
-            level,
-            "quantization: %s was measured to add %.2f%% to the loss of this model%s",
-            quantization.format,
-            100 * loss,
-            "; int8 loses less" if level > logging.INFO else "",
-        )
-    elif quantization.format == "int4":
-        logger.warning(
-            "quantization: int4 was not measured on this model; it added 0.8 to 1.9% to the loss "
-            "of others. `hagane quantize --int4` measures it, int8 loses less"
-        )
-
-
-def _check_device(declared: WeightFormat, device: torch.device) -> None:
-    if device.type == "cpu":
-        if not declared.integer:
-            logger.warning(
-                "CPUs do not compute in %s: its weights take as much memory and time as "
-                "unquantized ones; int8 takes half",
-                declared.name,
-            )
-        return
-    declared.check_capability(str(device), torch.cuda.get_device_capability(device))
