@@ -105,6 +105,13 @@ FAMILIES = {
     "granite": ("granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.4,
                             "residual_multiplier": 0.3, "logits_scaling": 2.5, "hidden_size": 96,
                             "attention_bias": True, "tie_word_embeddings": True}),
+    "granite4": ("granitemoehybrid", {
+        "num_local_experts": 0, "shared_intermediate_size": 80, "residual_multiplier": 0.3,
+        "hidden_size": 96, "layer_types": ["full_attention"] * 3, "mamba_n_heads": 6,
+        "position_embedding_type": "rope"}),
+    "granite4-nope": ("granitemoehybrid", {
+        "num_local_experts": 0, "shared_intermediate_size": 80, "attention_multiplier": 0.4,
+        "hidden_size": 96, "layer_types": ["full_attention"] * 3, "mamba_n_heads": 6}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "hidden_size": 96}),
     "glm": ("glm", {"partial_rotary_factor": 0.5}),
     "glm4": ("glm4", {"partial_rotary_factor": 0.5, "attention_bias": False}),

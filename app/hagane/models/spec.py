@@ -161,9 +161,10 @@ def _mlp(
 
 
 def _own_names(config: ModelConfig) -> tuple[str, str, str]:
-    stored = part_names(config)
-    up = f"mlp.{stored['up_proj']}"
-    return f"mlp.{stored.get('gate_proj', up)}", up, f"mlp.{stored['down_proj']}"
+    stored, mlp = part_names(config), config.names.get("mlp", "mlp")
+    up = f"{mlp}.{stored['up_proj']}"
+    gate = f"{mlp}.{stored['gate_proj']}" if "gate_proj" in stored else up
+    return gate, up, f"{mlp}.{stored['down_proj']}"
 
 
 def _expert(config: ModelConfig, mixture: ExpertsSpec, number: int) -> dict[str, ProjectionSpec]:
@@ -177,7 +178,8 @@ def part_names(config: ModelConfig) -> dict[str, str]:
     found = {}
     for fused, parts in _LLAMA.items():
         for part in parts:
-            found[part] = fused if fused in config.fused else config.names.get(part, part)
+            name = fused if fused in config.fused else part
+            found[part] = config.names.get(name, name)
     if not config.gated and "gate_up_proj" not in config.fused:
         del found["gate_proj"]
     return found

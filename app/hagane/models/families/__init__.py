@@ -63,6 +63,12 @@ FAMILIES: Mapping[str, Family] = {
     "Olmo2ForCausalLM": Family("OLMo 2", "olmo2", olmo.OlmoKeys, olmo.olmo2),
     "Olmo3ForCausalLM": Family("OLMo 3", "olmo3", olmo.Olmo3Keys, olmo.olmo3),
     "GraniteForCausalLM": Family("Granite 3", "granite", granite.GraniteKeys, granite.granite),
+    "GraniteMoeHybridForCausalLM": Family(
+        "Granite 4 without state spaces",
+        "granitemoehybrid",
+        granite.GraniteHybridKeys,
+        granite.granite_hybrid,
+    ),
     "SmolLM3ForCausalLM": Family("SmolLM 3", "smollm3", smollm.SmolLM3Keys, smollm.smollm3),
     "GlmForCausalLM": Family("GLM-4 9B (2024)", "glm", glm.GlmKeys, glm.glm),
     "Glm4ForCausalLM": Family("GLM-4 (2025)", "glm4", glm.GlmKeys, glm.glm4),
