@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from PIL import Image
 
 from tests.support.server import Server, start_server, stop_server
 from tests.web.browser import ROOT, chromium, send, visit, wait_answer
@@ -99,7 +100,11 @@ def administer(page: Page, section: str, ready: str) -> None:
 
 
 def picture(page: Page, name: str) -> None:
-    page.screenshot(path=ROOT / "docs" / f"{name}.png")
+    """A screenshot of few colours, which is a quarter of the size."""
+    path = ROOT / "docs" / f"{name}.png"
+    page.screenshot(path=path)
+    with Image.open(path) as taken:
+        taken.convert("RGB").quantize(96).save(path, optimize=True)
 
 
 def take_chat(browser: Browser, server: Server) -> None:
@@ -122,12 +127,12 @@ def take_admin(browser: Browser, server: Server) -> None:
     job = train(server)
     tall = {**WIDE, "viewport": {"width": 1100, "height": 900}}
     for name, section, ready, options in (
-        ("admin-job", f"job/{job}", "#checkpoint-list .card a", tall),
-        ("admin-phone", f"job/{job}", "#checkpoint-list .card a", PHONE),
+        ("admin-job", f"job/{job}", "#chart-loss .line", tall),
+        ("admin-phone", f"job/{job}", "#chart-loss .line", PHONE),
+        ("admin-overview", "overview", "#chart-latency .line", WIDE),
     ):
         with visit(browser, f"{server.url}/admin", "#sign-in", **options) as page:
             administer(page, section, ready)
-            page.wait_for_selector("#chart-loss .line")
             picture(page, name)
 
 

@@ -68,8 +68,13 @@ function open() {
 
 function markCurrent(name) {
   for (const link of $("sections").children) {
-    if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.hash !== `#/${name}`) {
+      link.removeAttribute("aria-current");
+      continue;
+    }
+    link.setAttribute("aria-current", "page");
+    // On a narrow screen the list scrolls sideways.
+    link.scrollIntoView({ block: "nearest", inline: "center" });
   }
 }
 

@@ -17,12 +17,12 @@ const LONGEST = "512";
 const SHARE = { type: "number", min: "0", max: "1", step: "any" };
 const FIELDS = [
   ["name", "name", { required: "", maxlength: "256", "data-help": "evalNameHelp" }],
-  ["file", "questions", { required: "", "data-help": "questionsHelp" }, []],
-  ["grader", "grader", { "data-help": "graderHelp" }, ["graderSimilar", "graderEqual", "graderContains", "graderModel"]],
+  ["file", "questions", { wide: true, required: "", "data-help": "questionsHelp" }, []],
+  ["grader", "grader", { wide: true, "data-help": "graderHelp" }, ["graderSimilar", "graderEqual", "graderContains", "graderModel"]],
   ["pass_threshold", "passFrom", { ...SHARE, placeholder: "0.5", "data-help": "passFromHelp" }],
   ["judge", "judge", { "data-help": "judgeHelp" }, []],
-  ["prompt", "promptOfItem", { maxlength: LONGEST, "data-help": "promptOfItemHelp" }],
-  ["reference", "expectedAnswer", { maxlength: LONGEST, placeholder: "{{item.answer}}", "data-help": "expectedAnswerHelp" }],
+  ["prompt", "promptOfItem", { wide: true, maxlength: LONGEST, "data-help": "promptOfItemHelp" }],
+  ["reference", "expectedAnswer", { wide: true, maxlength: LONGEST, placeholder: "{{item.answer}}", "data-help": "expectedAnswerHelp" }],
 ];
 const JUDGED = "Question: {question}\n\nExpected answer: {reference}\n\nAnswer: {answer}\n\n"
   + "How well does the answer agree with the expected one, from 0 to 1? Reply with the number alone.";

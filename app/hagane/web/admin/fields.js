@@ -8,18 +8,19 @@ let helps = 0;
 /**
  * Add labelled fields to a form's box.
  * @param {HTMLElement} box filled once: a second call changes nothing
- * @param {[string, string, Record<string, string>?, string[]?][]} fields name, key of the label's
- *   text, attributes, and for a choice the keys of its options' texts, which are their values
+ * @param {[string, string, Record<string, any>?, string[]?][]} fields name, key of the label's
+ *   text, attributes (`wide`: of twice the width), and for a choice the keys of its options' texts,
+ *   which are their values
  */
 export function addFields(box, fields) {
   if (box.childElementCount) return;
-  box.append(...fields.map(([name, word, attributes = {}, options = null]) => {
+  box.append(...fields.map(([name, word, { wide, ...attributes } = {}, options = null]) => {
     const control = element(options ? "select" : "input", ...(options ?? []).map(choice));
     control.name = name;
     if (!options) control.autocomplete = "off";
     for (const [key, value] of Object.entries(attributes)) control.setAttribute(key, value);
     if (control.dataset.i18nPlaceholder) control.placeholder = t(control.dataset.i18nPlaceholder);
-    return element("label", spoken("span", word), control);
+    return classed("label", wide ? "wide" : "", spoken("span", word), control);
   }));
   prepareHelp(box);
 }

@@ -1,6 +1,6 @@
 /** The lists of jobs: fine-tuning and pretraining. */
 
-import { classed, element } from "../shared/dom.js";
+import { breakable, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { request } from "./client.js";
 import { prepareCreation } from "./create.js";
@@ -57,7 +57,7 @@ export function inCommon(job) {
 }
 
 function row(job) {
-  const link = element("a", job.extra.adapter);
+  const link = element("a", ...breakable(job.extra.adapter));
   link.href = `#/job/${encodeURIComponent(job.id)}`;
   const about = element("p", `${job.model} · ${job.method.type} · `, moment(job.created_at));
   about.className = "quiet";

@@ -1,6 +1,6 @@
 /** Lists that are asked for again and again, and what stands in them. */
 
-import { classed, element, scrolling } from "../shared/dom.js";
+import { breakable, classed, element, scrolling } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 
 /** Characters that fit into one column of facts, about. */
@@ -24,12 +24,17 @@ export function showList(list, items, keyOf, build) {
     const same = old?.text === text;
     now.set(keyOf(item), { text, made: same ? old.made : build(item), old: same ? null : old?.made });
   }
+  const lost = [...list.children].findIndex((one) => one.contains(document.activeElement));
   const focused = [...now.values()].find(({ old }) => old?.contains(document.activeElement));
   const index = focused ? controls(focused.old).indexOf(document.activeElement) : -1;
   const rows = Array.from(now.values(), ({ made }) => made);
   if (!same(list.children, rows)) list.replaceChildren(...rows);
   if (!rows.length) list.replaceChildren(classed("li", "quiet", t("nothing")));
   controls(focused?.made)[index]?.focus();
+  // What had the focus is gone: it goes to what stands there now.
+  if (lost >= 0 && !list.contains(document.activeElement)) {
+    controls(list.children[Math.min(lost, rows.length - 1)])[0]?.focus();
+  }
   shown.set(list, now);
 }
 
@@ -50,7 +55,7 @@ export function showFacts(list, facts) {
   const known = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
   list.replaceChildren(...known.map(([term, value]) => {
     const said = typeof value === "number" ? number(value) : value;
-    const made = element("div", element("dt", term), element("dd", said));
+    const made = element("div", element("dt", term), element("dd", ...(typeof said === "string" ? breakable(said) : [said])));
     // An id has a line of its own rather than two.
     made.classList.toggle("long", typeof said === "string" && said.length > LONG);
     return made;

@@ -20,7 +20,7 @@ const FIELDS = [
   ["sequence_length", "sequenceLength", { ...COUNT, min: "16", placeholder: "512", "data-help": "trainedLengthHelp" }],
   ["batch_rows", "batchRows", { ...COUNT, placeholder: "16", "data-help": "batchRowsHelp" }],
   ["steps", "steps", { ...COUNT, required: "", "data-help": "stepsHelp" }],
-  ["promote", "promoteWhen", { "data-help": "promoteWhenHelp" }, ["betterOrNew", "always", "manually"]],
+  ["promote", "promoteWhen", { wide: true, "data-help": "promoteWhenHelp" }, ["betterOrNew", "always", "manually"]],
 ];
 const MORE = [
   ["learning_rate", "learningRate", { ...POSITIVE, placeholder: "0.006", "data-help": "peakRateHelp" }],

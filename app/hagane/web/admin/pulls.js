@@ -10,7 +10,7 @@ import { submit } from "./submit.js";
 
 const $ = (id) => document.getElementById(id);
 const FIELDS = [
-  ["model", "hubModel", { required: "", minlength: "3", maxlength: "512", placeholder: "OWNER/NAME", "data-help": "hubModelHelp", spellcheck: "false" }],
+  ["model", "hubModel", { required: "", minlength: "3", maxlength: "512", wide: true, placeholder: "OWNER/NAME", "data-help": "hubModelHelp", spellcheck: "false" }],
   ["name", "storedAs", { maxlength: "128", "data-help": "storedAsHelp", spellcheck: "false" }],
 ];
 const STATES = { running: "pulling", cancelling: "ending", succeeded: "succeeded", failed: "failed", cancelled: "cancelled" };
