@@ -58,7 +58,7 @@ export function button(word, pressed) {
  */
 export function scrolling(made, label) {
   made.tabIndex = 0;
-  made.setAttribute("role", "region");
+  made.setAttribute("role", "group");
   made.setAttribute("aria-label", label);
   return made;
 }
