@@ -142,12 +142,22 @@ def test_what_a_tool_could_not_do_is_told_to_the_model_and_the_user(page, model)
 
 def test_a_model_that_only_calls_is_stopped(page, model):
     answers, bodies = model
-    answers.append(calling("calculator", '{"expression": "1"}'))
+    answers += [calling("calculator", f'{{"expression": "{turn}"}}') for turn in range(10)]
     switch_on(page, "calculator")
     send(page, "Go")
     page.wait_for_selector(".stats:has-text('went on calling tools')")
     assert page.locator(".call").count() == 8
     assert [body.get("tool_choice") for body in bodies] == [None] * 8 + ["none"]
+
+
+def test_a_call_made_before_is_the_last(page, model):
+    answers, bodies = model
+    again = calling("calculator", '{"expression": "1"}')
+    answers += [again, again, [{"content": "Once is enough."}]]
+    switch_on(page, "calculator")
+    send(page, "Go")
+    assert wait_answer(page) == "Once is enough."
+    assert [body.get("tool_choice") for body in bodies] == [None, None, "none"]
 
 
 def test_stop_while_a_tool_runs(page, model):

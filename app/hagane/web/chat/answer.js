@@ -39,8 +39,10 @@ export function startAnswer(body, message, key, changed) {
 async function converse(run, body, key, signal, changed) {
   const { message } = run;
   delete message.calls;
+  let repeats = false;
   for (let turn = 1; ; turn += 1) {
-    const asked = turn > MOST_TURNS && body.tools ? { ...body, tool_choice: "none" } : body;
+    const last = (turn > MOST_TURNS || repeats) && body.tools;
+    const asked = last ? { ...body, tool_choice: "none" } : body;
     await insist(run, () => streamChat(asked, key, signal), signal, changed);
     if (!message.calls || message.error || message.note) return;
     if (asked !== body) {
@@ -56,9 +58,15 @@ async function converse(run, body, key, signal, changed) {
       message.note = "stopped";
       return;
     }
+    repeats = message.calls.some((call) => wasMade(call, message));
     const { continue_final_message: _, ...rest } = body;
     body = { ...rest, messages: [...body.messages, ...stepSent(takeStep(message))] };
   }
+}
+
+/** A small model that has its result may ask for it for ever. */
+function wasMade({ name, arguments: given }, { steps = [] }) {
+  return steps.some(({ calls }) => calls.some((one) => one.name === name && one.arguments === given));
 }
 
 /** What was said and called so far becomes a step; the message goes on behind it. */
