@@ -145,6 +145,9 @@ async def ask_all(
 
 async def measure(url: str, options: argparse.Namespace, streams: int, kinds: list[str]) -> None:
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=900) as client:
+        for kind in kinds:
+            # Steps of new sizes are recorded, and their times measured.
+            await ask_all(client, tasks()["write functions"][:2], 60, kind, streams, kind)
         for name, task in tasks().items():
             if options.only and name not in options.only:
                 continue

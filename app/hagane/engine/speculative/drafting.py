@@ -16,7 +16,6 @@ from hagane.engine.schedule.sequence import Sequence
 from hagane.engine.speculative.costs import StepCosts
 from hagane.engine.speculative.draft_model import PIECE, DraftModel
 from hagane.engine.speculative.pace import (
-    LEAST_GAIN,
     Calibration,
     Cost,
     Offer,
@@ -30,6 +29,8 @@ _MOST_GUESSES = 10
 _MEMORY, _WEIGHT = 0.95, 4.0
 # Of all sequences together.
 _FIRST_PRIOR, _LONG_MEMORY = 0.65, 0.998
+# Its times vary more than those of rows alone: gains below this are not worth the reading.
+_LEAST_GAIN = 1.06
 # A step of the draft, in steps of the model, and the time of a token that it reads in steps of its
 # own, until they are measured.
 _STEP_SHARE, _READ_SHARE = 0.35, 0.1
@@ -106,7 +107,7 @@ class Drafting:
         def pays(offer: Offer) -> bool:
             gain = best_gain(offer, rows, most_rows, cost, step_cost)
             steps = max(sequence.generated, _HORIZON)
-            return gain > LEAST_GAIN and steps * cost(rows) * (1 - 1 / gain) > missing
+            return gain > _LEAST_GAIN and steps * cost(rows) * (1 - 1 / gain) > missing
 
         if record.tries:
             return hoped

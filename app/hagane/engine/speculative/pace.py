@@ -16,8 +16,8 @@ from heapq import heapify, heappop, heappush
 _MEMORY = 0.9
 # The prior for a sequence of which nothing is known, and its weight.
 _PRIOR, _PRIOR_WEIGHT = 0.5, 2.0
-LEAST_GAIN = 1.03
-"""Expected gains below this drown in noise."""
+# Expected gains below this drown in noise.
+_LEAST_GAIN = 1.03
 
 Cost = Callable[[int], float]
 """Seconds of a step of so many rows, or of any step in any unit."""
@@ -125,7 +125,7 @@ def share_rows(
     # Of every step of the draft, how many sequences take part.
     drafting: list[int] = []
     drafts = 0.0
-    expected, best = float(rows), LEAST_GAIN * rows / cost(rows)
+    expected, best = float(rows), _LEAST_GAIN * rows / cost(rows)
     for count in range(rows + 1, most + 1):
         if not heap:
             break
