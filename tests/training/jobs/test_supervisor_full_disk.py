@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.fine_tuning import examples, supervised, wait
 from tests.support.server import ADMIN_KEY, start_server, stop_server
+from tests.training.jobs.test_supervisor_crashes import METHODS
 
 MOUNT = 'mount -t tmpfs -o size=24m tmpfs "$0" && exec "$@"'
 
@@ -90,3 +91,34 @@ def test_a_full_disk_costs_a_job_no_more_than_the_steps_since_its_checkpoint(sma
     client.post(f"/fine_tuning/jobs/{job}/resume", cast_to=object)
     wait(client, job, "succeeded")
     assert weights(job) == weights(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["reinforcement", "dpo"])
+def test_a_full_disk_under_another_method(small_disk, kind):
+    server, data = small_disk
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=ADMIN_KEY, max_retries=0)
+    asked = METHODS[kind]
+    file = client.files.create(file=("lines.jsonl", asked.content), purpose="fine-tune")
+    extra = {"rank": 64, "promote": "manual"} | asked.body.get("extra", {})
+
+    def create() -> str:
+        return client.fine_tuning.jobs.create(
+            model="tiny", training_file=file.id, seed=3, method=asked.body["method"],
+            extra_body={"extra": extra},
+        ).id  # fmt: skip
+
+    def adapter(job: str) -> bytes:
+        return (data / "jobs" / job / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    undisturbed = create()
+    wait(client, undisturbed, "succeeded", seconds=300)
+    # The state is three adapters, and the last one stays until the next is whole.
+    hog = fill(data, left=6 * len(adapter(undisturbed)))
+    job = create()
+    assert wait(client, job, "failed", seconds=300).error.code == "disk_full"
+    hog.unlink()
+    client.post(f"/fine_tuning/jobs/{job}/resume", cast_to=object)
+    wait(client, job, "succeeded", seconds=300)
+    assert adapter(job) == adapter(undisturbed)
