@@ -31,6 +31,10 @@ def write(path, kinds: dict[str, tuple[str, int]]) -> dict[str, GGUFRows]:
         stored = gguf.GGMLQuantizationType[kind]
         weights, size = gguf.GGML_QUANT_SIZES[stored]
         blocks = generator.integers(0, 256, (rows, INPUTS // weights, size), dtype=np.uint8)
+        if kind == "MXFP4":
+            blocks[:, :, 0] = generator.integers(110, 128, blocks.shape[:2])  # exponents
+            writer.add_tensor(name, blocks.reshape(rows, -1), raw_dtype=stored)
+            continue
         for at in SCALES.get(kind, (0,)):
             scale = generator.uniform(0.001, 0.1, blocks.shape[:2]).astype(np.float16)
             blocks[:, :, at : at + 2] = scale[:, :, None].view(np.uint8)
@@ -58,11 +62,11 @@ def test_weights_are_the_blocks(tmp_path, kind):
     assert form == FORMS[kind]
     packed = pack(tmp_path / "x.gguf", [("a", rows)], form, None)
     expected = dequantize(rows)
-    # Scales of K types are products, rounded to float16.
-    exact = kind.endswith("K")
+    # Scales of types with large blocks are products, rounded to float16.
+    rounded = kind.endswith(("K", "XS"))
     largest = expected.abs().max()
     torch.testing.assert_close(
-        weights_of(packed), expected, rtol=0, atol=float(largest) * (2e-3 if exact else 1e-6)
+        weights_of(packed), expected, rtol=0, atol=float(largest) * (2e-3 if rounded else 1e-6)
     )
 
 

@@ -157,7 +157,7 @@ DECODERS: dict[str, Decoder] = {
 }
 # Types whose elements are floats by themselves.
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# How kernels hold the types whose codes are no points of a table.
+# How kernels hold the block types: points of a table in as many bits as they need to be exact.
 FORMS = {
     "Q4_0": GroupedForm(4, 32, 8, False),
     "Q4_1": GroupedForm(4, 32, 0, True),
@@ -169,4 +169,7 @@ FORMS = {
     "Q4_K": GroupedForm(4, 32, 0, True),
     "Q5_K": GroupedForm(5, 32, 0, True),
     "Q6_K": GroupedForm(6, 16, 32, False),
+    "IQ4_NL": GroupedForm(8, 32, 128, False),
+    "IQ4_XS": GroupedForm(8, 32, 128, False),
+    "MXFP4": GroupedForm(5, 32, 16, False),
 }

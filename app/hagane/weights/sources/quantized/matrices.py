@@ -147,7 +147,13 @@ class Fp8Matrix:
     def split(self, split_size: int) -> Iterator[Tensor]:
         """float32."""
         rows, columns = self.block
+        whole = self.weights.shape[1] % columns == 0
         across = torch.arange(self.weights.shape[1]) // columns
         for start, stop in _spans(*self.shape, split_size):
-            scale = self.scale[torch.arange(start, stop) // rows][:, across]
-            yield self.weights[start:stop].float() * scale
+            scale = self.scale[torch.arange(start, stop) // rows]
+            weights = self.weights[start:stop].float()
+            if whole:
+                weights.unflatten(1, (-1, columns)).mul_(scale[:, :, None])
+                yield weights
+            else:
+                yield weights * scale[:, across]
