@@ -118,9 +118,10 @@ def test_dialogs_keep_to_the_rules(page, section, opener):
     assert page.evaluate("selector => document.activeElement.matches(selector)", opener)
 
 
-def test_tab_reaches_everything_visibly(page):
-    go(page, "jobs")
-    page.evaluate("document.getElementById('create').open = true")
+@pytest.mark.parametrize("section", ["jobs", "engines", "evals", "eval/eval-1", "logs"])
+def test_tab_reaches_everything_visibly(page, section):
+    go(page, section)
+    page.evaluate("document.querySelectorAll('main details').forEach(one => (one.open = true))")
     reached = tab_around(page, "sign-out")
     names = [focus["name"] for focus in reached]
     for name in ("skip", "to-chat", "language", "theme"):
