@@ -60,7 +60,7 @@ class Draw:
     def tokens(self, count: int) -> Tensor:
         """int64 [rows, count]: independent samples, or always the likeliest token of a row."""
         sampled = [i for i, s in enumerate(self.sequences) if s.sampling.temperature > 0]
-        if len(sampled) == len(self.sequences):
+        if sampled and len(sampled) == len(self.sequences):
             return self.samples(sampled, count)
         tokens = self.likeliest[:, None].repeat(1, count)
         if sampled:
