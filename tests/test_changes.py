@@ -70,7 +70,7 @@ def add_route(copy: Copy) -> None:
     )
     copy.edit(change, r'^( +)("GET /health/live": _OPEN,)$', r'\1\2\n\1"GET /toy": _OPEN,')
     copy.edit(change, r"^(    health,)$", r"\1\n    toy,")
-    copy.edit(change, r"^( +health, metrics,)", r"\1 toy,")
+    copy.edit(change, r"(\bhealth, metrics,)", r"\1 toy,")
 
 
 def add_architecture(copy: Copy) -> None:

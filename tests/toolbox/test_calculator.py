@@ -19,6 +19,7 @@ from hagane.toolbox.tool import ToolError
         ("round(19.99 * 1.1, 2)", "21.99"),
         ("factorial(20) % 7", "0"),
         ("-7 // 2", "-4"),
+        ("round(2.5) + round(1234, -2)", "1202"),
         ("2 * pi", "6.28318530717959"),
     ],
 )
@@ -44,6 +45,8 @@ def test_values(expression, value):
         ("-" * 400 + "1", "nested too deeply"),
         ("1+" * 300 + "1", "longer than"),
         ("round(1, 2, 3)", "argument"),
+        ("round(7, -10**9)", "too large"),
+        ("round(7, 2.0)", "too large"),
         ("log(-1)", "positive|domain"),
     ],
 )

@@ -16,6 +16,7 @@ _DEEPEST = 60
 # Bits of an integer: what Python writes in decimal without being asked twice.
 _MOST_BITS = 14_000
 _MOST_FACTORIAL = 1_000
+_MOST_DIGITS = 400
 _SIGNS = {"^": "**", "×": "*", "÷": "/", "·": "*", "−": "-", "√": "sqrt"}
 _CONSTANTS = {"pi": math.pi, "e": math.e, "tau": math.tau}
 Number = int | float
@@ -89,6 +90,13 @@ def _small(function: Callable[..., int]) -> Callable[..., int]:
     return bounded
 
 
+def _round(value: Number, digits: Number = 0) -> Number:
+    """`round`, whose cost grows with the digits; to a whole number without them."""
+    if not isinstance(digits, int) or abs(digits) > _MOST_DIGITS:
+        raise OverflowError
+    return round(value, digits) if digits else round(value)
+
+
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -105,7 +113,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         "lcm",
     )},
     **{name: _small(getattr(math, name)) for name in ("factorial", "comb", "perm")},
-    "ln": math.log, "abs": abs, "round": round, "min": min, "max": max,
+    "ln": math.log, "abs": abs, "round": _round, "min": min, "max": max,
 }  # fmt: skip
 _KNOWN = {*_FUNCTIONS, *_CONSTANTS}
 
