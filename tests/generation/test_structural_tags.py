@@ -114,3 +114,19 @@ def test_depth_is_bounded():
         form = {"type": "sequence", "elements": [form]}
     with pytest.raises(InvalidRequestError, match="deeply"):
         from_structural_tag({"format": form}, "p", lambda _: None)
+
+
+def test_what_is_nested_does_not_multiply():
+    form = NUMBER
+    for depth in range(15):
+        end = [f"</{depth}{letter}>" for letter in "abcdefghij"]
+        form = {"type": "tag", "begin": f"<{depth}>", "content": form, "end": end}
+    grammar = from_structural_tag({"format": form}, "p", lambda _: None)
+    assert len(grammar.text) < 20_000
+
+
+def test_what_is_separated_does_not_multiply_either():
+    form = {"type": "tag", "begin": "<a>", "content": NUMBER, "end": "</a>"}
+    for _ in range(15):
+        form = {"type": "tags_with_separator", "tags": [form], "separator": ","}
+    assert len(from_structural_tag({"format": form}, "p", lambda _: None).text) < 20_000

@@ -130,12 +130,17 @@ class _Reading:
     def _tag(self, value: Mapping[str, Any], place: str, after: str = "") -> str:
         """A tag without the beginning `after`, which was read before."""
         begin = self._text(value, "begin", place).removeprefix(after)
-        ends = value.get("end", "")
-        made = []
-        for end in ends if isinstance(ends, list) and ends else [ends]:
-            if not isinstance(end, str):
-                raise self._error(place, "'end' must be a text, or a list of texts")
-            made.append(self.form(value.get("content"), f"{place}.content", end))
+        found = value.get("end", "")
+        ends = found if isinstance(found, list) and found else [found]
+        if not all(isinstance(end, str) for end in ends):
+            raise self._error(place, "'end' must be a text, or a list of texts")
+        content, spot = value.get("content"), f"{place}.content"
+        if len(ends) == 1 or (isinstance(content, Mapping) and content.get("type") == "any_text"):
+            made = [self.form(content, spot, end) for end in ends]
+        else:
+            # Read once, however many ends there are: what is nested would multiply.
+            inner = self._rule(self.form(content, spot))
+            made = [f"{inner} {self._literal(end)}" for end in ends]
         return f"{self._literal(begin)} ({' | '.join(made)})"
 
     def _triggered(self, value: Mapping[str, Any], place: str) -> str:
@@ -150,7 +155,7 @@ class _Reading:
                 raise self._error(spot, "'begin' must begin with one of the triggers, and only one")
             made = self._tag(tag, spot, after=fitting[0])
             by_trigger.setdefault(fitting[0], []).append(made)
-        section = "(" + " | ".join(map(self._section, by_trigger.items())) + ")"
+        section = self._rule(" | ".join(map(self._section, by_trigger.items())))
         once = value.get("stop_after_first") is True
         if value.get("at_least_one") is True:
             return section if once else f"({_SOME} | {section})* {section} {_SOME}?"
@@ -166,7 +171,10 @@ class _Reading:
     def _separated(self, value: Mapping[str, Any], place: str) -> str:
         tags = self._list(value, "tags", place)
         made = [self.form(each, f"{place}.tags[{i}]") for i, each in enumerate(tags)]
-        tag, separator = f"({' | '.join(made)})", self._literal(str(value.get("separator", "")))
+        tag, separator = (
+            self._rule(" | ".join(made)),
+            self._literal(str(value.get("separator", ""))),
+        )
         whole = tag
         if value.get("stop_after_first") is not True:
             whole = f"{tag} ({separator} {tag})*"
