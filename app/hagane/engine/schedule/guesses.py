@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 
@@ -9,6 +10,8 @@ from hagane.engine.schedule.plan import Chunk, Proposal, ProposerName
 from hagane.engine.schedule.sequence import Sequence
 from hagane.engine.speculative.proposer import Proposer
 from hagane.pool.messages import ProposerStats
+
+logger = logging.getLogger(__name__)
 
 
 class Guesses:
@@ -24,7 +27,14 @@ class Guesses:
         if self._proposer is None:
             return {}
         room = {s: most for s, most in room.items() if s.speculation != "off" and s.generated}
-        return self._proposer.propose(room, rows) if room else {}
+        try:
+            return self._proposer.propose(room, rows) if room else {}
+        except Exception:
+            # A guess must not cost an answer. Nobody guesses on devices that can be lost.
+            logger.exception("guessing failed: the step goes without")
+            for sequence in room:
+                self._proposer.forget(sequence)
+            return {}
 
     def count(self, chunk: Chunk, accepted: int) -> None:
         """A chunk was verified, and so many of its guesses were right."""

@@ -89,11 +89,7 @@ class DraftModel:
 
     def cached(self, sequence: Sequence) -> int:
         """The leading tokens of a sequence that were read with others."""
-        own = self._copy(sequence)
-        self.kv.admit(own)
-        cached = own.computed
-        self.kv.release(own)
-        return cached
+        return self.kv.cached_tokens(self._copy(sequence))
 
     def follow(self, sequence: Sequence) -> bool:
         """Begin with a sequence; False if there is no memory for it."""

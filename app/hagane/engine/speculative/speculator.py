@@ -58,15 +58,15 @@ class Speculator:
         chosen = [part for part in zip(room, offers, lengths, strict=True) if part[2]]
         plan = StepPlan(rows, float(rows), self._costs)
         proposals: dict[Sequence, Proposal] = {}
-        drafted: list[Sequence] = []
+        drafted: dict[Sequence, int] = {}
         for sequence, offer, length in chosen:
             if offer.drafted:
-                drafted.append(sequence)
+                drafted[sequence] = offer.guesses
                 continue
             proposals[sequence] = Proposal(tuple(guesses[sequence][:length]), "lookup")
             for number in range(1, length + 1):
                 plan.add(offer.acceptance**number)
-        return proposals | self._draft(drafted, room, plan)
+        return proposals | self._draft(drafted, plan)
 
     def observe(self, rows: int, seconds: float) -> None:
         self._costs.observe(rows, seconds)
@@ -109,13 +109,12 @@ class Speculator:
     def _draft_cost(self, sequences: int) -> float:
         return 0.0 if self.drafting is None else self.drafting.step_cost(sequences, self._costs)
 
-    def _draft(
-        self, sequences: list[Sequence], room: Mapping[Sequence, int], plan: StepPlan
-    ) -> dict[Sequence, Proposal]:
-        if self.drafting is None or not sequences:
+    def _draft(self, offered: Mapping[Sequence, int], plan: StepPlan) -> dict[Sequence, Proposal]:
+        """The draft's guesses, at most as many for each sequence as it has `offered`."""
+        if self.drafting is None or not offered:
             return {}
-        most = (self._most_rows - plan.rows) // len(sequences)
-        wanted = {sequence: min(room[sequence], most) for sequence in sequences if most}
+        most = (self._most_rows - plan.rows) // len(offered)
+        wanted = {sequence: min(count, most) for sequence, count in offered.items() if most}
         made = self.drafting.draft(wanted, plan, _ends, self._costs)
         usable = {s: guesses[: self._usable(s, guesses)] for s, guesses in made.items()}
         return {s: Proposal(tuple(guesses), "draft") for s, guesses in usable.items() if guesses}
