@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hagane.engine.cache import setup, tiers
 from hagane.kernels import cpu
 from hagane.pool.messages import GenerateRequest, SamplingParams
 from hagane.system.errors import ConfigurationError
@@ -97,6 +98,28 @@ def test_other_bits_are_other_blocks(tiny_model_dir: Path, tmp_path: Path, chang
         engine.ask("a", PROMPT)
         (again,) = engine.wait("a")
     assert again.cached == 0
+
+
+def test_another_build_finds_nothing(tiny_model_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    answer_once(on_disk(tiny_model_dir, tmp_path))
+    monkeypatch.setattr(setup, "__version__", "another")
+    with RunningEngine(on_disk(tiny_model_dir, tmp_path)) as engine:
+        engine.ask("a", PROMPT)
+        (again,) = engine.wait("a")
+    assert again.cached == 0
+
+
+def test_no_more_is_copied_than_may_be_under_way(tiny_model_dir: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tiers, "_MOST_UNDER_WAY", 3 * 8192)
+    with RunningEngine(small(tiny_model_dir, kv_cache_host_memory=8 << 20)) as engine:
+        copied = []
+        read = engine.engine.runner.read_blocks
+        monkeypatch.setattr(
+            engine.engine.runner, "read_blocks", lambda b: copied.append(len(b)) or read(b)
+        )
+        fill(engine)
+        settle(engine, lambda tiers: tiers.host_blocks > 3)
+        assert max(copied) <= 3 and engine.stats.tiers.dropped > 0
 
 
 def test_another_model_finds_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:

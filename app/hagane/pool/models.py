@@ -306,6 +306,8 @@ class Fleet:
             context_length=min(base.context_length or longest, longest),
             kv_cache_memory=None,
             kv_cache_limit=residency.cache_bytes,
+            # The base's alone; what comes from disk passes through less.
+            kv_cache_host_memory=None,
             gpu_memory_fraction=residency.gpu_memory_fraction,
             shares_device=True,
             adapter_memory=0 if encodes else min(base.adapter_memory, residency.cache_bytes),

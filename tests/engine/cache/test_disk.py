@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hagane.engine.cache.disk import DiskTier
+from hagane.engine.cache.disk import DiskTier, _size
 from hagane.system.errors import ConfigurationError
 
 SIZE = 100
@@ -133,3 +133,8 @@ def test_bad_directories_and_sizes_are_refused(tmp_path: Path) -> None:
         opened(tmp_path / "file")
     with pytest.raises(ConfigurationError, match="kv_cache_disk_memory"):
         DiskTier(tmp_path, "model", 50, SIZE)
+
+
+def test_a_file_that_vanishes_has_no_size(tmp_path: Path) -> None:
+    # Another engine deletes and renames while this one starts.
+    assert _size(tmp_path / "gone") == 0

@@ -55,6 +55,10 @@ def expected(row: torch.Tensor, keep: list[int], temperature: float) -> dict[int
     return {i: weight / total for i, weight in weights.items()}
 
 
+def test_a_step_in_the_middle_of_a_prompt_samples_nothing(sampler):
+    assert sampler.sample(torch.empty(0, VOCAB), []).wait().tokens == []
+
+
 def test_greedy_takes_the_first_of_equals(sampler):
     row = torch.zeros(1, VOCAB)
     row[0, [7, 9]] = 1.0

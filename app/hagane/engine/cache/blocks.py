@@ -208,6 +208,10 @@ class KVCache:
         sequence.computed = 0
         sequence.registered = 0
 
+    def cached_tokens(self, sequence: Sequence) -> int:
+        """The leading tokens of a waiting sequence that are in the pool."""
+        return len(self._lookup(sequence)) * self.block_size
+
     def digests(self, sequence: Sequence) -> list[bytes]:
         """Of all full blocks of a sequence that leave a token to compute."""
         count = (sequence.length - 1) // self.block_size

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO
@@ -130,12 +131,14 @@ class BlockFiles:
                 whole = os.readv(file.fileno(), [checksum, content]) == self._file_bytes
             if whole and _checksum(content) == checksum:
                 # Blocks are found in this order after a restart.
-                os.utime(path)
+                with suppress(OSError):
+                    os.utime(path)
                 return True
             logger.warning("a KV block on disk was damaged and is computed again: %s", path.name)
-            path.unlink(missing_ok=True)
         except OSError as error:
             logger.warning("a KV block on disk could not be read: %s", error)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         return False
 
     def delete(self, digests: Iterable[bytes]) -> None:
@@ -178,7 +181,7 @@ def _try_lock(file: IO[bytes]) -> bool:
 def _make_room(root: Path, own: Path, limit: int) -> None:
     """Delete blocks of models and formats that no engine runs with now, beyond `limit` bytes."""
     others = [path for path in root.iterdir() if path != own and (path / _LOCK).is_file()]
-    sizes = {path: sum(file.stat().st_size for file in path.rglob("*")) for path in others}
+    sizes = {path: sum(_size(file) for file in path.rglob("*")) for path in others}
     for path in sorted(others, key=lambda path: path.stat().st_mtime_ns):
         if sum(sizes.values()) <= limit:
             return
@@ -187,6 +190,14 @@ def _make_room(root: Path, own: Path, limit: int) -> None:
                 logger.info("KV blocks of another model or format make room: %s", path)
                 shutil.rmtree(path, ignore_errors=True)
                 del sizes[path]
+
+
+def _size(path: Path) -> int:
+    # Other engines rename and delete files meanwhile.
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _digest_of(name: str) -> bytes | None:

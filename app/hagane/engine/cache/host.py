@@ -18,7 +18,7 @@ class HostMemory:
     when they are first written. A borrowed slot is its borrower's until it is filled or given back.
 
     Raises:
-        ConfigurationError: the limit is less than a block.
+        ConfigurationError: the limit is less than a block, or more than the system gives.
     """
 
     def __init__(self, limit: int, block_bytes: int) -> None:
@@ -29,7 +29,12 @@ class HostMemory:
                 "give it more, or none at all"
             )
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._memory = mmap.mmap(-1, self.capacity * block_bytes, private)
+        try:
+            self._memory = mmap.mmap(-1, self.capacity * block_bytes, private)
+        except OSError as error:
+            raise ConfigurationError(
+                f"kv_cache_host_memory of {limit} bytes cannot be had: {error}"
+            ) from None
         self.slots = torch.frombuffer(self._memory, dtype=torch.uint8).view(-1, block_bytes)
         self._block_bytes = block_bytes
         self._empty = list(range(self.capacity - 1, -1, -1))
@@ -40,6 +45,11 @@ class HostMemory:
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._known
+
+    @property
+    def idle(self) -> int:
+        """Slots that are not borrowed."""
+        return len(self._empty) + len(self._known)
 
     def content(self, slot: int) -> memoryview:
         """The bytes of a slot, to read or to write."""

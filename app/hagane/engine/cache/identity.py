@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 from hagane.weights.sources.gguf.file import shard_paths
@@ -13,7 +14,7 @@ _STRIDE = 16 << 20
 
 
 def identity(model: Path, parts: Iterable[object]) -> str:
-    """A name of the model's files, this build's kernels and `parts`, 32 hexadecimal digits.
+    """A name of the model's files, of this program and `parts`, 32 hexadecimal digits.
 
     Of each file its size, the time it was written and 64 KiB of every 16 MiB count: reading all of
     a large model would take longer than loading it.
@@ -21,8 +22,10 @@ def identity(model: Path, parts: Iterable[object]) -> str:
     digest = blake2b(digest_size=16)
     digest.update(repr(tuple(parts)).encode())
     files = shard_paths(model) if model.is_file() else filter(Path.is_file, model.iterdir())
-    kernels = (Path(__file__).parents[2] / "kernels").glob("_cpu*.so")
-    for path in sorted({*files, *kernels}):
+    program = Path(__file__).parents[2]
+    for path in sorted(chain(*((program / name).rglob("*.py") for name in ("kernels", "models")))):
+        digest.update(path.read_bytes())
+    for path in sorted({*files, *(program / "kernels").glob("_cpu*.so")}):
         stat = path.stat()
         digest.update(f"\n{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         with path.open("rb") as file:

@@ -84,7 +84,7 @@ class Prefetch:
     def _borrow(self, digests: list[bytes], count: int) -> list[int]:
         """Slots for `count` of `digests`, none of which is that of another one of them."""
         there = self._host.find([digest for digest in digests if digest in self._host])
-        return self._host.borrow(min(count, self._host.capacity - len(there)))
+        return self._host.borrow(min(count, self._host.idle - len(there)))
 
     def _read(self, slots: dict[bytes, int]) -> list[bytes]:
         """In the thread; the first one last, so that it counts as the most recently used."""

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from hagane import __version__
 from hagane.engine.background_thread import BackgroundThread
 from hagane.engine.cache.disk import DiskTier
 from hagane.engine.cache.host import HostMemory
@@ -50,7 +53,10 @@ def make_tiers(
 
 def _open_disk(config: EngineConfig, runner: ModelRunner) -> DiskTier:
     numerics = (config.quantize, config.group_size, runner.dtype, runner.cache_dtype)
-    shape = (runner.block_size, runner.instructions, runner.model.config.caches)
-    name = identity(Path(config.model), (*numerics, *shape))
+    shape = (runner.block_size, runner.model.config.caches)
+    cuda = runner.device.type == "cuda"
+    device = torch.cuda.get_device_name(runner.device) if cuda else runner.instructions
+    build = (__version__, torch.__version__, runner.device.type, device)
+    name = identity(Path(config.model), (*numerics, *shape, *build))
     root = Path(config.kv_cache_disk or "")
     return DiskTier(root, name, config.kv_cache_disk_memory, runner.block_bytes)

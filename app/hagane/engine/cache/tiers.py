@@ -107,6 +107,11 @@ class KVTiers:
         if not moves:
             return
         keep = self._choose(moves)
+        room = max(_MOST_UNDER_WAY - sum(saving.nbytes for saving in self._under_way), 0)
+        fitting = room // self.host.slots.shape[1]
+        self._dropped += max(len(keep) - fitting, 0)
+        # The first blocks of a prompt are evicted last, and nothing after them is found without.
+        keep = keep[max(len(keep) - fitting, 0) :]
         copies = self._pool.read_blocks([block for block, _ in keep]) if keep else None
         self._restore(moves.restored)
         # Only now: a slot that is borrowed loses its block.
@@ -142,9 +147,6 @@ class KVTiers:
         return list({digest: (block, digest) for block, digest in evicted + filled}.values())
 
     def _save(self, digests: list[bytes], moves: Moves, copies: Tensor) -> None:
-        if sum(saving.nbytes for saving in self._under_way) + copies.nbytes > _MOST_UNDER_WAY:
-            self._dropped += len(digests)
-            return
         evicted = {digest for _, digest in moves.evicted}
         to_host = [digest for digest in digests if digest in evicted]
         slots = dict(zip(to_host, self.host.borrow(len(to_host)), strict=False))

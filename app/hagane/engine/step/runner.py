@@ -298,8 +298,12 @@ class ModelRunner:
 
     def read_blocks(self, blocks: Sequence[int]) -> Tensor:
         """Copies of KV blocks, uint8 [blocks, block bytes], on the device."""
-        rows = torch.tensor(blocks, device=self.device)
-        return torch.cat([part[rows] for part in self._block_bytes()], dim=1)
+        rows, parts = torch.tensor(blocks, device=self.device), list(self._block_bytes())
+        sizes = [part.shape[1] for part in parts]
+        content = torch.empty(len(blocks), sum(sizes), dtype=torch.uint8, device=self.device)
+        for part, found in zip(parts, content.split(sizes, dim=1), strict=True):
+            found.copy_(part[rows])
+        return content
 
     def write_blocks(self, blocks: Sequence[int], content: Tensor) -> None:
         """Fill KV blocks with what `read_blocks` returned, on any device."""
