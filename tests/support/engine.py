@@ -28,6 +28,7 @@ from hagane.pool.messages import (
     GenerateRequest,
     Heartbeat,
     Loading,
+    LogLines,
     RequestFailed,
     SamplingParams,
     Shutdown,
@@ -190,7 +191,8 @@ class RunningEngine:
         if isinstance(message, AdapterChecked):
             self.checked[message.digest] = message.error
         if not isinstance(message, StepOutput):
-            assert isinstance(message, AdapterChecked | EngineReady | Heartbeat | Loading)
+            known = AdapterChecked | EngineReady | Heartbeat | Loading | LogLines
+            assert isinstance(message, known)
             return
         self.stats = message.stats
         for delta in message.deltas:

@@ -13,6 +13,7 @@ from hagane.pool.messages import (
     GenerateRequest,
     Heartbeat,
     Loading,
+    LogLines,
     SamplingParams,
     StepOutput,
     TokenDelta,
@@ -31,7 +32,7 @@ class Recorder:
         self.failed: list[str] = []
 
     def send(self, message: msgspec.Struct) -> None:
-        if isinstance(message, EngineReady | Heartbeat | Loading):
+        if isinstance(message, EngineReady | Heartbeat | Loading | LogLines):
             return
         assert isinstance(message, StepOutput)
         for delta in message.deltas:

@@ -102,6 +102,7 @@ def test_damaged_bytes_are_no_model(server, tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+@pytest.mark.slow
 def test_more_bytes_than_announced_are_not_kept(server, tmp_path):
     found = find_on_hub("me/gguf", server.url)
     (file,) = found.files

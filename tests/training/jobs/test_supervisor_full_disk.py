@@ -49,6 +49,7 @@ def small_disk(tiny_model_dir, tmp_path):
     stop_server(server)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_job_no_more_than_the_steps_since_its_checkpoint(small_disk):
     server, data = small_disk
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=ADMIN_KEY, max_retries=0)

@@ -22,7 +22,7 @@ router = guarded_router(prefix="/v1/chats")
 _Id = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class ChatBody(Body):
+class StoredChatBody(Body):
     """PUT /v1/chats/{chat_id}. `revision` is the one that the client has seen, 0 for a new chat."""
 
     revision: Annotated[Count, Field(ge=0)]
@@ -63,7 +63,7 @@ def get_chat(chat_id: _Id, request: Request, chats: Kept) -> Response:
 
 
 @router.put("/{chat_id}")
-def put_chat(chat_id: _Id, body: ChatBody, request: Request, chats: Kept) -> dict[str, Any]:
+def put_chat(chat_id: _Id, body: StoredChatBody, request: Request, chats: Kept) -> dict[str, Any]:
     """Store a chat over the revision that was seen. Raises ConflictError, TooLargeError."""
     settings = get_serving(request).settings
     text = json.dumps(body.conversation, ensure_ascii=False, separators=(",", ":"))
