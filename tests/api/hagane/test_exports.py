@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import time
 import zipfile
 
@@ -60,13 +61,27 @@ def test_an_adapter_becomes_a_file_for_llama_cpp(client):
     assert (part.status_code, part.content) == (206, b"GGUF")
 
 
-def test_refusals(client):
+@pytest.fixture
+def stored(admin_server):
+    """A directory without a usable configuration, and a GGUF file, in the server's store."""
+    folder = admin_server.log.parent / "data/pulled"
+    (folder / "unreadable").mkdir(parents=True)
+    (folder / "unreadable/config.json").write_text("{}")
+    (folder / "alone.gguf").write_bytes(b"GGUF")
+    yield
+    shutil.rmtree(folder / "unreadable")
+    (folder / "alone.gguf").unlink()
+
+
+def test_refusals(client, stored):
     def refusal(**body):
         answer = client.post("/admin/exports", json=body)
         return answer.status_code, answer.json()["error"]["code"]
 
     assert refusal(model="nobody", format="model") == (404, "model_not_found")
     assert refusal(model="tiny", format="adapter") == (409, "conflict")
+    assert refusal(model="unreadable", format="gguf") == (400, "invalid_model")
+    assert refusal(model="alone", format="model") == (409, "conflict")
     assert refusal(model=MODEL, format="tar")[0] == 400
     assert client.get("/admin/exports/none").status_code == 404
     chat = {"Authorization": "Bearer chat-key"}

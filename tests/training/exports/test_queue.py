@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 
 import pytest
 from hagane.system.errors import ConflictError, DiskFullError, NotFoundError
 from hagane.training.exports.queue import ExportQueue
 from hagane.training.exports.task import ExportTask
+from hagane.training.jobs.inspection import spawn_process
 
 from tests.support.engine import make_adapter
 
@@ -31,9 +33,19 @@ def task(queue, tiny_model_dir, tmp_path):
 
 
 async def ended(export):
-    while export.status in ("queued", "running"):
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while export.status in ("queued", "running"):
+            await asyncio.sleep(0.02)
     return export.status
+
+
+def running(program):
+    """Starts `program`, Python, in place of the one that writes exports."""
+
+    async def spawn(*_, **streams):
+        return await spawn_process(sys.executable, "-c", program, **streams)
+
+    return spawn
 
 
 def test_exports_follow_each_other_and_are_removed(queue, task, tmp_path):
@@ -96,7 +108,7 @@ def test_there_are_bounds(queue, task, tmp_path, monkeypatch):
             usage = shutil.disk_usage(tmp_path)._replace(free=10)
             patch.setattr(shutil, "disk_usage", lambda path: usage)
             with pytest.raises(DiskFullError, match="free some"):
-                queue.add("x", task())
+                queue.require_room(task())
         await queue.stop()
 
     (tmp_path / "exports").mkdir()
@@ -113,3 +125,55 @@ def test_only_what_is_abandoned_is_swept(queue, tmp_path):
         os.utime(folder, (then, then))
     queue.sweep()
     assert [path.name for path in (tmp_path / "exports").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("said", ["'no JSON'", "'x' * 100_000"])
+def test_a_process_that_says_something_else_fails_its_export_alone(tmp_path, task, said, caplog):
+    async def scenario():
+        queue = ExportQueue(tmp_path / "exports", running(f"print({said})"))
+        export = queue.add("x", task())
+        assert await ended(export) == "failed"
+        assert export.error["message"] == "The export failed: the log says why."
+        assert not export.task.target.parent.exists()
+        await queue.stop()
+
+    asyncio.run(scenario())
+    assert "Traceback" in caplog.text
+
+
+NOISY = """
+import os
+from hagane.training.exports import worker
+export = worker.export
+def noisy(task, report):
+    print("a library")
+    os.write(1, b"and one in C\\n")
+    export(task, report)
+worker.export = noisy
+worker.main()
+"""
+
+
+def test_what_libraries_print_is_no_progress(tmp_path, task):
+    async def scenario():
+        queue = ExportQueue(tmp_path / "exports", running(NOISY))
+        export = queue.add("x", task())
+        assert await ended(export) == "succeeded"
+        await queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_exports_of_a_server_that_lives_are_not_swept(queue, task, tmp_path):
+    async def scenario():
+        export = queue.add("x", task())
+        assert await ended(export) == "succeeded"
+        folder = export.task.target.parent
+        then = folder.stat().st_mtime - 100_000
+        os.utime(folder, (then, then))
+        another = ExportQueue(tmp_path / "exports")
+        another.sweep()
+        assert export.task.target.is_file()
+        await queue.stop()
+
+    asyncio.run(scenario())

@@ -12,9 +12,10 @@ from hagane.api.access import guarded_router
 from hagane.api.downloads import Download
 from hagane.api.fields import Body, ModelName
 from hagane.api.serving import Serving, get_serving
-from hagane.system.errors import ConflictError
+from hagane.system.errors import ConflictError, InvalidRequestError, ModelError
 from hagane.training.exports.queue import Export
 from hagane.training.exports.task import ExportFormat, ExportTask, MatrixType
+from hagane.weights.sources.config import is_gguf
 
 router = guarded_router(prefix="/admin/exports")
 
@@ -38,8 +39,8 @@ class ExportBody(Body):
 async def create(body: ExportBody, request: Request) -> dict[str, Any]:
     """Start an export; one is written at a time, on what the server leaves free.
 
-    Raises ModelNotFoundError, ConflictError for a model without such a form or when there are too
-    many, and DiskFullError.
+    Raises ModelNotFoundError, InvalidRequestError for a model that cannot be read, ConflictError
+    for one without such a form or when there are too many, and DiskFullError.
     """
     serving = get_serving(request)
     base, adapter = await _find(serving, body.model, body.format)
@@ -50,6 +51,10 @@ async def create(body: ExportBody, request: Request) -> dict[str, Any]:
         format=body.format,
         type=body.type,
     )
+    try:
+        await run_in_threadpool(serving.exports.require_room, task)
+    except ModelError as error:
+        raise InvalidRequestError(f"{error}.", param="model", code="invalid_model") from None
     return describe(serving.exports.add(body.model, task))
 
 
@@ -98,6 +103,11 @@ async def _find(serving: Serving, name: str, kind: ExportFormat) -> tuple[Path, 
         if kind in ("adapter", "gguf_adapter"):
             raise ConflictError(
                 f"'{name}' is a standalone model; it has no adapter: export it as model or gguf.",
+                param="format",
+            )
+        if kind == "model" and is_gguf(directory):
+            raise ConflictError(
+                f"'{name}' is a GGUF file, and no Hugging Face directory: export it as gguf.",
                 param="format",
             )
         return directory, None

@@ -6,6 +6,8 @@ A finished one is a file in the data directory until it is deleted or the server
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import logging
 import shutil
@@ -14,7 +16,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from hagane.system.errors import ConflictError, DiskFullError, NotFoundError
 from hagane.training.exports.task import ExportFormat, ExportTask
@@ -27,6 +29,8 @@ Status = Literal["queued", "running", "succeeded", "failed"]
 _MOST = 16
 # Left by a server that was killed; another server may share the directory.
 _ABANDONED_SECONDS = 86_400.0
+# In the folder of an export, locked as long as its server lives.
+_LOCK = ".lock"
 _TARGET_SUFFIXES = {"adapter": ".zip", "model": ".zip", "gguf": ".gguf", "gguf_adapter": ".gguf"}
 
 
@@ -52,6 +56,7 @@ class ExportQueue:
         self._folder, self._spawn = folder, spawn
         self._exports: dict[str, Export] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._locks: dict[str, BinaryIO] = {}
         self._one_at_a_time = asyncio.Lock()
 
     @property
@@ -74,13 +79,9 @@ class ExportQueue:
         return self._folder / uuid.uuid4().hex / file
 
     def add(self, model: str, task: ExportTask) -> Export:
-        """Start an export, or queue it behind others.
-
-        Raises ConflictError when there are too many, and DiskFullError.
-        """
+        """Start an export, or queue it behind others. Raises ConflictError for too many."""
         if len(self._exports) >= _MOST:
             raise ConflictError(f"There are {_MOST} exports already; delete one of them first.")
-        self._require_room(task)
         made = Export(model, task)
         self._exports[made.id] = made
         self._tasks[made.id] = asyncio.create_task(self._run(made), name=made.id)
@@ -93,14 +94,15 @@ class ExportQueue:
         task = self._tasks.pop(export_id)
         task.cancel()
         await asyncio.wait({task})
-        await asyncio.to_thread(shutil.rmtree, export.task.target.parent, ignore_errors=True)
+        await self._remove(export)
 
     def sweep(self) -> None:
         """Remove what servers that were killed have left."""
         if self._folder is None or not self._folder.is_dir():
             return
         for path in self._folder.iterdir():
-            if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+            old = path.stat().st_mtime < time.time() - _ABANDONED_SECONDS
+            if old and not _is_locked(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     async def stop(self) -> None:
@@ -108,7 +110,8 @@ class ExportQueue:
         for export_id in [*self._exports]:
             await self.delete(export_id)
 
-    def _require_room(self, task: ExportTask) -> None:
+    def require_room(self, task: ExportTask) -> None:
+        """Raises DiskFullError, or ModelError for files that cannot be read. Takes time."""
         if self._folder is None:
             return
         free, needed = shutil.disk_usage(self._folder.parent).free, task.needed_bytes()
@@ -122,14 +125,23 @@ class ExportQueue:
         try:
             async with self._one_at_a_time:
                 export.status = "running"
-                await asyncio.to_thread(export.task.target.parent.mkdir, parents=True)
+                folder = export.task.target.parent
+                self._locks[export.id] = await asyncio.to_thread(_make_locked, folder)
                 await self._write(export)
         except OSError as error:
             _note(export, "internal_error", str(error))
+        except Exception:
+            logger.exception("%s of %s failed", export.id, export.model)
+            _note(export, "internal_error", "The export failed: the log says why.")
         export.stage = export.progress = None
         if export.error is not None:
-            await asyncio.to_thread(shutil.rmtree, export.task.target.parent, ignore_errors=True)
+            await self._remove(export)
         export.status = "succeeded" if export.error is None else "failed"
+
+    async def _remove(self, export: Export) -> None:
+        await asyncio.to_thread(shutil.rmtree, export.task.target.parent, ignore_errors=True)
+        if (lock := self._locks.pop(export.id, None)) is not None:
+            lock.close()
 
     async def _write(self, export: Export) -> None:
         pipe = asyncio.subprocess.PIPE
@@ -159,6 +171,27 @@ class ExportQueue:
         if export.error is None:
             size = await asyncio.to_thread(export.task.target.stat)
             export.bytes = size.st_size
+
+
+def _make_locked(folder: Path) -> BinaryIO:
+    """Make `folder`; it is locked until the file that is returned is closed."""
+    folder.mkdir(parents=True)
+    lock = (folder / _LOCK).open("wb")
+    # Some shared file systems have no locks: there the age alone decides.
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with (folder / _LOCK).open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _note(export: Export, code: str, message: str) -> None:

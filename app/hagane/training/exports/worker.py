@@ -7,10 +7,12 @@ writes lines of JSON: `stage` and `progress` on the way, `error` and `code` if i
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from hagane.system.errors import HaganeError
 from hagane.system.files import full, is_full
@@ -68,21 +70,29 @@ def _write_gguf(task: ExportTask, report: Report) -> None:
     )
 
 
-def _say(stage: str, progress: float | None) -> None:
-    print(json.dumps({"stage": stage, "progress": progress}), flush=True)
+def _take_output() -> TextIO:
+    """The standard output, for our lines alone: what libraries print joins the errors."""
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return ours
 
 
 def main() -> None:
     step_back()
+    output = _take_output()
+
+    def say(**line: str | float | None) -> None:
+        print(json.dumps(line), file=output, flush=True)
+
     task = ExportTask.model_validate_json(sys.stdin.read())
     try:
-        export(task, _say)
+        export(task, lambda stage, progress: say(stage=stage, progress=progress))
     except Exception as error:
         if is_full(error):
             error = full(task.target.parent)
         code = error.code if isinstance(error, HaganeError) else "internal_error"
         message = str(error) if isinstance(error, HaganeError) else f"{type(error).__name__}"
-        print(json.dumps({"error": message, "code": code}), flush=True)
+        say(error=message, code=code)
         if code == "internal_error":
             raise
         sys.exit(1)
