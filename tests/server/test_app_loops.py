@@ -7,6 +7,10 @@ import logging
 
 from hagane.server.app import create_app
 from hagane.system.settings import Settings
+from hagane.text.hub_files import find_on_hub
+from hagane.text.pulling import Pull
+
+from tests.support.hub import hub
 
 
 class FailsOnce(logging.Filter):
@@ -47,3 +51,41 @@ async def test_the_announcer_goes_on_after_a_fault(tiny_model_dir, tmp_path):
     finally:
         logger.removeFilter(fault)
         logger.setLevel(logging.NOTSET)
+
+
+async def test_a_silent_hub_keeps_nothing_else_from_ending(tiny_model_dir, tmp_path):
+    settings = Settings(
+        model=str(tiny_model_dir), data_dir=tmp_path, admin_key="secret", threads=1,
+        _cli_parse_args=False,
+    )  # fmt: skip
+    app = create_app(settings, lambda: None)
+    serving = app.state.serving
+    end = asyncio.Event()
+
+    async def live() -> None:
+        async with app.router.lifespan_context(app):
+            await end.wait()
+
+    with hub({"me/x/x.gguf": b"x" * 1000}) as remote:
+        remote.held = True
+        found = await asyncio.to_thread(find_on_hub, "me/x", remote.url)
+        pull = Pull(found, tmp_path / "store", "x")
+        pull.folder.mkdir(parents=True)
+        (pull.folder / "x.gguf.partial").write_bytes(b"x" * 10)
+        living = asyncio.create_task(live())
+        try:
+            async with asyncio.timeout(60):
+                started = serving.pulls.start(pull)
+                while not remote.ranges:
+                    await asyncio.sleep(0.01)
+                while not all(loop.running for loop in serving.loops()):
+                    await asyncio.sleep(0.01)
+                end.set()
+                while any(loop.running for loop in serving.loops()):
+                    await asyncio.sleep(0.01)
+            assert started.running
+        finally:
+            end.set()
+            remote.held = False
+            await living
+        assert started.status == "cancelled"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
+import time
 
 import pytest
-from hagane.system.errors import ModelError
+from hagane.system.errors import ConflictError, ModelError
 from hagane.text.hub import models_in
-from hagane.text.hub_files import find_on_hub
-from hagane.text.pulling import HIDDEN_FOLDER, Pull, PullCancelledError
+from hagane.text.hub_files import Digest, HubFile, find_on_hub
+from hagane.text.pulling import HIDDEN_FOLDER, Pull, PullCancelledError, sweep
 
 from tests.support.gguf import write_gguf
 from tests.support.hub import hub
@@ -132,3 +134,51 @@ def test_a_cancelled_pull_leaves_nothing_and_an_interrupted_one_its_part(server,
     assert not (tmp_path / "x").exists()
     folder = tmp_path / HIDDEN_FOLDER
     assert kept or not list(folder.glob("*"))
+
+
+def test_what_has_come_is_not_read_to_its_end_after_a_cancellation(server, files, tmp_path):
+    found = find_on_hub("me/gguf", server.url)
+
+    class Ending(HubFile):
+        def hasher(self) -> Digest:
+            pull.interrupt()
+            return super().hasher()
+
+    (file,) = found.files
+    ending = dataclasses.replace(found, files=(Ending(**vars(file)),))
+    pull = Pull(ending, tmp_path, "x")
+    pull.folder.mkdir(parents=True)
+    (pull.folder / "x.gguf.partial").write_bytes(files["me/gguf/x.gguf"][:1000])
+    with pytest.raises(PullCancelledError):
+        pull.run()
+    assert (server.ranges, pull.received) == ([], 0)
+
+
+def test_an_empty_file_is_a_file(server, tmp_path):
+    server.files |= {"me/hollow/model.safetensors": b"x", "me/hollow/added_tokens.json": b""}
+    path = Pull(find_on_hub("me/hollow", server.url), tmp_path, "hollow").run()
+    assert (path / "added_tokens.json").read_bytes() == b""
+
+
+def test_a_model_made_meanwhile_stays_and_what_has_come_waits(server, tmp_path):
+    found = find_on_hub("me/gguf", server.url)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").touch()
+    with pytest.raises(ConflictError, match="another name"):
+        Pull(found, tmp_path, "x").run()
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["mine"]
+    server.files.clear()
+    assert (Pull(found, tmp_path, "y").run() / "x.gguf").is_file()
+
+
+def test_only_what_nobody_goes_on_with_is_swept(tmp_path):
+    sweep(tmp_path)
+    hidden = tmp_path / HIDDEN_FOLDER
+    then = time.time() - 8 * 86_400
+    for name in ("removed-1", "old", "going", "new"):
+        (hidden / name / "below").mkdir(parents=True)
+        (hidden / name / "below" / "x.partial").touch()
+    for path in (*(hidden / "old").rglob("*"), hidden / "old", hidden / "going"):
+        os.utime(path, (then, then))
+    sweep(tmp_path)
+    assert {path.name for path in hidden.iterdir()} == {"going", "new"}

@@ -76,13 +76,16 @@ class ModelPulls:
             raise NotFoundError(f"There is no pull '{pull_id}'.", param="pull_id")
         return found
 
-    def require_room(self, name: str) -> None:
-        """Raises ConflictError while `name` is being pulled, RateLimitError while others are."""
+    def require_room(self, pull: Pull) -> None:
+        """Raises RateLimitError while others are pulled, ConflictError for the same name or files.
+
+        Two that write one file would damage it.
+        """
         running = [one for one in self if one.running]
         for one in running:
-            if one.pull.name == name:
+            if one.pull.name == pull.name or one.pull.folder == pull.folder:
                 raise ConflictError(
-                    f"'{name}' is being pulled already: see {one.id}.",
+                    f"'{one.pull.name}' is being pulled already: see {one.id}.",
                     param="name",
                     code="pull_running",
                 )
@@ -94,7 +97,7 @@ class ModelPulls:
 
     def start(self, pull: Pull) -> ModelPull:
         """Begin a pull in the background. Raises as `require_room` does."""
-        self.require_room(pull.name)
+        self.require_room(pull)
         started = ModelPull(pull)
         self._pulls[started.id] = started
         started.task = asyncio.create_task(self._run(started))
@@ -106,12 +109,17 @@ class ModelPulls:
             pull.status = "cancelling"
             pull.pull.cancel()
 
+    def interrupt(self) -> None:
+        """Have all end soon; what they have fetched is there for the next server."""
+        for one in self:
+            if one.running:
+                one.pull.interrupt()
+
     async def stop(self) -> None:
-        """End all, at the end of the server; what they have fetched is there for the next one."""
-        running = [one for one in self if one.running]
-        for one in running:
-            one.pull.interrupt()
-        await asyncio.gather(*(one.task for one in running if one.task is not None))
+        """End all; one that waits for its hub may take as long as that."""
+        self.interrupt()
+        running = [one.task for one in self if one.running and one.task is not None]
+        await asyncio.gather(*running)
 
     async def _run(self, started: ModelPull) -> None:
         try:

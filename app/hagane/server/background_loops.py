@@ -12,6 +12,8 @@ from hagane.api.openai.batch_runner import BatchRunner
 from hagane.api.openai.interrupted import fail_interrupted
 from hagane.api.serving import Serving
 from hagane.system.loops import BackgroundLoop
+from hagane.text.hub import own_store
+from hagane.text.pulling import sweep
 from hagane.training.jobs.supervisor import Supervisor
 
 
@@ -48,6 +50,7 @@ class BackgroundLoops:
         if durable:
             self.supervisor.start()
             await asyncio.to_thread(serving.exports.sweep)
+        await asyncio.to_thread(sweep, own_store(serving.settings))
         if durable and serving.settings.admin_key.get_secret_value():
             self.batches.loop.start()
         if not serving.store.database.shared:
@@ -63,8 +66,9 @@ class BackgroundLoops:
     async def stop(self) -> None:
         """End what makes requests, then the engines and jobs."""
         serving, grace = self.serving, self.serving.settings.shutdown_grace
+        serving.pulls.interrupt()
         await self.batches.loop.stop()
-        await asyncio.gather(serving.runs.stop(), serving.pulls.stop())
+        await serving.runs.stop()
         await asyncio.gather(
             self.announcing.stop(),
             self.evals.stop(),
@@ -76,3 +80,5 @@ class BackgroundLoops:
         # Last: streams that ended meanwhile have brought answers to store.
         await asyncio.gather(serving.answers.stop(), serving.canaries.stop(), self.key_usage.stop())
         await asyncio.gather(serving.shared.stop(), serving.toolbox.close())
+        # A hub may be silent for long: nothing else waits for that.
+        await serving.pulls.stop()

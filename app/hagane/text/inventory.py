@@ -16,7 +16,7 @@ from hagane.models.spec import checkpoint_shapes
 from hagane.system.errors import ConflictError, ModelError, NotFoundError
 from hagane.system.settings import Settings
 from hagane.text.hub import BUILTIN_MODELS, is_hub_id, model_stores, own_store, stored_bytes
-from hagane.text.pulling import HIDDEN_FOLDER
+from hagane.text.pulling import HIDDEN_FOLDER, REMOVED
 from hagane.weights.sources.config import is_gguf, load_config, model_name
 from hagane.weights.sources.gguf.file import SUFFIX, GGUFModel, expected_shards, shard_paths
 
@@ -105,7 +105,7 @@ def _require_own(model: StoredModel, settings: Settings) -> None:
 
 def take_out(model: StoredModel) -> Path:
     """Move a model out of its store at once, into a folder to be deleted; of a link, the link."""
-    folder = model.path.parent / HIDDEN_FOLDER / f"removed-{uuid.uuid4().hex}"
+    folder = model.path.parent / HIDDEN_FOLDER / f"{REMOVED}{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     parts = expected_shards(model.path) if is_gguf(model.path) else [model.path]
     for part in parts:

@@ -6,15 +6,17 @@ what the hub announced. What a pull has fetched before it failed is there for th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hagane.system.errors import DiskFullError, HaganeError, ModelError
+from hagane.system.errors import ConflictError, DiskFullError, HaganeError, ModelError
 from hagane.system.files import commit_folder, refused_when_full
 from hagane.text.hub_files import Digest, HubFile, HubModel
 
@@ -28,6 +30,9 @@ _TIMEOUT_SECONDS = 30.0
 _PIECE = 1 << 20
 # Left free for databases, logs and the checkpoints of jobs.
 _SPARE_BYTES = 1 << 30
+# What a pull left may wait for the next one; what was taken out of a store waits for nobody.
+_KEPT_SECONDS = 7 * 86_400.0
+REMOVED = "removed-"
 
 
 class PullCancelledError(HaganeError):
@@ -56,14 +61,15 @@ class Pull:
         return self.store / self.name
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Where the files arrive, which depends on them and not on the model's name."""
         key = f"{self.model.repository}@{self.model.commit}/{self.model.files[0].path}"
         return self.store / HIDDEN_FOLDER / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def require_room(self) -> None:
         """Raises DiskFullError where the store's disk has not enough for all of it."""
         self.store.mkdir(parents=True, exist_ok=True)
-        missing = self.total - sum(_size(path) for path in self._folder.rglob("*"))
+        missing = self.total - sum(_size(path) for path in self.folder.rglob("*"))
         free = shutil.disk_usage(self.store).free
         if missing + _SPARE_BYTES > free:
             raise DiskFullError(
@@ -84,32 +90,36 @@ class Pull:
         """Fetch what is missing, and return the model's directory.
 
         Raises ModelError for a hub that cannot be read or bytes that are not as announced,
-        DiskFullError, PullCancelledError.
+        ConflictError where the directory was made meanwhile, DiskFullError, PullCancelledError.
         """
         try:
             with refused_when_full(self.store), _client() as client:
                 for file in self.model.files:
                     self._fetch(client, file)
-                commit_folder(self._folder, self.target)
+                commit_folder(self.folder, self.target)
         except PullCancelledError:
             if not self._kept:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise
         except OSError as error:
             raise ModelError(f"{self.target} cannot be written: {error}") from None
+        if self.folder.is_dir():
+            raise ConflictError(
+                f"{self.target} was made meanwhile: pull the model under another name. Its files "
+                "have come and wait for that."
+            )
         return self.target
 
     def _fetch(self, client: httpx.Client, file: HubFile) -> None:
         """Have one file in the folder; a connection that breaks off is made again."""
-        final = self._folder / file.place
+        final = self.folder / file.place
         if final.is_file() and final.stat().st_size == file.size:
             self.received += file.size
             return
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.with_name(f"{final.name}.partial")
         for attempt in range(_TRIES):
-            if self._stop.is_set():
-                raise PullCancelledError("The pull was cancelled.")
+            self._require_wanted()
             before = self.received
             try:
                 digest = self._continue(client, file, partial)
@@ -120,6 +130,8 @@ class Pull:
                     raise
                 # The wait ends at once where the pull is cancelled.
                 self._stop.wait(attempt)
+        # Nothing has to be fetched of an empty file.
+        partial.touch()
         if _size(partial) != file.size or digest.hexdigest() != file.digest:
             partial.unlink()
             raise ModelError(f"{file.path} was damaged on its way and is removed: pull it again")
@@ -131,6 +143,7 @@ class Pull:
 
         digest, offset = file.hasher(), 0
         for piece in _pieces(partial):
+            self._require_wanted()
             digest.update(piece)
             offset += len(piece)
         self.received += offset
@@ -152,12 +165,28 @@ class Pull:
             raise ModelError(f"{file.path} could not be fetched: {_reason(error)}") from None
         return digest
 
-    def _take(self, piece: bytes, before: int, file: HubFile) -> None:
+    def _require_wanted(self) -> None:
         if self._stop.is_set():
             raise PullCancelledError("The pull was cancelled.")
+
+    def _take(self, piece: bytes, before: int, file: HubFile) -> None:
+        self._require_wanted()
         if before + len(piece) > file.size:
             raise ModelError(f"{file.path} is longer than the {file.size} bytes announced")
         self.received += len(piece)
+
+
+def sweep(store: Path) -> None:
+    """Remove what a crash left of models taken out of `store`, and pulls that nobody goes on with.
+
+    These are such that have had no byte for a week.
+    """
+    for path in [*(store / HIDDEN_FOLDER).glob("*")]:
+        # Other servers may share the store, and have pulls that end meanwhile.
+        with contextlib.suppress(OSError):
+            latest = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+            if path.name.startswith(REMOVED) or latest < time.time() - _KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _client() -> httpx.Client:

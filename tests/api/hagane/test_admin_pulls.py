@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
 
+from tests.support.engine import make_adapter
 from tests.support.gguf import write_gguf
 from tests.support.hub import hub
 from tests.support.server import ADMIN_KEY, start_server, stop_server
@@ -52,6 +55,17 @@ def pull(server, model: str, **options) -> httpx.Response:
     return admin(server, "POST", "/pull", json={"model": model, **options})
 
 
+@contextmanager
+def adapter(server, name: str, *, base: str) -> Iterator[None]:
+    """An adapter of another model, served in the context."""
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
+        body = {"lora_name": name, "lora_path": name, "base_model": base}
+        client.post("/load_lora_adapter", json=body).raise_for_status()
+        yield
+        client.post("/unload_lora_adapter", json={"lora_name": name}).raise_for_status()
+
+
 def ended(server, pull_id: str) -> dict:
     while True:
         found = admin(server, "GET", f"/pulls/{pull_id}").json()
@@ -60,7 +74,7 @@ def ended(server, pull_id: str) -> dict:
         time.sleep(0.02)
 
 
-def test_a_pulled_model_is_listed_served_unloaded_and_deleted(server, store):
+def test_a_pulled_model_is_listed_served_unloaded_and_deleted(server, store, tiny_model_dir):
     started = pull(server, "me/tiny", name="pulled").json()
     done = ended(server, started["id"])
     assert (done["status"], done["name"], done["error"]) == ("succeeded", "pulled", None)
@@ -71,6 +85,11 @@ def test_a_pulled_model_is_listed_served_unloaded_and_deleted(server, store):
     body = {"model": "pulled", "prompt": "Once", "max_tokens": 2}
     assert httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).status_code == 200
 
+    make_adapter(server.log.parent / "data/style", tiny_model_dir, seed=1)
+    with adapter(server, "style", base="pulled"):
+        refused = admin(server, "DELETE", "/pulled")
+        assert refused.status_code == 409
+        assert "The adapter 'style' changes 'pulled'" in refused.json()["error"]["message"]
     refused = admin(server, "DELETE", "/pulled")
     assert refused.status_code == 409
     assert "/admin/models/unload" in refused.json()["error"]["message"]

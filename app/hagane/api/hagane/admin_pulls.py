@@ -36,7 +36,8 @@ async def pull_model(body: PullModelBody, request: Request) -> dict[str, Any]:
     """Begin to fetch a model of the hub, `OWNER/NAME` or `OWNER/NAME/FILE.gguf`.
 
     Answers when the hub has listed its files. Raises InvalidRequestError for what the hub has not,
-    ConflictError for a name that is taken, RateLimitError while others are pulled, DiskFullError.
+    ConflictError for a name that is taken or files on their way, RateLimitError while others are
+    pulled, DiskFullError.
     """
     serving = get_serving(request)
     try:
@@ -45,7 +46,7 @@ async def pull_model(body: PullModelBody, request: Request) -> dict[str, Any]:
     except ModelError as error:
         raise InvalidRequestError(f"{error}.", param="model", code="invalid_model") from None
     pull = Pull(found, own_store(serving.settings), _name(body.name or found.name))
-    serving.pulls.require_room(pull.name)
+    serving.pulls.require_room(pull)
     await run_in_threadpool(_require_free, serving, pull)
     await run_in_threadpool(pull.require_room)
     return serving.pulls.start(pull).describe()
@@ -77,8 +78,8 @@ async def cancel_pull(pull_id: str, request: Request) -> dict[str, Any]:
 async def delete_model(name: str, request: Request) -> dict[str, Any]:
     """Delete a model's files from the server's store.
 
-    Raises NotFoundError, or ConflictError for a model in memory, one that the settings or an alias
-    name, a built-in one and a job's.
+    Raises NotFoundError, or ConflictError for a model in memory, one that the settings, an alias or
+    an adapter name, a built-in one and a job's.
     """
     serving = get_serving(request)
     model = await run_in_threadpool(find_removable, name, serving.settings)
@@ -125,6 +126,16 @@ def _require_unnamed(serving: Serving, model: StoredModel) -> None:
         if model.name in (alias.target, alias.candidate):
             raise ConflictError(
                 f"The alias '{alias.name}' points to '{model.name}'; point it elsewhere first.",
+                param="model",
+                code="model_in_use",
+            )
+    # Of the default model's name are the adapters of that one.
+    if model.name == serving.model.id:
+        return
+    for stored in serving.store.artifacts.list():
+        if stored.root == model.name and not stored.standalone:
+            raise ConflictError(
+                f"The adapter '{stored.name}' changes '{model.name}': unload or delete it first.",
                 param="model",
                 code="model_in_use",
             )
