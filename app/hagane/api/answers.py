@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +63,21 @@ class _Waiting:
 class AnswerLog:
     """The answers of one application. All methods belong to the event loop.
 
-    Waiting answers are written from `start` to `stop`.
+    Waiting answers are written from `start` to `stop`. So long, chats go that nobody has changed
+    for `chats_seconds`, as completions do beyond `bounds`.
     """
 
     def __init__(
-        self, answers: Answers, bounds: StorageBounds, registry: CollectorRegistry, *, durable: bool
+        self,
+        answers: Answers,
+        bounds: StorageBounds,
+        registry: CollectorRegistry,
+        *,
+        durable: bool,
+        chats_seconds: float,
     ) -> None:
         self._answers = answers
+        self._chats_seconds = chats_seconds
         self._bounds = bounds
         if not durable:
             most = min(bounds.most_bytes, _MOST_BYTES_IN_MEMORY)
@@ -78,7 +87,7 @@ class AnswerLog:
         self._waiting_bytes = 0
         self._changes = Changes()
         self._writer = BackgroundLoop("stored completions", self._write)
-        self.loops = (self._writer, BackgroundLoop("expiry of completions", self._expire))
+        self.loops = (self._writer, BackgroundLoop("expiry of completions and chats", self._expire))
         self._stored = Counter(
             "hagane_stored_completions", "Completions written to the store", registry=registry
         )
@@ -163,6 +172,8 @@ class AnswerLog:
         completions = self._answers.completions
         deleted = await asyncio.to_thread(completions.add, [], self._bounds)
         self._deleted.inc(deleted)
+        since = time.time() - self._chats_seconds
+        await asyncio.to_thread(self._answers.chats.expire, since)
         return _EXPIRE_SECONDS
 
 

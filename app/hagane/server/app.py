@@ -137,8 +137,9 @@ def create_app(
     )
     _register_adapters(catalogue, settings)
     answers = AnswerLog(
-        store.answers, answer_bounds(settings), recorded.registry, durable=store.durable
-    )
+        store.answers, answer_bounds(settings), recorded.registry, durable=store.durable,
+        chats_seconds=settings.stored_chats_days * 86_400,
+    )  # fmt: skip
     canaries = CanaryWatch(store.aliases, store.answers, recorded.registry)
     keyring = KeyRing(settings, store.keys, accounts)
     place = None if store.address is None else store.address.directory

@@ -66,3 +66,28 @@ def test_room_and_age(chats):
     assert chats.list(OWNER, later) == []
     assert put(chats, "c", 0, "x" * 1000, since=later).revision == 1
     assert [entry.id for entry in chats.list(OWNER, LONG_AGO)] == ["c"]
+
+
+def test_marks_take_no_chats_room_and_the_oldest_go(chats, monkeypatch):
+    monkeypatch.setattr("hagane.store.answers.chats.MOST_CHATS", 2)
+    for name in "abc":
+        put(chats, name, 0, "x")
+        chats.delete(OWNER, name)
+    assert {entry.id for entry in chats.list(OWNER, LONG_AGO)} == {"b", "c"}
+    put(chats, "d", 0, "x")
+    put(chats, "e", 0, "x")
+    assert put(chats, "e", 1, "y").revision == 2
+    for name, seen in (("f", 0), ("c", 2)):
+        with pytest.raises(TooLargeError, match="has 2 chats"):
+            put(chats, name, seen, "x")
+    put(chats, "f", 0, "x", owner="other")
+
+
+def test_what_is_old_goes_of_all_owners(chats):
+    put(chats, "a", 0, "x")
+    put(chats, "a", 0, "x", owner="other")
+    later = time.time() + 1
+    chats.expire(later - 100)
+    assert len(chats.list(OWNER, LONG_AGO)) == 1
+    chats.expire(later)
+    assert chats.list(OWNER, LONG_AGO) == chats.list("other", LONG_AGO) == []

@@ -17,6 +17,7 @@ from hagane.store.database import Database
 from hagane.system.errors import ConflictError, NotFoundError, TooLargeError
 
 _chats = tables.chats
+# Of each owner, and as many marks of deleted ones.
 MOST_CHATS = 10_000
 
 
@@ -61,7 +62,7 @@ class Chats:
         """
         size = len(body.encode())
         with self._database.write() as connection:
-            connection.execute(_chats.delete().where(_chats.c.updated_at < since))
+            _expire(connection, since)
             entries = [_entry(row) for row in connection.execute(_of(owner))]
             before = next((entry for entry in entries if entry.id == chat_id), None)
             revision = before.revision if before else 0
@@ -71,22 +72,45 @@ class Chats:
                     "changed it. Read it again.",
                     param="revision",
                 )
-            others = sum(entry.size for entry in entries if entry.id != chat_id)
-            if others + size > most_bytes or len(entries) >= MOST_CHATS:
-                raise TooLargeError(
-                    f"Chats of this key would take {others + size} bytes; stored_chats allows "
-                    f"{most_bytes}. Delete old ones.",
-                    param="conversation",
-                )
+            _require_room([e for e in entries if e.id != chat_id], size, most_bytes)
             return _write(connection, owner, ChatEntry(chat_id, seen, 0.0, size, False), body)
 
     def delete(self, owner: str, chat_id: str) -> None:
-        """Leave a mark in place of a conversation. Raises NotFoundError."""
+        """Leave a mark in place of a conversation; the oldest marks go. Raises NotFoundError."""
         with self._database.write() as connection:
             row = connection.execute(_of(owner).where(_is(owner, chat_id))).one_or_none()
             if row is None or row.deleted:
                 raise NotFoundError(f"There is no chat '{chat_id}'.", param="chat_id")
             _write(connection, owner, ChatEntry(chat_id, row.revision, 0.0, 0, True), "")
+            marks = sa.and_(_chats.c.owner == owner, _chats.c.deleted)
+            newest_first = sa.select(_chats.c.id).where(marks).order_by(_chats.c.updated_at.desc())
+            beyond = _chats.c.id.in_(newest_first.offset(MOST_CHATS))
+            connection.execute(_chats.delete().where(marks, beyond))
+
+    def expire(self, since: float) -> None:
+        """Delete what was last changed before."""
+        with self._database.write() as connection:
+            _expire(connection, since)
+
+
+def _expire(connection: sa.Connection, since: float) -> None:
+    connection.execute(_chats.delete().where(_chats.c.updated_at < since))
+
+
+def _require_room(others: list[ChatEntry], size: int, most_bytes: int) -> None:
+    """Raises TooLargeError unless `size` bytes more are allowed besides the owner's `others`."""
+    total = sum(entry.size for entry in others) + size
+    if total > most_bytes:
+        raise TooLargeError(
+            f"Chats of this key would take {total} bytes; stored_chats allows {most_bytes}. "
+            "Delete old ones.",
+            param="conversation",
+        )
+    if sum(not entry.deleted for entry in others) >= MOST_CHATS:
+        raise TooLargeError(
+            f"This key has {MOST_CHATS} chats, as many as may be. Delete old ones.",
+            param="conversation",
+        )
 
 
 def _of(owner: str) -> sa.Select[tuple[str, int, float, int, bool]]:
