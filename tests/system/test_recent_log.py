@@ -66,6 +66,30 @@ def test_what_looks_like_a_secret_is_hidden(recent, logger, secret):
     assert said.endswith(", and on")
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("postgresql://me:hush@db.local/x", "postgresql://[hidden]@db.local/x"),
+        ("x-api-key: hush", "x-api-key: [hidden]"),
+        ('{"api_key": "hush", "a": 1}', '{"api_key": "[hidden]", "a": 1}'),
+        ('{"password": "hush, hush", "a": 1}', '{"password": "[hidden]", "a": 1}'),
+        ("{'token': 'hush'}", "{'token': '[hidden]'}"),
+        (r'"{\"secret\": \"hush\"}"', r'"{\"secret\": \"[hidden]\"}"'),
+        ("password='hush' at", "password='[hidden]' at"),
+        ("Authorization: Basic hush", "Authorization: Basic [hidden]"),
+        ("authorization: hush", "authorization: [hidden]"),
+        ("https://hub/f?Signature=hush&Key-Pair-Id=K1", "https://hub/f?Signature=[hidden]&Key-Pair-Id=K1"),
+        ("https://hub/f?X-Amz-Signature=hush&x=1", "https://hub/f?X-Amz-Signature=[hidden]&x=1"),
+        ("https://hub/f?sig=hush", "https://hub/f?sig=[hidden]"),
+        ("read 5 tokens: all, at http://127.0.0.1:8000/v1 for me@home", None),
+        ("the monkey: an animal; '' is no key", None),
+    ],
+)  # fmt: skip
+def test_secrets_in_addresses_headers_and_json_are_hidden_and_no_more(recent, logger, said, kept):
+    logger.warning("%s, and on", said)
+    assert messages(recent) == [f"{kept or said}, and on"]
+
+
 def test_a_line_is_bounded_and_a_bad_one_harms_nobody(recent, logger, monkeypatch):
     logger.info("x" * 100_000)
     assert len(messages(recent)[0]) == 4000

@@ -17,7 +17,24 @@ import msgspec
 
 _MOST_CHARACTERS = 4000
 # Nothing of ours logs a key; what others raise may quote one.
-_SECRETS = re.compile(r"(?i)(bearer\s+|\bsk-|\bhf_|(?:key|token|password)=)[^\s'\",;&]+")
+_NAMED = r"(?:key|token|passw(?:or)?d|secret|signature|credential|\bsig)"
+_QUOTE = r"\\?[\"']?"
+_BEFORE = "|".join(
+    (
+        rf"\bauthorization{_QUOTE}\s*[:=]\s*{_QUOTE}(?:(?:basic|bearer|token)\s+)?",
+        r"\bbearer\s+",
+        r"\bsk-",
+        r"\bhf_",
+        rf"{_NAMED}={_QUOTE}",
+        # Headers, and fields of JSON.
+        rf"(?:[-_](?:key|token|secret)|apikey|passw(?:or)?d|secret|signature)\s*:\s*{_QUOTE}",
+        rf"{_NAMED}\\?[\"']\s*:\s*{_QUOTE}",
+    )
+)
+# To the end of its quotes, where it is in some.
+_VALUE = r"(?:(?<=\")[^\"\\]+|(?<=')[^'\\]+|[^\s'\",;&]+)"
+_IN_ADDRESS = r"(://)[^\s/'\"]+(?=@)"
+_SECRETS = re.compile(f"(?i)({_BEFORE}){_VALUE}|{_IN_ADDRESS}")
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -56,7 +73,7 @@ class RecentLines(logging.Handler):
     def add(self, lines: Iterable[LogLine]) -> None:
         """Keep lines, those of another process among them."""
         for line in lines:
-            said = _SECRETS.sub(r"\1[hidden]", line.message[:_MOST_CHARACTERS])
+            said = _SECRETS.sub(r"\1\2[hidden]", line.message[:_MOST_CHARACTERS])
             kept = msgspec.structs.replace(line, message=said)
             self._lines.append((next(self._numbers), kept))
 
