@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ import torch
 from hagane.kernels import cpu, reference
 from hagane.models.config import Quantization
 from hagane.models.families import read_config, read_config_file
+from hagane.models.serving_layers import for_serving
+from hagane.models.undeclared import ContextLinear, UndeclaredTransformer
 from hagane.system.errors import ModelError
 from hagane.weights.load import load_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models.test_decoder import (
@@ -119,6 +123,15 @@ def test_what_is_only_served_is_not_trained(checkpoint):
         ({"quantization_config": {"quant_method": "gptq"}}, "read as floats"),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_attention_heads": 5, "num_key_value_heads": 2}, "does not divide 5 heads"),
+        ({"rope_scaling": {"type": "longrope"}}, r"rotation \(longrope\) changes with what else"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}},
+            r"rotation \(dynamic\) changes with what else",
+        ),
+        (
+            {"model_type": "llama4_text", "layer_types": ["chunked_attention"]},
+            "layers of chunked_attention, for which",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(changes, message):
@@ -130,8 +143,77 @@ def test_what_cannot_be_served_is_refused_by_name(changes, message):
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     raw = {**BASE, "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox"}
-    with pytest.raises(ModelError, match=r"pip install 'hagane\[transformers\]'"):
+    with pytest.raises(ModelError, match=r"pip install .* --editable '\.\[transformers\]'"):
         read_config(raw)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A model to be changed, and its tensors."""
+    make("gpt_neox", tmp_path)
+    return tmp_path, load_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, n: t.pop(n), "layers.1.mlp.dense_h_to_4h.weight is missing"),
+        (lambda t, n: t[n].view(-1)[7:8].fill_(torch.nan), "layers.1.mlp.* holds NaN"),
+        (lambda t, n: t.update({n: t[n][:-1].clone()}), "cannot be served"),
+    ],
+)
+def test_weights_that_are_not_there_are_refused_by_name(damaged, change, message):
+    directory, tensors = damaged
+    change(tensors, "gpt_neox.layers.1.mlp.dense_h_to_4h.weight")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        load(directory, reference)
+
+
+def test_files_that_are_none_are_refused(damaged):
+    directory, _ = damaged
+    (directory / "model.safetensors").write_bytes(b"no tensors at all")
+    with pytest.raises(ModelError, match="GPTNeoXForCausalLM is not declared, and cannot be"):
+        load(directory, reference)
+
+
+def test_an_adapter_beside_the_model_is_not_applied(damaged):
+    directory, _ = damaged
+    (directory / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ModelError, match=r"by the adapter of adapter_config\.json: move"):
+        load(directory, reference)
+
+
+def test_positions_that_begin_elsewhere_are_refused(tmp_path):
+    make("roberta", tmp_path, is_decoder=True, num_key_value_heads=None, head_dim=None)
+    with pytest.raises(ModelError, match="with this server's positions and attention it computes"):
+        load(tmp_path, reference)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
+def test_routers_are_not_quantized(tmp_path):
+    make("hunyuan_v1_moe", tmp_path, num_experts=5, moe_topk=2)
+    model = load(tmp_path, cpu, Quantization("int8", 32, rotated=True))
+    layer = model.decoder.layers[0]
+    assert type(layer.mlp.gate.wg) is torch.nn.Linear
+    assert type(layer.self_attn.o_proj) is ContextLinear
+
+
+def test_layers_are_freed_as_they_are_replaced(tmp_path, monkeypatch):
+    theirs = make("gpt_neox", tmp_path)
+    model = UndeclaredTransformer(read_config_file(tmp_path), theirs, reference)
+    layers = [weakref.ref(m) for m in model.decoder.modules() if type(m) is torch.nn.Linear]
+    left = []
+
+    def counting(*arguments):
+        left.append(sum(layer() is not None for layer in layers))
+        return for_serving(*arguments)
+
+    monkeypatch.setattr("hagane.models.undeclared.for_serving", counting)
+    del theirs
+    model.replace_linears(None, torch.float32)
+    # That being replaced, and perhaps the one before.
+    assert left[len(layers) - 1] <= 2 < len(layers)
 
 
 def test_state_besides_keys_and_values_is_found_by_a_trial(tmp_path):

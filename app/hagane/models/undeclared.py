@@ -24,6 +24,7 @@ from hagane.system.errors import ModelError
 
 # The name under which transformers calls `attend`.
 ATTENTION = "hagane"
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 class Step:
@@ -119,14 +120,18 @@ class UndeclaredTransformer(Transformer):
     @torch.no_grad()
     def replace_linears(self, quantization: Quantization | None, dtype: torch.dtype) -> int:
         """Compute with this server's linear layers; returns how many more bytes they have."""
-        size = 0
-        for owner in list(self.decoder.modules()):
-            for name, layer in list(owner.named_children()):
-                weight = _weight(layer)
-                if weight is not None:
-                    made, own = _convert(weight, layer.bias, quantization, dtype, self.operations)
-                    setattr(owner, name, ContextLinear(made, self.step))
-                    size += own - weight.nbytes
+        size, routers = 0, _expert_counts(self.config)
+        # Not the layers themselves: each is freed when it is replaced.
+        owners = [module for module in self.decoder.modules() if any(module.children())]
+        for owner in owners:
+            for name in [name for name, _ in owner.named_children()]:
+                weight, bias = _parameters(getattr(owner, name))
+                # A near tie in a router decides between two experts: it stays as it is.
+                if weight is None or len(weight) in routers:
+                    continue
+                made, own = _convert(weight, bias, quantization, dtype, self.operations)
+                setattr(owner, name, ContextLinear(made, self.step))
+                size += own - weight.nbytes
         head = self.theirs.get_output_embeddings()
         tied = head is not None and head.weight is self.decoder.get_input_embeddings().weight
         if head is not None and type(head) is nn.Linear and not tied:
@@ -137,13 +142,20 @@ class UndeclaredTransformer(Transformer):
         return size
 
 
-def _weight(layer: nn.Module) -> Tensor | None:
-    """The matrix [out, in] of a linear layer of transformers; None if it is none."""
+def _parameters(layer: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Matrix [out, in] and bias of a linear layer of transformers; None of any other."""
     if type(layer) is nn.Linear:
-        return layer.weight
+        return layer.weight, layer.bias
     if type(layer).__name__ == "Conv1D":  # GPT-2's
-        return layer.weight.t().contiguous()  # type: ignore[operator]
-    return None
+        return layer.weight.t().contiguous(), layer.bias
+    return None, None
+
+
+def _expert_counts(config: ModelConfig) -> set[int]:
+    """How many experts a router of the model may choose from."""
+    found = [config.raw.get(key) for key in _EXPERT_COUNTS]
+    counts = [count for each in found for count in (each if isinstance(each, list) else [each])]
+    return {count for count in counts if isinstance(count, int)}
 
 
 def _convert(

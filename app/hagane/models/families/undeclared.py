@@ -18,7 +18,7 @@ from hagane.models.families.llama import base
 from hagane.system.errors import ModelError
 from hagane.system.shapes import shaped
 
-EXTRA = "hagane[transformers]"
+_INSTALL = "pip install --constraint constraints.txt --editable '.[transformers]'"
 # Older configurations have names of their own for sizes.
 _NAMES = {
     "hidden_size": ("n_embd", "d_model", "hidden_dim"),
@@ -34,6 +34,8 @@ _KEPT = ("vocab_size", "head_dim", "bos_token_id", "eos_token_id", "dtype", "tor
          "sliding_window", "layer_types", "architectures", "model_type",
          "quantization_config")  # fmt: skip
 _ATTENTION = {"full_attention", "sliding_attention"}
+# Rotations by factors that depend on the longest sequence of the batch.
+_CHANGING = {"longrope", "su", "dynamic"}
 
 
 def undeclared(raw: Mapping[str, Any], name: object, source: str, known: str) -> ModelConfig:
@@ -48,10 +50,9 @@ def undeclared(raw: Mapping[str, Any], name: object, source: str, known: str) ->
     folder = _transformers()
     if folder is None:
         raise ModelError(
-            f"{refused}. With transformers, too (pip install '{EXTRA}'), others may run through "
-            "its own code"
+            f"{refused}. With transformers, too ({_INSTALL}), others may run through its own code"
         )
-    if not (folder / "models" / kind.replace("-", "_")).is_dir():
+    if not _knows(folder, kind):
         raise ModelError(
             f"{refused}. transformers has no model_type {kind!r}: code from a repository is never "
             "run"
@@ -61,6 +62,10 @@ def undeclared(raw: Mapping[str, Any], name: object, source: str, known: str) ->
     if others or raw.get("is_encoder_decoder"):
         what = f"layers of {', '.join(others)}" if others else "an encoder"
         raise ModelError(f"{refused}. It has {what}, for which there is no cache here")
+    if changing := _rotations(raw) & _CHANGING:
+        raise ModelError(
+            f"{refused}. Its rotation ({min(changing)}) changes with what else is in the batch"
+        )
     return _config(raw, source)
 
 
@@ -79,6 +84,20 @@ def _config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         specs = found.layers(found.kinds(), config.rope, config.rope)
         config = replace(config, layer_specs=specs)
     return replace(config, declared=False, raw=raw)
+
+
+def _rotations(raw: Mapping[str, Any]) -> set[str]:
+    """The kinds of rotation that a `config.json` names, of any of its layers."""
+    given = [raw.get(key) for key in ("rope_parameters", "rope_scaling")]
+    scaled = [one for one in given if isinstance(one, dict)]
+    scaled += [one for each in scaled for one in each.values() if isinstance(one, dict)]
+    return {str(one.get("rope_type", one.get("type"))) for one in scaled}
+
+
+def _knows(folder: Path, kind: str) -> bool:
+    """Whether transformers has code for a model_type; a text model lies where its whole does."""
+    names = kind.replace("-", "_"), kind.replace("-", "_").removesuffix("_text")
+    return any((folder / "models" / name).is_dir() for name in names)
 
 
 def _transformers() -> Path | None:
