@@ -124,3 +124,14 @@ def test_the_document_lists_the_families_that_are_read():
         gguf = f"`{files[name]}`" if name in files else "no"
         assert f"| {family.models} | `{name}` | {gguf} |" in text
     assert set(files) <= set(FAMILIES)
+
+
+def test_deepseek_scores_experts_as_its_code_does():
+    deepseek = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+                "num_key_value_heads": 4}  # fmt: skip
+    for name, own, other in (("V2", "softmax", "sigmoid"), ("V3", "sigmoid", "softmax")):
+        raw = deepseek | {"architectures": [f"Deepseek{name}ForCausalLM"]}
+        config = read(**raw, scoring_func=own)
+        assert config == read(**raw)
+        with pytest.raises(ModelError, match=f"scoring_func is '{other}'; supported is {own}"):
+            read(**raw, scoring_func=other)

@@ -34,6 +34,14 @@ def test_floats_and_own_formats_have_none():
     assert stored_format(own, "config.json") is None
 
 
+def test_mxfp4_is_read_of_gpt_oss_alone():
+    own = {"quantization_config": {"quant_method": "mxfp4"}}
+    found = stored_format(own | {"architectures": ["GptOssForCausalLM"]}, "config.json")
+    assert found is not None and found.method == "mxfp4"
+    with pytest.raises(ModelError, match="quant_method is 'mxfp4'; supported is that of GptOss"):
+        stored_format(own | {"architectures": ["Qwen3MoeForCausalLM"]}, "config.json")
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [

@@ -27,6 +27,9 @@ CONFIG_KEY = "quantization_config"
 OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _REMEDY = "use the unquantized model and --quantize, or another quantization of it"
 
+# The experts of others lie in other tensors.
+_MXFP4_ARCHITECTURE = "GptOssForCausalLM"
+
 Method = Literal["gptq", "awq", "compressed-tensors", "fp8", "mxfp4"]
 _Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 
@@ -123,7 +126,10 @@ def stored_format(config: Mapping[str, Any], source: str) -> StoredFormat | None
     read = _METHODS.get(method) if isinstance(method, str) else None
     if read is None:
         raise found.unsupported("quant_method", method, ", ".join(_METHODS))
-    return read(found)
+    stored = read(found)
+    if stored.method == "mxfp4" and config.get("architectures") != [_MXFP4_ARCHITECTURE]:
+        raise found.unsupported("quant_method", method, f"that of {_MXFP4_ARCHITECTURE} alone")
+    return stored
 
 
 def _gptq(found: _Found) -> StoredFormat:

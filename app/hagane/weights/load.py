@@ -30,7 +30,7 @@ from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
 from hagane.models.linear import Quantized
-from hagane.models.moe import Correction, Experts
+from hagane.models.moe import Correction, Experts, NativeExperts
 from hagane.models.norm import Norm
 from hagane.models.serving_layers import (
     Packed,
@@ -41,6 +41,7 @@ from hagane.models.serving_layers import (
 )
 from hagane.models.sharding import Shard
 from hagane.models.spec import parts_at, stored_at
+from hagane.system.errors import ModelError
 from hagane.system.files import commit, write_text
 from hagane.weights.eight_bits import choose_eight_bits
 from hagane.weights.finite import check_finite, naming
@@ -122,10 +123,20 @@ def load_model(
     if operations is cpu:
         for name, module in list(model.named_modules()):
             if isinstance(module, Experts):
-                loading.replace(name, module.for_cpu())
+                loading.replace(name, _native_experts(directory, name, module))
     model.model.rotaries.to(device)
     trim_heap()
     return model, LoadReport(progress.total, size, time.monotonic() - started, quantization)
+
+
+def _native_experts(directory: Path, name: str, experts: Experts) -> NativeExperts:
+    try:
+        return experts.for_cpu()
+    except ValueError:
+        raise ModelError(
+            f"{directory}: the experts of {name} are stored in formats that kernels do not "
+            "multiply together: use --quantize int8"
+        ) from None
 
 
 @dataclass(frozen=True)

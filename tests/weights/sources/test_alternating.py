@@ -82,6 +82,24 @@ def test_codes_are_served_with_their_bits(gpt_oss):
     assert expected.isfinite().all() and report.bits_per_weight < 16
 
 
+@torch.no_grad()
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
+def test_a_scale_that_kernels_do_not_have_dequantizes_the_experts_of_its_layer(gpt_oss):
+    to_mxfp4(gpt_oss)
+    file = gpt_oss / "model.safetensors"
+    tensors = load_file(file)
+    tensors[f"{EXPERTS}.down_proj_scales"][2, 5, 0] = 90
+    save_file(tensors, file, metadata={"format": "pt"})
+    options = {"device": "cpu", "dtype": torch.bfloat16, "quantization": None}
+    served, _ = load_model(gpt_oss, operations=cpu, **options)
+    layers = [layer.mlp.experts.experts._kept for layer in served.model.layers]
+    kept, dequantized = (sum(w.nbytes for pair in layer for w in pair) for layer in layers)
+    assert kept < 0.5 * dequantized
+    plain, _ = load_model(gpt_oss, **options)
+    expected = plain.logits(plain(TOKENS, PackedCausal(rows=1, length=len(TOKENS))))
+    assert expected.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

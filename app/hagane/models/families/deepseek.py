@@ -34,6 +34,7 @@ class DeepseekKeys(Keys, frozen=True):
     norm_topk_prob: bool | None = False
     n_group: Experts | None = None
     topk_group: Experts | None = None
+    scoring_func: str | None = None
     topk_method: Literal["greedy", "group_limited_greedy", "noaux_tc"] | None = "greedy"
     first_k_dense_replace: int = 0
     moe_layer_freq: int = 1
@@ -85,6 +86,8 @@ def _with_experts(found: Found[DeepseekKeys], keys: DeepseekKeys, routing: Routi
     config = _latent(found, keys)
     if keys.n_routed_experts is None:
         return config
+    if keys.scoring_func not in (None, routing.score):
+        raise found.error("scoring_func", f"is {keys.scoring_func!r}; supported is {routing.score}")
     if keys.moe_layer_freq != 1:
         raise found.error("moe_layer_freq", f"{keys.moe_layer_freq} is not supported")
     experts = ExpertsSpec(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hagane.system.errors import ModelError
-from hagane.weights.sources.mxfp4 import GROUP, Mxfp4Matrix
+from hagane.weights.sources.mxfp4 import GROUP, Mxfp4Matrix, has_form
 from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 from hagane.weights.sources.source import Rows
 
@@ -43,6 +43,8 @@ class AlternatingExperts:
 
     def __init__(self, checkpoint: SafetensorsCheckpoint) -> None:
         self.checkpoint = checkpoint
+        # By the name of a layer's experts, whether kernels have a form for the codes of all.
+        self._kept: dict[str, bool] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         place = _place(name)
@@ -92,13 +94,29 @@ class AlternatingExperts:
             raise ModelError(
                 f"{self.checkpoint.directory}: {place.stack}_blocks and _scales are not MXFP4"
             )
-        return Mxfp4Matrix(blocks, scales)
+        return Mxfp4Matrix(blocks, scales, self._keeps(place.stack.rpartition(".")[0]))
+
+    def _keeps(self, owner: str) -> bool:
+        """Experts of a layer are multiplied together: kernels want one format of them."""
+        if owner not in self._kept:
+            self._kept[owner] = all(
+                has_form(*(self._whole(f"{owner}.{stack}{end}") for end in ("_blocks", "_scales")))
+                for stack in ("gate_up_proj", "down_proj")
+                if self.checkpoint.shape(f"{owner}.{stack}_blocks") is not None
+            )
+        return self._kept[owner]
 
     def _expert(self, stack: str, number: int) -> Tensor:
+        whole = self._whole(stack)
+        if number >= len(whole):
+            raise ModelError(f"{self.checkpoint.directory}: {stack} has no expert {number}")
+        return whole[number]
+
+    def _whole(self, stack: str) -> Tensor:
         shape = self.checkpoint.shape(stack)
-        if shape is None or number >= shape[0]:
+        if shape is None:
             raise ModelError(f"{self.checkpoint.directory}: tensor {stack} is missing")
-        return self.checkpoint.read(stack, shape)[number]
+        return self.checkpoint.read(stack, shape)
 
 
 def _place(name: str) -> _Place | None:

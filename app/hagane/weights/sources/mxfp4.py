@@ -27,15 +27,32 @@ _EXPONENTS = (_BIAS - 24, _BIAS + 15)
 _BLOCK_ELEMENTS = 1 << 18
 
 
+def has_form(blocks: Tensor, exponents: Tensor) -> bool:
+    """Whether kernels have all scales of `exponents` [..., groups], but those of zeros."""
+    outside = _outside(exponents)
+    return not (outside.any() and _nonzero(blocks[outside]).any())
+
+
+def _outside(exponents: Tensor) -> Tensor:
+    return (exponents < _EXPONENTS[0]) | (exponents > _EXPONENTS[1])
+
+
+def _nonzero(blocks: Tensor) -> Tensor:
+    """Of every group, whether a code is neither zero nor its negative."""
+    return ((blocks & 0x77) != 0).any(dim=-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Mxfp4Matrix(GroupedRows):
     """`blocks` uint8 [out, groups, 16] has two codes a byte, the first in the lower bits.
 
-    `exponents` uint8 [out, groups] are those of the scales, plus 127.
+    `exponents` uint8 [out, groups] are those of the scales, plus 127. Without `kept` it is
+    dequantized, though kernels may have a form for it.
     """
 
     blocks: Tensor
     exponents: Tensor
+    kept: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,8 +60,7 @@ class Mxfp4Matrix(GroupedRows):
 
     @cached_property
     def form(self) -> GroupedForm | None:
-        low, high = (int(bound) for bound in self.exponents.aminmax())
-        if low < _EXPONENTS[0] or high > _EXPONENTS[1]:
+        if not self.kept or not has_form(self.blocks, self.exponents):
             return None
         return GroupedForm(5, GROUP, 16, False)
 
@@ -52,8 +68,11 @@ class Mxfp4Matrix(GroupedRows):
         blocks = self.blocks[start:stop]
         pairs = torch.stack((blocks & 15, blocks >> 4), dim=-1)
         codes = _DOUBLED[pairs.flatten(1).int()]
-        exponents = self.exponents[start:stop].int() - _BIAS
-        return Groups(codes, torch.ldexp(torch.ones(exponents.shape), exponents))
+        exponents = self.exponents[start:stop].int()
+        if (outside := _outside(exponents)).any():
+            # Whatever the scale of zeros is, a number of float16 gives zeros.
+            exponents = torch.where(outside & ~_nonzero(blocks), _BIAS, exponents)
+        return Groups(codes, torch.ldexp(torch.ones(exponents.shape), exponents - _BIAS))
 
     def split(self, split_size: int) -> Iterator[Tensor]:
         """float32."""
