@@ -64,6 +64,25 @@ def test_time_follows_from_work_and_threads(tmp_path):
     assert seconds(quantize="int8") == seconds(quantize="int4") < seconds()
 
 
+def test_reinforcement_holds_the_served_weights_on_a_cpu_alone(monkeypatch, tmp_path):
+    config = read_config(LLAMA_8B)
+
+    def memory(**changes):
+        spec = spec_of(tmp_path).model_copy(update={"method": "reinforcement"} | changes)
+        return estimates.memory(config, spec, 1024, checkpointing=True)
+
+    on_cpu, with_dora = memory(), memory(dora=True)
+    monkeypatch.setattr(estimates, "cuda_driver_present", lambda: True)
+    on_gpu = memory(device="cuda")
+    served = estimates.answering(config, spec_of(tmp_path), 1) - estimates.ANSWERING_CACHE
+    assert on_cpu - on_gpu == pytest.approx(served, abs=2)
+    assert with_dora < on_cpu and memory() == on_cpu
+    # Attention repeats prompts.
+    supervised = estimates.memory(config, spec_of(tmp_path), 1024, checkpointing=True)
+    rows = 2 * estimates.REPEATED_TOKENS * 4 * (32 + 8) * 128
+    assert on_gpu - supervised == pytest.approx(rows, abs=2)
+
+
 @pytest.mark.parametrize("length", [512, 1024])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_lora_on_8b_in_int4_fits_24_gb(length, checkpointing):

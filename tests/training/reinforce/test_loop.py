@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from hagane.kernels import cpu
 from hagane.system.errors import TrainingError, TrainingInterrupted
-from hagane.training.reinforce.loop import reinforce
+from hagane.training.jobs.answering_engine import SampledAnswer
+from hagane.training.jobs.estimates import MICRO_TOKENS, REPEATED_TOKENS
+from hagane.training.reinforce.loop import _Lesson, _micro_batches, reinforce
+from hagane.training.reinforce.rollouts import Rollout
 from hagane.training.reinforce.spec import ReinforceSpec
-from hagane.training.reinforce.tasks import report_tasks
+from hagane.training.reinforce.tasks import PromptTask, report_tasks
 from hagane.training.report.listener import CheckpointReport, StepReport
 
 # The part of the answer's characters that are the wanted one.
@@ -119,3 +122,16 @@ def test_a_report_names_what_graders_miss(spec, tmp_path):
     assert "leave room for an answer of 4" in problems[3]
     with pytest.raises(TrainingError, match="line 1"):
         reinforce(checked, tmp_path / "run", Recorder())
+
+
+@pytest.mark.parametrize(("prompt", "answer", "group"), [(600, 3, 128), (20, 50, 40), (9000, 2, 3)])
+def test_rows_of_a_pass_are_bounded_in_layers_and_in_attention(prompt, answer, group):
+    task = PromptTask(tuple(range(prompt)), {}, b"")
+    rollout = Rollout(task, SampledAnswer((1,) * answer, (0.0,) * answer, ended=False), 1.0)
+    lessons = [_Lesson(rollout, float(number)) for number in range(group)]
+    parts = _micro_batches(lessons)
+    assert [lesson for part in parts for lesson in part] == lessons
+    for part in parts:
+        rows = prompt + answer * len(part)
+        assert len(part) == 1 or rows <= MICRO_TOKENS
+        assert len(part) == 1 or (prompt + answer) * len(part) <= REPEATED_TOKENS

@@ -10,6 +10,9 @@ from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan
 
 # Tokens of one forward and backward pass: enough for full speed, few enough for little memory.
 MICRO_TOKENS = 1024
+# The same where attention repeats a prompt for each of its answers in reinforcement: one layer at
+# a time has these.
+REPEATED_TOKENS = 8 * MICRO_TOKENS
 # Orders of magnitude, in FLOP/s: a Zen 4 core in bfloat16, the same on a quantized base, and a
 # server GPU.
 _CORE, _CORE_IN_INTEGERS, _GPU = 1.5e11, 2.1e11, 2e14
@@ -93,6 +96,12 @@ def _served_weights(config: ModelConfig, spec: FineTuneSpec) -> float:
     return width * (parameters(config) + config.vocab_size * config.hidden_size)
 
 
+def _learns_from_served(spec: FineTuneSpec) -> bool:
+    """Whether a run loads the packed weights of serving beside its own: on a CPU."""
+    on_cpu = spec.device == "cpu" or not cuda_driver_present()
+    return spec.method == "reinforcement" and on_cpu
+
+
 def _inner_features(config: ModelConfig) -> int:
     """The most that a token has between the projections of MLPs in one layer."""
     return max(
@@ -118,8 +127,6 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
     else:
         ratio = 2 * spec.rank / config.hidden_size
         weights = parameters(config) * (width + 16 * ratio) + ends
-        if spec.method == "reinforcement":
-            weights += _served_weights(config, spec)
     row = 6 * config.hidden_size + 4 * _inner_features(config)
     row += 3 * (config.heads + config.kv_heads) * config.head_dim
     if spec.dora:
@@ -129,5 +136,13 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
     stored = 2.0 * tokens * (row + config.layers * config.hidden_size)
     if not checkpointing:
         stored = 2.0 * tokens * row * config.layers
+    if spec.method == "reinforcement":
+        # Queries, keys, values and what comes out, each with its gradient.
+        repeated = 4 * (config.heads + config.kv_heads) * config.head_dim
+        stored += 2.0 * max(REPEATED_TOKENS, longest) * repeated
     logits = 10.0 * _LOGIT_ROWS * config.vocab_size
-    return int(weights + stored + logits)
+    served = _served_weights(config, spec) if _learns_from_served(spec) else 0.0
+    if spec.dora:
+        # Its layers do without: they are given up before the first step.
+        return int(weights + max(served, stored + logits))
+    return int(weights + served + stored + logits)

@@ -26,7 +26,7 @@ from hagane.training.finetune.model import FineTuneModel, load_finetune_model
 from hagane.training.finetune.objective import score
 from hagane.training.finetune.spec import TrainingPlan
 from hagane.training.jobs.answering_engine import AnsweringEngine, answering_config
-from hagane.training.jobs.estimates import MICRO_TOKENS
+from hagane.training.jobs.estimates import MICRO_TOKENS, REPEATED_TOKENS
 from hagane.training.reinforce.policy_loss import advantages, policy_loss
 from hagane.training.reinforce.rollouts import Rollout, RolloutSampler
 from hagane.training.reinforce.spec import ReinforceSpec, resolve_reinforcement
@@ -207,17 +207,21 @@ class _Run:
 
 
 def _micro_batches(lessons: list[_Lesson]) -> list[list[_Lesson]]:
-    """Lessons that go through the model together; those of one task share its prompt."""
+    """Lessons that go through the model together; those of one task share its prompt.
+
+    Attention repeats the prompt for each: it bounds the lessons, too.
+    """
     parts: list[list[_Lesson]] = []
-    room = 0
+    room = whole = 0
     for lesson in lessons:
         rollout = lesson.rollout
         rows = len(rollout)
         if parts and parts[-1][-1].rollout.task is rollout.task:
             rows -= len(rollout.task)
-        if rows > room or not parts:
+        whole += len(rollout)
+        if rows > room or whole > REPEATED_TOKENS or not parts:
             parts.append([])
-            room, rows = MICRO_TOKENS, len(rollout)
+            room, rows, whole = MICRO_TOKENS, len(rollout), len(rollout)
         parts[-1].append(lesson)
         room -= rows
     return parts
