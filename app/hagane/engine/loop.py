@@ -188,7 +188,9 @@ class Engine:
         while self.running:
             self.use_idle_time(time.monotonic())
             # Nothing to do at all: sleep until a message comes, or what requests wait for.
-            idle = not (self.pipeline.busy or self.runner.prefault())
+            # Threads that load what requests wait for get on faster while this one sleeps.
+            waits = len(self.prerequisites) > 0
+            idle = not self.pipeline.busy and (waits or not self.runner.prefault())
             pause = self.prerequisites.pause(time.monotonic(), self._heartbeat)
             self.receive(pause if idle else 0.0)
             self.turn()

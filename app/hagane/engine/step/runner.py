@@ -298,29 +298,33 @@ class ModelRunner:
 
     def read_blocks(self, blocks: Sequence[int]) -> Tensor:
         """Copies of KV blocks, uint8 [blocks, block bytes], on the device."""
-        rows, parts = torch.tensor(blocks, device=self.device), list(self._block_bytes())
+        rows, parts = torch.tensor(blocks, device=self.device), list(self._block_words())
         sizes = [part.shape[1] for part in parts]
-        content = torch.empty(len(blocks), sum(sizes), dtype=torch.uint8, device=self.device)
+        content = torch.empty(len(blocks), sum(sizes), dtype=torch.int64, device=self.device)
         for part, found in zip(parts, content.split(sizes, dim=1), strict=True):
             found.copy_(part[rows])
-        return content
+        return content.view(torch.uint8)
 
     def write_blocks(self, blocks: Sequence[int], content: Tensor) -> None:
         """Fill KV blocks with what `read_blocks` returned, on any device."""
-        rows, parts = torch.tensor(blocks, device=self.device), list(self._block_bytes())
+        rows, parts = torch.tensor(blocks, device=self.device), list(self._block_words())
         sizes = [part.shape[1] for part in parts]
-        for part, found in zip(parts, content.to(self.device).split(sizes, dim=1), strict=True):
+        words = content.to(self.device).view(torch.int64)
+        for part, found in zip(parts, words.split(sizes, dim=1), strict=True):
             part[rows] = found
 
     @property
     def block_bytes(self) -> int:
         """Bytes of a block of all layers."""
-        return sum(part.shape[1] for part in self._block_bytes())
+        return sum(8 * part.shape[1] for part in self._block_words())
 
-    def _block_bytes(self) -> Iterator[Tensor]:
-        """The cache's tensors, each as uint8 [blocks, bytes]."""
+    def _block_words(self) -> Iterator[Tensor]:
+        """The cache's tensors, each as int64 [blocks, words]: bytes would be copied one by one.
+
+        A block has a multiple of 16 tokens.
+        """
         for tensor in chain.from_iterable(self.caches):
-            yield tensor.flatten(1).view(torch.uint8)
+            yield tensor.flatten(1).view(torch.int64)
 
     def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         sources, destinations = send(list(torch.tensor(copies).T), self.device)
