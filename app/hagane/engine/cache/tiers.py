@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from hagane.engine.background_thread import BackgroundThread
@@ -123,7 +124,8 @@ class KVTiers:
         # In parts: a copy on the way of a long prompt's blocks would need memory of its own.
         for at in range(0, len(contents), _AT_A_TIME):
             blocks = [block for block, _ in contents[at : at + _AT_A_TIME]]
-            self._pool.write_blocks(blocks, self.host.slots[slots[at : at + _AT_A_TIME]])
+            content = torch.stack([self.host.slots[slot] for slot in slots[at : at + _AT_A_TIME]])
+            self._pool.write_blocks(blocks, content)
         self._restored += len(contents)
 
     def collect(self) -> None:
