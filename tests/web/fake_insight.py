@@ -76,6 +76,7 @@ def log(text: str) -> list[dict[str, Any]]:
         {**common, "id": 1, "created_at": MOMENT, "level": "info", "message": f"{text} is ready"},
         {**common, "id": 2, "created_at": MOMENT + 1, "level": "error", "process": "engine",
          "request_id": "req_1", "message": f"it failed\nTraceback: {text}"},
+        {**common, "id": 3, "created_at": MOMENT + 2, "level": "critical", "message": text},
     ]  # fmt: skip
 
 

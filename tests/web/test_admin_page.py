@@ -31,6 +31,7 @@ def test_hostile_names_run_nothing(page):
         seen += page.inner_text("main")
     page.wait_for_timeout(50)
     assert seen.count(HOSTILE) > 30
+    assert " critical " in seen
     assert page.locator("main :is(img, script, iframe)").count() == 0
     assert page.evaluate("'hacked' in window") is False
     link = page.get_attribute("#adapter-list a[href^='./#model']", "href")

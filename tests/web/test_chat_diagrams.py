@@ -52,6 +52,23 @@ def test_several_diagrams(page):
     assert "Alice" in page.frame_locator(".drawing iframe >> nth=1").locator("svg").text_content()
 
 
+@pytest.mark.slow
+def test_many_diagrams_wait_until_they_are_asked_for(page):
+    shapes = [f"```mermaid\nflowchart LR\n  A{at} --> B\n```" for at in range(12)]
+    write(page, "\n\n".join(shapes))
+    asked_for = ".toggle:has-text('Diagram')"
+    assert page.locator(".drawing iframe").count() == 10
+    wait_until(page, "document.querySelectorAll('.toggle:not([hidden])').length === 12")
+    assert page.locator(asked_for).count() == 2
+    assert page.locator(".code > pre").last.is_visible()
+    page.locator(asked_for).last.click()
+    wait_until(page, "[...document.querySelectorAll('.toggle')].at(-1).textContent === 'Source'")
+    assert page.locator(".drawing iframe").count() == 11
+    drawn = page.frame_locator(".drawing iframe >> nth=10").locator("svg").text_content()
+    assert "A11" in drawn
+    assert not page.locator(".code > pre").last.is_visible()
+
+
 def test_what_is_no_diagram_stays_source(page):
     write(page, "```mermaid\nflowchart LR\n  A -->\n```")
     page.wait_for_selector(".drawing:has-text('cannot be drawn')")

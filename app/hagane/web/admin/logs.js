@@ -64,5 +64,7 @@ function row({ created_at: created, level, logger, message, request_id: id, proc
   const time = element("time", date.toLocaleTimeString(document.documentElement.lang));
   time.dateTime = date.toISOString();
   const from = [process, logger, id].filter(Boolean).join(" · ");
-  return classed("p", level, time, ` ${t(level)} `, classed("span", "quiet", from), `\n${message}`);
+  // Others are shown as the server calls them.
+  const word = LEVELS.includes(level) ? t(level) : level;
+  return classed("p", level, time, ` ${word} `, classed("span", "quiet", from), `\n${message}`);
 }

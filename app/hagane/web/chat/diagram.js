@@ -7,10 +7,15 @@ const FRAME = new URL("../diagram/index.html", import.meta.url);
 /** A diagram that takes longer is not shown. */
 const PATIENCE = 20_000;
 const HIGHEST = 4000;
+/** Each frame has a library of its own in memory: diagrams beyond these wait until they are asked for. */
+const MOST_FRAMES = 10;
+
+/** Frames that the page gets within this task. @type {Set<HTMLIFrameElement>} */
+const coming = new Set();
 
 /**
  * The diagram, and a button that changes between it and its source. Where it cannot be drawn, the
- * source stands there, and why.
+ * source stands there, and why; where the page has many diagrams, the button draws it.
  * @param {string} text
  * @param {HTMLElement} source the element that shows the source
  * @returns {{shown: HTMLElement, toggle: HTMLButtonElement}}
@@ -19,29 +24,47 @@ export function diagram(text, source) {
   const shown = classed("div", "drawing");
   const toggle = classed("button", "toggle");
   toggle.type = "button";
+  let isDrawn = false;
   const show = (drawn) => {
     source.hidden = drawn;
     shown.hidden = !drawn;
     toggle.textContent = t(drawn ? "showSource" : "showDiagram");
   };
-  toggle.hidden = true;
-  toggle.addEventListener("click", () => show(shown.hidden));
-  shown.append(frameOf(text, {
-    drawn: () => {
-      toggle.hidden = false;
-      show(true);
-    },
-    failed: (why) => {
-      source.hidden = false;
-      toggle.hidden = true;
-      shown.replaceChildren(classed("p", "quiet", t("diagramFailed")), ...(why ? [element("pre", why)] : []));
-    },
-  }));
+  const draw = () => {
+    shown.hidden = false;
+    shown.append(frameOf(text, {
+      drawn: () => {
+        isDrawn = true;
+        toggle.hidden = false;
+        show(true);
+      },
+      failed: (why) => {
+        source.hidden = false;
+        toggle.hidden = true;
+        shown.replaceChildren(classed("p", "quiet", t("diagramFailed")), ...(why ? [element("pre", why)] : []));
+      },
+    }));
+  };
+  toggle.addEventListener("click", () => {
+    if (isDrawn) show(shown.hidden);
+    else if (!shown.firstChild) draw();
+  });
+  toggle.hidden = frames() < MOST_FRAMES;
+  if (toggle.hidden) draw();
+  else show(false);
   return { shown, toggle };
+}
+
+/** How many frames the page has, with those that it gets just now. */
+function frames() {
+  const apart = [...coming].filter((frame) => !frame.isConnected);
+  return document.querySelectorAll(".drawing iframe").length + apart.length;
 }
 
 function frameOf(text, { drawn, failed }) {
   const frame = document.createElement("iframe");
+  coming.add(frame);
+  queueMicrotask(() => coming.delete(frame));
   frame.setAttribute("sandbox", "allow-scripts");
   frame.title = t("diagram");
   frame.src = FRAME;

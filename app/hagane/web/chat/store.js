@@ -139,23 +139,26 @@ export function keepAll(conversation) {
 }
 
 /**
- * Keep what another browser did to a conversation: messages that are new, or newer than here.
+ * Keep what another browser did to a conversation: messages that are new, or newer than here. A new
+ * conversation is kept wholly or not at all.
  * @param {Conversation} remote
- * @returns {Message[]} those that came
+ * @returns {{came: Message[], whole: boolean}} `came`: those that are kept now; `whole` is false when
+ *   the browser's storage is full and something is not
  */
 export function absorb(remote) {
   const local = openConversation(remote.id);
   if (!local) {
-    keepAll(remote);
-    return [...remote.messages.values()];
+    const whole = keepAll(remote);
+    if (!whole) deleteConversation(remote.id);
+    return { came: whole ? [...remote.messages.values()] : [], whole };
   }
-  const newer = ({ id, kept = 0 }) => kept > (local.messages.get(id)?.kept ?? -1);
-  const came = [...remote.messages.values()].filter(newer);
-  for (const message of came) put(remote.id, message);
+  const isNewer = ({ id, kept = 0 }) => kept > (local.messages.get(id)?.kept ?? -1);
+  const newer = [...remote.messages.values()].filter(isNewer);
+  const came = newer.filter((message) => put(remote.id, message));
   const { title, system, edited = 0 } = (remote.edited ?? 0) >= (local.edited ?? 0) ? remote : local;
   const entry = { ...read(CONVERSATION + remote.id), title, system, edited };
-  write(CONVERSATION + remote.id, { ...entry, updated: Math.max(local.updated, remote.updated) });
-  return came;
+  const listed = write(CONVERSATION + remote.id, { ...entry, updated: Math.max(local.updated, remote.updated) });
+  return { came, whole: listed && came.length === newer.length };
 }
 
 /** @param {string} id */

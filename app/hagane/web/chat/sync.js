@@ -9,6 +9,7 @@ import { ApiError, call } from "../shared/api.js";
 import { t } from "../shared/i18n.js";
 import { loadKey } from "../shared/keys.js";
 import { preferences, read, write } from "../shared/storage.js";
+import { received, written } from "./document.js";
 import { explain } from "./errors.js";
 import { isWritten } from "./runs.js";
 import * as store from "./store.js";
@@ -17,7 +18,10 @@ import { merge } from "./tabs.js";
 /** @typedef {import("./store.js").Conversation} Conversation */
 /** @typedef {{id: string, revision: number, deleted: boolean}} Remote */
 
-/** What was exchanged last: by conversation, the server's revision and a digest of the document. */
+/**
+ * What was exchanged last with the key of `owner`, a digest: by conversation in `known`, the server's
+ * revision and a digest of the document. `others`: whose the browser's other conversations are.
+ */
 const EXCHANGED = "hagane.exchanged";
 const DELAY = 1500;
 const EVERY = 30_000;
@@ -36,14 +40,19 @@ export class Sync {
     this.offer = null;
     this.timer = null;
     this.running = Promise.resolve();
+    /** Revisions that the browser has not, or not wholly; it may not give those conversations. @type {Map<string, number>} */
+    this.unkept = new Map();
+    this.listed = 0;
   }
 
   /** Ask whether the server keeps conversations, and begin. */
   async start() {
     this.offer = await ask("v1/chats").catch((error) => {
       if (!(error instanceof ApiError)) throw error;
-      return null;
+      // Where there is no answer just now, the one before holds.
+      return [401, 403, 404].includes(error.status) ? null : this.offer;
     });
+    if (read(EXCHANGED)) write(EXCHANGED, ledger());
     this.soon(0);
     if (this.every) return;
     this.every = setInterval(() => document.hidden || this.soon(0), EVERY);
@@ -58,7 +67,8 @@ export class Sync {
     if (!this.offer || !preferences.onServer) return;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
-      this.running = this.running.then(() => this.#exchange());
+      // Whatever went wrong, there is another time.
+      this.running = this.running.then(() => this.#exchange()).catch((error) => console.error(error));
     }, delay);
   }
 
@@ -66,8 +76,14 @@ export class Sync {
     try {
       const { data } = await ask("v1/chats");
       const remotes = new Map(data.map((remote) => [remote.id, remote]));
+      const before = this.listed;
+      this.listed = store.listConversations().length;
+      // There may be room again.
+      if (this.listed < before) this.unkept.clear();
       for (const remote of remotes.values()) await this.#take(remote);
-      for (const { id } of store.listConversations()) await this.#give(id, remotes.get(id));
+      for (const { id } of store.listConversations()) {
+        if (remotes.has(id) || !isOthers(id)) await this.#give(id, remotes.get(id));
+      }
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       // Without a connection there is another time; what the server refuses is for the user to know.
@@ -88,7 +104,7 @@ export class Sync {
     } else if (known && !local) {
       await ask(`v1/chats/${id}`, { method: "DELETE" });
       remember(id, null);
-    } else if (known?.revision !== revision) {
+    } else if (known?.revision !== revision && this.unkept.get(id) !== revision) {
       await this.#pull(id);
     }
   }
@@ -96,22 +112,30 @@ export class Sync {
   /** Take what the server has into the browser's copy, and what is open of it. */
   async #pull(id) {
     const { revision, conversation } = await ask(`v1/chats/${id}`);
-    const messages = new Map(conversation.messages.map((message) => [message.id, message]));
-    const remote = { ...conversation, id, messages };
-    const came = store.absorb(remote);
-    const shown = this.open.get(id);
-    if (shown) {
-      const { messages: _, leaf, ...entry } = store.openConversation(id);
+    const remote = received(id, conversation);
+    if (!remote.messages.size && !store.openConversation(id)) {
+      this.unkept.set(id, revision);
+      return;
+    }
+    const { came, whole } = store.absorb(remote);
+    const [shown, stored] = [this.open.get(id), store.openConversation(id)];
+    if (shown && stored) {
+      const { messages: _, leaf, ...entry } = stored;
       Object.assign(shown, entry);
       for (const message of came) merge(shown, message);
     }
-    remember(id, { revision, digest: digest(remote) });
+    if (whole && remember(id, { revision, digest: digest(remote) })) {
+      this.unkept.delete(id);
+    } else {
+      this.unkept.set(id, revision);
+      this.notice(t("noRoomHere"));
+    }
     this.changed(id, false);
   }
 
   /** @param {?Remote} remote what the server had when it was asked */
   async #give(id, remote) {
-    for (let tries = 0; tries < MOST_TRIES; tries += 1) {
+    for (let tries = 0; tries < MOST_TRIES && !this.unkept.has(id); tries += 1) {
       const local = store.openConversation(id);
       const known = exchanged()[id];
       if (!local || [...local.messages.values()].some(isWritten)) return;
@@ -135,24 +159,42 @@ export class Sync {
 
 async function ask(path, options = {}) {
   const headers = options.body ? { "Content-Type": "application/json" } : {};
-  return (await call(path, loadKey("key"), { ...options, headers })).json();
+  const response = await call(path, loadKey("key"), { ...options, headers });
+  return response.json().catch(() => {
+    // Cut off, or a page of a proxy in between: as good as no answer.
+    throw new ApiError({ message: "", code: "connection_lost" });
+  });
 }
 
-/** Of the present key: another one reaches other conversations. */
+/**
+ * What is stored as {@link EXCHANGED}, for the present key: another one reaches other conversations.
+ * Revisions of another key are forgotten, so that what is deleted meanwhile is no deletion there.
+ */
+function ledger() {
+  const { owner, known = {}, others = {} } = read(EXCHANGED) ?? {};
+  const present = hash(loadKey("key"));
+  if (owner === present) return { owner, known, others };
+  const left = store.listConversations().filter(({ id }) => id in known);
+  const theirs = Object.fromEntries(left.map(({ id }) => [id, owner]));
+  return { owner: present, known: {}, others: { ...others, ...theirs } };
+}
+
 function exchanged() {
-  const { owner, known } = read(EXCHANGED) ?? {};
-  return owner === hash(loadKey("key")) ? known : {};
+  return ledger().known;
 }
 
+/** Whether a conversation was exchanged with another key: this one may be somebody else's. */
+function isOthers(id) {
+  const { owner, known, others } = ledger();
+  return !(id in known) && (others[id] ?? owner) !== owner;
+}
+
+/** @returns {boolean} false when the browser's storage is full */
 function remember(id, what) {
-  const known = exchanged();
+  const { owner, known, others } = ledger();
   if (what) known[id] = what;
   else delete known[id];
-  write(EXCHANGED, { owner: hash(loadKey("key")), known });
-}
-
-function written({ messages, ...entry }) {
-  return { ...entry, messages: [...messages.values()].map(({ writing, ...kept }) => kept) };
+  return write(EXCHANGED, { owner, known, others });
 }
 
 /** Of what was said, whichever branch is shown. */
