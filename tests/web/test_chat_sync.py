@@ -154,11 +154,11 @@ def test_what_a_full_browser_cannot_keep_stays_on_the_server(page, chats, endles
     keep_on_server(page)
     page.evaluate(FILL, 2000)
     put(endless.url, name, "A", "b" * 5000, "c" * 5000, system=system)
-    exchanged(page, "document.querySelector('#notice').textContent.includes('storage is full')")
-    for _ in range(3):
+    for _ in range(4):
         page.evaluate(NOW)
         page.wait_for_timeout(150)
     assert chats()[name]["revision"] == 1
+    exchanged(page, "document.querySelector('#notice').textContent.includes('storage is full')")
     assert page.evaluate(LISTED) == 0
     page.evaluate("localStorage.removeItem('filler')")
     page.reload()
