@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from hagane.data.pdf import pdf_text
-from hagane.system.errors import InvalidRequestError
+from hagane.data.pdf import MOST_WAITING, PdfReader, pdf_text
+from hagane.system.errors import InvalidRequestError, QueueFullError
 
 
 def make_pdf(*texts: str) -> bytes:
@@ -59,3 +61,14 @@ def test_passwords_are_not_guessed(tmp_path):
     writer.write(tmp_path / "locked.pdf")
     with pytest.raises(InvalidRequestError, match="protected by a password"):
         pdf_text((tmp_path / "locked.pdf").read_bytes())
+
+
+async def test_a_bounded_number_waits_for_one_that_is_read():
+    reader = PdfReader()
+    reading = [reader.read(b"no PDF at all") for _ in range(MOST_WAITING + 3)]
+    ends = await asyncio.gather(*reading, return_exceptions=True)
+    # Read or not, with the library or without it: their turn came.
+    assert {type(end) for end in ends[: MOST_WAITING + 1]} == {InvalidRequestError}
+    assert {type(end) for end in ends[MOST_WAITING + 1 :]} == {QueueFullError}
+    with pytest.raises(InvalidRequestError):
+        await reader.read(b"no PDF at all")

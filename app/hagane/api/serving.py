@@ -23,6 +23,7 @@ from hagane.api.metrics import Metrics
 from hagane.api.model_pulls import ModelPulls
 from hagane.api.offload import Offload
 from hagane.api.shared_state import SharedState
+from hagane.data.pdf import PdfReader
 from hagane.generation.grammars import GrammarChecker
 from hagane.generation.request import find_room, overflow
 from hagane.models.config import ModelConfig
@@ -192,6 +193,7 @@ class Serving:
     offload: Offload = field(default_factory=Offload)
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)
     pulls: ModelPulls = field(default_factory=ModelPulls)
+    pdfs: PdfReader = field(default_factory=PdfReader)
 
     @cached_property
     def resolving(self) -> Executor | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.util
 import sys
 from dataclasses import dataclass
 from functools import cache
 
-from hagane.system.errors import InvalidRequestError
+from hagane.system.errors import InvalidRequestError, QueueFullError
 from hagane.system.sandbox import Sandbox, SandboxError
 
 MOST_PAGES = 1_000
 MOST_CHARACTERS = 200_000
+MOST_WAITING = 8
 _SECONDS = 30.0
 _MEMORY = 1 << 30
 _PROGRAM = "hagane.data.pdf_program"
@@ -25,6 +27,25 @@ class PdfText:
     text: str
     pages: int
     of: int
+
+
+class PdfReader:
+    """Reads PDFs of many one after the other; the others wait without holding a thread."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(1)
+        self._present = 0
+
+    async def read(self, content: bytes) -> PdfText:
+        """As `pdf_text`; raises QueueFullError, too, where MOST_WAITING wait already."""
+        if self._present > MOST_WAITING:
+            raise QueueFullError(f"{MOST_WAITING} PDFs are waiting to be read.", retry_after=5.0)
+        self._present += 1
+        try:
+            async with self._turn:
+                return await asyncio.to_thread(pdf_text, content)
+        finally:
+            self._present -= 1
 
 
 def pdf_text(content: bytes) -> PdfText:
