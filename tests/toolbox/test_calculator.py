@@ -34,6 +34,7 @@ def test_values(expression, value):
         ("2**14001", "too large"),
         ("factorial(10**6)", "too large"),
         ("1e308 * 10", "too large"),
+        ("1e999", "too large"),
         ("1 / 0", "division by zero"),
         ("(-8) ** 0.5", "not real"),
         ("__import__('os')", "not known"),
@@ -44,6 +45,7 @@ def test_values(expression, value):
         ("2 +", "can be read"),
         ("-" * 400 + "1", "nested too deeply"),
         ("1+" * 300 + "1", "longer than"),
+        ("1" + " " * 5000, "longer than"),
         ("round(1, 2, 3)", "argument"),
         ("round(7, -10**9)", "too large"),
         ("round(7, 2.0)", "too large"),
@@ -53,3 +55,8 @@ def test_values(expression, value):
 def test_refusals(expression, reason):
     with pytest.raises(ToolError, match=reason):
         calculate(expression)
+
+
+def test_an_error_repeats_what_was_read_alone():
+    with pytest.raises(ToolError, match=r"^'1 \+' is no arithmetic"):
+        calculate("1 +" + " " * 1000)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hagane.toolbox import fetch as module
-from hagane.toolbox.fetch import fetch, fetch_tool, text_of_html
+from hagane.toolbox.fetch import _Reader, fetch, fetch_tool, text_of_html
 from hagane.toolbox.reachable import ReachableHosts
 from hagane.toolbox.tool import ToolError
 
@@ -29,11 +29,14 @@ class Pages(BaseHTTPRequestHandler):
             "/name": f"http://localhost:{port}/page",
             "/file": "file:///etc/passwd",
             "/loop": "/loop",
+            "/nowhere": "http:page",
         }
         self.server.seen.append((self.path, self.headers["Host"]))
         kind, body = "text/html; charset=utf-8", PAGE.encode()
         if self.path == "/large":
             kind, body = "text/plain", b"x" * (3 << 20)
+        elif self.path.startswith("/in/"):
+            kind, body = f"text/plain; charset={self.path[4:]}", rb"bcher-kva \x41"
         elif self.path == "/picture":
             kind = "image/png"
         elif self.path == "/bomb":
@@ -93,6 +96,7 @@ async def test_a_named_host_keeps_its_name_at_the_checked_address(server, port):
         ("name", "localhost:.* is not one of the hosts"),
         ("file", "not of the form"),
         ("loop", "more than 5 redirects"),
+        ("nowhere", "cannot be fetched"),
         ("picture", "the page is image/png"),
         ("bomb", "compressed"),
         ("missing", "HTTP 404"),
@@ -124,6 +128,15 @@ async def test_large_pages_are_cut(port):
     assert text.endswith(f"[cut after 20,000 of {module.MOST_BYTES:,} characters]")
 
 
+@pytest.mark.parametrize(
+    "charset",
+    ["latin-1", "nonsense", "punycode", "idna", "undefined", "unicode_escape", "base64"],
+)
+async def test_a_charset_is_one_that_pages_are_written_in(port, charset):
+    hosts = ReachableHosts.of([f"127.0.0.1:{port}"])
+    assert await fetch(f"http://127.0.0.1:{port}/in/{charset}", hosts) == r"bcher-kva \x41"
+
+
 async def test_nobody_there(port):
     with pytest.raises(ToolError, match="cannot be fetched"):
         await fetch("http://127.0.0.1:1/", ReachableHosts.of(["127.0.0.1:1"]))
@@ -132,3 +145,11 @@ async def test_nobody_there(port):
 def test_html_that_is_never_closed():
     assert text_of_html("<p>a<script>no") == "a"
     assert text_of_html("<svg><p>no</svg>b<br>c") == "b\nc"
+
+
+def test_what_is_open_is_counted_up_to_a_bound():
+    reader = _Reader()
+    reader.feed("<svg>" * 5_000)
+    assert len(reader._skipped) < 1_000, "each end tag looks through them"
+    reader.feed("no</svg>yes")
+    assert "".join(reader.pieces) == "yes"

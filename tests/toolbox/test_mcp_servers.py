@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hagane.system.errors import ConfigurationError
+from hagane.toolbox import mcp_servers as module
 from hagane.toolbox.mcp_servers import McpAddress, McpServer
 from hagane.toolbox.tool import ToolError
 
@@ -79,6 +81,39 @@ async def test_a_program_is_started_again_after_it_died():
     with pytest.raises(ToolError, match="small"):
         await tools["small__leave"].run({})
     assert await tools["small__add"].run({"a": 3, "b": 4}) == "7"
+    await server.close()
+
+
+async def test_what_goes_wrong_is_the_callers_alone(monkeypatch, tmp_path):
+    pytest.importorskip("mcp")
+    server = McpServer(McpAddress("small", COMMAND))
+    tools = {tool.name[7:]: tool for tool in await server.tools()}
+    first = await tools["process"].run({})
+    waiting = asyncio.create_task(tools["wait"].run({"path": str(tmp_path / "go")}))
+    with pytest.raises(ToolError, match="not for you"):
+        await tools["refuse"].run({})
+    assert await tools["process"].run({}) == first, "a refusal is an answer"
+    monkeypatch.setattr(module, "CALL_SECONDS", 0.2)
+    with pytest.raises(ToolError, match=r"longer than 0\.2 s"):
+        await tools["wait"].run({"path": str(tmp_path / "never")})
+    monkeypatch.undo()
+    # Nobody was answered in that time: the next gets a connection that lives for sure.
+    second = await tools["process"].run({})
+    assert second != first
+    (tmp_path / "go").touch()
+    assert await waiting == "waited"
+    assert await tools["process"].run({}) == second, "the end of the old one is not the new one's"
+    await server.close()
+
+
+async def test_all_pages_of_tools_are_read_and_each_has_a_name_of_its_own():
+    pytest.importorskip("mcp")
+    server = McpServer(McpAddress("small", f"{COMMAND} pages"))
+    tools = {tool.name: tool for tool in await server.tools()}
+    assert max(map(len, tools)) == 64
+    called = [await tool.run({}) for tool in tools.values()]
+    assert called == ["a.b", "x" * 70 + "1", "a_b", "x" * 70 + "2"]
+    assert "small__a_b" in tools
     await server.close()
 
 

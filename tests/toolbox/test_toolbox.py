@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import shlex
+
 import pytest
 from hagane.system.errors import ConfigurationError, NotFoundError
+from hagane.toolbox import toolbox as module
 from hagane.toolbox.tool import ToolError
 from hagane.toolbox.toolbox import Toolbox
 
@@ -37,6 +41,43 @@ async def test_servers_that_do_not_answer_are_left_out():
     await toolbox.close()
 
 
+async def test_a_slow_server_keeps_no_other_tool_waiting(monkeypatch, tmp_path):
+    pytest.importorskip("mcp")
+    monkeypatch.setattr(module, "_CALLS_AT_A_TIME", 1)
+    toolbox = Toolbox(mcp_servers=["silent=sh -c 'cat > /dev/null'", f"small={COMMAND}"])
+    listing = asyncio.create_task(toolbox.tools())
+    calling = asyncio.create_task(toolbox.call("small__wait", {"path": str(tmp_path / "go")}))
+    await asyncio.sleep(0.1)
+    assert await toolbox.call("calculator", {"expression": "6 * 7"}) == "42"
+    assert not listing.done()
+    assert not calling.done()
+    (tmp_path / "go").touch()
+    assert await calling == "waited"
+    assert not listing.done(), "the silent server did answer"
+    listing.cancel()
+    await toolbox.close()
+
+
+async def test_a_server_that_does_not_answer_keeps_its_tools(monkeypatch, tmp_path):
+    pytest.importorskip("mcp")
+    monkeypatch.setattr(module, "_KNOWN_SECONDS", 0.0)
+    once = shlex.join(["sh", "-c", f"mkdir {tmp_path / 'begun'} && exec {COMMAND}"])
+    toolbox = Toolbox(mcp_servers=[f"small={once}"])
+    names = [tool.name for tool in await toolbox.tools()]
+    with pytest.raises(ToolError, match="small"):
+        await toolbox.call("small__leave", {})
+    assert [tool.name for tool in await toolbox.tools()] == names
+    with pytest.raises(NotFoundError):
+        await toolbox.call("small__nothing", {})
+    await toolbox.close()
+
+
 def test_entries_are_checked_at_the_start():
     with pytest.raises(ConfigurationError):
         Toolbox(mcp_servers=["nameless"])
+
+
+def test_a_server_is_named_once():
+    pytest.importorskip("mcp")
+    with pytest.raises(ConfigurationError, match="'small' twice"):
+        Toolbox(mcp_servers=["small=a", "small=b"])

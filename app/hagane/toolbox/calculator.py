@@ -24,6 +24,9 @@ Number = int | float
 
 def calculate(expression: str) -> str:
     """The value of `expression`: integers exactly, others to 15 digits. Raises ToolError."""
+    if len(expression) > 4 * _LONGEST:
+        # Not even read: normalizing takes time, too.
+        raise ToolError(f"the expression is longer than {_LONGEST} characters")
     text = unicodedata.normalize("NFKC", expression).strip().removesuffix("=")
     for sign, meant in _SIGNS.items():
         text = text.replace(sign, meant)
@@ -36,7 +39,7 @@ def calculate(expression: str) -> str:
     except OverflowError:
         raise ToolError("the result is too large") from None
     except (SyntaxError, MemoryError, RecursionError):
-        raise ToolError(f"{expression!r} is no arithmetic that can be read") from None
+        raise ToolError(f"{text!r} is no arithmetic that can be read") from None
     except (ValueError, TypeError) as error:
         raise ToolError(str(error)) from None
     return str(value) if isinstance(value, int) else f"{value:.15g}"
@@ -47,7 +50,7 @@ def _value(node: ast.expr, depth: int) -> Number:
         raise ToolError("the expression is nested too deeply")
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return value
+            return _bounded(value)
         case ast.Name(id=name) if name in _CONSTANTS:
             return _CONSTANTS[name]
         case ast.UnaryOp(op=ast.USub(), operand=operand):

@@ -7,6 +7,7 @@ checked: nothing resolves the name a second time.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import socket
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ _LONGEST_URL = 2048
 _PORTS = {"http": 80, "https": 443}
 _READABLE = ("text/", "application/json", "application/xml", "application/xhtml+xml")
 _SKIPPED = {"script", "style", "noscript", "template", "svg", "head", "nav", "footer"}
+# Codecs of Python for other things, some of which take time that grows with the square.
+_NO_CHARSETS = {"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape"}
+_MOST_OPEN = 256
 _LINES = {"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "section"}
 
 
@@ -42,7 +46,8 @@ async def fetch(url: str, hosts: ReachableHosts) -> str:
             return await _follow(client, url, hosts)
     except TimeoutError:
         raise ToolError(f"{url} took longer than {SECONDS:g} s") from None
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        # The last two are about addresses that the page leads to.
         raise ToolError(f"{url} cannot be fetched: {error or type(error).__name__}") from None
 
 
@@ -110,15 +115,23 @@ async def _text(response: httpx.Response) -> str:
         content += piece
         if len(content) > MOST_BYTES:
             break
-    try:
-        text = content[:MOST_BYTES].decode(response.encoding or "utf-8", "replace")
-    except LookupError:
-        text = content[:MOST_BYTES].decode("utf-8", "replace")
-    if kind in ("text/html", "application/xhtml+xml"):
-        text = await asyncio.to_thread(text_of_html, text)
+    is_html = kind in ("text/html", "application/xhtml+xml")
+    charset = response.charset_encoding or "utf-8"
+    text = await asyncio.to_thread(_read, bytes(content[:MOST_BYTES]), charset, is_html)
     if response.is_error:
         raise ToolError(f"HTTP {response.status_code}: {text[:500]}")
     return shortened(text)
+
+
+def _read(content: bytes, charset: str, is_html: bool) -> str:
+    """The text of a page; in UTF-8 where `charset` is none that pages are written in."""
+    try:
+        if codecs.lookup(charset).name in _NO_CHARSETS:
+            charset = "utf-8"
+        text = content.decode(charset, "replace")
+    except (LookupError, ValueError):
+        text = content.decode("utf-8", "replace")
+    return text_of_html(text) if is_html else text
 
 
 def text_of_html(html: str) -> str:
@@ -142,7 +155,8 @@ class _Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         del attrs
         self._title = tag == "title"
-        if tag in _SKIPPED:
+        # Deeper ones end with those around them: each end looks through all that are open.
+        if tag in _SKIPPED and len(self._skipped) < _MOST_OPEN:
             self._skipped.append(tag)
         if tag in _LINES:
             self.pieces.append("\n")

@@ -7,11 +7,14 @@ command, which runs as the server's user.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import hashlib
 import logging
+import math
 import re
 import shlex
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,26 +74,31 @@ class McpServer:
 
     def __init__(self, address: McpAddress) -> None:
         self.address = address
-        self._client: Client | None = None
-        self._holder: asyncio.Task[None] | None = None
-        self._connecting = asyncio.Lock()
+        self._connections: list[_Connection] = []
 
     async def tools(self) -> list[Tool]:
         """The tools, their names beginning with the server's. Raises ToolError."""
-        listed = await self._with(lambda client: client.list_tools(), CONNECT_SECONDS)
-        return [
-            Tool(
-                name=self._name(tool.name),
+        listed = {tool.name: tool for tool in await self._with(_listed, CONNECT_SECONDS)}
+        if len(listed) > MOST_TOOLS:
+            logger.warning("MCP server %s: only %d tools are used", self.address.name, MOST_TOOLS)
+        tools: dict[str, Tool] = {}
+        for tool in list(listed.values())[:MOST_TOOLS]:
+            name = self._name(tool.name, tools)
+            tools[name] = Tool(
+                name=name,
                 description=(tool.description or tool.name)[:_LONGEST_DESCRIPTION],
                 parameters=dict(tool.input_schema),
                 run=partial(self._call, tool.name),
                 source=self.address.name,
             )
-            for tool in listed.tools[:MOST_TOOLS]
-        ]
+        return list(tools.values())
 
-    def _name(self, name: str) -> str:
-        return re.sub(r"[^A-Za-z0-9_-]", "_", f"{self.address.name}__{name}")[:_LONGEST_NAME]
+    def _name(self, name: str, taken: Container[str]) -> str:
+        """The name for models; it ends in a hash where it is too long, or another tool has it."""
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", f"{self.address.name}__{name}")
+        if len(plain) <= _LONGEST_NAME and plain not in taken:
+            return plain
+        return f"{plain[: _LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
         result = await self._with(lambda client: client.call_tool(name, arguments), CALL_SECONDS)
@@ -100,58 +108,140 @@ class McpServer:
         return text
 
     async def _with(self, ask: Callable[[Client], Awaitable[T]], seconds: float) -> T:
+        """The answer. What goes wrong is the caller's alone: others keep their connection."""
+        connection = self._connected()
+        begun = time.monotonic()
         try:
-            async with asyncio.timeout(seconds):
-                return await ask(await self._connected())
+            async with asyncio.timeout(seconds), connection.client() as client:
+                answer = await ask(client)
         except TimeoutError:
-            await self.close()
+            if connection.heard < begun:
+                # Nobody was answered all the while: the connection may be dead.
+                connection.leave()
             raise ToolError(f"{self.address.name} took longer than {seconds:g} s") from None
         except Exception as error:
-            # The library's, the transport's, the server's: another connection is all that helps.
-            await self.close()
+            if _is_answer(error):
+                connection.heard = time.monotonic()
+            else:
+                connection.leave()
             raise ToolError(f"{self.address.name}: {_reason(error)}") from None
+        connection.heard = time.monotonic()
+        return answer
 
-    async def _connected(self) -> Client:
-        async with self._connecting:
-            if self._client is None:
-                await self.close()
-                ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
-                self._holder = asyncio.create_task(self._hold(ready))
-                self._client = await ready
-            return self._client
+    def _connected(self) -> _Connection:
+        """The connection for new requests, which may still be opening."""
+        self._connections = [one for one in self._connections if not one.is_over]
+        if not self._connections or self._connections[-1].is_left:
+            self._connections.append(_Connection(self.address))
+        return self._connections[-1]
 
-    async def _hold(self, ready: asyncio.Future[Client]) -> None:
-        """Open the connection and keep it: the library wants one task to open and to close it."""
+    async def close(self) -> None:
+        """End the connections, if there are any."""
+        await asyncio.gather(*(connection.close() for connection in self._connections))
+
+
+class _Connection:
+    """A connection, until it is left and nobody waits for an answer by it any more.
+
+    A task of its own opens, holds and closes it: the library wants one task to do that. `heard` is
+    when the server last answered, by the monotonic clock.
+    """
+
+    def __init__(self, address: McpAddress) -> None:
+        self.heard = -math.inf
+        self.is_left = False
+        self._is_ending = False
+        self._address = address
+        self._opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+        self._users = 0
+        self._holder = asyncio.create_task(self._hold())
+        self._holder.add_done_callback(self._settle)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is closed, or never came to be."""
+        return self._holder.done()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """The client, once it is there. Raises what the library does where it cannot be."""
+        self._users += 1
+        try:
+            yield await asyncio.shield(self._opened)
+        finally:
+            self._users -= 1
+            self._end_unless_used()
+
+    def leave(self) -> None:
+        """Take no more requests; those that are waiting still get their answers."""
+        self.is_left = True
+        self._end_unless_used()
+
+    def _end_unless_used(self) -> None:
+        if self.is_left and not self._users:
+            self._end()
+
+    def _end(self) -> None:
+        # Once: a second time would break off the closing itself.
+        if not self._is_ending:
+            self._is_ending = True
+            self._holder.cancel()
+
+    async def close(self) -> None:
+        """End it, whoever waits."""
+        self.is_left = True
+        self._end()
+        await asyncio.wait([self._holder])
+
+    async def _hold(self) -> None:
         from mcp import Client
 
         try:
             async with Client(self._target(), read_timeout_seconds=CALL_SECONDS) as client:
-                if not ready.done():
-                    ready.set_result(client)
+                self._opened.set_result(client)
                 await asyncio.Event().wait()
         except Exception as error:
-            if not ready.done():
-                ready.set_exception(error)
+            if self._opened.done():
+                logger.warning("MCP server %s: %s", self._address.name, _reason(error))
             else:
-                logger.warning("MCP server %s: %s", self.address.name, _reason(error))
-        finally:
-            self._client = None
+                self._opened.set_exception(error)
+
+    def _settle(self, _: asyncio.Task[None]) -> None:
+        """Let nobody wait for a connection that will not be, nor asyncio complain of that."""
+        if not self._opened.done():
+            self._opened.set_exception(ConnectionError("the connection was closed"))
+        self._opened.exception()
 
     def _target(self) -> Any:
         from mcp import StdioServerParameters
 
-        if not self.address.is_command:
-            return self.address.target
-        command, *arguments = shlex.split(self.address.target)
+        if not self._address.is_command:
+            return self._address.target
+        command, *arguments = shlex.split(self._address.target)
         return StdioServerParameters(command=command, args=arguments)
 
-    async def close(self) -> None:
-        """End the connection, if there is one."""
-        holder, self._holder, self._client = self._holder, None, None
-        if holder is not None:
-            holder.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await holder
+
+async def _listed(client: Client) -> list[Any]:
+    """The server's tools, page by page, until there are more than enough."""
+    tools: list[Any] = []
+    cursor: str | None = None
+    for _ in range(MOST_TOOLS):
+        page = await client.list_tools(cursor=cursor)
+        tools += page.tools
+        cursor = page.next_cursor
+        if not cursor or len(tools) > MOST_TOOLS:
+            break
+    return tools
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the server itself refused a request, by a connection as good as before."""
+    from mcp import MCPError
+    from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, REQUEST_TIMEOUT
+
+    # With the last two, servers and the library say that a session is over.
+    lost = (CONNECTION_CLOSED, INVALID_REQUEST, REQUEST_TIMEOUT)
+    return isinstance(error, MCPError) and error.code not in lost
 
 
 def _shown(part: Any) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from hagane.system.errors import NotFoundError
+from hagane.system.errors import ConfigurationError, NotFoundError
 from hagane.toolbox.calculator import CALCULATOR
 from hagane.toolbox.clock import CLOCK
 from hagane.toolbox.fetch import fetch_tool
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds for which what the MCP servers have is believed.
 _KNOWN_SECONDS = 60.0
+# Until one that did not answer is asked again.
+_FAILED_SECONDS = 10.0
+# Of each built-in tool, and of each MCP server.
 _CALLS_AT_A_TIME = 16
 
 
@@ -29,42 +32,63 @@ class Toolbox:
     def __init__(self, fetch_hosts: Iterable[str] = (), mcp_servers: Iterable[str] = ()) -> None:
         """Raises ConfigurationError for entries that cannot be read."""
         hosts = ReachableHosts.of(fetch_hosts)
-        self._own = [CALCULATOR, CLOCK, *([fetch_tool(hosts)] if hosts.hosts else [])]
-        addresses = [McpAddress.read(entry) for entry in mcp_servers]
-        if addresses:
+        own = [CALCULATOR, CLOCK, *([fetch_tool(hosts)] if hosts.hosts else [])]
+        self._own = {tool.name: (tool, _slots()) for tool in own}
+        self._servers: dict[str, _Server] = {}
+        for address in map(McpAddress.read, mcp_servers):
+            if address.name in self._servers:
+                raise ConfigurationError(f"mcp_servers names {address.name!r} twice")
             require_library()
-        self._servers = [McpServer(address) for address in addresses]
-        self._found: dict[str, tuple[float, list[Tool]]] = {}
-        self._asking = asyncio.Lock()
-        self._calls = asyncio.Semaphore(_CALLS_AT_A_TIME)
+            self._servers[address.name] = _Server(McpServer(address))
 
     async def tools(self) -> list[Tool]:
-        """Every tool; those of a server that does not answer are left out, and logged."""
-        async with self._asking:
-            found = await asyncio.gather(*map(self._tools_of, self._servers))
-        return [*self._own, *(tool for tools in found for tool in tools)]
-
-    async def _tools_of(self, server: McpServer) -> list[Tool]:
-        name = server.address.name
-        at, tools = self._found.get(name, (0.0, []))
-        if at and time.monotonic() - at < _KNOWN_SECONDS:
-            return tools
-        try:
-            tools = await server.tools()
-        except ToolError as error:
-            logger.warning("tools of an MCP server: %s", error)
-            tools = []
-        self._found[name] = (time.monotonic(), tools)
-        return tools
+        """Every tool; those of a server that never answered are left out, and logged."""
+        found = await asyncio.gather(*(server.tools() for server in self._servers.values()))
+        own = [tool for tool, _ in self._own.values()]
+        return [*own, *(tool for tools in found for tool in tools)]
 
     async def call(self, name: str, arguments: dict[str, Any]) -> str:
         """Run the tool. Raises ToolError for what it could not do, NotFoundError without it."""
-        found = next((tool for tool in await self.tools() if tool.name == name), None)
-        if found is None:
-            raise NotFoundError(f"There is no tool '{name}'.", param="name")
-        async with self._calls:
-            return await found.run(arguments)
+        tool, slots = self._own.get(name) or await self._served(name)
+        async with slots:
+            return await tool.run(arguments)
+
+    async def _served(self, name: str) -> tuple[Tool, asyncio.Semaphore]:
+        """The tool of a server, which alone is asked. Raises NotFoundError."""
+        if (server := self._servers.get(name.partition("__")[0])) is not None:
+            for tool in await server.tools():
+                if tool.name == name:
+                    return tool, server.slots
+        raise NotFoundError(f"There is no tool '{name}'.", param="name")
 
     async def close(self) -> None:
         """End the connections to MCP servers."""
-        await asyncio.gather(*(server.close() for server in self._servers))
+        await asyncio.gather(*(server.connected.close() for server in self._servers.values()))
+
+
+class _Server:
+    """An MCP server, the tools that it last said it has, and slots for calls of them."""
+
+    def __init__(self, connected: McpServer) -> None:
+        self.connected = connected
+        self.slots = _slots()
+        self._tools: list[Tool] = []
+        self._known_until = 0.0
+        self._asking = asyncio.Lock()
+
+    async def tools(self) -> list[Tool]:
+        """Its tools; those that it had before where it does not answer."""
+        async with self._asking:
+            if time.monotonic() >= self._known_until:
+                seconds = _KNOWN_SECONDS
+                try:
+                    self._tools = await self.connected.tools()
+                except ToolError as error:
+                    logger.warning("tools of an MCP server: %s", error)
+                    seconds = _FAILED_SECONDS
+                self._known_until = time.monotonic() + seconds
+            return self._tools
+
+
+def _slots() -> asyncio.Semaphore:
+    return asyncio.Semaphore(_CALLS_AT_A_TIME)
