@@ -152,6 +152,7 @@ def test_a_deleted_model_is_gone_with_its_engine_and_files(client, whole_server,
     assert whole_server.wait_ready()["status"] == "ready"
 
 
+@pytest.mark.slow
 def test_a_gate_keeps_what_got_worse_and_an_admin_lets_it_through(client, whole_server):
     file = client.files.create(file=("e.jsonl", examples()), purpose="fine-tune")
     made = client.fine_tuning.jobs.create(

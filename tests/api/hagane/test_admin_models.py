@@ -124,6 +124,7 @@ def test_an_adapter_of_another_model_runs_in_its_engine(server, store, tiny_mode
     assert complete(server, "second-changed").status_code == 404
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be(tiny_model_dir):
     wrong = {"=x": "a name of its own", "embed=/nowhere": "/nowhere", "tiny=hagane-mini": "'tiny'"}
 

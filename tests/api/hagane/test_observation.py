@@ -51,4 +51,5 @@ def test_the_load_is_recorded(ask):
         time.sleep(0.2)
     assert samples[-1]["available_bytes"] > 0
     assert samples[-1]["free_bytes"] > 0
-    assert ask("/admin/history", period="24h") == []
+    # A minute may have passed.
+    assert len(ask("/admin/history", period="24h")) < len(samples)

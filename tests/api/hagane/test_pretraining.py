@@ -72,6 +72,7 @@ def test_a_job_survives_its_worker_and_writes_a_model(admin_server, admin):
     assert made["id"] not in {job.id for job in admin.fine_tuning.jobs.list()}
 
 
+@pytest.mark.slow
 def test_a_gate_decides_which_model_gets_a_name(admin_server, admin):
     content = "\n".join(f"{i}: The dog is big. 犬です。" for i in range(1500)).encode()
     file = admin.files.create(file=("text.txt", content), purpose="fine-tune")

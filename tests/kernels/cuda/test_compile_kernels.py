@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).parent / "compile_kernels.py"
 SOURCE = SCRIPT.parents[3] / "app"
 
 
+@pytest.mark.slow
 def test_loads_are_wide_nothing_spills_and_products_use_tensor_cores(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(SOURCE), "TRITON_CACHE_DIR": str(tmp_path)}

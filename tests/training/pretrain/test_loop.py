@@ -158,6 +158,7 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path):
     assert files(again) == files(config)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(config, tmp_path):
     config = config.model_copy(update={"steps": 12, "checkpoint_every": 6, "log_every": 1})
     alone = pretrain(config, Told()).bits_per_byte
