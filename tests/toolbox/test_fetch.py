@@ -37,6 +37,8 @@ class Pages(BaseHTTPRequestHandler):
             kind, body = "text/plain", b"x" * (3 << 20)
         elif self.path.startswith("/in/"):
             kind, body = f"text/plain; charset={self.path[4:]}", rb"bcher-kva \x41"
+        elif self.path == "/endless":
+            body = b"<a " * 300_000
         elif self.path == "/picture":
             kind = "image/png"
         elif self.path == "/bomb":
@@ -120,6 +122,11 @@ async def test_a_named_host_with_a_private_address_is_not_connected_to(server, p
 async def test_what_is_no_address(url):
     with pytest.raises(ToolError):
         await fetch(url, ReachableHosts.of(["127.0.0.1"]))
+
+
+async def test_a_page_that_takes_too_long_to_read_is_given_up(port):
+    with pytest.raises(ToolError, match="processor time"):
+        await fetch(f"http://127.0.0.1:{port}/endless", ReachableHosts.of([f"127.0.0.1:{port}"]))
 
 
 async def test_large_pages_are_cut(port):

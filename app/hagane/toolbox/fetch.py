@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import codecs
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+from hagane.system.sandbox import Sandbox, SandboxError
 from hagane.toolbox.reachable import ReachableHosts
 from hagane.toolbox.tool import Tool, ToolError, shortened, text_argument
 
@@ -28,6 +31,7 @@ _SKIPPED = {"script", "style", "noscript", "template", "svg", "head", "nav", "fo
 # Codecs of Python for other things, some of which take time that grows with the square.
 _NO_CHARSETS = {"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape"}
 _MOST_OPEN = 256
+_READERS = 2
 _LINES = {"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "section"}
 
 
@@ -117,7 +121,8 @@ async def _text(response: httpx.Response) -> str:
             break
     is_html = kind in ("text/html", "application/xhtml+xml")
     charset = response.charset_encoding or "utf-8"
-    text = await asyncio.to_thread(_read, bytes(content[:MOST_BYTES]), charset, is_html)
+    reading = partial(_read, bytes(content[:MOST_BYTES]), charset, is_html)
+    text = await asyncio.get_running_loop().run_in_executor(_readers(), reading)
     if response.is_error:
         raise ToolError(f"HTTP {response.status_code}: {text[:500]}")
     return shortened(text)
@@ -131,7 +136,24 @@ def _read(content: bytes, charset: str, is_html: bool) -> str:
         text = content.decode(charset, "replace")
     except (LookupError, ValueError):
         text = content.decode("utf-8", "replace")
-    return text_of_html(text) if is_html else text
+    if not is_html:
+        return text
+    try:
+        # Python's reader takes time that grows with the square of some pages.
+        return str(_sandbox().call(f"{__name__}:{text_of_html.__name__}", text))
+    except SandboxError as error:
+        raise ToolError(f"the page cannot be read: {error}") from None
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    # Of its own: pages that take long keep nothing else waiting.
+    return ThreadPoolExecutor(_READERS, "pages")
+
+
+@cache
+def _sandbox() -> Sandbox:
+    return Sandbox(processes=_READERS)
 
 
 def text_of_html(html: str) -> str:
