@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from hagane.engine.parallel.meeting import own_config
 from hagane.engine.sampling.constraints import Constraints
 from hagane.engine.speculative.costs import StepCosts
 from hagane.engine.speculative.draft_model import DraftModel
@@ -83,6 +84,8 @@ def _load(
         kv_cache_limit=cache // _CACHE_SHARE,
         adapter_memory=0,
         draft_model=None,
+        # Those that the model's own rank has.
+        threads=own_config(config).threads,
     )
     # The system counts the model's own cache as free until it is written.
     needed, left = weight_bytes(own), available_memory() - cache
