@@ -53,7 +53,7 @@ class BenchOptions(Options):
     threads: int | None = Field(None, description="default: one per usable core")
     streams: list[int] = Field(list(BenchPlan.streams), description="such as 1,4,16")
     prompts: list[int] = Field(list(BenchPlan.prompts), description="lengths to prefill")
-    new_tokens: int = Field(BenchPlan.new_tokens, description="of a stream")
+    new_tokens: int = Field(BenchPlan.new_tokens, ge=2, description="of a stream")
     rounds: int = Field(BenchPlan.rounds, description="figures are medians")
     as_json: bool = Field(False, alias="json", description="print one JSON object")
 
@@ -91,7 +91,8 @@ def run(arguments: list[str]) -> int:
 class Result:
     """Seconds from the engine's start to ready, its peak memory in bytes, tokens per second.
 
-    `decode` counts all streams together, from the moment when the last one had its first token.
+    `decode` counts all streams together, from the moment when the last one had its first token to
+    the moment when the first one had its last.
     `prefill` is the prompt's length over the time to the first token of a lone request, and
     `prefix_hit` the seconds to the first token of one that differs from an earlier one of that
     length in its last tokens alone.
@@ -180,7 +181,7 @@ async def _prefill(client: EngineClient, prompt: tuple[int, ...]) -> float:
 
 
 async def _decode(client: EngineClient, prompts: list[tuple[int, ...]], new_tokens: int) -> float:
-    """Tokens per second of all prompts together once all are decoding."""
+    """Tokens per second of all prompts together."""
     arrivals: list[list[float]] = [[] for _ in prompts]
 
     async def run(index: int, prompt: tuple[int, ...]) -> None:
@@ -188,10 +189,21 @@ async def _decode(client: EngineClient, prompts: list[tuple[int, ...]], new_toke
             arrivals[index] += [time.monotonic()] * len(delta.tokens)
 
     await asyncio.gather(*(run(i, prompt) for i, prompt in enumerate(prompts)))
+    return rate(arrivals)
+
+
+def rate(arrivals: list[list[float]]) -> float:
+    """Tokens per second while all streams decode, from the seconds at which their tokens came.
+
+    Where the first stream ended before the last one began, as it may on a busy machine, from the
+    first token of any to the last one.
+    """
     begin = max(times[0] for times in arrivals)
     end = min(times[-1] for times in arrivals)
-    count = sum(begin < moment <= end for times in arrivals for moment in times)
-    return count / (end - begin) if end > begin else 0.0
+    if end <= begin:
+        begin = min(times[0] for times in arrivals)
+        end = max(times[-1] for times in arrivals)
+    return sum(begin < moment <= end for times in arrivals for moment in times) / (end - begin)
 
 
 def _request(prompt: tuple[int, ...], new_tokens: int) -> GenerateRequest:
