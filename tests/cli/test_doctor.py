@@ -64,7 +64,7 @@ def test_a_library_that_is_not_there():
     missing, *_, optional = found
     assert (missing.status, missing.text) == ("error", "jinja2 is not installed")
     assert optional.status == "missing"
-    assert "[otel]" in optional.remedy
+    assert "opentelemetry-sdk" in optional.remedy
 
 
 def test_an_open_address_without_a_key_is_told():

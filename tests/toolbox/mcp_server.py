@@ -1,6 +1,7 @@
 """A small MCP server: `python mcp_server.py` on standard input, or with a port on HTTP.
 
-`python mcp_server.py pages` has other tools, some on each page of its list.
+`python mcp_server.py pages` has other tools, some on each page of its list. A second argument is
+the token without which HTTP is refused.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import os
 import sys
 from pathlib import Path
 
+import uvicorn
 from mcp import MCPError
 from mcp.server import MCPServer
 from mcp.server.lowlevel import Server
+from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, ListToolsResult, TextContent, Tool
+from starlette.responses import PlainTextResponse
 
 # The last differ in what is cut off; one is on two pages.
 PAGES = [["a.b", "x" * 70 + "1"], [], ["a_b", "a.b", "x" * 70 + "2"]]
@@ -60,6 +64,27 @@ def process() -> int:
     return os.getpid()
 
 
+@server.tool()
+def asked_with(context: Context) -> str:
+    """The headers `Authorization` and `X-Token` of this call."""
+    headers = context.request_context.request.headers
+    return f"{headers['authorization']} {headers.get('x-token')}"
+
+
+def guarded(token: str):
+    """The application, for whoever has the token."""
+    inner = server.streamable_http_app()
+
+    async def application(scope, receive, send):
+        sent = dict(scope.get("headers", ())).get(b"authorization")
+        if scope["type"] == "http" and sent != f"Bearer {token}".encode():
+            await PlainTextResponse("no", 401)(scope, receive, send)
+        else:
+            await inner(scope, receive, send)
+
+    return application
+
+
 async def list_page(_, params) -> ListToolsResult:
     page = int(params.cursor or 0) if params else 0
     tools = [Tool(name=name, input_schema={"type": "object"}) for name in PAGES[page]]
@@ -80,6 +105,8 @@ async def run_pages() -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["pages"]:
         asyncio.run(run_pages())
+    elif len(sys.argv) > 2:
+        uvicorn.run(guarded(sys.argv[2]), port=int(sys.argv[1]), log_level="warning")
     elif len(sys.argv) > 1:
         server.run("streamable-http", port=int(sys.argv[1]))
     else:

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hagane.system.errors import ConfigurationError
 from hagane.toolbox import mcp_servers as module
-from hagane.toolbox.mcp_servers import McpAddress, McpServer
+from hagane.toolbox.mcp_address import McpAddress
+from hagane.toolbox.mcp_servers import McpServer
 from hagane.toolbox.tool import ToolError
 
 from tests.support.server import free_port
@@ -26,23 +27,13 @@ COMMAND = shlex.join(
 )
 
 
-@pytest.mark.parametrize("entry", ["", "name", "=x", "a b=x", "name= "])
-def test_entries_that_cannot_be_read(entry):
-    with pytest.raises(ConfigurationError, match="mcp_servers has"):
-        McpAddress.read(entry)
-
-
-def test_addresses_and_commands():
-    assert not McpAddress.read("files=https://mcp.example/mcp?a=b").is_command
-    assert McpAddress.read("files=python -m server --flag=x").target == "python -m server --flag=x"
-
-
-@pytest.fixture(scope="module")
-def address():
-    """A server on HTTP."""
+@contextmanager
+def on_http(*arguments):
+    """The address of a server."""
     pytest.importorskip("mcp")
     port = free_port()
-    process = subprocess.Popen([*shlex.split(COMMAND), str(port)], stderr=subprocess.DEVNULL)
+    command = [*shlex.split(COMMAND), str(port), *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -52,6 +43,12 @@ def address():
     yield f"http://127.0.0.1:{port}/mcp"
     process.kill()
     process.wait()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with on_http() as address:
+        yield address
 
 
 async def use(server: McpServer) -> None:
@@ -71,6 +68,24 @@ async def test_over_http(address):
     server = McpServer(McpAddress("small", address))
     await use(server)
     await server.close()
+
+
+async def test_a_secret_goes_to_the_server_and_is_read_anew(monkeypatch, tmp_path):
+    kept = tmp_path / "token"
+    kept.write_text("wrong\n")
+    monkeypatch.setenv("EXTRA_TOKEN", "another")
+    with on_http("s3cret") as address:
+        words = f"bearer=file:{kept} X-Token=env:EXTRA_TOKEN"
+        server = McpServer(McpAddress.read(f"small={address} {words}"))
+        with pytest.raises(ToolError) as refused:
+            await server.tools()
+        assert "wrong" not in str(refused.value)
+        kept.write_text("s3cret\n")
+        tools = {tool.name: tool for tool in await server.tools()}
+        assert await tools["small__asked_with"].run({}) == "Bearer s3cret another"
+        kept.unlink()
+        assert await tools["small__add"].run({"a": 2, "b": 3}) == "5", "the connection has it"
+        await server.close()
 
 
 async def test_a_program_is_started_again_after_it_died():

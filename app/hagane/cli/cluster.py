@@ -15,6 +15,7 @@ from pydantic_settings import CliPositionalArg
 from hagane.cli.command import Options, read
 from hagane.cluster.config import ClusterConfig
 from hagane.system.errors import ConfigurationError
+from hagane.system.installation import install_command
 from hagane.system.settings import CONFIG_VARIABLE, PREFIX, Settings, refuse_unknown_variables
 
 _APPLICATION = "hagane"
@@ -93,7 +94,7 @@ def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> N
         from ray import serve
     except ImportError:
         raise ConfigurationError(
-            "hagane cluster needs Ray: pip install 'hagane[cluster]'"
+            f"hagane cluster needs Ray: {install_command('cluster')}"
         ) from None
     from hagane.cluster.application import build
 

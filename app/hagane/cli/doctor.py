@@ -28,6 +28,7 @@ from hagane.kernels import cpu
 from hagane.kernels.backend import choose
 from hagane.kernels.devices import resolve_device
 from hagane.system.errors import HaganeError
+from hagane.system.installation import install_command
 from hagane.system.logging import configure_logging
 from hagane.system.machine import available_memory, memory_limit, usable_cores
 from hagane.system.settings import CONFIG_VARIABLE, GROUPS, Settings, refuse_unknown_variables
@@ -226,7 +227,7 @@ def libraries(required: Sequence[str], versions: Mapping[str, str]) -> Iterator[
             "libraries",
             "missing",
             "OpenTelemetry's SDK: no traces are sent",
-            f"if you want them: .venv/bin/pip install -c constraints.txt -e '.[{extra}]'",
+            f"if you want them: {install_command(extra)}",
         )
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import logging
 import sys
 from dataclasses import dataclass
 from functools import cache
 
 from hagane.system.errors import InvalidRequestError, QueueFullError
+from hagane.system.installation import install_command
 from hagane.system.sandbox import Sandbox, SandboxError
+
+logger = logging.getLogger(__name__)
 
 MOST_PAGES = 1_000
 MOST_CHARACTERS = 200_000
@@ -54,8 +58,11 @@ def pdf_text(content: bytes) -> PdfText:
     Raises InvalidRequestError for one that cannot be read, and where the library is missing.
     """
     if importlib.util.find_spec("pypdf") is None:
+        # The paths of this machine are for whoever runs it.
+        logger.warning("a PDF was refused; to read them: %s", install_command("pdf"))
         raise InvalidRequestError(
-            "This server reads no PDFs; whoever runs it can: pip install 'hagane[pdf]'.",
+            "This server reads no PDFs; whoever runs it can install what that needs, the extra "
+            "'pdf': its log has the command.",
             code="unsupported_document",
         )
     encoded = base64.b64encode(content).decode("ascii")

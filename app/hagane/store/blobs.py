@@ -22,6 +22,7 @@ from hagane.system.errors import (
     StoreUnavailableError,
 )
 from hagane.system.files import commit, is_full
+from hagane.system.installation import install_command
 
 # s3fs: give up after seconds, so that a request that waits gets an answer.
 _S3 = {
@@ -54,8 +55,9 @@ class Blobs:
             options: dict[str, Any] = dict(_S3) if scheme in _EXTRAS else {}
             self._files, self._root = fsspec.core.url_to_fs(url, **options)
         except ImportError:
-            package = f"hagane[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else f"fsspec[{scheme}]"
-            raise ConfigurationError(f"blob_url needs a package: pip install '{package}'") from None
+            known = install_command(_EXTRAS[scheme]) if scheme in _EXTRAS else None
+            command = known or f"pip install 'fsspec[{scheme}]'"
+            raise ConfigurationError(f"blob_url needs a package: {command}") from None
         except ValueError as error:
             raise self._unusable(error) from None
         self._local = scheme in ("file", "local")

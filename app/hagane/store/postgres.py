@@ -28,6 +28,7 @@ from hagane.system.errors import (
     InvalidRequestError,
     StoreUnavailableError,
 )
+from hagane.system.installation import install_command
 
 LEASE_SECONDS = 30.0
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -110,7 +111,7 @@ class PostgresConnections:
             )
         except ModuleNotFoundError:
             raise ConfigurationError(
-                "database_url needs the PostgreSQL driver: pip install 'hagane[postgres]'"
+                f"database_url needs the PostgreSQL driver: {install_command('postgres')}"
             ) from None
 
         sa.event.listen(self.engine, "after_execute", _note_revision)

@@ -18,6 +18,7 @@ from opentelemetry import trace
 
 from hagane import __version__
 from hagane.system.errors import ConfigurationError
+from hagane.system.installation import install_command
 from hagane.system.recent_log import RecentLines
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -154,8 +155,7 @@ def configure_tracing() -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise ConfigurationError(
-            f"{endpoint} is set, but OpenTelemetry's SDK is not installed: "
-            "pip install 'hagane[otel]'"
+            f"{endpoint} is set, which needs OpenTelemetry's SDK: {install_command('otel')}"
         ) from None
     # The environment (OTEL_SERVICE_NAME ...) takes precedence over this.
     os.environ.setdefault("OTEL_SERVICE_NAME", "hagane")

@@ -241,6 +241,7 @@ class Settings(BaseSettings):
     mcp_servers: list[str] = Field(
         [],
         description="NAME=URL of an MCP server (Streamable HTTP) whose tools the chat page offers, "
+        "with bearer=env:VARIABLE or HEADER=file:PATH after it where it wants a secret, "
         "or NAME=COMMAND ARGUMENT ... of a program that is started; may be repeated",
     )
     stored_chats: ByteSize = Field(

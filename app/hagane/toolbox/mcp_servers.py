@@ -14,12 +14,13 @@ import re
 import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hagane.system.errors import ConfigurationError
+from hagane.system.installation import install_command
+from hagane.toolbox.mcp_address import McpAddress
 from hagane.toolbox.tool import Tool, ToolError, shortened
 
 if TYPE_CHECKING:
@@ -35,37 +36,13 @@ _LONGEST_NAME = 64
 _LONGEST_DESCRIPTION = 2_000
 
 
-@dataclass(frozen=True)
-class McpAddress:
-    """Where a server is: a URL, or a command that is started and spoken to."""
-
-    name: str
-    target: str
-
-    @property
-    def is_command(self) -> bool:
-        """Whether the server is a program of this machine."""
-        return not self.target.startswith(("http://", "https://"))
-
-    @classmethod
-    def read(cls, entry: str) -> McpAddress:
-        """Read `NAME=URL` or `NAME=COMMAND ARGUMENT ...`. Raises ConfigurationError."""
-        name, _, target = entry.partition("=")
-        if not re.fullmatch(r"[A-Za-z0-9-]{1,32}", name) or not target.strip():
-            raise ConfigurationError(
-                f"mcp_servers has {entry!r}: write NAME=URL or NAME=COMMAND, with a name of "
-                "letters, digits and hyphens"
-            )
-        return cls(name, target.strip())
-
-
 def require_library() -> None:
     """Raises ConfigurationError where the library is not installed."""
     try:
         import mcp  # noqa: F401
     except ImportError:
         raise ConfigurationError(
-            "mcp_servers needs the MCP library: pip install 'hagane[mcp]'"
+            f"mcp_servers needs the MCP library: {install_command('mcp')}"
         ) from None
 
 
@@ -197,8 +174,10 @@ class _Connection:
         from mcp import Client
 
         try:
-            async with Client(self._target(), read_timeout_seconds=CALL_SECONDS) as client:
-                self._opened.set_result(client)
+            async with AsyncExitStack() as stack:
+                target = await self._target(stack)
+                client = Client(target, read_timeout_seconds=CALL_SECONDS)
+                self._opened.set_result(await stack.enter_async_context(client))
                 await asyncio.Event().wait()
         except Exception as error:
             if self._opened.done():
@@ -212,13 +191,22 @@ class _Connection:
             self._opened.set_exception(ConnectionError("the connection was closed"))
         self._opened.exception()
 
-    def _target(self) -> Any:
-        from mcp import StdioServerParameters
+    async def _target(self, stack: AsyncExitStack) -> Any:
+        """What the library connects to; `stack` closes what that needs."""
+        if self._address.is_command:
+            from mcp import StdioServerParameters
 
-        if not self._address.is_command:
+            command, *arguments = shlex.split(self._address.target)
+            return StdioServerParameters(command=command, args=arguments)
+        if not self._address.secrets:
             return self._address.target
-        command, *arguments = shlex.split(self._address.target)
-        return StdioServerParameters(command=command, args=arguments)
+        from httpx2 import AsyncClient, Timeout
+        from mcp.client.streamable_http import streamable_http_client
+
+        # The library follows redirects within the address's origin only: nobody else gets a secret.
+        asking = AsyncClient(headers=self._address.headers(), timeout=Timeout(CALL_SECONDS))
+        await stack.enter_async_context(asking)
+        return streamable_http_client(self._address.target, http_client=asking)
 
 
 async def _listed(client: Client) -> list[Any]:

@@ -12,7 +12,8 @@ from hagane.system.errors import ConfigurationError, NotFoundError
 from hagane.toolbox.calculator import CALCULATOR
 from hagane.toolbox.clock import CLOCK
 from hagane.toolbox.fetch import fetch_tool
-from hagane.toolbox.mcp_servers import McpAddress, McpServer, require_library
+from hagane.toolbox.mcp_address import McpAddress
+from hagane.toolbox.mcp_servers import McpServer, require_library
 from hagane.toolbox.reachable import ReachableHosts
 from hagane.toolbox.tool import Tool, ToolError
 
@@ -39,6 +40,7 @@ class Toolbox:
             if address.name in self._servers:
                 raise ConfigurationError(f"mcp_servers names {address.name!r} twice")
             require_library()
+            address.check()
             self._servers[address.name] = _Server(McpServer(address))
 
     async def tools(self) -> list[Tool]:

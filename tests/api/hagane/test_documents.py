@@ -32,4 +32,4 @@ def test_refusals(post):
     if importlib.util.find_spec("pypdf") is None:
         refused = post(b"%PDF-")
         assert refused.status_code == 400
-        assert "hagane[pdf]" in refused.json()["error"]["message"]
+        assert "the extra 'pdf'" in refused.json()["error"]["message"]
