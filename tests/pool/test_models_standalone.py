@@ -139,6 +139,27 @@ def test_checkpoints_and_aliases_lead_to_whole_models_and_one_is_kept_in_memory(
     client.delete("/../admin/aliases/cats", cast_to=httpx.Response)
 
 
+@pytest.mark.slow
+def test_an_adapter_is_trained_for_a_model_other_than_the_default_one(client, whole_server, job):
+    base = job.fine_tuned_model
+    others = examples().replace(b"there was a small cat", b"small small small")
+    file = client.files.create(file=("e.jsonl", others), purpose="fine-tune")
+    made = client.fine_tuning.jobs.create(
+        model=base, training_file=file.id, suffix="more", method=supervised(n_epochs=8),
+        extra_body={"extra": {"rank": 4, "learning_rate": 2e-2, "promote": "always"}},
+    )  # fmt: skip
+    done = wait(client, made.id, "succeeded")
+    point = client.fine_tuning.jobs.checkpoints.list(made.id).data[0]
+    before = answer(client, base)
+    assert answer(client, done.fine_tuned_model) != before
+    assert answer(client, point.fine_tuned_model_checkpoint)
+    # The adapter runs in its base's own engine.
+    assert list(residents(whole_server)) == [base]
+    with pytest.raises(openai.BadRequestError, match="not a base model"):
+        client.fine_tuning.jobs.create(model=done.fine_tuned_model, training_file=file.id)
+    assert client.models.delete(done.fine_tuned_model).deleted
+
+
 def test_a_deleted_model_is_gone_with_its_engine_and_files(client, whole_server, job):
     name = job.fine_tuned_model
     assert answer(client, name)

@@ -224,15 +224,18 @@ class Catalogue:
         stored, marked = names.checkpoints.get(model, (None, True))
         if stored is None and (path := names.offered.get(model)) is not None:
             return _standalone(model, path), True
-        if stored is None or not self._there(stored):
+        if stored is None or not (self._fits(names, stored) and self._there(stored)):
             return None, True
         return self._as_ref(names, stored), marked
 
     def _usable(self, names: _Names, stored: ServedArtifact) -> ModelRef | None:
-        default = stored.root == self._base
-        fits = stored.standalone or default or _model_of(names, stored.root) is not None
-        usable = stored.promoted and fits and self._there(stored)
+        usable = stored.promoted and self._fits(names, stored) and self._there(stored)
         return self._as_ref(names, stored) if usable else None
+
+    def _fits(self, names: _Names, stored: ServedArtifact) -> bool:
+        """Whether the model that it changes is here; a standalone one needs none."""
+        default = stored.root == self._base
+        return stored.standalone or default or _model_of(names, stored.root) is not None
 
     def _there(self, stored: ServedArtifact) -> bool:
         """Whether it can be had: shared adapters always, others where they were left."""
@@ -253,12 +256,7 @@ class Catalogue:
     def _checkpoints(self) -> dict[str, tuple[ServedArtifact, bool]]:
         """Checkpoints that may be served, and whether a request has named them."""
         checkpoints, jobs = tables.checkpoints, tables.jobs
-        query = (
-            sa.select(checkpoints, jobs.c.model)
-            .join(jobs, jobs.c.id == checkpoints.c.job)
-            # Without a digest it is a standalone model, which needs no base.
-            .where(sa.or_(jobs.c.model == self._base, checkpoints.c.digest == ""))
-        )
+        query = sa.select(checkpoints, jobs.c.model).join(jobs, jobs.c.id == checkpoints.c.job)
         kept = ("name", "directory", "digest", "created_at")
         with self._database.read() as connection:
             return {

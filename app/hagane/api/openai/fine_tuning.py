@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
@@ -30,6 +31,7 @@ from hagane.api.openai.fine_tuning_schemas import (
 from hagane.api.serving import Serving, get_serving
 from hagane.api.sse import stream
 from hagane.api.stored_models import stored_model
+from hagane.models.encoder_config import EncoderConfig
 from hagane.store.jobs import Event, Job, Status, new_job_id
 from hagane.store.paging import Paging
 from hagane.system.errors import ConflictError, InvalidRequestError, ModelNotFoundError
@@ -56,7 +58,7 @@ def create_job(body: JobBody, request: Request) -> dict[str, Any]:
     Raises InvalidRequestError naming the field at fault.
     """
     serving = get_serving(request)
-    _require_base(serving, body.model)
+    base = _base(serving, body.model)
     method = _method(body)
     seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
     job = Job(
@@ -73,7 +75,7 @@ def create_job(body: JobBody, request: Request) -> dict[str, Any]:
             "metadata": body.metadata,
             "extra": body.extra.model_dump(exclude_none=True),
         },
-        spec=_spec(serving, body, method, seed).model_dump(mode="json"),
+        spec=_spec(serving, body, base, method, seed).model_dump(mode="json"),
     )
     message = f"Created fine-tuning job: {job.id}"
     validating = f"Validating training file: {job.training_file}"
@@ -186,10 +188,10 @@ async def file_report(
     Raises NotFoundError, ModelNotFoundError, or TrainingError when the file cannot be read.
     """
     serving = get_serving(request)
-    _require_base(serving, model or serving.model.id)
+    base = await asyncio.to_thread(_base, serving, model or serving.model.id)
     await asyncio.to_thread(serving.store.files.get, file_id)
     spec = FineTuneSpec(
-        model=serving.model.directory,
+        model=base,
         training_file=await asyncio.to_thread(serving.store.files.local, file_id),
         method=method,
         sequence_length=sequence_length,
@@ -227,19 +229,35 @@ async def _events(
         await asyncio.sleep(_STREAM_POLL_SECONDS)
 
 
-def _require_base(serving: Serving, model: str) -> None:
-    if model == serving.model.id:
-        return
-    if serving.catalogue.resolve(model) is not None:
+def _base(serving: Serving, name: str) -> Path:
+    """The directory or file of a model to train: the default one, or another with its own weights.
+
+    Raises ModelNotFoundError, or InvalidRequestError for what is none.
+    """
+    if name == serving.model.id:
+        return serving.model.directory
+    found = serving.catalogue.resolve(name)
+    if found is None:
+        raise ModelNotFoundError(
+            f"The model '{name}' does not exist here; this server trains '{serving.model.id}', and "
+            "others that GET /v1/models lists.",
+            param="model",
+        )
+    directory = found.model_directory
+    if directory is None or not found.standalone or found.alias is not None:
         raise InvalidRequestError(
-            f"'{model}' is not a base model; train '{serving.model.id}', which is served here.",
+            f"'{name}' is not a base model; train a model that is no adapter and no alias, such as "
+            f"'{serving.model.id}'.",
             param="model",
             code="model_not_available",
         )
-    raise ModelNotFoundError(
-        f"The model '{model}' does not exist here; this server trains '{serving.model.id}'.",
-        param="model",
-    )
+    if EncoderConfig.find(directory) is not None:
+        raise InvalidRequestError(
+            f"'{name}' makes embeddings and no text: it cannot be trained here.",
+            param="model",
+            code="model_not_available",
+        )
+    return directory
 
 
 def _method(body: JobBody) -> Method:
@@ -267,8 +285,10 @@ def _method(body: JobBody) -> Method:
     return method.model_copy(update={"supervised": method.supervised or older})
 
 
-def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTuneSpec:
-    """The worker's specification. Raises RequestValidationError where a value is out of bounds."""
+def _spec(
+    serving: Serving, body: JobBody, base: Path, method: Method, seed: int
+) -> FineTuneSpec:
+    """The worker's specification of training `base`. Raises RequestValidationError where a value is out of bounds."""
     files = serving.store.files
     for param, file_id in (("training_file", body.training_file),
                            ("validation_file", body.validation_file)):  # fmt: skip
@@ -284,11 +304,11 @@ def _spec(serving: Serving, body: JobBody, method: Method, seed: int) -> FineTun
         extra["teacher"] = stored_model(serving, body.extra.teacher, "extra.teacher")
     rewarding = {}
     if method.reinforcement is not None:
-        rewarding = {"grader": method.reinforcement.grader, "base_name": serving.model.id}
+        rewarding = {"grader": method.reinforcement.grader, "base_name": body.model}
     try:
         return read_spec(
             {
-                "model": serving.model.directory,
+                "model": base,
                 "training_file": files.path(body.training_file),
                 "validation_file": body.validation_file and files.path(body.validation_file),
                 "method": method.type,
