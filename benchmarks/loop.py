@@ -1,11 +1,13 @@
 """The whole loop on one server, while clients stream: a model learns, and a bad one is withdrawn.
 
-Usage: python benchmarks/loop.py --model DIRECTORY [--quantize int8] [--questions N] [--json FILE]
+Usage: python benchmarks/loop.py --model DIRECTORY [--task sums|yes] [--quantize int8]
+                                 [--questions N] [--json FILE]
 
-Users ask an alias for two-digit sums in the form <NUMBER>; they like right answers and correct the
-others. Their feedback becomes a data set, the data set a job, and the job's model, if the gate lets
-it pass, the candidate of a canary, which feedback promotes. Then a job is given answers that say
-nothing, its model is promoted past the gate and made the candidate, and feedback rolls it back.
+Users ask an alias for two-digit sums in the form <NUMBER> (or, for the built-in model, whether
+numbers are some: <yes>); they like right answers and correct the others. Their feedback becomes a
+data set, the data set a job, and the job's model, if the gate lets it pass, the candidate of a
+canary, which feedback promotes. Then a job is given answers that say nothing, its model is promoted
+past the gate and made the candidate, and feedback rolls it back.
 
 Meanwhile --clients clients stream from the same alias, one answer after the other. Printed are, for
 each phase, its seconds, the streams that ended, those that failed, and the mean time between tokens
@@ -33,7 +35,10 @@ from openai import AsyncOpenAI
 
 KEY, ALIAS = "benchmark", "assistant"
 STORY = [{"role": "user", "content": "Tell me a story about a cat."}]
-FORM = "{} + {} = ? Give the answer in the form <number> and say nothing else."
+TASKS = {
+    "sums": "{} + {} = ? Give the answer in the form <number> and say nothing else.",
+    "yes": "Are {} and {} numbers? Answer in the form <yes> or <no>.",
+}
 DONE = ("succeeded", "failed", "cancelled")
 
 
@@ -59,7 +64,8 @@ class Phase:
 class Loop:
     """The server's administration, and users who judge answers."""
 
-    def __init__(self, url: str, model: str, questions: int) -> None:
+    def __init__(self, url: str, model: str, questions: int, task: str) -> None:
+        self.task = task
         self.http = httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=600
         )
@@ -74,16 +80,21 @@ class Loop:
     def alias(self, **changes: Any) -> dict[str, Any]:
         return self.call("POST", "/admin/aliases", json={"name": ALIAS} | changes)
 
+    def question(self) -> tuple[str, str]:
+        """A question and its right answer."""
+        a, b = (self.random.randint(10, 49) for _ in range(2))
+        return TASKS[self.task].format(a, b), f"<{a + b}>" if self.task == "sums" else "<yes>"
+
     def ask(self, *, correct: bool) -> bool:
         """A question, its answer's judgement, and whether it was right."""
-        a, b = (self.random.randint(10, 49) for _ in range(2))
-        message = {"role": "user", "content": FORM.format(a, b)}
+        question, wanted = self.question()
+        message = {"role": "user", "content": question}
         body = {"model": ALIAS, "messages": [message], "max_tokens": 24, "store": True}
         answer = self.call("POST", "/v1/chat/completions", json=body)
-        right = answer["choices"][0]["message"]["content"].strip() == f"<{a + b}>"
+        right = answer["choices"][0]["message"]["content"].strip() == wanted
         said = {"thumbs": "up" if right else "down"}
         if correct and not right:
-            said["correction"] = f"<{a + b}>"
+            said["correction"] = wanted
         self.call("POST", "/v1/feedback", json={"completion_id": answer["id"], **said})
         return right
 
@@ -123,9 +134,9 @@ class Loop:
     def nonsense(self) -> list[dict]:
         made = []
         for _ in range(self.questions):
-            a, b = (self.random.randint(10, 49) for _ in range(2))
+            question, _ = self.question()
             made.append({"messages": [
-                {"role": "user", "content": FORM.format(a, b)},
+                {"role": "user", "content": question},
                 {"role": "assistant", "content": "Ask somebody else."},
             ]})  # fmt: skip
         return made
@@ -164,9 +175,9 @@ async def stream(client: AsyncOpenAI, phases: list[Phase], tokens: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def scenario(url: str, options: argparse.Namespace) -> list[Phase]:
+async def scenario(url: str, options: argparse.Namespace, phases: list[Phase]) -> None:
     """All phases, with the streams beside them."""
-    loop, phases = Loop(url, "m", options.questions), []
+    loop = Loop(url, "m", options.questions, options.task)
     loop.alias(target="m")
 
     async def phase(name: str, action: Any, *arguments: Any, **named: Any) -> Any:
@@ -203,12 +214,12 @@ async def scenario(url: str, options: argparse.Namespace) -> list[Phase]:
         for task in streams:
             task.cancel()
         await asyncio.wait(streams)
-    return phases
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--task", choices=tuple(TASKS), default="sums")
     parser.add_argument("--quantize", default="int8")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--questions", type=int, default=60, help="judged before the job")
@@ -226,7 +237,18 @@ def main() -> None:
         tempfile.TemporaryDirectory() as data,
         serving(command, HAGANE_ADMIN_KEY=KEY, HAGANE_DATA_DIR=data) as (url, _),
     ):
-        phases = asyncio.run(scenario(url, options))
+        phases: list[Phase] = []
+        try:
+            asyncio.run(scenario(url, options, phases))
+        finally:
+            # What was seen until then, if something goes wrong.
+            report(phases, options.json)
+
+
+def report(phases: list[Phase], path: Path | None) -> None:
+    """Print what the streams saw, and write it to `path`."""
+    if len(phases) < 3:
+        return
     alone = statistics.fmean(phases[1].gaps)
     rows = [phase.figures(alone) for phase in phases]
     for row in rows:
@@ -235,8 +257,8 @@ def main() -> None:
     print(f"{len(failures)} of {sum(p.streams for p in phases) + len(failures)} streams failed")
     for text in sorted(set(failures))[:5]:
         print(" ", text[:200])
-    if options.json:
-        options.json.write_text(json.dumps({"phases": rows, "failures": failures}, indent=1) + "\n")
+    if path:
+        path.write_text(json.dumps({"phases": rows, "failures": failures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

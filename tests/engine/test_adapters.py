@@ -36,7 +36,9 @@ def adapters(tiny_model_dir, tmp_path_factory) -> list[AdapterRef]:
     scaled = make_adapter(
         directory / "dora", tiny_model_dir, 3, targets=("k_proj", "o_proj", "up_proj"), dora=True
     )
-    return [*plain, scaled]
+    # Of the prompts and of the answers.
+    renamed = make_adapter(directory / "tokens", tiny_model_dir, 4, tokens=(50, 43, 61, 7, 200))
+    return [*plain, scaled, renamed]
 
 
 @pytest.mark.parametrize("operations", BACKENDS)
@@ -55,7 +57,7 @@ def test_each_row_is_its_merged_models(operations, tiny_model_dir, adapters, mem
     for adapter, prompt, answer in zip(wanted, prompts, answers, strict=True):
         expected = logprobs_of(merged(tiny_model_dir, adapter), prompt, answer.tokens)
         assert answer.logprobs == pytest.approx(expected, abs=2e-3)
-    assert len({tuple(answer.tokens) for answer in answers[:5]}) == 5
+    assert len({tuple(answer.tokens) for answer in answers[:6]}) == 6
 
 
 def test_a_result_does_not_depend_on_what_else_runs(tiny_model_dir, adapters):

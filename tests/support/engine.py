@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 from hagane.engine.loop import Engine
-from hagane.lora.config import TARGETS, AdapterConfig, adapter_digest
+from hagane.lora.config import EMBEDDING, HEAD, TARGETS, AdapterConfig, adapter_digest
 from hagane.lora.files import load_adapter, save_adapter
 from hagane.models.families import read_config_file
 from hagane.models.spec import linear_shapes
@@ -48,8 +48,13 @@ def make_adapter(
     rank: int = 4,
     targets: tuple[str, ...] = TARGETS,
     dora: bool = False,
+    tokens: tuple[int, ...] = (),
 ) -> AdapterRef:
-    """A random PEFT directory, strong enough to change what the model says."""
+    """A random PEFT directory, strong enough to change what the model says.
+
+    It has new rows of `tokens`.
+    """
+    shapes = read_config_file(model)
     generator = torch.Generator().manual_seed(seed)
     factors = {
         module: (
@@ -57,11 +62,18 @@ def make_adapter(
             torch.randn(out, rank, generator=generator) / rank**0.5,
             *((1 + torch.rand(out, generator=generator),) if dora else ()),
         )
-        for module, (out, width) in linear_shapes(read_config_file(model)).items()
+        for module, (out, width) in linear_shapes(shapes).items()
         if module.endswith(targets)
     }
-    config = AdapterConfig(rank=rank, alpha=float(rank), target_modules=targets, dora=dora)
-    save_adapter(directory, config, factors)
+    names = (EMBEDDING, HEAD) if tokens else ()
+    rows = {
+        name: torch.randn(len(tokens), shapes.hidden_size, generator=generator) for name in names
+    }
+    config = AdapterConfig(
+        rank=rank, alpha=float(rank), target_modules=targets, dora=dora,
+        token_ids=dict.fromkeys(names, tokens),
+    )  # fmt: skip
+    save_adapter(directory, config, factors, rows)
     return AdapterRef(directory.name, str(directory), adapter_digest(directory))
 
 
@@ -88,6 +100,9 @@ def merged(model: Path, adapter: AdapterRef | None) -> torch.nn.Module:
             if change.magnitude is not None:
                 lengths = weight.data.norm(dim=1)
                 weight.data *= (change.magnitude / lengths)[:, None]
+        for module, rows in loaded.tokens.items():
+            owner = reference.lm_head if module == HEAD else reference.model.embed_tokens
+            owner.weight.data[list(rows.ids)] = rows.values
     return reference
 
 

@@ -36,6 +36,12 @@ class FinetuneOptions(Options):
     alpha: float | None = Field(None, description="of the adapter [32]")
     rslora: bool = Field(False, description="scale by the root of the rank")
     dora: bool = Field(False, description="train the lengths of rows as well")
+    trained_tokens: list[str] | None = Field(
+        None, description="tokens whose rows of embedding and head are trained, as a JSON list"
+    )
+    checkpointing: bool | None = Field(
+        None, description="compute layers twice to save memory [where it is short]"
+    )
     sequence_length: int | None = Field(None, description="tokens; longer examples are cut")
     full: bool = Field(False, description="train every weight")
     quantize: FormatChoice | None = Field(None, description="the frozen base")
@@ -54,7 +60,8 @@ GROUPS = {
     "The run": ("model", "output", "validation_file", "device", "threads", "seed", "seeds"),
     "Training": ("method", "n_epochs", "batch_size", "learning_rate", "beta", "sequence_length",
                  "checkpoint_every", "patience", "neftune_alpha", "teacher", "teacher_weight"),
-    "What is trained": ("rank", "alpha", "rslora", "dora", "full", "quantize"),
+    "What is trained": ("rank", "alpha", "rslora", "dora", "trained_tokens", "full", "quantize",
+                        "checkpointing"),
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ COMMANDS = MappingProxyType(
         "pretrain": "Train a small model from a TOML file; resumes an interrupted run.",
         "finetune": "Train an adapter from a file of examples; resumes an interrupted run.",
         "merge": "Write a model and an adapter as one Hugging Face directory.",
+        "widen": "Write a copy of a model with more tokens in its vocabulary.",
         "export": "Write a model, with an adapter or without, as a GGUF file for llama.cpp.",
         "eval": "Measure how well a model predicts text, answers questions, and does by graders.",
         "bench": "Measure how fast a model runs on this machine.",

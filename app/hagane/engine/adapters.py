@@ -138,8 +138,8 @@ class Adapters:
             raise ModelError(
                 f"{adapter.directory} has changed since it was registered: load it again"
             )
-        for module, change in loaded.changes.items():
-            if not all(tensor.isfinite().all() for tensor in change.tensors()):
+        for module, tensor in loaded.tensors():
+            if not tensor.isfinite().all():
                 raise ModelError(f"{adapter.directory}: {module} holds values that are not finite")
         resolved = self._banks.resolve(loaded)
         for module, change in resolved.changes.items():

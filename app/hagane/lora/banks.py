@@ -21,6 +21,7 @@ from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, Torch
 from hagane.lora.division import Division
 from hagane.lora.dora import with_gain
 from hagane.lora.files import Adapter
+from hagane.lora.token_bank import PackedRows, TokenBank
 from hagane.models.decoder import Transformer
 from hagane.models.serving_layers import CudaLinear, Packed
 from hagane.models.spec import parts_of, projections
@@ -61,10 +62,11 @@ class PackedAdapted(nn.Module):
 
 @dataclass(frozen=True)
 class PackedAdapter:
-    """An adapter's changes by the model's layers, ready to be placed."""
+    """An adapter's changes by the model's layers, ready to be placed, and its new rows."""
 
     changes: Mapping[str, Any]
     digest: str
+    tokens: PackedRows
 
 
 class AdapterBanks:
@@ -84,6 +86,7 @@ class AdapterBanks:
         """
         self._division, self._open_matrices = division, open_matrices
         self.config = model.config if division is None else division.whole
+        self.tokens = TokenBank(model, dtype, device, model.operations)
         self._banks: dict[str, Bank] = {}
         self._adaptable = {p: spec for p, spec in projections(model.config) if spec.adaptable}
         for path, projection in self._adaptable.items():
@@ -103,8 +106,14 @@ class AdapterBanks:
     def resolve(self, adapter: Adapter) -> Adapter:
         """`adapter`, with the gains of DoRA, by this model's weights; may run in another thread.
 
-        Raises ModelError where these banks have no gains.
+        Raises ModelError where these banks have no gains, or no place for new rows.
         """
+        self.tokens.require(adapter)
+        if adapter.tokens and self._division is not None:
+            raise ModelError(
+                "adapters that replace rows of the embedding (trainable_token_indices) are not "
+                "served by a model in parts: merge it into its base with `hagane merge`"
+            )
         if not adapter.config.dora:
             return adapter
         if self._open_matrices is None:
@@ -126,24 +135,28 @@ class AdapterBanks:
     def size(self, adapter: Adapter) -> int:
         """Bytes of the packed adapter."""
         parts = self._group(adapter)
-        return sum(self._banks[path].size(group) for path, group in parts.items())
+        layers = sum(self._banks[path].size(group) for path, group in parts.items())
+        return layers + self.tokens.size(adapter)
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """Pack an adapter that is resolved; may run in another thread while steps run."""
         parts = self._group(adapter)
-        arena = Arena(Arena.room(self.size(adapter), MOST_TENSORS * len(parts)))
+        size = sum(self._banks[path].size(group) for path, group in parts.items())
+        arena = Arena(Arena.room(size, MOST_TENSORS * len(parts)))
         changes = {path: self._banks[path].pack(group, arena) for path, group in parts.items()}
-        return PackedAdapter(changes, adapter.digest)
+        return PackedAdapter(changes, adapter.digest, self.tokens.pack(adapter))
 
     def place(self, slot: int, adapter: PackedAdapter) -> None:
         """Put an adapter into `slot`, between two steps; later steps may use it."""
         for path, change in adapter.changes.items():
             self._banks[path].place(slot, change)
+        self.tokens.place(slot, adapter.tokens)
 
     def clear(self, slot: int) -> None:
         """Empty `slot`, between two steps, when no step uses it any more."""
         for bank in self._banks.values():
             bank.place(slot, None)
+        self.tokens.clear(slot)
 
     def _group(self, adapter: Adapter) -> dict[str, list[Part]]:
         if self._division is not None:

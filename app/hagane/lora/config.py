@@ -27,7 +27,7 @@ _LARGEST_CONFIG, _LARGEST_WEIGHTS = 4 << 20, 64 << 30
 # Variants of LoRA that compute something else: adapters with one of them would be served wrongly.
 _REFUSED = (
     "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication",
-    "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "arrow_config",
+    "target_parameters", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config", "megatron_config",
 )  # fmt: skip
 # Initializations of A and B that do not change the base. All others (pissa, olora, corda, loftq,
@@ -38,6 +38,9 @@ _Rank = Annotated[int, Meta(ge=1, le=8192)]
 # Beyond it the product overflows in 16 bits.
 _Alpha = Annotated[float, Meta(gt=0, le=65536)]
 _Names = str | list[str] | None
+_Token = Annotated[int, Meta(ge=0)]
+# The modules whose rows an adapter may replace, by what PEFT calls them.
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
 
 class _StoredConfig(msgspec.Struct, frozen=True):
@@ -53,6 +56,7 @@ class _StoredConfig(msgspec.Struct, frozen=True):
     alpha_pattern: dict[str, _Alpha] | None = None
     use_rslora: bool | None = None
     use_dora: bool | None = None
+    trainable_token_indices: list[_Token] | dict[str, list[_Token]] | None = None
     base_model_name_or_path: str | None = None
 
 
@@ -62,7 +66,9 @@ class AdapterConfig:
 
     `alpha` and `rank` hold for every matrix but those that a pattern names. `rslora` divides by the
     square root of the rank (Kalajdzievski, 2023, arXiv:2312.03732). With `dora` rows have
-    magnitudes (`lora/dora.py`). The fields of `Targets` mean what they mean there.
+    magnitudes (`lora/dora.py`). The fields of `Targets` mean what they mean there. `token_ids` are
+    the tokens whose rows are replaced, by `embed_tokens` and `lm_head`; a tied head has those of
+    the embedding.
     """
 
     rank: int
@@ -76,6 +82,7 @@ class AdapterConfig:
     exclude_modules: str | tuple[str, ...] | None = None
     layers_to_transform: int | tuple[int, ...] | None = None
     layers_pattern: str | tuple[str, ...] | None = None
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def resolve(self, modules: Sequence[str]) -> dict[str, tuple[int, float]]:
         """Rank, and what the product of the factors is multiplied by, of each changed module.
@@ -103,6 +110,7 @@ class AdapterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that PEFT reads."""
+        tokens = {name: list(ids) for name, ids in self.token_ids.items()}
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -117,6 +125,7 @@ class AdapterConfig:
             "use_dora": self.dora,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": dict(self.alpha_pattern),
+            "trainable_token_indices": tokens or None,
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
@@ -145,7 +154,24 @@ class AdapterConfig:
             exclude_modules=_frozen(checked.exclude_modules),
             layers_to_transform=_frozen(checked.layers_to_transform),
             layers_pattern=_frozen(checked.layers_pattern),
+            token_ids=_token_ids(path, checked),
         )
+
+
+def _token_ids(path: Path, checked: _StoredConfig) -> dict[str, tuple[int, ...]]:
+    stored = checked.trainable_token_indices or {}
+    found = {}
+    for name, ids in (stored if isinstance(stored, dict) else {EMBEDDING: stored}).items():
+        module = name.rpartition(".")[2]
+        if module not in (EMBEDDING, HEAD) or module in found:
+            raise ModelError(
+                f"{path}: trainable_token_indices names {name!r}; it may name {EMBEDDING} and "
+                f"{HEAD}, once each"
+            )
+        if len(set(ids)) < len(ids):
+            raise ModelError(f"{path}: trainable_token_indices names a token of {name} twice")
+        found[module] = tuple(ids)
+    return found
 
 
 def _refuse_variants(path: Path, stored: dict[str, Any]) -> None:

@@ -47,10 +47,10 @@ def export_gguf(
         raise ConfigurationError(f"{base} is quantized: export the unquantized model")
     if target.exists():
         raise ConfigurationError(f"{target} exists: name a new file")
-    adapter = load_adapter(adapter_directory, config) if adapter_directory else None
     template = ChatTemplate.load(base, Tokenizer.load(base))
     pairs = gguf_vocabulary(base, config.vocab_size, template.source if template else None)
     config, source = open_weights(base)
+    adapter = load_adapter(adapter_directory, config) if adapter_directory else None
     with torch.device("meta"):
         model = Transformer(config, None, reference)
     shapes = [(name, meta.shape) for name, meta in checkpoint_tensors(model)]
@@ -83,6 +83,11 @@ def export_gguf_adapter(base: Path, adapter_directory: Path, target: Path) -> in
             f"{adapter_directory} is DoRA's (use_dora): GGUF adapters have no place for its "
             "magnitudes; export the model with it"
         )
+    if adapter.tokens:
+        raise ConfigurationError(
+            f"{adapter_directory} replaces rows of the embedding (trainable_token_indices): GGUF "
+            "adapters have no place for them; export the model with it"
+        )
     changes = adapter.changes
     factors = {
         f"model.{module}.weight": (change.a.float(), change.scale * change.b.float())
@@ -97,6 +102,9 @@ def _load(source: WeightSource, adapter: Adapter | None, name: str, shape: torch
     rows = source.read(name, tuple(shape))
     values = torch.cat([block.float() for block in rows.split(max(1, len(rows)))])
     module = name.removeprefix("model.").removesuffix(".weight")
+    replaced = adapter.tokens.get(module) if adapter else None
+    if replaced is not None:
+        values[list(replaced.ids)] = replaced.values.float()
     change = adapter.changes.get(module) if adapter else None
     if change is None:
         return values

@@ -1,7 +1,8 @@
 """LoRA adapters as tensors, read and written in PEFT's directory format.
 
 An adapter adds scale * B A x to the linear layers that it names; with DoRA it scales rows, too
-(`lora/dora.py`). The model fuses query, key and
+(`lora/dora.py`). It may replace rows of the embedding and the head: those of tokens that it taught
+the model. The model fuses query, key and
 value, and gate and up; adapters keep them apart, under their names in Hugging Face checkpoints.
 """
 
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +24,8 @@ from torch import Tensor
 from hagane.lora.config import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    EMBEDDING,
+    HEAD,
     AdapterConfig,
     adapter_digest,
 )
@@ -33,6 +37,11 @@ from hagane.system.files import commit, read_regular, write_text
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # What PEFT calls the tensors of a module: A, B, and with DoRA the magnitudes of its rows.
 _KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+# And the new rows of an embedding and a head, which are not relative to the old ones.
+_TOKEN_TENSORS = {
+    EMBEDDING: "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+    HEAD: "base_model.model.lm_head.token_adapter.trainable_tokens_delta",
+}
 # The most bytes that a file's header may add to its tensors.
 _HEADER = 16 << 20
 
@@ -57,12 +66,31 @@ class LowRank:
 
 
 @dataclass(frozen=True, eq=False)
+class TokenRows:
+    """New rows [n, hidden], floats, of the tokens `ids` in the embedding or the head."""
+
+    ids: tuple[int, ...]
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
-    """All changes of one adapter by module path, such as `layers.0.self_attn.q_proj`."""
+    """All changes of one adapter by module path, such as `layers.0.self_attn.q_proj`.
+
+    `tokens` has rows of `embed_tokens`, and of `lm_head` unless the head is the embedding.
+    """
 
     config: AdapterConfig
     changes: Mapping[str, LowRank]
     digest: str
+    tokens: Mapping[str, TokenRows] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that is stored, with the module that it changes."""
+        for module, change in self.changes.items():
+            yield from ((module, tensor) for tensor in change.tensors())
+        for module, rows in self.tokens.items():
+            yield module, rows.values
 
 
 def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
@@ -90,6 +118,9 @@ def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
         rows, columns = shapes[module]
         parts = zip(kinds, ((rank, columns), (rows, rank), (rows,)), strict=False)
         expected |= {_name(module, kind): shape for kind, shape in parts}
+    token_ids = _token_ids(directory, config, model)
+    for module, ids in token_ids.items():
+        expected[_TOKEN_TENSORS[module]] = (len(ids), model.hidden_size)
     tensors = _read_tensors(path, expected)
     changes = {}
     for module, (_, scale) in placed.items():
@@ -100,7 +131,31 @@ def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
         if found:
             a, b, *magnitude = found.values()
             changes[module] = LowRank(a, b, scale, *magnitude)
-    return Adapter(config, changes, adapter_digest(directory))
+    replaced = {}
+    for module, ids in token_ids.items():
+        if (values := tensors.get(_TOKEN_TENSORS[module])) is None:
+            raise ModelError(f"{path} has no {_TOKEN_TENSORS[module]}")
+        replaced[module] = TokenRows(ids, values)
+    return Adapter(config, changes, adapter_digest(directory), replaced)
+
+
+def _token_ids(
+    directory: Path, config: AdapterConfig, model: ModelConfig
+) -> dict[str, tuple[int, ...]]:
+    """Those of the configuration that the file has rows for. Raises ModelError."""
+    path, found = directory / ADAPTER_CONFIG_FILE, dict(config.token_ids)
+    if model.tie_word_embeddings and HEAD in found and found.pop(HEAD) != found.get(EMBEDDING):
+        raise ModelError(
+            f"{path}: trainable_token_indices has other tokens for {HEAD} than for {EMBEDDING}, "
+            "but in this model they are one"
+        )
+    for ids in found.values():
+        if ids and max(ids) >= model.vocab_size:
+            raise ModelError(
+                f"{path}: trainable_token_indices names token {max(ids)}; the model has "
+                f"{model.vocab_size}: load it for the model that it was trained on, which has more"
+            )
+    return {module: ids for module, ids in found.items() if ids}
 
 
 def _name(module: str, kind: str) -> str:
@@ -144,11 +199,15 @@ def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[s
 
 
 def save_adapter(
-    directory: Path, config: AdapterConfig, factors: Mapping[str, tuple[Tensor, ...]]
+    directory: Path,
+    config: AdapterConfig,
+    factors: Mapping[str, tuple[Tensor, ...]],
+    tokens: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Write a PEFT directory, each file atomically.
 
-    `factors` by module path are (A, B), or with DoRA (A, B, magnitudes).
+    `factors` by module path are (A, B), or with DoRA (A, B, magnitudes). `tokens` are the rows of
+    the configuration's `token_ids`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -156,6 +215,8 @@ def save_adapter(
         for module, own in factors.items()
         for kind, factor in zip(_KINDS, own, strict=False)
     }
+    for module, rows in tokens.items():
+        tensors[_TOKEN_TENSORS[module]] = rows.detach().to("cpu").contiguous()
     partial = directory / f".{ADAPTER_WEIGHTS_FILE}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     commit(partial, directory / ADAPTER_WEIGHTS_FILE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hagane.lora.config import EMBEDDING
 from hagane.lora.dora import merged
 from hagane.lora.files import load_adapter
 from hagane.models.formats.dense import Dense
@@ -31,9 +32,11 @@ def merge_directory(base: Path, adapter_directory: Path, destination: Path) -> i
         raise ConfigurationError(f"{base} is quantized: merge into the unquantized model")
     if destination.exists() and any(destination.iterdir()):
         raise ConfigurationError(f"{destination} is not empty: name a new directory")
-    adapter = load_adapter(adapter_directory, config)
     dtype = getattr(torch, config.dtype)
     model, _ = load_model(base, device="cpu", dtype=dtype, quantization=None)
+    # Whether the head is tied is known once the weights are.
+    config = model.config
+    adapter = load_adapter(adapter_directory, config)
     unmerged = set(adapter.changes)
     for path, layer in model.model.named_modules():
         if not isinstance(layer, Dense):
@@ -46,6 +49,9 @@ def merge_directory(base: Path, adapter_directory: Path, destination: Path) -> i
                 part.copy_(merged(part, change))
                 unmerged.discard(name)
             start += rows
+    for name, replaced in adapter.tokens.items():
+        place = model.model.embed_tokens if name == EMBEDDING else model.lm_head
+        place.get_parameter("weight").data[list(replaced.ids)] = replaced.values.to(dtype)
     if unmerged:
         raise ModelError(f"{adapter_directory}: the model has no matrix {min(unmerged)}")
     save_model(model, destination, dtype=dtype)

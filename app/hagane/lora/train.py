@@ -26,6 +26,7 @@ from hagane.kernels.cpu import served as served_operations
 from hagane.kernels.low_rank import Part
 from hagane.lora.config import AdapterConfig
 from hagane.lora.served import ServedProduct
+from hagane.lora.trained_rows import TrainedRows
 from hagane.models.decoder import Attention, Transformer, use_operations
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
@@ -266,8 +267,8 @@ def place_factors(model: Transformer) -> None:
 
 @contextmanager
 def disabled(model: Transformer) -> Iterator[None]:
-    """Switch the adapter off within the block."""
-    layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
+    """Switch the adapter off within the block, with the rows that it trains."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear | TrainedRows)]
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False

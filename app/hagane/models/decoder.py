@@ -204,9 +204,13 @@ class Decoder(nn.Module):
         self.rotaries = nn.ModuleList(RotaryEmbedding(rope, operations) for rope in self.ropes)
 
     def forward(
-        self, token_ids: Tensor, context: AttentionContext, selection: RowSelection | None = None
+        self,
+        token_ids: Tensor,
+        context: AttentionContext,
+        selection: RowSelection | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
-        x = self.embed(token_ids)
+        x = self.embed(token_ids, embedded)
         rotations = self.rotations(context.positions)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
@@ -215,9 +219,9 @@ class Decoder(nn.Module):
         normed: Tensor = self.norm(x)
         return normed
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """int64 ids [tokens] -> [tokens, hidden]."""
-        x: Tensor = self.embed_tokens(token_ids)
+    def embed(self, token_ids: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """int64 ids [tokens] -> [tokens, hidden]; `embedded` are rows that were looked up."""
+        x: Tensor = self.embed_tokens(token_ids) if embedded is None else embedded
         return (
             x
             if self.embedding_scale == 1.0
@@ -252,10 +256,17 @@ class Transformer(nn.Module):
             )
 
     def forward(
-        self, token_ids: Tensor, context: AttentionContext, selection: RowSelection | None = None
+        self,
+        token_ids: Tensor,
+        context: AttentionContext,
+        selection: RowSelection | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
-        """int64 ids [tokens] -> final hidden states [tokens or selected rows, hidden]."""
-        hidden: Tensor = self.model(token_ids, context, selection)
+        """int64 ids [tokens] -> final hidden states [tokens or selected rows, hidden].
+
+        `embedded` [tokens, hidden] stand in place of the embedding's own rows of `token_ids`.
+        """
+        hidden: Tensor = self.model(token_ids, context, selection, embedded)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

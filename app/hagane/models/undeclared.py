@@ -97,9 +97,13 @@ class UndeclaredTransformer(Transformer):
             module.hagane_step = self.step
 
     def forward(
-        self, token_ids: Tensor, context: AttentionContext, selection: RowSelection | None = None
+        self,
+        token_ids: Tensor,
+        context: AttentionContext,
+        selection: RowSelection | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
-        """int64 ids [tokens] -> final hidden states [tokens, hidden]; there is no selection."""
+        """int64 ids [tokens] -> final hidden states [tokens, hidden]; only of these arguments."""
         self.step.context = context
         try:
             out = self.decoder(

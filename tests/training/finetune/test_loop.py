@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
+from hagane.lora.files import load_adapter
+from hagane.lora.widen import widen_directory
 from hagane.system.errors import TrainingError, TrainingInterrupted
 from hagane.training.finetune import model as model_module
 from hagane.training.finetune import state_file
@@ -14,6 +17,8 @@ from hagane.training.finetune.examples import report
 from hagane.training.finetune.loop import finetune
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.report.listener import CheckpointReport, StepReport
+from hagane.weights.load import load_model
+from hagane.weights.sources.config import load_config
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.adapted import adapted_pair
@@ -122,6 +127,23 @@ def test_judgements_are_learned(spec, tmp_path, method):
     assert result.valid_loss < 0.9 * result.base_valid_loss
 
 
+def test_tokens_of_a_widened_vocabulary_are_learned(spec, tmp_path):
+    ids = widen_directory(spec.model, tmp_path / "wide", ["<sky>", "<sea>"])
+    records = [conversation(f"What colour, {i}?", ("<sky>", "<sea>")[i % 2]) for i in range(20)]
+    file = write_lines(tmp_path / "wide.jsonl", records)
+    change = {"model": tmp_path / "wide", "training_file": file, "learning_rate": 2e-2}
+    wide = spec.model_copy(update=change | {"trained_tokens": ("<sky>", "<sea>")})
+    result = finetune(wide, tmp_path / "run", Recorder())
+    assert result.valid_loss < 0.5 * result.base_valid_loss
+    stored = load_adapter(result.directory, load_config(wide.model)).tokens["embed_tokens"]
+    assert stored.ids == tuple(ids.values())
+    before = load_model(wide.model, device="cpu", dtype=torch.float32, quantization=None)[0]
+    rows = before.model.embed_tokens(torch.tensor(stored.ids))
+    assert not torch.isclose(stored.values, rows).any(dim=1).all()
+    with pytest.raises(TrainingError, match=r"'<sky>' is \d+ tokens.*hagane widen"):
+        report(wide.model_copy(update={"model": spec.model}))
+
+
 @pytest.mark.slow
 def test_a_teacher_is_learned_from(spec, tmp_path):
     adapted_pair(spec.model, tmp_path)
@@ -160,8 +182,9 @@ def assert_best_is_kept(result, listener):
         {"dtype": "bfloat16", "quantize": "int8"},
         {"full": True, "learning_rate": 1e-3},
         {"neftune_alpha": 5.0},
+        {"trained_tokens": ("S", "k"), "dtype": "bfloat16", "quantize": "int8"},
     ],
-    ids=["lora", "int4", "int8", "full", "noise"],
+    ids=["lora", "int4", "int8", "full", "noise", "tokens"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(spec, tmp_path, change):
     spec = spec.model_copy(update=change)
@@ -189,6 +212,10 @@ def test_activations_are_computed_twice_where_memory_demands_it(spec, tmp_path, 
     sparing = finetune(spec, tmp_path / "sparing", Recorder(), lambda: needs.memory_bytes - 1)
     assert calls
     assert sparing.digest == whole.digest
+    calls.clear()
+    asked = spec.model_copy(update={"checkpointing": True})
+    assert finetune(asked, tmp_path / "asked", Recorder()).digest == whole.digest
+    assert calls
     with pytest.raises(TrainingError, match="shorten sequence_length") as caught:
         finetune(spec, tmp_path / "none", Recorder(), lambda: needs.least_memory_bytes // 2)
     assert caught.value.code == "out_of_memory"

@@ -285,10 +285,11 @@ def _method(body: JobBody) -> Method:
     return method.model_copy(update={"supervised": method.supervised or older})
 
 
-def _spec(
-    serving: Serving, body: JobBody, base: Path, method: Method, seed: int
-) -> FineTuneSpec:
-    """The worker's specification of training `base`. Raises RequestValidationError where a value is out of bounds."""
+def _spec(serving: Serving, body: JobBody, base: Path, method: Method, seed: int) -> FineTuneSpec:
+    """The worker's specification of training `base`.
+
+    Raises RequestValidationError where a value is out of bounds.
+    """
     files = serving.store.files
     for param, file_id in (("training_file", body.training_file),
                            ("validation_file", body.validation_file)):  # fmt: skip

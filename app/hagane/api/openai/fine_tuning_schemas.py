@@ -88,6 +88,8 @@ class Extra(Body):
     target_modules: list[str] | None = None
     rslora: Flag | None = None
     dora: Flag | None = None
+    trained_tokens: list[str] | None = None
+    checkpointing: Flag | None = None
     sequence_length: Count | None = None
     full: Flag | None = None
     learning_rate: Number | None = None

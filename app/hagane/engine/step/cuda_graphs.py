@@ -29,10 +29,10 @@ class CudaGraphs:
         self,
         model: Transformer,
         caches: Sequence[tuple[Tensor, Tensor]],
-        *,
         max_rows: int,
         max_blocks: int,
         block_size: int,
+        *,
         capture: Callable[[Step], Step] | None = None,
     ) -> None:
         self._model, self._caches, self._block_size = model, caches, block_size

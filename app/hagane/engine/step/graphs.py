@@ -16,6 +16,7 @@ from hagane.kernels import cpu
 from hagane.kernels.cpu.recording import Replay, Workspace
 from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
+from hagane.lora.token_bank import TokenBank
 from hagane.models.attention import Paged, RowSelection
 from hagane.models.decoder import Transformer
 
@@ -37,12 +38,15 @@ class DecodeGraphs:
         self,
         model: Transformer,
         caches: Sequence[tuple[Tensor, Tensor]],
-        *,
         max_rows: int,
         max_blocks: int,
         block_size: int,
+        *,
+        tokens: TokenBank | None = None,
     ) -> None:
+        """`tokens` are the rows of the embedding and the head that adapters replace."""
         self._model, self._caches, self._block_size = model, caches, block_size
+        self._tokens = tokens
         # numpy's: to copy a list or an array into torch's takes ten times as long.
         self._token_ids = np.zeros(max_rows, dtype=np.int64)
         self._positions = np.zeros(max_rows, dtype=np.int64)
@@ -69,8 +73,11 @@ class DecodeGraphs:
         """
         rows, picked = len(batch.token_ids), len(batch.logit_rows)
         decodes = batch.decodes == rows <= len(self._slots) and picked > 0
-        if not decodes or batch.in_flight_rows or batch.hidden_rows:
-            return self._run_once(batch.to(torch.device("cpu")), leaves)
+        tokens = self._tokens
+        if tokens is not None and not tokens.holds(batch.adapters):
+            tokens = None
+        if not decodes or batch.in_flight_rows or batch.hidden_rows or tokens is not None:
+            return self._run_once(batch.to(torch.device("cpu")), leaves, tokens)
         self._token_ids[:rows] = batch.token_ids
         self._positions[:rows] = batch.positions
         self._slots[:rows] = batch.slots
@@ -95,19 +102,28 @@ class DecodeGraphs:
         return replay(leaves)
 
     @torch.inference_mode()
-    def _run_once(self, inputs: Inputs, leaves: Callable[[], bool] | None) -> Tensor | None:
+    def _run_once(
+        self, inputs: Inputs, leaves: Callable[[], bool] | None, tokens: TokenBank | None
+    ) -> Tensor | None:
+        """A step that is not recorded before; `tokens` where some adapter has rows there."""
         context = Paged(inputs.positions, inputs.layout, self._caches, cpu, inputs.adapters)
         rows = _wanted_rows(inputs)
         selection = self._select(rows, inputs) if len(rows) < len(inputs.token_ids) else None
+        own = inputs.adapters if tokens is not None else None
+        embedded = tokens.embed(inputs.token_ids, own.slots) if tokens and own else None
         replay = self._record(
-            lambda: self._model(inputs.token_ids, context, selection), leaves is not None
+            lambda: self._model(inputs.token_ids, context, selection, embedded), leaves is not None
         )
         states = replay(leaves)
         if states is None:
             return None
         if inputs.hidden_rows is not None:
             self.hidden = states[torch.searchsorted(rows, inputs.hidden_rows)]
-        return self._model.logits(states[torch.searchsorted(rows, inputs.logit_rows)])
+        wanted = states[torch.searchsorted(rows, inputs.logit_rows)]
+        logits = self._model.logits(wanted)
+        if tokens and own:
+            tokens.score(wanted, own.slots[inputs.logit_rows], logits)
+        return logits
 
     def _select(self, rows: Tensor, inputs: Inputs) -> RowSelection:
         """`rows` as queries of the last layer, with their adapters."""

@@ -85,13 +85,15 @@ class ModelRunner:
         self.model = self._load_model(directory, quantization, shard)
         progress("buffers")
         reader = partial(MatrixReader, directory, self.dtype, quantization)
-        self.banks: Banks = AdapterBanks(
+        banks = AdapterBanks(
             self.model,
             self.dtype,
             self.device,
             reader if self.device.type == "cpu" else None,
             None if shard is None else Division(model_config, shard),
         )
+        self.banks: Banks = banks
+        self._tokens = banks.tokens
         if group is not None:
             join(self.model, group, model_config.vocab_size)
         self.vocab_size = model_config.vocab_size
@@ -149,16 +151,11 @@ class ModelRunner:
             # Which experts a step uses is not known before it runs; sums of ranks in a graph have
             # not been tried.
             return None
-        kind = DecodeGraphs if self.operations is cpu else CudaGraphs
-        graphs = kind(
-            self.model,
-            self.caches,
-            max_rows=self.decode_rows,
-            max_blocks=-(-self.context_length // self.block_size),
-            block_size=self.block_size,
-        )
-        if isinstance(graphs, CudaGraphs):
-            graphs.prepare()
+        sizes = self.decode_rows, -(-self.context_length // self.block_size), self.block_size
+        if self.operations is cpu:
+            return DecodeGraphs(self.model, self.caches, *sizes, tokens=self._tokens)
+        graphs = CudaGraphs(self.model, self.caches, *sizes)
+        graphs.prepare()
         return graphs
 
     @property
@@ -284,17 +281,24 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _run(self, inputs: Inputs) -> Tensor:
-        if isinstance(self._graphs, CudaGraphs) and inputs.hidden_rows is None:
-            logits = self._graphs.run(inputs)
-            if logits is not None:
-                return logits
+        rows = inputs.adapters
+        own = rows is not None and self._tokens.holds(slot for slot, _ in rows.groups)
+        if isinstance(self._graphs, CudaGraphs) and inputs.hidden_rows is None and not own:
+            recorded = self._graphs.run(inputs)
+            if recorded is not None:
+                return recorded
         context = Paged(
             inputs.positions, inputs.layout, self.caches, self.operations, inputs.adapters
         )
-        hidden = self.model(inputs.token_ids, context)
+        embedded = self._tokens.embed(inputs.token_ids, rows.slots) if rows and own else None
+        hidden = self.model(inputs.token_ids, context, None, embedded)
         if inputs.hidden_rows is not None:
             self.hidden = hidden[inputs.hidden_rows]
-        return self.model.logits(hidden[inputs.logit_rows])
+        wanted = hidden[inputs.logit_rows]
+        logits = self.model.logits(wanted)
+        if rows and own:
+            self._tokens.score(wanted, rows.slots[inputs.logit_rows], logits)
+        return logits
 
     def read_blocks(self, blocks: Sequence[int]) -> Tensor:
         """Copies of KV blocks, uint8 [blocks, block bytes], on the device."""

@@ -17,6 +17,7 @@ from hagane.models.config import ModelConfig
 from hagane.system.errors import TrainingError
 from hagane.training.finetune.masking import MaskedSequence, Renderer
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan, resolve
+from hagane.training.finetune.trained_tokens import token_ids
 from hagane.training.jobs import estimates
 from hagane.weights.sources.config import load_config
 
@@ -144,9 +145,10 @@ def inspect(
 def report(spec: FineTuneSpec) -> FileReport:
     """Read the whole training file of `spec`; steps, time and memory are those of its plan.
 
-    Raises ModelError if the model cannot be read.
+    Raises ModelError if the model cannot be read, TrainingError for tokens that it has not.
     """
     config = load_config(spec.model)
+    token_ids(spec.model, spec.trained_tokens)
     found, examples = read(spec.training_file, spec, config)
     if not found.total_problems:
         kept, held = examples, 0

@@ -67,7 +67,9 @@ class _Run:
     @classmethod
     def prepare(cls, spec: FineTuneSpec, data: Data, free_memory: Callable[[], int]) -> _Run:
         longest = max(len(e) for e in data.training + data.validation)
-        model = load_finetune_model(spec, longest, free_memory=free_memory)
+        model = load_finetune_model(
+            spec, longest, checkpointing=spec.checkpointing, free_memory=free_memory
+        )
         plan = resolve(spec, len(data.training), model.transformer.config.hidden_size)
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         return cls(spec, data, plan, model, optimizer)

@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from hagane.kernels import cpu
 from hagane.kernels.cpu import training
 from hagane.kernels.devices import resolve_device
-from hagane.lora.config import AdapterConfig
+from hagane.lora.config import EMBEDDING, HEAD, AdapterConfig
 from hagane.lora.files import save_adapter
 from hagane.lora.train import attach, factors, use_served_values
+from hagane.lora.trained_rows import train_rows, trained_rows
 from hagane.models.config import ModelConfig, Quantization
 from hagane.models.decoder import Transformer, use_operations
 from hagane.models.frozen import use_int8_training
@@ -25,6 +26,7 @@ from hagane.models.spec import linear_shapes, part_names
 from hagane.system.errors import TrainingError
 from hagane.system.machine import available_memory
 from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.finetune.trained_tokens import token_ids
 from hagane.training.jobs import estimates
 from hagane.weights.load import load_model, save_model
 from hagane.weights.quantize import COMPANIONS
@@ -55,7 +57,8 @@ class FineTuneModel:
     def save(self, directory: Path) -> None:
         """Write a PEFT directory, or a standalone model's."""
         if self.adapter is not None:
-            save_adapter(directory, self.adapter, factors(self.transformer, self.adapter))
+            model = self.transformer
+            save_adapter(directory, self.adapter, factors(model, self.adapter), trained_rows(model))
             return
         save_model(self.transformer, directory, dtype=getattr(torch, self.transformer.config.dtype))
         for name in COMPANIONS:
@@ -96,7 +99,7 @@ def load_finetune_model(
     )
     adapter = None
     if not spec.full:
-        adapter = _adapter_config(spec, config)
+        adapter = _adapter_config(spec, model.config)
         _check_targets(config, adapter)
         attach(model, adapter, torch.Generator().manual_seed(spec.seed))
         if native and training.usable(device, dtype):
@@ -112,6 +115,8 @@ def load_finetune_model(
                     operations=cpu,
                 )
                 use_served_values(model, packed)
+        if adapter.token_ids:
+            train_rows(model, adapter.token_ids[EMBEDDING])
     if short if checkpointing is None else checkpointing:
         for layer in model.model.layers:
             layer.forward = _recomputed(layer.forward)
@@ -122,6 +127,8 @@ def _adapter_config(spec: FineTuneSpec, config: ModelConfig) -> AdapterConfig:
     """By the family's own names of modules, of which one may be several of Llama's."""
     names = part_names(config)
     targets = dict.fromkeys(names[name] for name in spec.target_modules if name in names)
+    modules = (EMBEDDING,) if config.tie_word_embeddings else (EMBEDDING, HEAD)
+    tokens = token_ids(spec.model, spec.trained_tokens)
     return AdapterConfig(
         rank=spec.rank,
         alpha=spec.alpha,
@@ -129,6 +136,7 @@ def _adapter_config(spec: FineTuneSpec, config: ModelConfig) -> AdapterConfig:
         rslora=spec.rslora,
         dora=spec.dora,
         base_model=model_name(spec.model),
+        token_ids=dict.fromkeys(modules, tokens) if tokens else {},
     )
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from hagane.kernels import reference
 from hagane.kernels.backend import Differentiable
 from hagane.kernels.cpu import served, training
+from hagane.lora.trained_rows import TrainedRows
 from hagane.models.attention import PackedSequences, SharedPrompts
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
@@ -85,7 +86,7 @@ def distillation_loss(model: Transformer, examples: list[Example], weight: float
     soft = [targets for e in examples for targets in e.soft]
     ids = torch.cat([torch.from_numpy(one.ids) for one in soft]).long().to(hidden.device)
     shares = torch.cat([torch.from_numpy(one.shares) for one in soft]).to(hidden.device)
-    expected: Tensor = _SoftHead.apply(hidden, _frozen_head(model, hidden), ids, shares, model)  # type: ignore[no-untyped-call]
+    expected: Tensor = _SoftHead.apply(hidden, _frozen_head(model.head, hidden), ids, shares, model)  # type: ignore[no-untyped-call]
     total = -(1 - weight) * hard.sum() - weight * expected.sum()
     return Loss(total, int(correct.sum()), len(hard))
 
@@ -157,10 +158,16 @@ def _operations(model: Transformer) -> Differentiable:
 
 def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 [n] log-probabilities of int64 targets [n], and bool [n]: the likeliest tokens."""
-    trains_head = any(p.requires_grad for p in model.head.parameters())
+    head: nn.Module = model.head
+    ids = rows = None
+    if isinstance(head, TrainedRows):
+        ids, rows = (head.ids, head.rows) if head.enabled else (None, None)
+        head = head.base
+    trains_head = any(p.requires_grad for p in head.parameters())
     if not (trains_head and torch.is_grad_enabled()):
+        frozen, operations = _frozen_head(head, hidden), _operations(model)
         logprobs, correct = _FrozenHead.apply(
-            hidden, _frozen_head(model, hidden), targets, _operations(model), model.config
+            hidden, rows, ids, frozen, targets, operations, model.config
         )  # type: ignore[no-untyped-call]
         return logprobs, correct
     parts = [
@@ -170,8 +177,7 @@ def _logprobs(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tens
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([first for _, first in parts])
 
 
-def _frozen_head(model: Transformer, hidden: Tensor) -> DequantizedHead | TrainingEmbedding:
-    head = model.head
+def _frozen_head(head: nn.Module, hidden: Tensor) -> DequantizedHead | TrainingEmbedding:
     if isinstance(head, TrainingEmbedding):
         return head
     if not isinstance(head, DenseEmbedding | Int8Embedding):
@@ -199,40 +205,58 @@ def _bounded(
 
 
 class _FrozenHead(torch.autograd.Function):
-    """hidden [n, hidden], a head, int64 targets [n] -> log-probabilities, bools."""
+    """hidden [n, hidden], a head, int64 targets [n] -> log-probabilities, bools.
+
+    The `rows` float32 [k, hidden] of tokens `ids` int64 [k] are trained, if there are any.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
+        rows: Tensor | None,
+        ids: Tensor | None,
         head: DequantizedHead | TrainingEmbedding,
         targets: Tensor,
         operations: Differentiable,
         config: ModelConfig,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        parts, gradients = [], torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), _ROWS):
-            rows = slice(start, start + _ROWS)
-            logits, derivative = _bounded(head.logits(hidden[rows]), config, operations)
-            parts.append(
-                operations.token_scores(logits, targets[rows], gradients=gradients is not None)
-            )
-            if gradients is not None:
-                gradients[rows] = head.gradient(
-                    logits if derivative is None else logits.mul_(derivative)
-                )
+        learns = ctx.needs_input_grad[0]
+        own = None if rows is None else rows.to(hidden.dtype)
+        parts, of_hidden, of_rows = [], [], []
+        for x, wanted in zip(hidden.split(_ROWS), targets.split(_ROWS), strict=True):
+            logits = head.logits(x)
+            if own is not None:
+                logits[:, ids] = (x @ own.t()).to(logits.dtype)
+            logits, derivative = _bounded(logits, config, operations)
+            parts.append(operations.token_scores(logits, wanted, gradients=learns))
+            if not learns:
+                continue
+            slopes = logits if derivative is None else logits.mul_(derivative)
+            if own is None:
+                of_hidden.append(head.gradient(slopes))
+                continue
+            of_rows.append(slopes[:, ids].to(own.dtype))
+            slopes[:, ids] = 0
+            of_hidden.append(head.gradient(slopes).addmm_(of_rows[-1], own))
         logprobs, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(correct)
-        ctx.gradients = gradients
+        ctx.gradients = torch.cat(of_hidden) if of_hidden else None
+        ctx.rows = (hidden, torch.cat(of_rows)) if of_rows else None
         return logprobs, correct
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        rest = (None,) * 5
         if grad is None:
-            return None, None, None, None, None
-        return ctx.gradients * grad[:, None].to(ctx.gradients.dtype), None, None, None, None
+            return None, None, *rest
+        of_rows = None
+        if ctx.rows is not None:
+            hidden, slopes = ctx.rows
+            of_rows = (slopes.float() * grad[:, None]).t() @ hidden.float()
+        return ctx.gradients * grad[:, None].to(ctx.gradients.dtype), of_rows, *rest
 
 
 class _SoftHead(torch.autograd.Function):

@@ -46,7 +46,9 @@ class FineTuneSpec(BaseModel):
     strength of noise on embeddings in training (NEFTune, Jain et al., 2023, arXiv:2310.05914). A
     `teacher` is a model directory with the same vocabulary, from whose `teacher_tokens` likeliest
     tokens at every place the run learns, with `teacher_weight` of the loss (distillation). `dora`
-    trains magnitudes of rows as well (Liu et al., 2024, arXiv:2402.09353).
+    trains magnitudes of rows as well (Liu et al., 2024, arXiv:2402.09353). Of `trained_tokens` the
+    rows of the embedding and the head are trained, too. `checkpointing` computes layers once more
+    in the backward pass to save memory; None: where they would not fit otherwise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +69,8 @@ class FineTuneSpec(BaseModel):
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = TARGETS
     rslora: bool = False
     dora: bool = False
+    trained_tokens: Annotated[tuple[str, ...], Field(max_length=4096)] = ()
+    checkpointing: bool | None = None
     sequence_length: Annotated[int, Field(ge=8)] | None = None
     full: bool = False
     quantize: FormatChoice = "none"
@@ -87,6 +91,11 @@ class FineTuneSpec(BaseModel):
             raise ValueError(f"names {unknown[0]!r}; supported are {', '.join(TARGETS)}")
         return tuple(name for name in TARGETS if name in value)
 
+    @field_validator("trained_tokens")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.full and self.quantize != "none":
@@ -97,6 +106,10 @@ class FineTuneSpec(BaseModel):
             )
         if self.teacher is not None and (self.full or self.method != "supervised"):
             raise ValueError("a teacher goes with supervised training of an adapter only")
+        if self.trained_tokens and (self.full or self.teacher or self.method == "reinforcement"):
+            raise ValueError(
+                "trained_tokens goes with adapters trained on examples, without a teacher"
+            )
         if self.method == "reinforcement" and "grader" not in type(self).model_fields:
             raise ValueError("reinforcement needs a grader: start it as a job")
         if self.neftune_alpha is not None and self.method != "supervised":

@@ -59,6 +59,8 @@ def seconds(
     """
     trained, scored = _PASSES[spec.method]
     trained += 2.0 if spec.full else 0.0
+    # Forward once more.
+    trained += 2.0 if spec.checkpointing else 0.0
     passes = plan.epochs * tokens * trained + held_out * scored * (len(plan.checkpoints) + 1)
     return _START_SECONDS + passes * _pass_seconds(config, spec)
 

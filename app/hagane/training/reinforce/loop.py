@@ -52,7 +52,9 @@ def reinforce(
         torch.set_num_threads(spec.threads or torch.get_num_threads())
         tasks = load_tasks(spec)
         longest = tasks.longest + spec.max_completion_tokens
-        model = load_finetune_model(spec, longest, served=True, free_memory=free_memory)
+        model = load_finetune_model(
+            spec, longest, checkpointing=spec.checkpointing, served=True, free_memory=free_memory
+        )
         plan = resolve_reinforcement(
             spec, len(tasks.training), model.transformer.config.hidden_size
         )
