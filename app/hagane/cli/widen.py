@@ -13,7 +13,10 @@ from hagane.text.hub import resolve_model
 
 
 class WidenOptions(Options):
-    """Write a copy of a model with more tokens, whose rows `finetune --trained-tokens` trains."""
+    """Write a copy of a model with more tokens in its vocabulary.
+
+    `finetune --trained-tokens` trains their rows.
+    """
 
     base: CliPositionalArg[str] = Field(description="model directory, store name or hub id")
     destination: CliPositionalArg[Path] = Field(description="new directory to write")
