@@ -5,10 +5,10 @@ Usage: python benchmarks/reinforcement.py --model DIRECTORY [--trl PYTHON] [--ro
                                           [--task sums|digits] [--json FILE]
 
 `sums` is for an instruction model of half a billion weights: two-digit sums, whose answer must be
-<NUMBER> and nothing else. `digits` is for the built-in model: the sum of two digits as a number
-alone. Either way a right answer in the right form has reward 1, half of it 0.3. Every step samples
-8 answers to each of 8 tasks at temperature 1 and makes one update of a LoRA adapter of rank 16, at
-the same rate of every step, with the same optimizer and without a divergence penalty.
+<NUMBER> and nothing else; half of that has reward 0.3. `digits` is for the built-in model, which
+knows the form but few sums: "3 + 4 is 7.", or nothing. Every step samples --group answers to each
+of --batch tasks at temperature 1 and makes one update of a LoRA adapter of rank 16, at the same
+rate of every step, with the same optimizer and without a divergence penalty.
 
 In every round each side starts from the same model in a process of its own, and ends once the mean
 reward of two steps in succession is --until, or after --seconds. The reward of a step is that of
@@ -47,9 +47,9 @@ def grade(sample, item):
     if text == item["wanted"]:
         return 1.0
     form = re.fullmatch(item["form"], text)
-    return 0.3 if form or str(item["sum"]) in re.findall(r"[0-9]+", text) else 0.0
+    return item["half"] if form or str(item["sum"]) in re.findall(r"[0-9]+", text) else 0.0
 """
-BATCH, GROUP, RANK = 8, 8, 16
+RANK = 16
 # Enough to end with a checkpoint; their answers are time that the peer does not spend.
 HELD_OUT = 4
 STARTED = time.monotonic()
@@ -94,12 +94,14 @@ def tasks(kind: str, count: int, seed: int) -> list[dict]:
         if kind == "sums":
             a, b = choose.randint(10, 49), choose.randint(10, 49)
             text = f"{a} + {b} = ? Give the answer in the form <number> and say nothing else."
-            wanted, form = f"<{a + b}>", "<[0-9]+>"
+            wanted, form, half = f"<{a + b}>", "<[0-9]+>", 0.3
         else:
-            a, b = choose.randint(0, 3), choose.randint(0, 3)
-            text, wanted, form = f"What is {a} + {b}?", str(a + b), "[0-9]"
-        message = {"role": "user", "content": text}
-        made.append({"messages": [message], "sum": a + b, "wanted": wanted, "form": form})
+            a, b = choose.randint(1, 5), choose.randint(1, 5)
+            text, wanted, form, half = f"What is {a} + {b}?", f"{a} + {b} is {a + b}.", "", 0.0
+        made.append({
+            "messages": [{"role": "user", "content": text}],
+            "sum": a + b, "wanted": wanted, "form": form, "half": half,
+        })  # fmt: skip
     return made
 
 
@@ -114,7 +116,7 @@ def run_hagane(plan: dict) -> None:
         model=Path(plan["model"]), training_file=folder / "train.jsonl",
         validation_file=folder / "valid.jsonl",
         grader={"type": "python", "name": "sum", "source": GRADER},
-        n_epochs=1, batch_size=BATCH, group_size=GROUP, rank=RANK, alpha=2.0 * RANK,
+        n_epochs=1, batch_size=plan["batch"], group_size=plan["group"], rank=RANK, alpha=2.0 * RANK,
         learning_rate=plan["rate"], max_completion_tokens=plan["tokens"], kl=0.0,
         eval_interval=plan["steps"], quantize=plan["quantize"], threads=plan["threads"],
     )  # fmt: skip
@@ -190,7 +192,7 @@ def compare(sides: list[Side]) -> dict:
 def prepare(folder: Path, options: argparse.Namespace, seed: int) -> Path:
     """The files of a round; returns its plan."""
     lines = (
-        tasks(options.task, BATCH * options.steps, 2 * seed + 1),
+        tasks(options.task, options.batch * options.steps, 2 * seed + 1),
         tasks(options.task, HELD_OUT, 2 * seed + 2),
     )
     for file, items in zip(("train", "valid"), lines, strict=True):
@@ -198,7 +200,7 @@ def prepare(folder: Path, options: argparse.Namespace, seed: int) -> Path:
         (folder / f"{file}.jsonl").write_text(text)
     plan = vars(options) | {
         "folder": str(folder), "model": str(resolve_model(options.model)), "grader": GRADER,
-        "batch": BATCH, "group": GROUP, "rank": RANK, "json": None, "plan": None,
+        "rank": RANK, "json": None, "plan": None,
         "warmup": min(max(options.steps // 20, 1), 10),
     }  # fmt: skip
     file = folder / "plan.json"
@@ -215,6 +217,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0, help="of a side in a round")
     parser.add_argument("--until", type=float, default=0.9, help="reward that ends a side")
     parser.add_argument("--steps", type=int, default=40, help="over which the rate falls")
+    parser.add_argument("--batch", type=int, default=8, help="tasks of a step")
+    parser.add_argument("--group", type=int, default=8, help="answers to a task")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--tokens", type=int, default=24, help="longest answer")
     parser.add_argument("--quantize", default="none", help="Hagane's base")

@@ -11,6 +11,7 @@ would lose the many small ones, which carry most of the signal.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,7 +58,17 @@ class Int8TrainingLinear(nn.Module):
     def gradient(self, grad: Tensor) -> Tensor:
         """[tokens, out] -> [tokens, in]."""
         grad = cpu.linear(grad.contiguous(), self.frozen.transposed)
-        return rotated(grad, self.frozen.rotation)
+        block = self.frozen.rotation
+        if not block:
+            return grad
+        # A product with the rotation's matrix: a tenth of the time of the fast transform in torch.
+        return torch.mm(grad.view(-1, block), _rotation(block, grad.dtype)).view_as(grad)
+
+
+@cache
+def _rotation(block: int, dtype: torch.dtype) -> Tensor:
+    """The rotation of `block` features as a matrix, its own inverse."""
+    return rotated(torch.eye(block), block).to(dtype)
 
 
 class DequantizedHead:
