@@ -50,6 +50,30 @@ def test_the_life_of_a_stored_completion(stored):
         completions.retrieve(answer.id)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_is_stored_where_that_is_said(stored, stream):
+    api = client(stored)
+    fields = {
+        "model": "tiny", "instructions": "Be brief.", "input": "Once upon", "temperature": 0,
+        "max_output_tokens": 6, "metadata": {"topic": "cats"}, "user": "u2",
+    }  # fmt: skip
+    api.responses.create(**fields)
+    answer = api.responses.create(**fields, store=True, stream=stream)
+    if stream:
+        answer = list(answer)[-1].response
+    found = api.chat.completions.list(metadata={"topic": "cats"}).data
+    assert [one.id for one in found] == [answer.id]
+    assert found[0].choices[0].message.content == answer.output_text
+    assert found[0].usage.completion_tokens == answer.usage.output_tokens
+    messages = api.chat.completions.messages.list(answer.id).data
+    assert [(m.role, m.content) for m in messages] == [
+        ("system", "Be brief."), ("user", "Once upon"),
+    ]  # fmt: skip
+    api.responses.delete(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        api.chat.completions.retrieve(answer.id)
+
+
 def test_a_stream_is_stored_as_it_was_sent(stored):
     chunks = list(ask(stored, stream=True, logprobs=True, n=2, temperature=1, seed=3))
     said = ["", ""]

@@ -10,18 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
 from hagane.api.errors import describe
 from hagane.api.generation import Generation
 from hagane.api.limits import Account
 from hagane.api.logprobs import show_logprobs
 from hagane.api.openai.response_events import ResponseWriter, Wire
+from hagane.api.openai.response_record import ResponseRecord
 from hagane.api.serving import Serving
 from hagane.generation.events import Update
 from hagane.store.responses import Responses, StoredItem, StoredResponse
 from hagane.system.errors import HaganeError
 
 logger = logging.getLogger(__name__)
+
+# Roughly, of an answer as JSON.
+_BYTES_PER_TOKEN = 64
 
 
 @dataclass
@@ -34,6 +39,7 @@ class PreparedResponse:
     inputs: list[StoredItem]
     store: bool
     logprobs: bool
+    record: ResponseRecord | None = None
 
     @property
     def id(self) -> str:
@@ -90,8 +96,24 @@ async def make_response(
         raise
     if prepared.store:
         await asyncio.to_thread(prepared.save, serving.store.responses, inputs=not queued)
+    if prepared.record is not None and writer.response["status"] in ("completed", "incomplete"):
+        await _record(serving, prepared, prepared.record)
     for event in ending:
         yield event
+
+
+async def _record(serving: Serving, prepared: PreparedResponse, record: ResponseRecord) -> None:
+    """Keep the response among the stored completions."""
+    writer, usage = prepared.writer, prepared.generation.usage
+    try:
+        body, answer = await asyncio.to_thread(
+            record.as_completion, writer.response, writer.output, usage.as_json()
+        )
+    except ValidationError as error:
+        logger.warning("%s is no stored completion: %s", prepared.id, error)
+        return
+    size = record.conversation.size + _BYTES_PER_TOKEN * usage.completion_tokens
+    serving.answers.keep(body, answer, record.origin, size)
 
 
 def _reason(error: Exception) -> tuple[str, str]:

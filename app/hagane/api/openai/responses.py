@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,6 +21,7 @@ from hagane.api.limits import Account
 from hagane.api.openai.response_events import ResponseWriter, Wire
 from hagane.api.openai.response_input import read_input, show_head
 from hagane.api.openai.response_items import new_id, show_item
+from hagane.api.openai.response_record import ResponseRecord
 from hagane.api.openai.response_runs import (
     PreparedResponse,
     as_stored,
@@ -34,7 +35,7 @@ from hagane.api.tools import choose
 from hagane.api.tracing import describe_request
 from hagane.store.paging import Page, Paging
 from hagane.store.responses import UNFINISHED, StoredItem
-from hagane.system.errors import HaganeError, InvalidRequestError
+from hagane.system.errors import HaganeError, InvalidRequestError, NotFoundError
 
 PATH = "/v1/responses"
 router = guarded_router()
@@ -59,8 +60,8 @@ async def create(
     describe_request("chat", body, resolved.ref.id)
     _require_sense(body)
     lane = serving.offload.run_compiling if body.has_grammar else serving.offload.run_blocking
-    prepared = await lane(body_size(request), _prepare, serving, account, resolved, body)
     origin = Origin.of(resolved.ref, account.label, body.user or body.safety_identifier)
+    prepared = await lane(body_size(request), _prepare, serving, account, resolved, body, origin)
     serving.answers.note(prepared.id, origin)
     keep_alive = serving.settings.keep_alive_seconds
     if body.background:
@@ -89,7 +90,11 @@ def _require_sense(body: ResponseBody) -> None:
 
 
 def _prepare(
-    serving: Serving, account: Account, resolved: ResolvedModel, body: ResponseBody
+    serving: Serving,
+    account: Account,
+    resolved: ResolvedModel,
+    body: ResponseBody,
+    origin: Origin,
 ) -> PreparedResponse:
     given = read_input(serving.store.responses, account.label, body)
     parameters = body.decoding(max_tokens=body.max_output_tokens, logprobs=body.logprobs)
@@ -113,6 +118,12 @@ def _prepare(
         inputs=[as_stored(show_item(item)) for item in given.new],
         store=body.store,
         logprobs=body.logprobs is not None,
+        # Responses are stored unless a client objects; to be learned from, they have to be offered.
+        record=(
+            ResponseRecord(given.conversation, origin, body.metadata)
+            if body.store and "store" in body.model_fields_set
+            else None
+        ),
     )
 
 
@@ -199,6 +210,10 @@ async def delete(response_id: str, request: Request) -> dict[str, Any]:
     label = request.state.key_label
     await _cancel(serving, response_id, label)
     await asyncio.to_thread(serving.store.responses.delete, response_id, label)
+    await serving.answers.flush()
+    with suppress(NotFoundError):
+        # One that data sets could have been made of.
+        await asyncio.to_thread(serving.store.answers.completions.delete, response_id, label)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
