@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import platform
 from dataclasses import replace
 
 import torch
 from hagane.kernels.layout import PagedLayout
 from torch import Tensor
 
-SETS = ("generic", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
+_X86 = ("avx2", "avx_vnni", "avx512", "avx512_bf16", "amx")
+_ARM = ("neon", "neon_i8mm", "neon_bf16")
+SETS = ("generic", *(_ARM if platform.machine() == "aarch64" else _X86))
 
 
 def layout_of(

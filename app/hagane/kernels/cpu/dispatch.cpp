@@ -12,6 +12,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace hagane {
 namespace {
@@ -51,6 +54,13 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 bool has_avx_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
+#elif defined(__aarch64__) && defined(__linux__)
+// The bits of Linux' asm/hwcap.h: of older headers some are missing.
+bool has_neon() { return getauxval(AT_HWCAP) & (1ul << 20); }
+
+bool has_neon_i8mm() { return has_neon() && (getauxval(AT_HWCAP2) & (1ul << 13)); }
+
+bool has_neon_bf16() { return has_neon_i8mm() && (getauxval(AT_HWCAP2) & (1ul << 14)); }
 #endif
 
 }  // namespace
@@ -63,6 +73,10 @@ const Kernels* find_kernels(const char* name) {
   if (has_avx512()) usable.push_back(avx512_kernels());
   if (has_avx_vnni()) usable.push_back(avx_vnni_kernels());
   if (has_avx2()) usable.push_back(avx2_kernels());
+#elif defined(__aarch64__) && defined(__linux__)
+  if (has_neon_bf16()) usable.push_back(neon_bf16_kernels());
+  if (has_neon_i8mm()) usable.push_back(neon_i8mm_kernels());
+  if (has_neon()) usable.push_back(neon_kernels());
 #endif
   usable.push_back(generic_kernels());
   for (const Kernels* kernels : usable)

@@ -495,5 +495,8 @@ const Kernels* avx_vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_bf16_kernels();
 const Kernels* amx_kernels();
+const Kernels* neon_kernels();
+const Kernels* neon_i8mm_kernels();
+const Kernels* neon_bf16_kernels();
 
 }  // namespace hagane

@@ -15,7 +15,7 @@ def available() -> bool:
 
 
 def instruction_set() -> str:
-    """The best one that this machine runs: amx, avx512, avx2 or generic."""
+    """The best one that this machine runs, as generic, avx2, avx512, amx or neon."""
     return str(extension.select(None))
 
 

@@ -1,0 +1,54 @@
+// Every kernel for ARM's NEON with products of matrices of bytes and of bf16.
+#include "ops.h"
+
+#include <cmath>
+#include <utility>
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+// After the headers: what they define stays runnable everywhere.
+#pragma GCC target("arch=armv8.2-a+dotprod+i8mm+bf16")
+
+#define HAGANE_NEON
+#define HAGANE_NEON_I8MM
+#define HAGANE_NEON_BF16
+
+namespace hagane {
+namespace {
+
+#include "lanes.inc"
+#include "grouped.inc"
+#include "hadamard.inc"
+#include "quantize.inc"
+
+#include "attention.inc"
+#include "elementwise.inc"
+#include "experts.inc"
+#include "latent.inc"
+#include "activation.inc"
+#include "store.inc"
+#include "training.inc"
+#include "pretraining.inc"
+#include "sampling.inc"
+#include "linear.inc"
+#include "tiles.inc"
+#include "linear_neon.inc"
+#include "lora.inc"
+#include "attention_training.inc"
+#include "table.inc"
+
+constexpr Kernels kKernels = table_of<linear_neon, paged_attention>("neon_bf16");
+
+}  // namespace
+
+const Kernels* neon_bf16_kernels() { return &kKernels; }
+
+}  // namespace hagane
+
+#else
+
+namespace hagane {
+const Kernels* neon_bf16_kernels() { return nullptr; }
+}  // namespace hagane
+#endif
