@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 KERNELS = ROOT / "app/hagane/kernels/cpu"
-CHECKS = Path(__file__).parent / "native"
+CHECKS = Path(__file__).parent / "arm"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 # What is compiled besides the instruction sets: it needs no header of Python's.
 SHARED = ("dispatch", "pool", "experts", "reading")
@@ -50,7 +50,7 @@ def compile_arguments() -> list[str]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("native")
+    folder = tmp_path_factory.mktemp("arm")
     sources = [*sorted(KERNELS.glob("isa_*.cpp")), *(KERNELS / f"{name}.cpp" for name in SHARED)]
     for source in sources:
         build(source, folder, compile_arguments())
