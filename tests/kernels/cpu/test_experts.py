@@ -7,12 +7,12 @@ import torch
 from hagane.kernels import cpu, reference
 from hagane.kernels.cpu import GroupedForm
 from hagane.kernels.cpu.recording import Workspace
-from hagane.system.machine import usable_cores
 from torch.nn import functional
 
-from tests.support.paging import SETS
-
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
+pytestmark = [
+    pytest.mark.skipif(not cpu.available(), reason="kernels not built"),
+    pytest.mark.usefixtures("instruction_set"),
+]
 EXPERTS, HIDDEN, INNER = 7, 96, 64
 # "ordered" takes the inputs of each matrix in another order.
 KINDS = ("dense", "int8", "int4", "grouped", "ordered")
@@ -24,17 +24,6 @@ ROUTINGS = {
     "best-of-groups": {"chosen": 2, "groups": 6, "chosen_groups": 3, "group_best": 1},
     "sparse": {"chosen": 2, "jitter": 0.4, "scale": 1.5},
 }
-
-
-@pytest.fixture(scope="module", params=SETS, autouse=True)
-def instruction_set(request):
-    """Two threads, so that work in parallel shows."""
-    try:
-        cpu.start(min(2, len(usable_cores())), request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    cpu.start(1)
 
 
 def grouped(weight: torch.Tensor, *, ordered: bool) -> tuple[cpu.PackedWeight, torch.Tensor]:

@@ -14,26 +14,10 @@ from hagane.models.formats.dense import Dense
 from hagane.models.formats.int4 import Int4
 from hagane.models.formats.int8 import Int8
 from hagane.models.serving_layers import for_serving
-from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.paging import SETS
-
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", params=SETS)
-def instruction_set(request):
-    """Two threads, so that work in parallel shows."""
-    if not cpu.available():
-        pytest.skip("kernels not built")
-    try:
-        cpu.start(min(2, len(usable_cores())), request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    cpu.start(1)
 
 
 def layer_of(

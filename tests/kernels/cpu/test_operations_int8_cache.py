@@ -9,27 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 from hagane.kernels import cpu, reference
-from hagane.system.machine import usable_cores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.paging import SETS, layout_of, part_of
+from tests.support.paging import layout_of, part_of
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="kernels not built")
+pytestmark = [
+    pytest.mark.skipif(not cpu.available(), reason="kernels not built"),
+    pytest.mark.usefixtures("instruction_set"),
+]
 BLOCKS = 192
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", params=SETS, autouse=True)
-def instruction_set(request):
-    """Two threads, so that work in parallel shows."""
-    try:
-        cpu.start(min(2, len(usable_cores())), request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    cpu.start(1)
 
 
 def dirty_cache(block_size: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
