@@ -64,12 +64,12 @@ class Phase:
 class Loop:
     """The server's administration, and users who judge answers."""
 
-    def __init__(self, url: str, model: str, questions: int, task: str) -> None:
-        self.task = task
+    def __init__(self, url: str, model: str, options: argparse.Namespace) -> None:
+        self.task, self.epochs = options.task, options.epochs
         self.http = httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=600
         )
-        self.model, self.questions, self.random = model, questions, random.Random(0)
+        self.model, self.questions, self.random = model, options.questions, random.Random(0)
 
     def call(self, verb: str, path: str, **arguments: Any) -> dict[str, Any]:
         answer = self.http.request(verb, path, **arguments)
@@ -112,9 +112,10 @@ class Loop:
 
     def train(self, file: str, validation: str | None, suffix: str, **extra: Any) -> dict[str, Any]:
         """A job, to its end."""
+        hyperparameters = {"n_epochs": self.epochs}
         body = {
             "model": self.model, "training_file": file, "suffix": suffix,
-            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+            "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
             "extra": extra,
         }  # fmt: skip
         body |= {"validation_file": validation} if validation else {}
@@ -146,7 +147,7 @@ class Loop:
         policy = {"min_requests": 10, "min_win_rate": 0.5, "max_error_rate": 0.02}
         self.alias(target=target, candidate=candidate, percentage=50, policy=policy)
         right: list[bool] = []
-        for _ in range(40 * self.questions):
+        for _ in range(10 * self.questions):
             right.append(self.ask(correct=False))
             found = self.call("GET", f"/admin/aliases/{ALIAS}")
             if (state := found["canary"]["state"]) != "running":
@@ -177,7 +178,7 @@ async def stream(client: AsyncOpenAI, phases: list[Phase], tokens: int) -> None:
 
 async def scenario(url: str, options: argparse.Namespace, phases: list[Phase]) -> None:
     """All phases, with the streams beside them."""
-    loop = Loop(url, "m", options.questions, options.task)
+    loop = Loop(url, "m", options)
     loop.alias(target="m")
 
     async def phase(name: str, action: Any, *arguments: Any, **named: Any) -> Any:
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--quantize", default="int8")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--questions", type=int, default=60, help="judged before the job")
+    parser.add_argument("--epochs", type=int, default=3, help="of the jobs")
     parser.add_argument("--tokens", type=int, default=64, help="of every streamed answer")
     parser.add_argument(
         "--alone", type=float, default=20.0, help="seconds of streams by themselves"

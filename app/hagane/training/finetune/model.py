@@ -85,7 +85,7 @@ def load_finetune_model(
     """
     device = resolve_device(spec.device)
     config = load_config(spec.model)
-    dtype = _dtype(spec.dtype, config, device)
+    dtype = training_dtype(spec.dtype, config, device)
     short = _memory_is_short(config, spec, longest, _free_bytes(device, free_memory))
     # As serving quantizes it.
     coarse = None
@@ -185,7 +185,7 @@ def _memory_is_short(config: ModelConfig, spec: FineTuneSpec, longest: int, free
     return estimates.memory(config, spec, longest, checkpointing=False) > 0.8 * free
 
 
-def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+def training_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     """Resolve `name`; "auto" is bfloat16 for a 16-bit model where that is not slower."""
     if name != "auto":
         chosen: torch.dtype = getattr(torch, name)

@@ -100,6 +100,8 @@ def answering_config(
 class AnsweringEngine:
     """The engine of a run, alive inside its `with` block; methods are for the run's own thread.
 
+    It starts while the run reads its own model; the first answer waits for it.
+
     with AnsweringEngine(answering_config(spec, spec.model, longest=512)) as engine:
         answers = engine.run(engine.answer(prompt, adapter, sampling))
     """
@@ -112,7 +114,7 @@ class AnsweringEngine:
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.run(self._start())
+            self.run(self._client.start())
         except BaseException:
             self._end()
             raise
@@ -149,10 +151,6 @@ class AnsweringEngine:
     def forget(self, adapter: AdapterRef) -> None:
         """Free an adapter's memory."""
         self._loop.call_soon_threadsafe(self._client.release_adapter, adapter.digest)
-
-    async def _start(self) -> None:
-        await self._client.start()
-        await self._client.ready()
 
     def _end(self) -> None:
         self.run(self._client.stop(grace=_STOP_SECONDS))

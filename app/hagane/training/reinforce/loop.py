@@ -14,15 +14,22 @@ from statistics import mean
 
 import torch
 
+from hagane.kernels.devices import resolve_device
 from hagane.lora.config import adapter_digest
 from hagane.lora.train import disabled, place_factors
+from hagane.models.config import ModelConfig
+from hagane.models.spec import linear_shapes
 from hagane.pool.messages import AdapterRef
 from hagane.system.machine import available_memory
 from hagane.training.finetune.drive import StepUpdate, apply, drive
 from hagane.training.finetune.faults import explained
 from hagane.training.finetune.meter import StepScore
 from hagane.training.finetune.micro_batches import batch
-from hagane.training.finetune.model import FineTuneModel, load_finetune_model
+from hagane.training.finetune.model import (
+    FineTuneModel,
+    load_finetune_model,
+    training_dtype,
+)
 from hagane.training.finetune.objective import score
 from hagane.training.finetune.spec import TrainingPlan
 from hagane.training.jobs.answering_engine import AnsweringEngine, answering_config
@@ -32,6 +39,7 @@ from hagane.training.reinforce.rollouts import Rollout, RolloutSampler
 from hagane.training.reinforce.spec import ReinforceSpec, resolve_reinforcement
 from hagane.training.reinforce.tasks import Tasks, load_tasks
 from hagane.training.report.listener import FineTuneResult, Listener
+from hagane.weights.sources.config import load_config
 
 # Held-out answers are sampled by the same numbers every time, which no step has.
 _VALIDATION_STEP = -1
@@ -52,22 +60,31 @@ def reinforce(
         torch.set_num_threads(spec.threads or torch.get_num_threads())
         tasks = load_tasks(spec)
         longest = tasks.longest + spec.max_completion_tokens
-        model = load_finetune_model(
-            spec, longest, checkpointing=spec.checkpointing, served=True, free_memory=free_memory
-        )
-        plan = resolve_reinforcement(
-            spec, len(tasks.training), model.transformer.config.hidden_size
-        )
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
-        adapter_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
-        dtype = str(model.dtype).removeprefix("torch.")
+        shape = load_config(spec.model)
+        dtype = training_dtype(spec.dtype, shape, resolve_device(spec.device))
         config = answering_config(
-            spec, spec.model, longest, adapter_bytes=adapter_bytes, dtype=dtype
+            spec,
+            spec.model,
+            longest,
+            adapter_bytes=_adapter_bytes(spec, shape),
+            dtype=str(dtype).removeprefix("torch."),
         )
         with AnsweringEngine(config) as engine:
+            model = load_finetune_model(
+                spec, longest, checkpointing=spec.checkpointing, served=True,
+                free_memory=free_memory,
+            )  # fmt: skip
+            plan = resolve_reinforcement(spec, len(tasks.training), shape.hidden_size)
+            optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
             policy = ServedPolicy(model, engine, directory / "state" / "rollouts")
             run = _Run(spec, tasks, plan, model, optimizer, policy, RolloutSampler(spec, engine))
             return drive(run, directory, listener)
+
+
+def _adapter_bytes(spec: ReinforceSpec, shape: ModelConfig) -> int:
+    """The most that an adapter of `spec` can have, in float32."""
+    sizes = linear_shapes(shape).values()
+    return 4 * sum(spec.rank * (rows + columns) + rows * spec.dora for rows, columns in sizes)
 
 
 class ServedPolicy:
