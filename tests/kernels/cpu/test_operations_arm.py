@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 KERNELS = ROOT / "app/hagane/kernels/cpu"
-CHECKS = Path(__file__).parent / "arm"
+CHECKS = Path(__file__).parent / "native"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 # What is compiled besides the instruction sets: it needs no header of Python's.
 SHARED = ("dispatch", "pool", "experts", "reading")
