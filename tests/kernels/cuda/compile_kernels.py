@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from hagane.kernels.cuda import attention, linear, low_rank, rows, sampling
+from hagane.kernels.cuda import attention, grouped, linear, low_rank, rows, sampling
 from hagane.kernels.cuda.tiles import (
     LARGE,
     Tiles,
@@ -123,6 +123,15 @@ def build_all() -> dict[str, dict]:
         )
         found[f"quantize {kind}"] = build(
             linear._quantize_row, Tiles(1, 1, 1, 8, 1), types, LIMIT=limit, BLOCK=16384
+        )
+    codes = {"codes": "*u8", "scale": "*fp16", "minimum": "*fp16"}
+    for bits in (4, 8):
+        form = {"BITS": bits, "GROUP": 32, "ZERO": 8, "MINIMUM": True}
+        found[f"small of {bits} bits in groups"] = build(
+            grouped._small_grouped, small, codes, **few, **form, DEPTH=small.depth
+        )
+        found[f"vector of {bits} bits in groups"] = build(
+            grouped._vector_grouped, vector, codes, **one, **form, DEPTH=vector.depth
         )
     return found
 

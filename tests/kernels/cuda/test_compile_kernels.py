@@ -29,4 +29,5 @@ def test_loads_are_wide_nothing_spills_and_products_use_tensor_cores(tmp_path):
     narrow = {name for name, kernel in kernels.items() if not kernel["wide_loads"]}
     assert narrow <= {"vector int4"}
     products = {"prefill", "decode", "int8 by int8", "small int4", "small int8", "small fp8"}
+    products |= {f"small of {bits} bits in groups" for bits in (4, 8)}
     assert products == {name for name, kernel in kernels.items() if kernel["tensor_cores"]}

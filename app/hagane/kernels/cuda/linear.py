@@ -22,8 +22,8 @@ from hagane.kernels.cuda.tiles import LARGE, SMALL_BATCH, power_of_two, small_ti
 
 
 @triton.jit
-def _finish(total, bias, residual, out, rows, columns, real, width, BIAS: tl.constexpr,
-            RESIDUAL: tl.constexpr):  # fmt: skip
+def finish(total, bias, residual, out, rows, columns, real, width, BIAS: tl.constexpr,
+           RESIDUAL: tl.constexpr) -> None:  # fmt: skip
     """Add what is to be added before rounding, and write."""
     at = rows.to(tl.int64) * width + columns
     if BIAS:
@@ -53,7 +53,7 @@ def _vector(
     total = tl.sum(sums, axis=1)
     if SCALED:
         total *= tl.load(scale + row, mask=real, other=0.0)
-    _finish(total, bias, residual, out, row * 0, row, real, outputs, BIAS, RESIDUAL)
+    finish(total, bias, residual, out, row * 0, row, real, outputs, BIAS, RESIDUAL)
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def _vector_int4(
         part += (codes >> 4).to(tl.float32) * high[None]
         sums += part * factor[:, :, None]
     total = tl.sum(tl.sum(sums, axis=2), axis=1)
-    _finish(total, bias, residual, out, row * 0, row, real, outputs, BIAS, RESIDUAL)
+    finish(total, bias, residual, out, row * 0, row, real, outputs, BIAS, RESIDUAL)
 
 
 @triton.jit
@@ -113,9 +113,7 @@ def _small(
         total = tl.dot(left, right.to(left.dtype), total, input_precision="ieee")
     total *= tl.load(scale + column, mask=wanted, other=0.0)[None, :]
     both = real[:, None] & wanted[None, :]
-    _finish(
-        total, bias, residual, out, row[:, None], column[None, :], both, outputs, BIAS, RESIDUAL
-    )
+    finish(total, bias, residual, out, row[:, None], column[None, :], both, outputs, BIAS, RESIDUAL)
 
 
 @triton.jit
@@ -145,9 +143,7 @@ def _small_int4(
         part = tl.dot(high, above, part, input_precision="ieee")
         total += part * tl.load(scale + place, mask=wanted, other=0.0).to(tl.float32)[None, :]
     both = real[:, None] & wanted[None, :]
-    _finish(
-        total, bias, residual, out, row[:, None], column[None, :], both, outputs, BIAS, RESIDUAL
-    )
+    finish(total, bias, residual, out, row[:, None], column[None, :], both, outputs, BIAS, RESIDUAL)
 
 
 @triton.jit
@@ -194,7 +190,7 @@ def _int8_matmul(
     result = total.to(tl.float32) * factor[:, None]
     result *= tl.load(scale + column, mask=wanted, other=0.0)[None, :]
     both = real[:, None] & wanted[None, :]
-    _finish(
+    finish(
         result, bias, residual, out, row[:, None], column[None, :], both, outputs, BIAS, RESIDUAL
     )
 

@@ -59,6 +59,20 @@ def pack(
     return cpu.pack_grouped(_slices(path, parts, form), shape, form, bias, order)
 
 
+def collect(
+    path: Path, parts: Sequence[tuple[str, GroupedRows]], form: GroupedForm
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes uint8 [out, in], scale and minimum float16 [out, in / group] of the named parts.
+
+    Raises as `pack`.
+    """
+    slices = list(_slices(path, parts, form))
+    codes = torch.cat([codes for codes, _, _ in slices])
+    scales = torch.cat([scale for _, scale, _ in slices])
+    minima = [minimum for _, _, minimum in slices if minimum is not None]
+    return codes, scales, torch.cat(minima) if minima else None
+
+
 def _slices(
     path: Path, parts: Sequence[tuple[str, GroupedRows]], form: GroupedForm
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
