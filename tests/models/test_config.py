@@ -117,8 +117,17 @@ def test_an_unknown_family_is_refused_in_one_line_that_names_the_others(name):
 
 
 def test_the_document_lists_the_families_that_are_read():
-    files = {found.name: name for name, found in ARCHITECTURES.items()}
-    files |= {"MistralForCausalLM": "llama", "MixtralForCausalLM": "llama"}
+    files: dict[str, str] = {}
+    for name, found in ARCHITECTURES.items():
+        files.setdefault(found.name, name)
+    # Files of these read as another of Hugging Face's, or as one of two.
+    files |= {
+        "MistralForCausalLM": "llama", "MixtralForCausalLM": "llama",
+        "InternLM2ForCausalLM": "internlm2", "InternLM3ForCausalLM": "llama",
+        "BaichuanForCausalLM": "baichuan", "ExaoneForCausalLM": "exaone",
+        "Olmo3ForCausalLM": "olmo2", "DeepseekV3ForCausalLM": "deepseek2",
+        "GraniteMoeSharedForCausalLM": "granitemoe",
+    }  # fmt: skip
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, family in FAMILIES.items():
         gguf = f"`{files[name]}`" if name in files else "no"

@@ -155,10 +155,27 @@ FAMILIES = {
                           "lm_head_bias": True, "router_jitter_noise": 0.2,
                           "rope_parameters": LONGROPE | {"short_mscale": 1.2,
                                                          "long_mscale": 1.3}}),
+    "llama4": ("llama4_text", {"num_hidden_layers": 4, "num_local_experts": 4, "floor_scale": 16,
+                               "intermediate_size_mlp": 80, "intermediate_size": 32,
+                               "interleave_moe_layer_step": 2,
+                               "rope_parameters": LLAMA3}),
+    "hunyuan": ("hunyuan_v1_dense", {"attention_bias": True, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}}),
+    "internlm3": ("internlm3", {"attention_bias": True, "mlp_bias": True}),
+    "gpt2": ("gpt2", {"hidden_size": 96, "num_key_value_heads": None, "head_dim": None}),
+    "gpt-neox": ("gpt_neox", {"hidden_size": 96, "num_key_value_heads": None}),
+    "gpt-neox-serial": ("gpt_neox", {"hidden_size": 96, "use_parallel_residual": False,
+                                     "num_key_value_heads": None,
+                                     "rope_parameters": {"rope_type": "default",
+                                                         "rope_theta": 5000.0,
+                                                         "partial_rotary_factor": 0.5}}),
+    "olmo": ("olmo", {"hidden_size": 96, "clip_qkv": 0.3}),
 }  # fmt: skip
 # One for each operation that backends have by themselves.
 BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2",
                 "qwen2_moe", "glm4_moe", "deepseek_v3", "gpt_oss", "phimoe")  # fmt: skip
+# Alike others.
+SLOW = ("gpt-neox-serial", "internlm3")
 BLOCK = 16
 BACKENDS = [
     reference,
@@ -178,7 +195,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES],
+)
 def checkpoint(request, tmp_path_factory):
     """transformers' model, and the directory of its random weights."""
     directory = tmp_path_factory.mktemp(request.param)
@@ -394,6 +414,32 @@ def test_transformers_reads_what_is_saved(checkpoint, tmp_path):
     )
 
 
+def stored_matrix(config, state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The matrix that Llama would call `name`, as a view of what transformers has."""
+    if config.layout is None:
+        return state[name].data
+    place = config.layout.place(name)
+    matrix = state[place.name].data
+    matrix = matrix.t() if place.transposed else matrix
+    if place.part is None:
+        return matrix
+    if config.layout.groups == "all":
+        return matrix.chunk(3)[place.part]
+    # Of each head its query, key and value: rows are spread, and put in place by the caller's add_.
+    heads = matrix.view(config.heads, 3, config.head_dim, -1)[:, place.part]
+    return SpreadRows(heads)
+
+
+class SpreadRows:
+    """Rows [heads, head_dim, columns] of a larger matrix, to which a matrix is added."""
+
+    def __init__(self, heads: torch.Tensor) -> None:
+        self.heads = heads
+
+    def add_(self, change: torch.Tensor) -> None:
+        self.heads.add_(change.view(self.heads.shape))
+
+
 @pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 def test_an_adapter_of_every_matrix_changes_what_merging_it_does(checkpoint, tmp_path):
     theirs, directory = checkpoint
@@ -411,7 +457,7 @@ def test_an_adapter_of_every_matrix_changes_what_merging_it_does(checkpoint, tmp
     merged = copy.deepcopy(theirs)
     state = dict(merged.named_parameters())
     for path, (a, b) in factors.items():
-        state[f"model.{path}.weight"].data += 2.0 * b @ a
+        stored_matrix(ours.config, state, f"model.{path}.weight").add_(2.0 * b @ a)
     run = PagedRun(ours, adapter=0)
     (logits,) = run.step([(0, tokens, 0, 30)])
     torch.testing.assert_close(logits, expected_logits(merged, tokens), atol=3e-4, rtol=0)

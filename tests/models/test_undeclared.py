@@ -30,12 +30,10 @@ from tests.models.test_decoder import (
 from tests.support.engine import RunningEngine, config
 
 FAMILIES = {
-    "gpt_neox": {"num_key_value_heads": None, "head_dim": None},
-    "gpt2": {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 256},
-    "hunyuan_v1_dense": {},
+    "phi": {"head_dim": None, "hidden_size": 96},
     "apertus": {},
     "cohere2": {"sliding_window": 9},
-    "olmo": {"head_dim": None},
+    "arcee": {},
 }
 BACKENDS = [
     reference,
@@ -46,8 +44,7 @@ BACKENDS = [
 def make(family: str, directory: Path, **changes):
     torch.manual_seed(0)
     own = FAMILIES.get(family, {}) | changes
-    shape = own if family == "gpt2" else BASE | own
-    shape = {key: value for key, value in shape.items() if value is not None}
+    shape = {key: value for key, value in (BASE | own).items() if value is not None}
     config = AutoConfig.for_model(family, **({"vocab_size": 160} | shape))
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -128,6 +125,16 @@ def test_what_is_only_served_is_not_trained(checkpoint):
             {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}},
             r"rotation \(dynamic\) changes with what else",
         ),
+        # Qwen3-Next and LFM2, with and without a list of their layers.
+        (
+            {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]},
+            "layers of linear_attention, for which there is no cache",
+        ),
+        (
+            {"model_type": "qwen3_next", "linear_conv_kernel_dim": 4},
+            "states of linear attention, for which there is no cache",
+        ),
+        ({"model_type": "lfm2", "conv_L_cache": 3}, "states of short convolutions, for which"),
         (
             {"model_type": "llama4_text", "layer_types": ["chunked_attention"]},
             "layers of chunked_attention, for which",
@@ -135,14 +142,14 @@ def test_what_is_only_served_is_not_trained(checkpoint):
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(changes, message):
-    raw = {**BASE, "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox"} | changes
+    raw = {**BASE, "architectures": ["PhiForCausalLM"], "model_type": "phi"} | changes
     with pytest.raises(ModelError, match=message):
         read_config(raw)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    raw = {**BASE, "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox"}
+    raw = {**BASE, "architectures": ["PhiForCausalLM"], "model_type": "phi"}
     with pytest.raises(ModelError, match=r"pip install .* --editable '\.\[transformers\]'"):
         read_config(raw)
 
@@ -150,21 +157,21 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 @pytest.fixture
 def damaged(tmp_path):
     """A model to be changed, and its tensors."""
-    make("gpt_neox", tmp_path)
+    make("phi", tmp_path)
     return tmp_path, load_file(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, n: t.pop(n), "layers.1.mlp.dense_h_to_4h.weight is missing"),
+        (lambda t, n: t.pop(n), "layers.1.mlp.fc1.weight is missing"),
         (lambda t, n: t[n].view(-1)[7:8].fill_(torch.nan), "layers.1.mlp.* holds NaN"),
         (lambda t, n: t.update({n: t[n][:-1].clone()}), "cannot be served"),
     ],
 )
 def test_weights_that_are_not_there_are_refused_by_name(damaged, change, message):
     directory, tensors = damaged
-    change(tensors, "gpt_neox.layers.1.mlp.dense_h_to_4h.weight")
+    change(tensors, "model.layers.1.mlp.fc1.weight")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=message):
         load(directory, reference)
@@ -173,7 +180,7 @@ def test_weights_that_are_not_there_are_refused_by_name(damaged, change, message
 def test_files_that_are_none_are_refused(damaged):
     directory, _ = damaged
     (directory / "model.safetensors").write_bytes(b"no tensors at all")
-    with pytest.raises(ModelError, match="GPTNeoXForCausalLM is not declared, and cannot be"):
+    with pytest.raises(ModelError, match="PhiForCausalLM is not declared, and cannot be"):
         load(directory, reference)
 
 
@@ -200,7 +207,7 @@ def test_routers_are_not_quantized(tmp_path):
 
 
 def test_layers_are_freed_as_they_are_replaced(tmp_path, monkeypatch):
-    theirs = make("gpt_neox", tmp_path)
+    theirs = make("phi", tmp_path)
     model = UndeclaredTransformer(read_config_file(tmp_path), theirs, reference)
     layers = [weakref.ref(m) for m in model.decoder.modules() if type(m) is torch.nn.Linear]
     left = []
@@ -226,7 +233,7 @@ def test_state_besides_keys_and_values_is_found_by_a_trial(tmp_path):
 
 
 @pytest.mark.skipif(not cpu.available(), reason="kernels not built")
-@pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
+@pytest.mark.parametrize("family", ["phi", "cohere2"])
 def test_requests_together_get_the_greedy_text_of_transformers(tmp_path, family):
     theirs = make(family, tmp_path)
     prompts = {"one": random_tokens(1, 20), "two": random_tokens(2, 33)}

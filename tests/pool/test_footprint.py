@@ -14,7 +14,7 @@ from tests.support.engine import config
 from tests.support.gguf import write_gguf
 from tests.support.mixture import make_mixture
 from tests.support.quantized import KINDS, write_quantized
-from tests.weights.sources.test_alternating import to_mxfp4
+from tests.weights.sources.test_joint_experts import to_mxfp4
 
 
 @pytest.mark.parametrize(("form", "part"), [("none", 1.0), ("int8", 0.25), ("int4", 0.15)])
@@ -55,6 +55,6 @@ def test_types_hold_what_their_forms_take(kind):
 
 
 def test_an_undeclared_family_is_read_as_floats_first(tmp_path):
-    make("gpt_neox", tmp_path)
+    make("phi", tmp_path)
     plain = weight_bytes(config(tmp_path, dtype="bfloat16"))
     assert weight_bytes(config(tmp_path, dtype="bfloat16", quantize="int8")) == plain > 0

@@ -10,6 +10,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    ModernBertConfig,
+    ModernBertModel,
     PretrainedConfig,
     RobertaConfig,
     RobertaModel,
@@ -40,6 +42,15 @@ def encoder(directory: Path, kind: str) -> Path:
     models: dict[str, tuple[type, PretrainedConfig]] = {
         "bert": (BertModel, BertConfig(**sizes)),
         "roberta": (RobertaModel, RobertaConfig(**sizes, pad_token_id=1)),
+        "modern bert": (
+            ModernBertModel,
+            ModernBertConfig(
+                **sizes | {"num_hidden_layers": 4},
+                local_attention=8,
+                pad_token_id=0,
+                initializer_cutoff_factor=3.0,
+            ),
+        ),
         "crossed bert": (BertForSequenceClassification, BertConfig(**sizes, num_labels=1)),
         "crossed roberta": (
             XLMRobertaForSequenceClassification,

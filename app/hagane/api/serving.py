@@ -109,7 +109,7 @@ class TextModel:
             template=None,
             defaults=GenerationDefaults(),
             embedding=(
-                EmbeddingStyle.load(directory, default="mean")
+                EmbeddingStyle.load(directory, default="mean", dense=True)
                 if config.scale is None
                 else EmbeddingStyle("score", normalize=False)
             ),

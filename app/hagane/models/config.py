@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hagane.models.layouts import Layout
 from hagane.models.rope_parameters import RopeParameters
 from hagane.models.stored import StoredFormat
 from hagane.system.weight_formats import WEIGHT_FORMATS, FormatName
@@ -17,6 +18,7 @@ from hagane.system.weight_formats import WEIGHT_FORMATS, FormatName
 CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16", "float16")
 
+JointKind = Literal["alternating", "halves"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "clamped"]
 
 
@@ -78,8 +80,8 @@ class ExpertNames:
 
     `experts` and `shared` are gate, up and down projection; gate and up of one name are one matrix.
     `stacked`: the experts' matrices are one tensor [experts, rows, columns], without a number.
-    `alternating`: gate and up of all experts are one tensor [experts, hidden, 2 * features], where
-    they alternate, and down is [experts, features, hidden].
+    `joint`: gate and up of all experts are one tensor [experts, hidden, 2 * features], where they
+    alternate or are the "halves", and down is [experts, features, hidden].
     `correction` is a tensor's whole name, of `correction_dims` dimensions.
     """
 
@@ -98,7 +100,7 @@ class ExpertNames:
     correction: str = "mlp.gate.e_score_correction_bias"
     correction_dims: int = 1
     stacked: bool = False
-    alternating: bool = False
+    joint: JointKind | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class ExpertsSpec:
     `features` is the inner width of each, `shared` that of one more, which every token has; 0:
     none. `shared_gate`: its result is multiplied by the sigmoid of a score. `corrected`: experts
     are chosen by scores to which a correction of each is added. `router_bias` and `bias`: the
-    router and the experts have biases.
+    router and the experts have biases. `weighted_inputs`: weights multiply what the one chosen
+    expert reads, not what it gives.
     """
 
     count: int
@@ -119,7 +122,19 @@ class ExpertsSpec:
     corrected: bool = False
     router_bias: bool = False
     bias: bool = False
+    weighted_inputs: bool = False
     names: ExpertNames = ExpertNames()
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries are multiplied by 1 + `scale` * log(1 + floor((position + 1) / `floor`)).
+
+    Nakanishi, 2025, arXiv:2501.19399: with many keys attention would fade.
+    """
+
+    scale: float
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -128,12 +143,13 @@ class LayerSpec:
 
     `window` is the number of most recent tokens that a token sees, itself included; None: all.
     `rope` turns queries and keys by their positions; None: attention does not know positions.
-    `experts` are in the place of the MLP; None: an MLP.
+    `experts` are in the place of the MLP; None: an MLP. `temperature` scales queries; None: not.
     """
 
     window: int | None = None
     rope: RopeParameters | None = None
     experts: ExpertsSpec | None = None
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -163,10 +179,14 @@ class ModelConfig:
 
     A layer is x += attention(norm(x)); x += mlp(norm(x)), where the fields do not say otherwise:
 
-    - `norm` "layer" subtracts the mean, too; `norm_offset` is added to the stored weights.
+    - `norm` "layer" subtracts the mean, too; `norm_offset` is added to the stored weights. Without
+      `norm_weights` nothing is multiplied.
     - `norms` "after" normalises what a block adds to x instead of its input, "around" both.
       "parallel" gives both blocks the same x, "shared" the same norm of it.
-    - `qk_norm` normalises queries and keys by "head", or all heads together ("width").
+    - `qk_norm` normalises queries and keys by "head", or all heads together ("width"), or by head
+      once they are turned ("turned"), or by head without weights where they are turned ("unit").
+      `qkv_clip` bounds them and values before; 0 does not.
+    - `position_embeddings` are added to embeddings.
     - `latent` attention makes `head_dim` features of a key, of which those the rope turns come last
       and are those of all heads; there are as many key as query heads.
     - `sinks` take part in the softmax of every head.
@@ -177,7 +197,8 @@ class ModelConfig:
       and logits.
 
     `fused` are projections that checkpoints store as one matrix. `names` has the names in
-    checkpoints of modules that are not called as in Llama. `unused` are beginnings of the names of
+    checkpoints of modules that are not called as in Llama; `layout` says more of checkpoints that
+    differ in more. `unused` are beginnings of the names of
     tensors that checkpoints have besides the model. `dtype` is the dtype the model asks to be run
     in. `stored` is the format of a checkpoint that another program quantized. `raw` is the
     `config.json` that was read. Where the family is not `declared`, transformers' code runs the
@@ -200,8 +221,11 @@ class ModelConfig:
     norm_eps: float = 1e-6
     norm_offset: float = 0.0
     norm_bias: bool = False
+    norm_weights: bool = True
     norms: Literal["before", "after", "around", "parallel", "shared"] = "before"
-    qk_norm: Literal["head", "width"] | None = None
+    qk_norm: Literal["head", "width", "turned", "unit"] | None = None
+    qkv_clip: float = 0.0
+    position_embeddings: bool = False
     latent: LatentSpec | None = None
     sinks: bool = False
     qkv_bias: bool = False
@@ -218,6 +242,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     fused: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    layout: Layout | None = None
     unused: tuple[str, ...] = ()
     tie_word_embeddings: bool = False
     eos_token_ids: tuple[int, ...] = ()
@@ -243,9 +268,9 @@ class ModelConfig:
         """Whether the arithmetic is Llama's, which every backend has in single passes."""
         same = self.norm == "rms" and self.norms == "before" and self.activation == "silu"
         ones = self.embedding_scale, self.residual_scale, self.logit_scale
-        zeros = self.norm_offset, self.attention_cap, self.logit_cap
+        zeros = self.norm_offset, self.attention_cap, self.logit_cap, self.qkv_clip
         whole = self.rope.rotated == self.head_dim and not self.rope.interleaved
-        per_head = self.qk_norm != "width" and self.attention_scale is None
+        per_head = self.qk_norm in (None, "head") and self.attention_scale is None
         rotated = all(spec.rope for spec in self.layer_specs)
         unscaled = all(factor == 1 for factor in ones) and not any(zeros)
         dense = self.gated and not self.mixed and not self.head_bias

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.scoring = Scoring(
             config.attention_scale or config.head_dim**-0.5, spec.window, config.attention_cap
         )
-        self.rope = spec.rope
+        self.rope, self.temperature, self.clip = spec.rope, spec.temperature, config.qkv_clip
         self.sinks = Sinks(config.heads) if config.sinks else None
         self.qkv_proj = make_projection(config, layer, "self_attn.qkv_proj", quantization)
         self.o_proj = make_projection(config, layer, "self_attn.o_proj", quantization)
@@ -60,7 +60,9 @@ class Attention(nn.Module):
         self.key_center: Tensor | None = None
         self.q_norm: Norm | None = None
         self.k_norm: Norm | None = None
-        if config.qk_norm:
+        self.turned_norms = config.qk_norm == "turned"
+        self.unit_norms = config.qk_norm == "unit" and spec.rope is not None
+        if config.qk_norm and config.qk_norm != "unit":
             norms = layer_norms(config)
             self.q_norm = Norm(norms["self_attn.q_norm"], config, operations)
             self.k_norm = Norm(norms["self_attn.k_norm"], config, operations)
@@ -74,11 +76,29 @@ class Attention(nn.Module):
         selection: RowSelection | None = None,
     ) -> Tensor:
         """x [tokens, hidden]; `residual` and the result have the selected rows, if any are."""
+        q, k, v = self._heads(context.linear(self.qkv_proj, x), rotation)
+        if self.temperature is not None:
+            steps = torch.floor((context.positions.float() + 1) / self.temperature.floor)
+            factors = torch.log1p(steps) * self.temperature.scale + 1
+            q = (q * factors[:, None, None]).to(q.dtype)
+        if selection is not None:
+            q, context = selection.take(q), selection.context
+        scoring = self.scoring if self.sinks is None else self.sinks.score(self.scoring)
+        attended = context.attention(self.layer, q, k, v, scoring)
+        return context.linear(self.o_proj, attended, residual)
+
+    def _heads(self, qkv: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [tokens, heads, head_dim], normalised and turned."""
+        if self.clip:
+            qkv = qkv.clamp(-self.clip, self.clip)
         norms = None
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.unit_norms:
+            # The length of what is turned stays: it may be normalised before.
+            norms = (qkv.new_ones(self.head_dim),) * 2
+        elif self.q_norm is not None and self.k_norm is not None and not self.turned_norms:
             norms = (self.q_norm.weight, self.k_norm.weight)
         q, k, v = self.operations.apply_rope(
-            context.linear(self.qkv_proj, x),
+            qkv,
             *rotation,
             heads=self.heads,
             kv_heads=self.kv_heads,
@@ -88,11 +108,14 @@ class Attention(nn.Module):
             offset=self.offset,
             interleaved=self.rope is not None and self.rope.interleaved,
         )
-        if selection is not None:
-            q, context = selection.take(q), selection.context
-        scoring = self.scoring if self.sinks is None else self.sinks.score(self.scoring)
-        attended = context.attention(self.layer, q, k, v, scoring)
-        return context.linear(self.o_proj, attended, residual)
+        if self.turned_norms and self.q_norm is not None and self.k_norm is not None:
+            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+        return q, k, v
+
+    def _normed(self, norm: Norm, heads: Tensor) -> Tensor:
+        """[tokens, heads, head_dim], normalised by head."""
+        out: Tensor = norm(heads.reshape(-1, self.head_dim))
+        return out.view(heads.shape)
 
     def center_keys(self) -> None:
         """Take the mean of the rotated key bias off every key, unless a norm follows it.
@@ -103,7 +126,8 @@ class Attention(nn.Module):
         """
         bias, first, last = self.qkv_proj.bias, self.heads, self.heads + self.kv_heads
         shifts = self.sinks is not None or self.scoring.cap  # what all keys share then counts
-        if bias is None or self.k_norm is not None or self.rope is None or shifts:
+        normed = self.k_norm is not None or self.unit_norms
+        if bias is None or normed or self.clip or self.rope is None or shifts:
             return
         keys = bias.detach().float().view(-1, self.head_dim)[first:last]
         # Turning is linear: the mean of what is turned is turned by the mean.
@@ -194,6 +218,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.operations = operations
         self.embed_tokens = make_embedding(config.vocab_size, config.hidden_size, quantization)
+        self.embed_positions: DenseEmbedding | None = None
+        if config.position_embeddings:
+            self.embed_positions = DenseEmbedding(
+                config.max_position_embeddings, config.hidden_size
+            )
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, quantization, operations) for layer in range(config.layers)
         )
@@ -211,6 +240,8 @@ class Decoder(nn.Module):
         embedded: Tensor | None = None,
     ) -> Tensor:
         x = self.embed(token_ids, embedded)
+        if self.embed_positions is not None:
+            x = self.operations.scaled_add(self.embed_positions(context.positions), 1.0, x)
         rotations = self.rotations(context.positions)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from hagane.models.encoder_config import EncoderConfig
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_new": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
@@ -92,7 +92,7 @@ class EncoderLayer(nn.Module):
         dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.intermediate = nn.ModuleDict({"dense": dense})
         self.output = Output(config.intermediate_size, config)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         x = self.attention["output"](self.attention["self"](x, lengths), x)

@@ -1,15 +1,20 @@
-"""The `config.json` of an encoder: BERT and RoBERTa, as embedding models and rerankers use them."""
+"""The `config.json` of an encoder: BERT, RoBERTa and ModernBERT, as embedding models are made of.
+
+Rerankers are made of the first two. Gemma 3 is one where it sees texts in both directions.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from hagane.models.config import CONFIG_FILE
+from hagane.models.config import CONFIG_FILE, ModelConfig
+from hagane.models.families import read_config
+from hagane.models.layouts import Layout
 from hagane.system.errors import ModelError
 from hagane.system.files import read_json_object
 from hagane.system.shapes import shaped
@@ -28,6 +33,11 @@ ARCHITECTURES = {
     "XLMRobertaForMaskedLM": "roberta.",
     "XLMRobertaForSequenceClassification": "roberta.",
 }
+# ModernBERT's; its classifiers are not supported.
+MODERN = {"ModernBertModel": "", "ModernBertForMaskedLM": "model."}
+# A decoder, if it is trained to see all of a text.
+_GEMMA = "Gemma3TextModel"
+_BARE = Layout(outer={"model.embed_tokens": "embed_tokens", "model.norm": "norm"}, layer="layers")
 # Those of cross-encoders, which score two texts at a time.
 _SCORING = "ForSequenceClassification"
 # What sentence-transformers makes of a score; transformers has two labels where none are named.
@@ -71,10 +81,61 @@ class _StoredEncoder(msgspec.Struct, frozen=True):
     sbert_ce_default_activation_function: str | None = None
 
 
+class _Theta(msgspec.Struct, frozen=True):
+    rope_type: Literal["default"] = "default"
+    rope_theta: float | None = None
+
+
+class _Rotations(msgspec.Struct, frozen=True):
+    full_attention: _Theta = _Theta()
+    sliding_attention: _Theta = _Theta()
+
+
+class _StoredModern(msgspec.Struct, frozen=True):
+    """The keys that are read of ModernBERT, whose rotations older files have apart."""
+
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: Annotated[int, Meta(ge=1, le=4096)]
+    num_attention_heads: _Size
+    max_position_embeddings: _Size = 8192
+    hidden_activation: str = "gelu"
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    local_attention: _Size = 128
+    global_attn_every_n_layers: _Size = 3
+    layer_types: list[str] | None = None
+    global_rope_theta: float = 160000.0
+    local_rope_theta: float = 10000.0
+    rope_parameters: _Rotations = _Rotations()
+    rope_scaling: None = None
+
+
+@dataclass(frozen=True)
+class TurnedSpec:
+    """An encoder whose queries and keys are turned by their positions, with norms before blocks.
+
+    Every `full_every`th layer, from the first on, sees all of a text, and has the base `theta`;
+    others see `reach` tokens to each side, and have `window_theta`.
+    """
+
+    theta: float
+    window_theta: float
+    reach: int
+    full_every: int
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Shape of an encoder. Positions are counted from `first_position`; `prefix` is the name that
-    its tensors begin with. A cross-encoder has a head, whose scores have this `scale`.
+    its tensors begin with. A cross-encoder has a head, whose scores have this `scale`. `turned` is
+    None where positions are embeddings. `decoder` is the one that it is.
     """
 
     architecture: str
@@ -91,6 +152,8 @@ class EncoderConfig:
     activation: Literal["gelu", "gelu_new", "relu"]
     prefix: str
     scale: Scale | None = None
+    turned: TurnedSpec | None = None
+    decoder: ModelConfig | None = None
 
     @property
     def max_position_embeddings(self) -> int:
@@ -111,7 +174,12 @@ class EncoderConfig:
             return None
         raw = read_json_object(path)
         names = raw.get("architectures")
-        known = [n for n in names if n in ARCHITECTURES] if isinstance(names, list) else []
+        names = names if isinstance(names, list) else []
+        if names == [_GEMMA] and raw.get("use_bidirectional_attention"):
+            return _gemma(raw, path)
+        if modern := [n for n in names if n in MODERN]:
+            return _modern(modern[0], shaped(raw, _StoredModern, str(path)), path)
+        known = [n for n in names if n in ARCHITECTURES]
         if not known:
             return None
         stored = shaped(raw, _StoredEncoder, str(path))
@@ -141,6 +209,67 @@ class EncoderConfig:
             prefix=ARCHITECTURES[known[0]],
             scale=_scale(stored, path) if known[0].endswith(_SCORING) else None,
         )
+
+
+def _gemma(raw: dict[str, Any], path: Path) -> EncoderConfig:
+    found = read_config({**raw, "architectures": ["Gemma3ForCausalLM"]}, source=str(path))
+    # The stored window is that of both sides together.
+    specs = tuple(
+        replace(spec, window=spec.window // 2 + 1 if spec.window else None)
+        for spec in found.layer_specs
+    )
+    return EncoderConfig(
+        architecture=_GEMMA,
+        vocab_size=found.vocab_size,
+        hidden_size=found.hidden_size,
+        intermediate_size=found.intermediate_size,
+        layers=found.layers,
+        heads=found.heads,
+        position_embeddings=found.max_position_embeddings,
+        first_position=0,
+        longest_text=_longest_text(path.parent / _TEXTS_FILE),
+        token_types=1,
+        norm_eps=found.norm_eps,
+        activation="gelu",
+        prefix="",
+        decoder=replace(found, layer_specs=specs, layout=_BARE, tie_word_embeddings=True),
+    )
+
+
+def _modern(architecture: str, stored: _StoredModern, path: Path) -> EncoderConfig:
+    if stored.hidden_size % (2 * stored.num_attention_heads):
+        raise ModelError(f"{path}: hidden_size does not give heads of an even size")
+    if stored.hidden_activation not in ("gelu", "gelu_new", "relu"):
+        raise ModelError(f"{path}: hidden_activation {stored.hidden_activation!r} is not supported")
+    every, layers = stored.global_attn_every_n_layers, range(stored.num_hidden_layers)
+    kinds = ["sliding_attention" if layer % every else "full_attention" for layer in layers]
+    if stored.layer_types not in (None, kinds):
+        raise ModelError(f"{path}: layer_types other than one of {every} in full are not supported")
+    rotations = stored.rope_parameters
+    return EncoderConfig(
+        architecture=architecture,
+        vocab_size=stored.vocab_size,
+        hidden_size=stored.hidden_size,
+        intermediate_size=stored.intermediate_size,
+        layers=stored.num_hidden_layers,
+        heads=stored.num_attention_heads,
+        position_embeddings=stored.max_position_embeddings,
+        first_position=0,
+        longest_text=_longest_text(path.parent / _TEXTS_FILE),
+        token_types=1,
+        norm_eps=stored.norm_eps,
+        activation=stored.hidden_activation,  # type: ignore[arg-type]
+        prefix=MODERN[architecture],
+        turned=TurnedSpec(
+            rotations.full_attention.rope_theta or stored.global_rope_theta,
+            rotations.sliding_attention.rope_theta or stored.local_rope_theta,
+            stored.local_attention // 2,
+            every,
+            stored.norm_bias,
+            stored.attention_bias,
+            stored.mlp_bias,
+        ),
+    )
 
 
 def _scale(stored: _StoredEncoder, path: Path) -> Scale:

@@ -100,7 +100,7 @@ class MixtureOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.routing = mixture.routing
+        self.routing, self.weighted_inputs = mixture.routing, mixture.weighted_inputs
 
         def mlp(path: str) -> MLP:
             return MLP(config, layer, f"mlp.{path}", quantization, operations)
@@ -119,7 +119,10 @@ class MixtureOfExperts(nn.Module):
         chosen, weights = self.operations.route(
             self.gate.logits(x), correction, **vars(self.routing)
         )
-        out: Tensor = self.experts(x, chosen, weights, residual)
+        read = x
+        if self.weighted_inputs:
+            read, weights = (x * weights).to(x.dtype), torch.ones_like(weights)
+        out: Tensor = self.experts(read, chosen, weights, residual)
         if self.shared_expert is None:
             return out
         scores = None if self.shared_gate is None else self.shared_gate.logits(x)

@@ -10,7 +10,9 @@ from hagane.models.config import ModelConfig
 
 
 class Norm(nn.Module):
-    """Root-mean-square or layer normalisation with a learned scale."""
+    """Root-mean-square or layer normalisation with a scale, which most models learn."""
+
+    weight: Tensor
 
     def __init__(
         self,
@@ -22,7 +24,12 @@ class Norm(nn.Module):
         eps: float | None = None,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
+        # Without one in checkpoints it stays as it is, and is in no state.
+        self.learned = config.norm_weights
+        if self.learned:
+            self.weight = nn.Parameter(torch.ones(features))
+        else:
+            self.register_buffer("weight", torch.ones(features), persistent=False)
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
         self.centered = config.norm == "layer"
         self.eps, self.offset = eps or config.norm_eps, config.norm_offset

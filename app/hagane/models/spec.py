@@ -196,7 +196,7 @@ def layer_norms(config: ModelConfig) -> dict[str, int]:
                    "mlp_output_norm"),
     }[config.norms]  # fmt: skip
     norms = dict.fromkeys(outer, config.hidden_size)
-    if config.qk_norm:
+    if config.qk_norm and config.qk_norm != "unit":
         heads = (config.heads, config.kv_heads) if config.qk_norm == "width" else (1, 1)
         norms["self_attn.q_norm"] = heads[0] * config.head_dim
         norms["self_attn.k_norm"] = heads[1] * config.head_dim
@@ -232,7 +232,11 @@ def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     for layer in range(config.layers):
         norms |= {f"layers.{layer}.{path}": size for path, size in layer_norms(config).items()}
         shapes |= _router_shapes(config, layer)
+    if config.position_embeddings:
+        shapes["model.embed_positions.weight"] = (config.max_position_embeddings, table[1])
     for path, features in norms.items():
+        if not config.norm_weights:
+            continue
         kinds = ("weight", "bias") if config.norm_bias and "self_attn" not in path else ("weight",)
         shapes |= {f"model.{stored_at(config, path)}.{kind}": (features,) for kind in kinds}
     for path, projection in projections(config):

@@ -150,8 +150,6 @@ def _parameters(layer: Any) -> tuple[Tensor | None, Tensor | None]:
     """Matrix [out, in] and bias of a linear layer of transformers; None of any other."""
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
-    if type(layer).__name__ == "Conv1D":  # GPT-2's
-        return layer.weight.t().contiguous(), layer.bias
     return None, None
 
 

@@ -48,9 +48,10 @@ class EmbeddingStyle:
     normalize: bool = True
 
     @classmethod
-    def load(cls, directory: Path, *, default: Pooling) -> EmbeddingStyle:
+    def load(cls, directory: Path, *, default: Pooling, dense: bool = False) -> EmbeddingStyle:
         """That of the model in `directory`; `default` where its files name none.
 
+        With `dense` the model computes linear layers after the pooling, as encoders do.
         Raises ModelError for files that require something unsupported.
         """
         modules = directory / _MODULES
@@ -61,7 +62,7 @@ class EmbeddingStyle:
         except msgspec.DecodeError as error:
             raise ModelError(f"{modules}: {error}") from None
         kinds = {step.type.rsplit(".", 1)[-1]: step.path for step in steps}
-        if "Dense" in kinds:
+        if "Dense" in kinds and not dense:
             raise ModelError(f"{modules}: a dense layer after the pooling is not supported")
         pooling = default
         if (folder := kinds.get("Pooling")) is not None:

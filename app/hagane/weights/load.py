@@ -30,7 +30,7 @@ from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
 from hagane.models.linear import Quantized
-from hagane.models.moe import Correction, Experts, NativeExperts
+from hagane.models.moe import Correction
 from hagane.models.norm import Norm
 from hagane.models.serving_layers import (
     Packed,
@@ -41,16 +41,17 @@ from hagane.models.serving_layers import (
 )
 from hagane.models.sharding import Shard
 from hagane.models.spec import parts_at, stored_at
-from hagane.system.errors import ModelError
 from hagane.system.files import commit, write_text
 from hagane.weights.eight_bits import choose_eight_bits
+from hagane.weights.experts import pack_experts
 from hagane.weights.finite import check_finite, naming
-from hagane.weights.formats.kept import pack_kept
-from hagane.weights.load_progress import LoadProgress, LoadReport
+from hagane.weights.formats.kept import keep_on_device, pack_kept
+from hagane.weights.load_progress import LoadProgress, LoadReport, count_parameters
 from hagane.weights.opening import compare, open_weights
 from hagane.weights.pages import release, trim_heap
 from hagane.weights.sharded import ShardedSource, check_stored
 from hagane.weights.sources.config import load_config
+from hagane.weights.sources.renamed import in_layout
 from hagane.weights.sources.safetensors import WEIGHTS_FILE
 from hagane.weights.sources.source import Rows, WeightSource
 from hagane.weights.stacks import stack_experts
@@ -110,33 +111,21 @@ def load_model(
             check_stored(directory, whole, model)
     loading = ModelLoader(model, directory, source, dtype, device, operations)
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, _Holder)]
-    progress = LoadProgress(sum(_count(module) for _, module in modules))
+    progress = LoadProgress(sum(count_parameters(module) for _, module in modules))
     size = 0
     for name, module in modules:
         size += loading.load(name, module)
-        progress.advance(_count(module))
+        progress.advance(count_parameters(module))
     if loading.dequantized:
         logger.info(
             "%d matrices are dequantized to %s, as no kernel multiplies by their codes: the first "
             "is %s", len(loading.dequantized), dtype, loading.dequantized[0],
         )  # fmt: skip
     if operations is cpu:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, Experts):
-                loading.replace(name, _native_experts(directory, name, module))
+        pack_experts(model, directory)
     model.model.rotaries.to(device)
     trim_heap()
     return model, LoadReport(progress.total, size, time.monotonic() - started, quantization)
-
-
-def _native_experts(directory: Path, name: str, experts: Experts) -> NativeExperts:
-    try:
-        return experts.for_cpu()
-    except ValueError:
-        raise ModelError(
-            f"{directory}: the experts of {name} are stored in formats that kernels do not "
-            "multiply together: use --quantize int8"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -174,6 +163,9 @@ class ModelLoader:
         """Fill `module`, and put what serves it in its place; returns its bytes."""
         if isinstance(module, Int8Embedding):
             module.dtype = self.dtype
+        if isinstance(module, Norm) and not module.learned:
+            ones = torch.ones(module.weight.shape, dtype=self.dtype)
+            return self._place(name, module, {"weight": ones})
         if self.model.config.quantization is not None:
             return self._place(name, module, self._read_stored(name, module))
         if isinstance(module, _Named):
@@ -181,6 +173,8 @@ class ModelLoader:
         bias = getattr(module, "bias", None)
         tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
         parts = self._parts(name, module, "weight")
+        if size := self._keep(name, module, parts, tensors.get("bias")):
+            return size
         packed = self._pack(module, parts, tensors.get("bias"))
         if packed is not None:
             if bias is not None:
@@ -241,6 +235,21 @@ class ModelLoader:
         if kept is None:
             self.dequantized.extend(n for n, rows in named.items() if not isinstance(rows, Tensor))
         return kept
+
+    def _keep(
+        self, name: str, module: _Holder, parts: list[_Part], bias: Tensor | None
+    ) -> int | None:
+        """Serve codes of files with the Triton kernels; None, or the bytes that they take."""
+        device = self.operations not in (None, cpu, reference)
+        if not device or self.dtype != torch.bfloat16 or not isinstance(module, Dense):
+            return None
+        named = {part.name: part.rows for part in parts}
+        placed = None if bias is None else bias.to(device=self.device, dtype=self.dtype)
+        if kept := keep_on_device(self.path, named, placed, self.device):
+            self.replace(name, kept[0])
+            return kept[1]
+        self.dequantized.extend(n for n, rows in named.items() if not isinstance(rows, Tensor))
+        return None
 
     def _serve(
         self, name: str, module: _Holder, parts: list[_Part], packed: cpu.PackedWeight
@@ -347,15 +356,6 @@ def _all_of(matrices: list[Rows], dtypes: tuple[torch.dtype, ...]) -> TypeGuard[
     return all(isinstance(matrix, Tensor) and matrix.dtype in dtypes for matrix in matrices)
 
 
-def _count(module: _Holder) -> int:
-    """Parameters; of a quantized module, those that were there before."""
-    total = sum(p.numel() for p in module.parameters(recurse=False))
-    if isinstance(module, Quantized):
-        codes = next(module.buffers(recurse=False))
-        total += codes.numel() * module.weights_per_code
-    return total
-
-
 def _parts(name: str, module: nn.Module, config: ModelConfig) -> list[tuple[str, int]]:
     """Checkpoint names, with their row counts, of the matrices that make up module `name`."""
     parts = parts_at(config, name.removeprefix(_DECODER))
@@ -387,7 +387,8 @@ def save_model(model: Transformer, directory: Path, *, dtype: torch.dtype) -> No
         n: t.to("cpu", t.dtype if n.endswith("correction_bias") else dtype).contiguous()
         for n, t in checkpoint_tensors(model)
     }
-    write_directory(directory, stack_experts(model.config, tensors), model.config.to_dict())
+    stored = in_layout(model.config, stack_experts(model.config, tensors))
+    write_directory(directory, stored, model.config.to_dict())
 
 
 def write_directory(directory: Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
+
 from hagane.models.config import Quantization
+from hagane.models.linear import Quantized
 
 logger = logging.getLogger(__name__)
 
@@ -49,3 +52,12 @@ class LoadProgress:
             self.total // 10**6,
             left,
         )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters; of a quantized module, those that were there before."""
+    total = sum(p.numel() for p in module.parameters(recurse=False))
+    if isinstance(module, Quantized):
+        codes = next(module.buffers(recurse=False))
+        total += codes.numel() * module.weights_per_code
+    return total

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from hagane.models.config import ModelConfig
+from hagane.models.config import JointKind, ModelConfig
 from hagane.models.spec import checkpoint_shapes, layer_norms, stored_at
 from hagane.system.errors import ModelError
-from hagane.weights.sources.alternating import AlternatingExperts
-from hagane.weights.sources.config import load_config
-from hagane.weights.sources.safetensors import SafetensorsCheckpoint
+from hagane.weights.sources.config import is_gguf, load_config
+from hagane.weights.sources.joint_experts import JointExperts
+from hagane.weights.sources.renamed import RenamedSource
 from hagane.weights.sources.source import Rows, WeightSource, open_source
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,12 @@ def open_weights(path: Path) -> tuple[ModelConfig, WeightSource]:
             "not trained, converted or exported"
         )
     source = open_source(path, config.stored)
-    if isinstance(source, SafetensorsCheckpoint) and _alternating(config):
-        source = AlternatingExperts(source)
+    # Hagane's own directories have the model's own names.
+    if not is_gguf(path) and config.quantization is None:
+        if config.layout is not None:
+            source = RenamedSource(source, config)
+        if joint := _joint_experts(config):
+            source = JointExperts(source, path, joint)
     _check_layers(path, config, source)
     if config.tie_word_embeddings and source.shape(_HEAD) is not None:
         if source.shape(_EMBEDDING) is None:
@@ -98,10 +102,10 @@ def compare(
         raise ModelError(f"{path}: tensor {others[0]} is unexpected{_count(others)}")
 
 
-def _alternating(config: ModelConfig) -> bool:
-    """Whether experts are stored as in gpt-oss; in Hagane's own directories none are."""
+def _joint_experts(config: ModelConfig) -> JointKind | None:
+    """How gate and up projection of all experts lie in one tensor; None where they do not."""
     mixtures = (spec.experts for spec in config.layer_specs)
-    return config.quantization is None and any(m and m.names.alternating for m in mixtures)
+    return next((m.names.joint for m in mixtures if m and m.names.joint), None)
 
 
 def _count(names: list[str]) -> str:
@@ -112,6 +116,10 @@ def _check_layers(path: Path, config: ModelConfig, source: WeightSource) -> None
     """Before the tensors are named one by one: a count is clearer than the first of many names."""
     norm = next(iter(layer_norms(config)))
     stored_name = norm if config.quantization is not None else stored_at(config, norm)
+    if not config.norm_weights:
+        if config.quantization is not None:
+            return
+        stored_name = "self_attn.o_proj"
 
     def has(layer: int) -> bool:
         return source.shape(f"model.layers.{layer}.{stored_name}.weight") is not None

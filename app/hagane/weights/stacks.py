@@ -11,8 +11,9 @@ from hagane.models.config import ExpertsSpec, ModelConfig
 def stack_experts(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` as checkpoints have them, where these have one tensor for all experts."""
     for layer, spec in enumerate(config.layer_specs):
-        if spec.experts is not None and spec.experts.names.alternating:
-            _alternate(f"model.layers.{layer}.mlp.experts", spec.experts, tensors)
+        if spec.experts is not None and spec.experts.names.joint:
+            owner = spec.experts.names.experts[0].partition(".{}")[0]
+            _join(f"model.layers.{layer}.{owner}", spec.experts, tensors)
         if spec.experts is None or not spec.experts.names.stacked:
             continue
         for name in dict.fromkeys(spec.experts.names.experts):
@@ -22,15 +23,19 @@ def stack_experts(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, 
     return tensors
 
 
-def _alternate(owner: str, experts: ExpertsSpec, tensors: dict[str, Tensor]) -> None:
-    """Put the numbered matrices and biases below `owner` together as gpt-oss has them."""
+def _join(owner: str, experts: ExpertsSpec, tensors: dict[str, Tensor]) -> None:
+    """Put the numbered matrices and biases below `owner` together as checkpoints have them."""
 
     def stack(part: str, kind: str) -> Tensor:
         names = (f"{owner}.{number}.{part}_proj.{kind}" for number in range(experts.count))
         return torch.stack([tensors.pop(name) for name in names])
 
-    for kind, end in (("weight", ""), ("bias", "_bias")):
-        both = torch.stack((stack("gate", kind), stack("up", kind)), dim=2).flatten(1, 2)
+    for kind, end in (("weight", ""), ("bias", "_bias"))[: 2 if experts.bias else 1]:
+        gate, up = stack("gate", kind), stack("up", kind)
+        if experts.names.joint == "alternating":
+            both = torch.stack((gate, up), dim=2).flatten(1, 2)
+        else:
+            both = torch.cat((gate, up), dim=1)
         down = stack("down", kind)
         if kind == "weight":
             both, down = both.transpose(1, 2).contiguous(), down.transpose(1, 2).contiguous()

@@ -13,21 +13,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hagane.models.config import CONFIG_FILE, ModelConfig
 from hagane.models.families import (
     deepseek,
     exaone,
     gemma,
     glm,
+    gpt,
     gpt_oss,
     granite,
     llama,
+    llama4,
     mixtral,
+    multimodal,
     olmo,
     others,
     others_moe,
     phi,
     qwen_moe,
+    renamed,
     smollm,
     stablelm,
     starcoder,
@@ -46,7 +52,7 @@ class Family:
 
     models: str
     model_type: str
-    keys: type[Keys]
+    keys: type[msgspec.Struct]
     declare: Callable[[Found[Any]], ModelConfig]
 
 
@@ -60,6 +66,18 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family("Gemma 2", "gemma2", gemma.Gemma2Keys, gemma.gemma2),
     "Gemma3ForCausalLM": Family("Gemma 3 text", "gemma3_text", gemma.Gemma3Keys, gemma.gemma3),
     "Phi3ForCausalLM": Family("Phi-3, 3.5, 4", "phi3", phi.Phi3Keys, phi.phi3),
+    "InternLM2ForCausalLM": Family("InternLM 2", "llama", renamed.InternKeys, renamed.internlm2),
+    "InternLM3ForCausalLM": Family("InternLM 3", "llama", renamed.InternKeys, renamed.internlm3),
+    "BaichuanForCausalLM": Family(
+        "Baichuan 2 7B", "llama", renamed.BaichuanKeys, renamed.baichuan2
+    ),
+    "ExaoneForCausalLM": Family("EXAONE 3, 3.5", "llama", renamed.ExaoneKeys, renamed.exaone),
+    "HunYuanDenseV1ForCausalLM": Family(
+        "Hunyuan (dense)", "hunyuan_v1_dense", Keys, others.hunyuan
+    ),
+    "GPT2LMHeadModel": Family("GPT-2", "gpt2", gpt.Gpt2Keys, gpt.gpt2),
+    "GPTNeoXForCausalLM": Family("GPT-NeoX, Pythia", "gpt_neox", gpt.NeoxKeys, gpt.gpt_neox),
+    "OlmoForCausalLM": Family("OLMo 1", "olmo", olmo.Olmo1Keys, olmo.olmo1),
     "Olmo2ForCausalLM": Family("OLMo 2", "olmo2", olmo.OlmoKeys, olmo.olmo2),
     "Olmo3ForCausalLM": Family("OLMo 3", "olmo3", olmo.Olmo3Keys, olmo.olmo3),
     "GraniteForCausalLM": Family("Granite 3", "granite", granite.GraniteKeys, granite.granite),
@@ -82,6 +100,19 @@ FAMILIES: Mapping[str, Family] = {
     "SeedOssForCausalLM": Family("Seed-OSS", "seed_oss", others.SeedKeys, others.seed_oss),
     "Ernie4_5ForCausalLM": Family("ERNIE 4.5", "ernie4_5", others.ErnieKeys, others.ernie),
     "HeliumForCausalLM": Family("Helium", "helium", Keys, others.helium),
+    "Llama4ForCausalLM": Family("Llama 4 text", "llama4_text", llama4.Llama4Keys, llama4.llama4),
+    "Gemma3ForConditionalGeneration": Family(
+        "Gemma 3, its text model", "gemma3_text", multimodal.TextKeys, multimodal.gemma3_text
+    ),
+    "Llama4ForConditionalGeneration": Family(
+        "Llama 4, its text model", "llama4_text", multimodal.TextKeys, multimodal.llama4_text
+    ),
+    "Mistral3ForConditionalGeneration": Family(
+        "Mistral Small 3.1, its text model",
+        "mistral",
+        multimodal.TextKeys,
+        multimodal.mistral3_text,
+    ),
     "MixtralForCausalLM": Family("Mixtral", "mixtral", mixtral.MixtralKeys, mixtral.mixtral),
     "PhimoeForCausalLM": Family("Phi-3.5-MoE", "phimoe", phi.PhimoeKeys, phi.phimoe),
     "DeepseekV2ForCausalLM": Family(

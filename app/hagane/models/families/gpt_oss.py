@@ -10,7 +10,7 @@ from hagane.models.families.keys import Epsilon, Found, Keys, Size
 from hagane.models.families.llama import base
 from hagane.models.families.mixture import Experts, mixed
 
-_NAMES = ExpertNames(router="mlp.router", alternating=True)
+_NAMES = ExpertNames(router="mlp.router", joint="alternating")
 _YARN: dict[str, Any] = {
     "rope_type": "yarn",
     "factor": 32.0,

@@ -1,6 +1,7 @@
-"""OLMo 2 and 3 (Ai2, 2024 and 2025, arXiv:2501.00656): norms of what blocks add, not of inputs.
+"""OLMo 1 (Ai2, 2024, arXiv:2402.00838): LayerNorm without weights, bounds of queries to values.
 
-Queries and keys are normalised over all heads. OLMo 3 has a window in three of four layers.
+OLMo 2 and 3 (2024 and 2025, arXiv:2501.00656) normalise what blocks add, not inputs. Queries
+and keys are normalised over all heads. OLMo 3 has a window in three of four layers.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hagane.models.config import ModelConfig
-from hagane.models.families.keys import Epsilon, Found, Keys, Size
+from hagane.models.families.keys import Epsilon, Found, Keys, Positive, Size
 from hagane.models.families.llama import base
 
 NAMES_AFTER = {
@@ -23,6 +24,23 @@ class OlmoKeys(Keys, frozen=True):
 
 class Olmo3Keys(OlmoKeys, frozen=True):
     sliding_window: Size | None = 4096
+
+
+class Olmo1Keys(Keys, frozen=True):
+    clip_qkv: Positive | None = None
+
+
+def olmo1(found: Found[Olmo1Keys]) -> ModelConfig:
+    biased = bool(found.keys.attention_bias)
+    return replace(
+        base(found),
+        norm="layer",
+        norm_eps=1e-5,
+        norm_weights=False,
+        qkv_clip=found.keys.clip_qkv or 0.0,
+        qkv_bias=biased,
+        output_bias=biased,
+    )
 
 
 def olmo2(found: Found[OlmoKeys]) -> ModelConfig:

@@ -53,3 +53,24 @@ def helium(found: Found[Keys]) -> ModelConfig:
     rope = replace(found.rope(theta=100000.0), interleaved=True)
     specs = tuple(replace(spec, rope=rope) for spec in config.layer_specs)
     return replace(config, rope=rope, layer_specs=specs)
+
+
+def hunyuan(found: Found[Keys]) -> ModelConfig:
+    """Hunyuan dense (Tencent, 2025): queries and keys are normalised once they are turned."""
+    keys, raw = found.keys, found.raw
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling")
+    if isinstance(scaling, dict) and isinstance(alpha := scaling.get("alpha"), int | float):
+        # "dynamic" in files; a given alpha makes the base a constant.
+        theta = scaling.get("rope_theta", raw.get("rope_theta", 10000.0))
+        stretched = theta * alpha ** (found.head_dim / (found.head_dim - 2))
+        raw = {**raw, "rope_scaling": None, "rope_parameters": None, "rope_theta": stretched}
+    biased = bool(keys.attention_bias)
+    return replace(
+        base(replace(found, raw=raw)),
+        qk_norm="turned",
+        qkv_bias=biased,
+        output_bias=biased,
+        mlp_bias=bool(keys.mlp_bias),
+        names={"q_norm": "query_layernorm", "k_norm": "key_layernorm"},
+        raw=found.raw,
+    )

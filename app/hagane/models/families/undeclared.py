@@ -34,6 +34,12 @@ _KEPT = ("vocab_size", "head_dim", "bos_token_id", "eos_token_id", "dtype", "tor
          "sliding_window", "layer_types", "architectures", "model_type",
          "quantization_config")  # fmt: skip
 _ATTENTION = {"full_attention", "sliding_attention"}
+# Keys of models that keep states, and what these are of; files may not list their layers.
+_STATES = {
+    "linear_conv_kernel_dim": "linear attention",
+    "conv_L_cache": "short convolutions",
+    "mamba_d_conv": "state spaces",
+}
 # Rotations by factors that depend on the longest sequence of the batch.
 _CHANGING = {"longrope", "su", "dynamic"}
 
@@ -62,6 +68,8 @@ def undeclared(raw: Mapping[str, Any], name: object, source: str, known: str) ->
     if others or raw.get("is_encoder_decoder"):
         what = f"layers of {', '.join(others)}" if others else "an encoder"
         raise ModelError(f"{refused}. It has {what}, for which there is no cache here")
+    if states := [what for key, what in _STATES.items() if raw.get(key) is not None]:
+        raise ModelError(f"{refused}. It has states of {states[0]}, for which there is no cache")
     if changing := _rotations(raw) & _CHANGING:
         raise ModelError(
             f"{refused}. Its rotation ({min(changing)}) changes with what else is in the batch"

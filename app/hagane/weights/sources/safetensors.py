@@ -17,7 +17,8 @@ from hagane.system.shapes import shaped
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # Buffers that old exporters wrote and every reader recomputes.
-_RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+_RECOMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias", "attention.masked_bias",
+               "attention.bias")  # fmt: skip
 _NUMBERED = re.compile(r"(.+)\.(\d{1,6})\.(weight|bias)")
 
 # Bytes: a hundred times the index of the largest open models.

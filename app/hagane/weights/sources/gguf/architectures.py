@@ -7,20 +7,20 @@ A model asks for tensors by their Hugging Face names and is configured by a Hugg
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from hagane.weights.sources.gguf import keys, mixtures
 from hagane.weights.sources.gguf.eos import end_token_ids
 from hagane.weights.sources.gguf.file import GGUFModel
 from hagane.weights.sources.gguf.metadata import Metadata
+from hagane.weights.sources.gguf.rope import rope
 
 _OUTER = {
     "model.embed_tokens": "token_embd",
+    "model.embed_positions": "position_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
 }
@@ -50,6 +50,10 @@ _LAYER = {
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.router": "ffn_gate_inp",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "block_sparse_moe.gate": "ffn_gate_inp",
     "block_sparse_moe.experts.w1": "ffn_gate_exps",
     "block_sparse_moe.experts.w3": "ffn_up_exps",
@@ -65,6 +69,44 @@ _GLM_NORMS = {
     "post_self_attn_layernorm": "post_attention_norm",
     "post_mlp_layernorm": "post_ffw_norm",
 }
+_AFTER_ATTENTION = {"post_attention_layernorm": "post_attention_norm"}
+_LLAMA4 = {
+    f"feed_forward.{theirs}": _LAYER[f"mlp.{ours}"]
+    for theirs, ours in {
+        "router": "gate",
+        **{f"{part}_proj": f"{part}_proj" for part in ("gate", "up", "down")},
+        **{f"experts.{part}_proj": f"experts.{part}_proj" for part in ("gate", "up", "down")},
+        **{f"shared_expert.{p}_proj": f"shared_expert.{p}_proj" for p in ("gate", "up", "down")},
+    }.items()
+}
+_LATENT = {
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_b_proj": "attn_kv_b",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+}
+_HUNYUAN = {
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+}
+# What Granite has as one matrix, or under a name without a number's place.
+_GRANITE = {
+    "block_sparse_moe.router.layer": ("mlp.gate",),
+    "block_sparse_moe.input_linear": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+    "block_sparse_moe.output_linear": ("mlp.experts.{}.down_proj",),
+    "shared_mlp.input_linear": ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+    "shared_mlp.output_linear": ("mlp.shared_expert.down_proj",),
+}
+# Whole names within a layer.
+_PLAIN = {
+    "self_attn.sinks": "attn_sinks.weight",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
+}
+_PLAIN_IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_NUMBERED = re.compile(r"(model\.layers\.\d+)\.(.+?)(?:\.(\d{1,6}))?\.weight")
 _EXPERT = re.compile(r"(model\.layers\.\d+\.\w+\.experts\.)(\d{1,6})\.(.+)")
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 # Tensors that only repeat the configuration.
@@ -87,10 +129,11 @@ def _nothing(_: Metadata) -> dict[str, Any]:
 class Architecture:
     """How one of GGUF's architectures reads as one of Hugging Face's.
 
-    `permuted`: rows of query and key are stored with the two halves of each head interleaved.
-    `norm_offset`: what norms' stored weights have been raised by. `writable`: whether `writer`
-    knows all that the file must say. `mixture` is the one of Hugging Face's that a file with
-    experts reads as, where others have none.
+    `pieces` are the matrices that files have for one of Hugging Face's, within a layer; `{}` is an
+    expert's number. `permuted`: rows of query and key are stored with the two halves of each head
+    interleaved. `norm_offset`: what norms' stored weights have been raised by. `writable`: whether
+    `writer` knows all that the file must say. `mixture` is the one of Hugging Face's that a file
+    with experts reads as, where others have none.
     """
 
     name: str
@@ -99,10 +142,14 @@ class Architecture:
     norm_offset: float = 0.0
     writable: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    pieces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config: Callable[[Metadata], dict[str, Any]] = _nothing
 
     def tensor_name(self, name: str) -> str:
         """GGUF's name of the tensor that Hugging Face calls `name`."""
+        plain = _PLAIN_IN_LAYER.fullmatch(name)
+        if plain is not None and plain[2] in _PLAIN:
+            return f"blk.{plain[1]}.{_PLAIN[plain[2]]}"
         match = _IN_LAYER.fullmatch(name)
         if match is None:
             stem, _, kind = name.rpartition(".")
@@ -110,120 +157,12 @@ class Architecture:
         layer, part, kind = match.groups()
         return f"blk.{layer}.{self.names.get(part) or _LAYER.get(part, part)}.{kind}"
 
-
-def _llama(metadata: Metadata) -> dict[str, Any]:
-    return {
-        "attention_bias": metadata.has("blk.0.attn_q.bias"),
-        "mlp_bias": metadata.has("blk.0.ffn_down.bias"),
-    }
-
-
-def _gemma(metadata: Metadata) -> dict[str, Any]:
-    return {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
-
-
-def _gemma2(metadata: Metadata) -> dict[str, Any]:
-    layers = metadata.layers()
-    # Only the 27B model scales queries by something else than a head's size.
-    scalar = 144 if layers == 46 else metadata.integer("attention.key_length")
-    return {
-        **_gemma(metadata),
-        "sliding_window": metadata.integer("attention.sliding_window", 4096),
-        "query_pre_attn_scalar": scalar,
-        "attn_logit_softcapping": metadata.number("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": metadata.number("final_logit_softcapping", 30.0),
-    }
-
-
-def _gemma3(metadata: Metadata) -> dict[str, Any]:
-    layers = metadata.layers()
-    # Five layers with a window, then one without.
-    kinds = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
-    return {
-        **_gemma(metadata),
-        "model_type": "gemma3_text",
-        "sliding_window": metadata.integer("attention.sliding_window"),
-        "layer_types": kinds,
-        # Only the 27B model scales queries by something else than a head's size.
-        "query_pre_attn_scalar": 168 if layers == 62 else metadata.integer("attention.key_length"),
-        "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10000.0),
-        "rope_theta": metadata.number("rope.freq_base", 1e6),
-    }
-
-
-def _phi3(metadata: Metadata) -> dict[str, Any]:
-    window = metadata.get("attention.sliding_window")
-    # 0 or the context's length is none.
-    context = metadata.integer("context_length")
-    return {"sliding_window": window if window and window < context else None}
-
-
-def _granite(metadata: Metadata) -> dict[str, Any]:
-    return {
-        **_llama(metadata),
-        "embedding_multiplier": metadata.number("embedding_scale", 1.0),
-        "attention_multiplier": metadata.number("attention.scale", 1.0),
-        "residual_multiplier": metadata.number("residual_scale", 1.0),
-        "logits_scaling": metadata.number("logit_scale", 1.0),
-    }
-
-
-def _glm4(metadata: Metadata) -> dict[str, Any]:
-    return {"attention_bias": metadata.has("blk.0.attn_q.bias")}
-
-
-def _starcoder2(metadata: Metadata) -> dict[str, Any]:
-    return {
-        "hidden_act": "gelu_pytorch_tanh",
-        "norm_epsilon": metadata.number("attention.layer_norm_epsilon"),
-        "use_bias": metadata.has("blk.0.attn_q.bias"),
-    }
-
-
-def _stablelm(metadata: Metadata) -> dict[str, Any]:
-    return {
-        "layer_norm_eps": metadata.number("attention.layer_norm_epsilon"),
-        "use_qkv_bias": metadata.has("blk.0.attn_q.bias"),
-        "qk_layernorm": metadata.has("blk.0.attn_q_norm.weight"),
-        "use_parallel_residual": not metadata.has("blk.0.ffn_norm.weight"),
-    }
-
-
-def _seed(metadata: Metadata) -> dict[str, Any]:
-    return {
-        "attention_bias": metadata.has("blk.0.attn_q.bias"),
-        "attention_out_bias": metadata.has("blk.0.attn_output.bias"),
-    }
-
-
-def _ernie(metadata: Metadata) -> dict[str, Any]:
-    return {"use_bias": metadata.has("blk.0.attn_q.bias")}
-
-
-def _experts(metadata: Metadata) -> dict[str, Any]:
-    """The keys of a mixture, under the names that families have for them."""
-    count = metadata.integer("expert_count")
-    inner = metadata.integer("expert_feed_forward_length", metadata.integer("feed_forward_length"))
-    return {
-        "num_experts": count,
-        "num_local_experts": count,
-        "num_experts_per_tok": metadata.integer("expert_used_count"),
-        "moe_intermediate_size": inner,
-        "norm_topk_prob": False,
-    }
-
-
-def _mixtral(metadata: Metadata) -> dict[str, Any]:
-    return _llama(metadata) if metadata.get("expert_count") is None else _experts(metadata)
-
-
-def _qwen2_moe(metadata: Metadata) -> dict[str, Any]:
-    shared = metadata.rows("blk.0.ffn_up_shexp.weight")
-    return {**_experts(metadata), "shared_expert_intermediate_size": shared}
-
-
-def _qwen3_moe(metadata: Metadata) -> dict[str, Any]:
-    return {**_experts(metadata), "norm_topk_prob": True}
+    def pieces_of(self, name: str) -> list[str]:
+        """Names, as Hugging Face would have them, of what the file has for the tensor `name`."""
+        match = _NUMBERED.fullmatch(name) if self.pieces else None
+        if match is None or match[2] not in self.pieces:
+            return [name]
+        return [f"{match[1]}.{piece.format(match[3])}.weight" for piece in self.pieces[match[2]]]
 
 
 ARCHITECTURES = {
@@ -232,33 +171,50 @@ ARCHITECTURES = {
         permuted=True,
         mixture="MixtralForCausalLM",
         writable=True,
-        config=_mixtral,
+        config=keys.mixtral,
     ),
-    "qwen2moe": Architecture("Qwen2MoeForCausalLM", config=_qwen2_moe),
-    "qwen3moe": Architecture("Qwen3MoeForCausalLM", config=_qwen3_moe),
-    "olmoe": Architecture("OlmoeForCausalLM", config=_experts),
+    "qwen2moe": Architecture("Qwen2MoeForCausalLM", config=mixtures.qwen2_moe),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", config=mixtures.qwen3_moe),
+    "olmoe": Architecture("OlmoeForCausalLM", config=mixtures.experts),
     "qwen2": Architecture("Qwen2ForCausalLM", writable=True),
     "qwen3": Architecture("Qwen3ForCausalLM", writable=True),
-    "gemma": Architecture("GemmaForCausalLM", norm_offset=1.0, config=_gemma),
+    "gemma": Architecture("GemmaForCausalLM", norm_offset=1.0, config=keys.gemma),
     "gemma2": Architecture(
-        "Gemma2ForCausalLM", norm_offset=1.0, names=_OUTPUT_NORMS, config=_gemma2
+        "Gemma2ForCausalLM", norm_offset=1.0, names=_OUTPUT_NORMS, config=keys.gemma2
     ),
     "gemma3": Architecture(
-        "Gemma3ForCausalLM", norm_offset=1.0, names=_OUTPUT_NORMS, config=_gemma3
+        "Gemma3ForCausalLM", norm_offset=1.0, names=_OUTPUT_NORMS, config=keys.gemma3
     ),
-    "phi3": Architecture("Phi3ForCausalLM", config=_phi3),
-    "olmo2": Architecture("Olmo2ForCausalLM", names=_OUTPUT_NORMS),
-    "granite": Architecture("GraniteForCausalLM", permuted=True, config=_granite),
-    "smollm3": Architecture("SmolLM3ForCausalLM", permuted=True, config=_llama),
-    "glm4": Architecture("Glm4ForCausalLM", names=_GLM_NORMS, config=_glm4),
-    "starcoder2": Architecture("Starcoder2ForCausalLM", config=_starcoder2),
-    "stablelm": Architecture("StableLmForCausalLM", config=_stablelm),
+    "phi3": Architecture("Phi3ForCausalLM", config=keys.phi3),
+    "olmo": Architecture("OlmoForCausalLM", permuted=True, config=keys.olmo),
+    "olmo2": Architecture("Olmo2ForCausalLM", names=_OUTPUT_NORMS, config=keys.olmo2),
+    "exaone": Architecture("LlamaForCausalLM", config=keys.llama),
+    "exaone4": Architecture("Exaone4ForCausalLM", names=_OUTPUT_NORMS, config=keys.exaone4),
+    "internlm2": Architecture("LlamaForCausalLM", permuted=True, config=keys.llama),
+    "baichuan": Architecture("LlamaForCausalLM", permuted=True),
+    "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM", names=_HUNYUAN, config=keys.llama),
+    "gpt2": Architecture("GPT2LMHeadModel", config=keys.gpt2),
+    "gptneox": Architecture("GPTNeoXForCausalLM", config=keys.neox),
+    "llama4": Architecture("Llama4ForCausalLM", names=_LLAMA4, config=mixtures.llama4),
+    "deepseek2": Architecture("DeepseekV2ForCausalLM", names=_LATENT, config=mixtures.deepseek2),
+    "gpt-oss": Architecture("GptOssForCausalLM", names=_AFTER_ATTENTION, config=mixtures.gpt_oss),
+    "phimoe": Architecture("PhimoeForCausalLM", config=mixtures.phimoe),
+    "granitemoe": Architecture(
+        "GraniteMoeForCausalLM", permuted=True, pieces=_GRANITE, config=keys.granite_moe
+    ),
+    "glm4moe": Architecture("Glm4MoeForCausalLM", names=_AFTER_ATTENTION, config=mixtures.glm4_moe),
+    "ernie4_5-moe": Architecture("Ernie4_5_MoeForCausalLM", config=mixtures.ernie_moe),
+    "granite": Architecture("GraniteForCausalLM", permuted=True, config=keys.granite),
+    "smollm3": Architecture("SmolLM3ForCausalLM", permuted=True, config=keys.llama),
+    "glm4": Architecture("Glm4ForCausalLM", names=_GLM_NORMS, config=keys.glm4),
+    "starcoder2": Architecture("Starcoder2ForCausalLM", config=keys.starcoder2),
+    "stablelm": Architecture("StableLmForCausalLM", config=keys.stablelm),
     "seed_oss": Architecture(
         "SeedOssForCausalLM",
-        names={"post_attention_layernorm": "post_attention_norm"},
-        config=_seed,
+        names=_AFTER_ATTENTION,
+        config=keys.seed,
     ),
-    "ernie4_5": Architecture("Ernie4_5ForCausalLM", config=_ernie),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM", config=keys.ernie),
 }
 
 
@@ -295,65 +251,6 @@ def huggingface_config(model: GGUFModel) -> dict[str, Any]:
         "torch_dtype": "float32" if floats else "bfloat16",
         "bos_token_id": model.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": end_token_ids(model.metadata),
-        **_rope(metadata, head_dim),
+        **rope(metadata, head_dim),
         **found.config(metadata),
-    }
-
-
-def _rope(metadata: Metadata, head_dim: int) -> dict[str, Any]:
-    turned = metadata.integer("rope.dimension_count", head_dim)
-    theta = metadata.number("rope.freq_base", 10000.0)
-    plain = {"rope_theta": theta, "partial_rotary_factor": turned / head_dim}
-    if metadata.has("rope_freqs.weight"):
-        return plain | {"rope_scaling": _llama3_scaling(metadata, turned, theta)}
-    if metadata.has("rope_factors_long.weight"):
-        return plain | {"rope_scaling": _longrope_scaling(metadata, turned)}
-    kind = metadata.get("rope.scaling.type") or "none"
-    if kind == "none":
-        return plain
-    if kind not in ("linear", "yarn"):
-        raise metadata.file.error(f"has the rope.scaling.type {kind!r}; read are linear and yarn")
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
-    if kind == "yarn":
-        scaling["original_max_position_embeddings"] = metadata.integer(
-            "rope.scaling.original_context_length"
-        )
-        if metadata.get("rope.scaling.attn_factor") is not None:
-            scaling["attention_factor"] = metadata.number("rope.scaling.attn_factor")
-    return plain | {"rope_scaling": scaling}
-
-
-def _longrope_scaling(metadata: Metadata, turned: int) -> dict[str, Any]:
-    """Phi-3's scaling, whose divisors of short and long contexts are tensors."""
-    scaling: dict[str, Any] = {
-        "rope_type": "longrope",
-        "short_factor": metadata.floats("rope_factors_short.weight", turned // 2),
-        "long_factor": metadata.floats("rope_factors_long.weight", turned // 2),
-        "original_max_position_embeddings": metadata.integer(
-            "rope.scaling.original_context_length"
-        ),
-    }
-    if metadata.get("rope.scaling.attn_factor") is not None:
-        scaling["attention_factor"] = metadata.number("rope.scaling.attn_factor")
-    return scaling
-
-
-def _llama3_scaling(metadata: Metadata, head_dim: int, theta: float) -> dict[str, Any]:
-    """Llama 3's scaling, which GGUF stores as the divisor of each frequency.
-
-    All of these models have the same bounds; the divisors are computed again to be sure.
-    """
-    file = metadata.file
-    stored = np.array(metadata.floats("rope_freqs.weight", head_dim // 2))
-    factor, low, high, context = float(stored[-1]), 1.0, 4.0, 8192
-    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = ((context / wavelength - low) / (high - low)).clip(0, 1)
-    if not factor > 0 or not np.allclose(stored, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
-        raise file.error("has rope_freqs.weight that are not Llama 3's: they are not supported")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": context,
     }

@@ -62,8 +62,12 @@ class Metadata:
     def head_dim(self, hidden: int, heads: int, kv_heads: int) -> int:
         """Features of a head, as many as the rows of the first query matrix are for."""
         size = self.integer("attention.key_length", max(1, hidden // heads))
+        # Of latent attention the other key counts what is cached.
+        size = self.integer("attention.key_length_mla", size)
         fused = self.has("blk.0.attn_qkv.weight")
         tensor, count = "blk.0.attn_q.weight", heads
+        if self.has("blk.0.attn_q_b.weight"):
+            tensor = "blk.0.attn_q_b.weight"
         if fused:
             tensor, count = "blk.0.attn_qkv.weight", heads + 2 * kv_heads
         rows = self.rows(tensor)
@@ -88,6 +92,20 @@ class Metadata:
             raise file.error(f"has {tensor} of shape {list(info.shape)} in {info.type.name}")
         values: list[float] = np.frombuffer(file.data, "<f4", count, info.start).tolist()
         return values
+
+    def longrope(self, turned: int) -> dict[str, Any]:
+        """Phi-3's scaling, whose divisors of short and long contexts are tensors."""
+        scaling: dict[str, Any] = {
+            "rope_type": "longrope",
+            "short_factor": self.floats("rope_factors_short.weight", turned // 2),
+            "long_factor": self.floats("rope_factors_long.weight", turned // 2),
+            "original_max_position_embeddings": self.integer(
+                "rope.scaling.original_context_length"
+            ),
+        }
+        if self.get("rope.scaling.attn_factor") is not None:
+            scaling["attention_factor"] = self.number("rope.scaling.attn_factor")
+        return scaling
 
     def has(self, tensor: str) -> bool:
         return tensor in self.model.tensors

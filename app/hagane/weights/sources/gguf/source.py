@@ -21,6 +21,7 @@ from hagane.weights.sources.gguf.architectures import (
     without_number,
 )
 from hagane.weights.sources.gguf.file import GGUFFile, GGUFModel, TensorInfo
+from hagane.weights.sources.gguf.parts import expanded, floats, joined, rows_of
 from hagane.weights.sources.gguf.quantized_blocks import DECODERS, FLOATS, FORMS
 from hagane.weights.sources.grouped_rows import GroupedRows, Groups
 
@@ -29,6 +30,9 @@ _ONE_THREADS_ELEMENTS = 1 << 15
 _PERMUTED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
 # Stored as a vector.
 _ROW = "ffn_gate_inp_shexp.weight"
+_CORRECTION = "moe_statics.e_score_correction_bias"
+# A tensor, or a part of one, and the file that has it.
+Place = tuple[GGUFFile, TensorInfo]
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ class GGUFRows(GroupedRows):
 
 
 def _part(info: TensorInfo, number: int) -> TensorInfo | None:
-    """One matrix of a tensor [experts, rows, columns]."""
-    if len(info.shape) != 3 or number >= info.shape[0]:
+    """One matrix of a tensor [experts, rows, columns], or one bias of [experts, rows]."""
+    if len(info.shape) < 2 or number >= info.shape[0]:
         return None
     size = info.size // info.shape[0]
     return replace(info, shape=info.shape[1:], start=info.start + number * size, size=size)
@@ -112,34 +116,86 @@ class GGUFSource:
         self._config = read_config(huggingface_config(self._model), source=str(path))
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        found = self._find(name)
-        return None if found is None else found[1].shape
+        if halves := self._halves(name):
+            keys, values = (info.shape for _, info in halves)
+            known = len(keys) == len(values) == 3 and keys[0] == values[0] and keys[1] == values[2]
+            return (keys[0] * (keys[2] + values[1]), keys[1]) if known else None
+        found = [self._find(piece) for piece in self._architecture.pieces_of(name)]
+        infos = [info for _, info in filter(None, found)]
+        if len(infos) < len(found):
+            return None
+        return (sum(info.shape[0] for info in infos), *infos[0].shape[1:])
 
     def others(self, names: Collection[str]) -> list[str]:
-        tensor_name = self._architecture.tensor_name
-        known = {tensor_name(without_number(name)[0]) for name in names} | CONFIGURATION_TENSORS
-        return sorted(set(self._model.tensors) - known)
+        tensor_name, pieces_of = self._architecture.tensor_name, self._architecture.pieces_of
+        known = {tensor_name(without_number(p)[0]) for name in names for p in pieces_of(name)}
+        joint = {name for name in map(self._joint_name, known) if name}
+        halves = {info.name for name in names for _, info in self._halves(name) or ()}
+        left = set(self._model.tensors) - known - joint - halves - CONFIGURATION_TENSORS
+        # Of the layer that guesses a further token.
+        last = f"blk.{self._config.layers}." if self._config.unused else "\n"
+        return sorted(name for name in left if not name.startswith(last))
 
-    def _find(self, name: str) -> tuple[GGUFFile, TensorInfo] | None:
-        """Where `name` lies: a tensor, or an expert's part of one of all experts."""
-        whole, number = without_number(name)
-        found = self._model.tensors.get(self._architecture.tensor_name(whole))
+    def _halves(self, name: str) -> tuple[Place, Place] | None:
+        """Where what makes keys and values of a latent vector lies, if they are apart."""
+        stored = self._architecture.tensor_name(name)
+        if not stored.endswith("attn_kv_b.weight") or stored in self._model.tensors:
+            return None
+        found = [
+            self._model.tensors.get(stored.replace("attn_kv_b", part))
+            for part in ("attn_k_b", "attn_v_b")
+        ]
+        return None if None in found else (found[0], found[1])  # type: ignore[return-value]
+
+    def _joint_name(self, stored: str) -> str | None:
+        """The tensor that has a query, key or value of the file's own beside the others."""
+        layer, _, part = stored.rpartition("attn_")
+        if part.partition(".")[0] not in ("q", "k", "v") or stored in self._model.tensors:
+            return None
+        return f"{layer}attn_qkv.{part.partition('.')[2]}"
+
+    def _of_joint(self, stored: str) -> Place | None:
+        """The rows of queries, keys or values in the tensor that has all of them."""
+        found = self._model.tensors.get(self._joint_name(stored) or "")
         if found is None:
             return None
+        config = self._config
+        number = "qkv".index(stored.rpartition("attn_")[2][0])
+        counts = (config.heads, config.kv_heads, config.kv_heads)
+        first = sum(counts[:number]) * config.head_dim
+        info = rows_of(found[1], first, first + counts[number] * config.head_dim)
+        return None if info is None else (found[0], info)
+
+    def _find(self, name: str) -> Place | None:
+        """Where `name` lies: a tensor, or a part of one of all experts or of all heads."""
+        whole, number = without_number(name)
+        stored = self._architecture.tensor_name(whole)
+        found = self._model.tensors.get(stored)
+        if found is None:
+            return self._of_joint(stored)
         file, info = found
         if number is not None:
             part = _part(info, number)
             return None if part is None else (file, part)
-        if info.name.endswith(_ROW) and len(info.shape) == 1:
+        if len(info.shape) == 1 and (info.name.endswith(_ROW) or name.endswith(_CORRECTION)):
             # A matrix of one row.
             return file, replace(info, shape=(1, *info.shape))
         return found
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor | GGUFRows:
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor | GroupedRows:
         """The tensor `name`: a view of the file where it holds floats, else read in blocks.
 
         Raises ModelError if it is missing or not of `shape`.
         """
+        if (halves := self._halves(name)) and self.shape(name) == shape:
+            return expanded(*(self._stack(*half) for half in halves))
+        pieces = self._architecture.pieces_of(name)
+        if len(pieces) > 1 and self.shape(name) == shape:
+            each = (shape[0] // len(pieces), *shape[1:])
+            return joined([self._read(piece, each) for piece in pieces])
+        return self._read(pieces[0], shape)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor | GroupedRows:
         stored = self._architecture.tensor_name(without_number(name)[0])
         found = self._find(name)
         if found is None:
@@ -155,6 +211,12 @@ class GGUFSource:
         offset = self._architecture.norm_offset if stored.endswith("norm.weight") else 0.0
         rows = GGUFRows(file, info, self._order(stored, shape[0]), offset)
         return rows.rows(0, len(rows)) if info.type.name in FLOATS else rows
+
+    def _stack(self, file: GGUFFile, info: TensorInfo) -> Tensor:
+        """The floats of a tensor [count, rows, columns]."""
+        count, rows, columns = info.shape
+        flat = floats(GGUFRows(file, replace(info, shape=(count * rows, columns))))
+        return flat.view(info.shape)
 
     def _order(self, stored: str, rows: int) -> Tensor | None:
         """Where query's and key's rows lie: (head, place, half) in the file, half before place."""
