@@ -126,7 +126,7 @@ def test_the_document_lists_the_families_that_are_read():
         "InternLM2ForCausalLM": "internlm2", "InternLM3ForCausalLM": "llama",
         "BaichuanForCausalLM": "baichuan", "ExaoneForCausalLM": "exaone",
         "Olmo3ForCausalLM": "olmo2", "DeepseekV3ForCausalLM": "deepseek2",
-        "GraniteMoeSharedForCausalLM": "granitemoe",
+        "GraniteMoeSharedForCausalLM": "granitemoe", "PhiMoEForCausalLM": "phimoe",
     }  # fmt: skip
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, family in FAMILIES.items():

@@ -115,6 +115,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "MixtralForCausalLM": Family("Mixtral", "mixtral", mixtral.MixtralKeys, mixtral.mixtral),
     "PhimoeForCausalLM": Family("Phi-3.5-MoE", "phimoe", phi.PhimoeKeys, phi.phimoe),
+    # As its repository has it.
+    "PhiMoEForCausalLM": Family("Phi-3.5-MoE", "phimoe", phi.PhimoeKeys, phi.phimoe),
     "DeepseekV2ForCausalLM": Family(
         "DeepSeek V2", "deepseek_v2", deepseek.DeepseekKeys, deepseek.deepseek_v2
     ),

@@ -17,7 +17,9 @@ import torch
 from gguf import MODEL_ARCH, GGMLQuantizationType
 from hagane.kernels import cpu
 from hagane.models.attention import PackedCausal
+from hagane.system.errors import ModelError
 from hagane.weights.load import load_model
+from hagane.weights.sources.config import load_config
 from safetensors.torch import load_file, save_file
 
 from tests.models.test_decoder import random_model, random_tokens
@@ -158,7 +160,7 @@ FAMILIES: dict[str, tuple[MODEL_ARCH, Callable[[dict, Tensors], Tensors], dict]]
         "attention.key_length_mla": 32, "attention.value_length_mla": 16,
         "attention.kv_lora_rank": 32, "attention.q_lora_rank": 32, "rope.dimension_count": 8,
         "expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32,
-        "leading_dense_block_count": 1, "expert_weights_scale": 1.5, "expert_gating_func": 2,
+        "leading_dense_block_count": 1, "expert_weights_scale": 1.5,
         "expert_weights_norm": True, "expert_shared_count": 1, "expert_group_count": 4,
         "expert_group_used_count": 2, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
         "rope.scaling.original_context_length": 64, "rope.scaling.yarn_log_multiplier": 0.1}),
@@ -212,8 +214,8 @@ def metadata_of(config: dict) -> dict:
     }
 
 
-def write(directory: Path, family: str, kind: str = "F32") -> Path:
-    """The model of `directory` as a GGUF file with matrices of a type."""
+def write(directory: Path, family: str, kind: str = "F32", **changes: object) -> Path:
+    """The model of `directory` as a GGUF file with matrices of a type, and `changes` of keys."""
     arch, convert, own = FAMILIES[family]
     config = json.loads((directory / "config.json").read_text())
     name, path = gguf.MODEL_ARCH_NAMES[arch], directory / f"{kind}.gguf"
@@ -222,12 +224,13 @@ def write(directory: Path, family: str, kind: str = "F32") -> Path:
         metadata["attention.key_length"] = config["head_dim"]
     if family == "phimoe":
         metadata |= {"rope.scaling.original_context_length": 256, "rope.scaling.attn_factor": 1.2}
+    metadata |= {key.replace("__", "."): value for key, value in changes.items()}
     writer = gguf.GGUFWriter(path, name)
     for key, value in metadata.items():
         writer.add_key_value(f"{name}.{key}", value, *_types(value))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([str(i) for i in range(160)])
-    names = gguf.get_tensor_name_map(arch, metadata["block_count"])
+    names = gguf.get_tensor_name_map(arch, metadata_of(config)["block_count"])
     stored = {n: t.float().numpy() for n, t in load_file(directory / "model.safetensors").items()}
     for theirs, tensor in convert(config, stored).items():
         # The map has no name for a correction, nor for what has no kind.
@@ -256,6 +259,8 @@ def _types(value: object) -> tuple:
     kinds = gguf.GGUFValueType
     if isinstance(value, list):
         return kinds.ARRAY, kinds.BOOL
+    if isinstance(value, int) and value < 0:
+        return (kinds.INT32,)
     known = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}
     return (known[type(value)],)
 
@@ -300,3 +305,16 @@ def test_blocks_are_read_as_they_are(directory):
     served, exact = load(path, torch.bfloat16, cpu), logits(load(made))
     close = torch.nn.functional.cosine_similarity(logits(load(path)), exact)
     assert close.mean() > 0.98 and served.config.layers > 1
+
+
+@pytest.mark.slow
+def test_values_that_are_not_what_they_should_be_are_refused_in_one_line(directory):
+    family, made = directory
+    config = json.loads((made / "config.json").read_text())
+    for key in metadata_of(config) | FAMILIES[family][2]:
+        for value in ("x", [True, False, True], -1, 0, (1 << 31) - 1, float("nan"), 1e30, True):
+            path = write(made, family, **{key.replace(".", "__"): value})
+            try:
+                load_config(path)
+            except ModelError as error:
+                assert str(error).isprintable() and path.name in str(error)

@@ -96,13 +96,12 @@ def seed(metadata: Metadata) -> dict[str, Any]:
 
 
 def exaone4(metadata: Metadata) -> dict[str, Any]:
-    window, pattern = metadata.get("attention.sliding_window"), "sliding_window_pattern"
-    every = metadata.get(f"attention.{pattern}")
+    window = metadata.count("attention.sliding_window")
     if not window:
         return {"sliding_window": None}
-    layers = metadata.layers()
+    layers, every = metadata.layers(), metadata.get("attention.sliding_window_pattern")
     # A list of all layers, or three of four.
-    windowed = every if np.ndim(every) else [(i + 1) % 4 for i in range(layers)]
+    windowed = every if isinstance(every, np.ndarray) else [(i + 1) % 4 for i in range(layers)]
     kinds = ["sliding_attention" if one else "full_attention" for one in windowed]
     return {"sliding_window": window, "layer_types": kinds}
 
@@ -114,7 +113,7 @@ def olmo(metadata: Metadata) -> dict[str, Any]:
 
 def olmo2(metadata: Metadata) -> dict[str, Any]:
     """OLMo 2, or OLMo 3, which has windows."""
-    if not metadata.get("attention.sliding_window"):
+    if not metadata.count("attention.sliding_window"):
         return {}
     return {"architectures": ["Olmo3ForCausalLM"], **exaone4(metadata)}
 
@@ -134,7 +133,7 @@ def neox(metadata: Metadata) -> dict[str, Any]:
     return {
         "layer_norm_eps": metadata.number("attention.layer_norm_epsilon"),
         "attention_bias": metadata.has("blk.0.attn_qkv.bias"),
-        "use_parallel_residual": bool(metadata.get("use_parallel_residual")),
+        "use_parallel_residual": metadata.flag("use_parallel_residual"),
     }
 
 

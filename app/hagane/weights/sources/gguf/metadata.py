@@ -39,6 +39,21 @@ class Metadata:
             )
         return value
 
+    def count(self, key: str) -> int:
+        """An integer from 0 on; 0 where there is none."""
+        value = self.get(key)
+        value = 0 if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+            raise self.file.error(f"has no count in {self.architecture}.{key}, got {value!r}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Whether something is so; not, where there is nothing."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool | int):
+            raise self.file.error(f"has no flag in {self.architecture}.{key}, got {value!r}")
+        return bool(value)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A positive, finite number."""
         value = self.get(key)
@@ -50,8 +65,11 @@ class Metadata:
         return float(value)
 
     def layers(self) -> int:
-        """The number of layers, not more than there are tensors for."""
-        count = self.integer("block_count")
+        """The number of layers, not more than there are tensors for.
+
+        Those that guess further tokens come last, and do not count.
+        """
+        count = self.integer("block_count") - self.count("nextn_predict_layers")
         last = f"blk.{count - 1}.attn_output.weight"
         if not self.has(last):
             raise self.file.error(

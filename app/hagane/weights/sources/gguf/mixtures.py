@@ -93,14 +93,12 @@ def glm4_moe(metadata: Metadata) -> dict[str, Any]:
         **_groups(metadata),
         "attention_bias": metadata.has("blk.0.attn_q.bias"),
         "use_qk_norm": metadata.has("blk.0.attn_q_norm.weight"),
-        "norm_topk_prob": bool(metadata.get("expert_weights_norm")),
-        # Layers that guess further tokens come last.
-        "num_hidden_layers": metadata.layers() - int(metadata.get("nextn_predict_layers") or 0),
+        "norm_topk_prob": metadata.flag("expert_weights_norm"),
     }
 
 
 def ernie_moe(metadata: Metadata) -> dict[str, Any]:
-    start = int(metadata.get("leading_dense_block_count") or 0)
+    start = metadata.count("leading_dense_block_count")
     inner = metadata.integer("expert_feed_forward_length")
     shared = f"blk.{start}.ffn_up_shexp.weight"
     return {
@@ -120,10 +118,9 @@ def deepseek2(metadata: Metadata) -> dict[str, Any]:
         metadata.integer("attention.kv_lora_rank"),
         metadata.integer("rope.dimension_count"),
     )
-    narrow = metadata.get("attention.q_lora_rank")
     latent = {
         "kv_lora_rank": rank,
-        "q_lora_rank": narrow or None,
+        "q_lora_rank": metadata.count("attention.q_lora_rank") or None,
         "qk_rope_head_dim": turned,
         "qk_nope_head_dim": _latent(metadata, "key_length") - turned,
         "v_head_dim": _latent(metadata, "value_length"),
@@ -134,12 +131,14 @@ def deepseek2(metadata: Metadata) -> dict[str, Any]:
     }
     if metadata.get("expert_count") is None:
         return latent | {"n_routed_experts": None}
-    sigmoid = metadata.get("expert_gating_func") == _SIGMOID
+    last = f"blk.{metadata.layers() - 1}.exp_probs_b.bias"
+    # Older files do not say how; V3 alone corrects scores.
+    sigmoid = metadata.count("expert_gating_func") == _SIGMOID or metadata.has(last)
     return {
         **latent,
         **_leading(metadata),
         "architectures": ["DeepseekV3ForCausalLM" if sigmoid else "DeepseekV2ForCausalLM"],
-        "norm_topk_prob": bool(metadata.get("expert_weights_norm")),
+        "norm_topk_prob": metadata.flag("expert_weights_norm"),
         "topk_method": "greedy",
         **_groups(metadata),
     }
@@ -165,8 +164,10 @@ def _yarn(metadata: Metadata, **others: Any) -> dict[str, Any]:
     """The scaling, whose temperature files store as a tenth of `mscale_all_dim`."""
     if metadata.get("rope.scaling.type") != "yarn":
         return {}
-    tenth = metadata.get("rope.scaling.yarn_log_multiplier")
-    scale = {} if tenth is None else {"mscale": tenth * 10, "mscale_all_dim": tenth * 10}
+    multiplier = "rope.scaling.yarn_log_multiplier"
+    scale = {}
+    if metadata.get(multiplier) is not None:
+        scale = dict.fromkeys(("mscale", "mscale_all_dim"), metadata.number(multiplier) * 10)
     return {
         "rope_scaling": {
             "rope_type": "yarn",
@@ -184,7 +185,7 @@ def _leading(metadata: Metadata) -> dict[str, Any]:
     """Experts after so many layers without, and some that all tokens have."""
     return {
         **experts(metadata),
-        "first_k_dense_replace": int(metadata.get("leading_dense_block_count") or 0),
-        "n_shared_experts": int(metadata.get("expert_shared_count") or 0),
+        "first_k_dense_replace": metadata.count("leading_dense_block_count"),
+        "n_shared_experts": metadata.count("expert_shared_count"),
         "routed_scaling_factor": metadata.number("expert_weights_scale", 1.0),
     }

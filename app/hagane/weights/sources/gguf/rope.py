@@ -18,10 +18,10 @@ def rope(metadata: Metadata, head_dim: int) -> dict[str, Any]:
         return plain | {"rope_scaling": _llama3_scaling(metadata, turned, theta)}
     if metadata.has("rope_factors_long.weight"):
         return plain | {"rope_scaling": metadata.longrope(turned)}
-    kind = metadata.get("rope.scaling.type") or "none"
-    if kind == "none":
+    kind = metadata.get("rope.scaling.type")
+    if kind is None or (isinstance(kind, str) and kind in ("", "none")):
         return plain
-    if kind not in ("linear", "yarn"):
+    if not isinstance(kind, str) or kind not in ("linear", "yarn"):
         raise metadata.file.error(f"has the rope.scaling.type {kind!r}; read are linear and yarn")
     scaling: dict[str, Any] = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
     if kind == "yarn":
