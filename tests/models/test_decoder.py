@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hagane.kernels import cpu, reference
+from hagane.kernels.cpu.recording import Workspace
 from hagane.kernels.layout import PagedLayout
 from hagane.kernels.low_rank import AdapterRows
 from hagane.lora.banks import AdapterBanks
@@ -257,7 +258,7 @@ class PagedRun:
         dtype: torch.dtype = torch.float32,
         adapter: int | None = None,
     ) -> None:
-        self.adapter = adapter
+        self.adapter, self.run = adapter, lambda step: step()
         config = model.config
         shape = (blocks, BLOCK, config.kv_heads, config.head_dim)
         self.model = model
@@ -300,7 +301,8 @@ class PagedRun:
         if self.adapter is not None:
             rows = AdapterRows(torch.full((len(ids),), self.adapter, dtype=torch.int32))
         context = Paged(torch.tensor(positions), layout, self.caches, self.model.operations, rows)
-        logits = self.model.logits(self.model(torch.tensor(ids), context))
+        token_ids = torch.tensor(ids)
+        logits = self.run(lambda: self.model.logits(self.model(token_ids, context)))
         parts = [logits[a:b] for a, b in itertools.pairwise(starts)]
         return [parts[order.index(i)] for i in range(len(order))]
 
@@ -376,6 +378,19 @@ def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dty
     mixed = run_in_random_chunks(PagedRun(model, dtype=dtype), sequences, rng)
     for key, logits in alone.items():
         assert torch.equal(mixed[key], logits)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
+def test_recorded_steps_have_the_bits_of_those_that_run(checkpoint):
+    """Of every family: what torch computed by itself would be that of no step."""
+    model = load(checkpoint[1], cpu)
+    tokens, workspace = random_tokens(9, 24), Workspace()
+    plain, recorded = PagedRun(model), PagedRun(model)
+    recorded.run = lambda step: cpu.record(step, workspace)().clone()
+    for start, end in ((0, 20), (20, 21), (21, 24)):
+        (expected,), (got,) = (run.step([(0, tokens, start, end)]) for run in (plain, recorded))
+        assert torch.equal(got, expected)
 
 
 def test_training_context_matches_transformers(checkpoint):

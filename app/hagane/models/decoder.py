@@ -10,6 +10,9 @@ fewer, larger products.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +20,8 @@ from hagane.kernels import reference
 from hagane.kernels.backend import Operations
 from hagane.kernels.layout import Scoring
 from hagane.models.attention import AttentionContext, Rotation, RowSelection, Sinks
-from hagane.models.config import ModelConfig, Quantization
+from hagane.models.computed import computed
+from hagane.models.config import ModelConfig, Quantization, Temperature
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.frozen import TrainingEmbedding
@@ -61,8 +65,11 @@ class Attention(nn.Module):
         self.q_norm: Norm | None = None
         self.k_norm: Norm | None = None
         self.turned_norms = config.qk_norm == "turned"
-        self.unit_norms = config.qk_norm == "unit" and spec.rope is not None
-        if config.qk_norm and config.qk_norm != "unit":
+        if config.qk_norm == "unit" and spec.rope is not None:
+            # The length of what is turned stays: it may be normalised before.
+            bare = replace(config, norm_weights=False)
+            self.q_norm, self.k_norm = (Norm(self.head_dim, bare, operations) for _ in range(2))
+        elif config.qk_norm and config.qk_norm != "unit":
             norms = layer_norms(config)
             self.q_norm = Norm(norms["self_attn.q_norm"], config, operations)
             self.k_norm = Norm(norms["self_attn.k_norm"], config, operations)
@@ -78,9 +85,8 @@ class Attention(nn.Module):
         """x [tokens, hidden]; `residual` and the result have the selected rows, if any are."""
         q, k, v = self._heads(context.linear(self.qkv_proj, x), rotation)
         if self.temperature is not None:
-            steps = torch.floor((context.positions.float() + 1) / self.temperature.floor)
-            factors = torch.log1p(steps) * self.temperature.scale + 1
-            q = (q * factors[:, None, None]).to(q.dtype)
+            tempered = partial(_tempered, self.temperature)
+            q = computed(self.operations, tempered, q, context.positions)
         if selection is not None:
             q, context = selection.take(q), selection.context
         scoring = self.scoring if self.sinks is None else self.sinks.score(self.scoring)
@@ -90,12 +96,11 @@ class Attention(nn.Module):
     def _heads(self, qkv: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [tokens, heads, head_dim], normalised and turned."""
         if self.clip:
-            qkv = qkv.clamp(-self.clip, self.clip)
+            qkv = computed(
+                self.operations, partial(torch.clamp, min=-self.clip, max=self.clip), qkv
+            )
         norms = None
-        if self.unit_norms:
-            # The length of what is turned stays: it may be normalised before.
-            norms = (qkv.new_ones(self.head_dim),) * 2
-        elif self.q_norm is not None and self.k_norm is not None and not self.turned_norms:
+        if self.q_norm is not None and self.k_norm is not None and not self.turned_norms:
             norms = (self.q_norm.weight, self.k_norm.weight)
         q, k, v = self.operations.apply_rope(
             qkv,
@@ -109,13 +114,9 @@ class Attention(nn.Module):
             interleaved=self.rope is not None and self.rope.interleaved,
         )
         if self.turned_norms and self.q_norm is not None and self.k_norm is not None:
-            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+            q = computed(self.operations, self.q_norm.by_head, q)
+            k = computed(self.operations, self.k_norm.by_head, k)
         return q, k, v
-
-    def _normed(self, norm: Norm, heads: Tensor) -> Tensor:
-        """[tokens, heads, head_dim], normalised by head."""
-        out: Tensor = norm(heads.reshape(-1, self.head_dim))
-        return out.view(heads.shape)
 
     def center_keys(self) -> None:
         """Take the mean of the rotated key bias off every key, unless a norm follows it.
@@ -126,8 +127,7 @@ class Attention(nn.Module):
         """
         bias, first, last = self.qkv_proj.bias, self.heads, self.heads + self.kv_heads
         shifts = self.sinks is not None or self.scoring.cap  # what all keys share then counts
-        normed = self.k_norm is not None or self.unit_norms
-        if bias is None or normed or self.clip or self.rope is None or shifts:
+        if bias is None or self.k_norm is not None or self.clip or self.rope is None or shifts:
             return
         keys = bias.detach().float().view(-1, self.head_dim)[first:last]
         # Turning is linear: the mean of what is turned is turned by the mean.
@@ -135,6 +135,12 @@ class Attention(nn.Module):
             keys[None], *mean_rotation(self.rope), interleaved=self.rope.interleaved
         )
         self.key_center = mean[0].contiguous()
+
+
+def _tempered(temperature: Temperature, q: Tensor, positions: Tensor) -> Tensor:
+    """q [tokens, heads, head_dim] at int64 positions [tokens]."""
+    steps = torch.floor((positions.float() + 1) / temperature.floor)
+    return q * (torch.log1p(steps) * temperature.scale + 1)[:, None, None]
 
 
 class DecoderLayer(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hagane.kernels import cpu
 from hagane.kernels.backend import Operations
+from hagane.models.computed import computed
 from hagane.models.config import ExpertsSpec, ModelConfig, Quantization
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.mlp import MLP, Linears
@@ -121,7 +122,8 @@ class MixtureOfExperts(nn.Module):
         )
         read = x
         if self.weighted_inputs:
-            read, weights = (x * weights).to(x.dtype), torch.ones_like(weights)
+            read = computed(self.operations, torch.mul, x, weights)
+            weights = computed(self.operations, torch.ones_like, weights)
         out: Tensor = self.experts(read, chosen, weights, residual)
         if self.shared_expert is None:
             return out

@@ -41,3 +41,8 @@ class Norm(nn.Module):
             return self.operations.rms_norm(x, self.weight, self.eps, self.offset, residual)
         out = self.operations.layer_norm(x, self.weight, self.bias, self.eps)
         return out if residual is None else self.operations.scaled_add(out, 1.0, residual)
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """x [tokens, heads, features], each head normalised by itself."""
+        out: Tensor = self(x.reshape(-1, x.shape[2]))
+        return out.view(x.shape)

@@ -40,7 +40,7 @@ from hagane.kernels.cpu.packing import (
     quantize,
     quantize_rows,
 )
-from hagane.kernels.cpu.recording import call, cut, empty, lasting, record
+from hagane.kernels.cpu.recording import call, compute, cut, empty, lasting, record
 from hagane.kernels.cpu.threads import available, instruction_set, start, start_beside_torch
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "argmax",
     "available",
     "call",
+    "compute",
     "cut",
     "embed",
     "empty",

@@ -117,6 +117,31 @@ def lasting(tensor: Tensor) -> Tensor:
     return tensor if _workspace is None else _workspace.alias(tensor)
 
 
+def compute(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """function(x, *others) in x's shape and dtype, by torch in the place of a kernel.
+
+    Where a recording is made it is called each time that this is replayed. `others` are small, or
+    stay where they are.
+    """
+    if _workspace is None:
+        return function(x, *others).to(x.dtype)
+    out = empty(*x.shape, dtype=x.dtype)
+    source, result = _place(_workspace, x), lasting(out)
+
+    def run() -> None:
+        result.copy_(function(source, *others))
+
+    call(run)
+    return out
+
+
+def _place(workspace: Workspace, x: Tensor) -> Tensor:
+    """The place of a result, or of a view of one."""
+    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    flat = workspace.alias(x.as_strided((extent,), (1,)))
+    return flat.as_strided(x.shape, x.stride(), flat.storage_offset())
+
+
 def _begin_part_after(part: _Part) -> None:
     _parts.extend((extension.recorded(), part))
     extension.record()
