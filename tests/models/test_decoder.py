@@ -25,6 +25,8 @@ from hagane.models.spec import linear_shapes
 from hagane.weights.load import load_model, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.support.engine import RunningEngine, config
+
 BASE = {
     "vocab_size": 160,
     "hidden_size": 48,
@@ -175,6 +177,8 @@ FAMILIES = {
 # One for each operation that backends have by themselves.
 BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2",
                 "qwen2_moe", "glm4_moe", "deepseek_v3", "gpt_oss", "phimoe")  # fmt: skip
+# Those of which torch computes something between kernels, and one with an embedding of positions.
+COMPUTED = ("llama4_text", "hunyuan_v1_dense", "olmo", "gpt2")
 # Alike others.
 SLOW = ("gpt-neox-serial", "internlm3")
 BLOCK = 16
@@ -383,14 +387,34 @@ def test_native_results_do_not_depend_on_the_batch(checkpoint, quantization, dty
 @torch.no_grad()
 @pytest.mark.skipif(not cpu.available(), reason="kernels not built")
 def test_recorded_steps_have_the_bits_of_those_that_run(checkpoint):
-    """Of every family: what torch computed by itself would be that of no step."""
-    model = load(checkpoint[1], cpu)
+    """What torch computed by itself would be that of no step."""
+    theirs, directory = checkpoint
+    if theirs.config.model_type not in COMPUTED:
+        pytest.skip("kernels alone compute it")
+    model = load(directory, cpu)
     tokens, workspace = random_tokens(9, 24), Workspace()
     plain, recorded = PagedRun(model), PagedRun(model)
     recorded.run = lambda step: cpu.record(step, workspace)().clone()
     for start, end in ((0, 20), (20, 21), (21, 24)):
         (expected,), (got,) = (run.step([(0, tokens, start, end)]) for run in (plain, recorded))
         assert torch.equal(got, expected)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="kernels not built")
+def test_an_engine_writes_the_greedy_text_of_transformers(checkpoint):
+    theirs, directory = checkpoint
+    if theirs.config.model_type not in COMPUTED:
+        pytest.skip("the engine's own tests try others")
+    prompts = {"one": random_tokens(1, 20), "two": random_tokens(2, 33)}
+    with RunningEngine(config(directory, dtype="float32")) as running:
+        for name, prompt in prompts.items():
+            running.ask(name, tuple(prompt), tokens=8)
+        answers = dict(zip(prompts, running.wait(*prompts), strict=True))
+    for name, prompt in prompts.items():
+        tokens = list(prompt)
+        for _ in answers[name].tokens:
+            tokens.append(int(expected_logits(theirs, tokens)[-1].argmax()))
+        assert answers[name].tokens == tokens[len(prompt) :] and len(answers[name].tokens) == 8
 
 
 def test_training_context_matches_transformers(checkpoint):

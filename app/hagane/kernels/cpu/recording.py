@@ -129,7 +129,9 @@ def compute(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tens
     source, result = _place(_workspace, x), lasting(out)
 
     def run() -> None:
-        result.copy_(function(source, *others))
+        # Of its own: recordings may be replayed in another thread than they are made in.
+        with torch.inference_mode():
+            result.copy_(function(source, *others))
 
     call(run)
     return out
