@@ -53,11 +53,11 @@ class Phase:
     gaps: list[float] = field(default_factory=list)
 
     def figures(self, alone: float) -> dict[str, Any]:
-        gap = statistics.fmean(self.gaps) if self.gaps else float("nan")
+        gap = statistics.fmean(self.gaps) if self.gaps else None
         return {
             "phase": self.name, "seconds": round(self.seconds, 1), "streams": self.streams,
-            "failures": len(self.failures), "ms_per_token": round(1000 * gap, 2),
-            "latency_ratio": round(gap / alone, 3),
+            "failures": len(self.failures), "ms_per_token": gap and round(1000 * gap, 2),
+            "latency_ratio": gap and round(gap / alone, 3),
         }  # fmt: skip
 
 
