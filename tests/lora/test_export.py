@@ -51,8 +51,10 @@ def test_a_file_is_exported_again_with_its_vocabulary(tiny_model_dir, tmp_path):
 
 
 def test_an_adapter_is_added_as_transformers_adds_it(tiny_model_dir, tmp_path):
-    adapter = make_adapter(tmp_path / "adapter", tiny_model_dir, seed=3)
+    adapter = make_adapter(tmp_path / "adapter", tiny_model_dir, seed=3, tokens=(50, 7))
     path = tmp_path / "x.gguf"
+    with pytest.raises(ConfigurationError, match="trainable_token_indices"):
+        export_gguf_adapter(tiny_model_dir, tmp_path / "adapter", tmp_path / "adapter.gguf")
     changed = export_gguf(tiny_model_dir, tmp_path / "adapter", path, "F32")
     assert changed == 14
     model, _ = load_model(path, device="cpu", dtype=torch.float32, quantization=None)

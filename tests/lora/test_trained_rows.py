@@ -9,6 +9,7 @@ import torch
 from hagane.kernels import cpu, reference
 from hagane.kernels.cpu import training
 from hagane.lora.config import EMBEDDING, AdapterConfig
+from hagane.lora.export import export_gguf
 from hagane.lora.files import load_adapter, save_adapter
 from hagane.lora.merge import merge_directory
 from hagane.lora.train import attach, disabled, factors
@@ -162,3 +163,18 @@ def test_a_widened_model_has_the_tokens_and_nothing_else_changes(base, tmp_path)
         torch.testing.assert_close(wide.get_input_embeddings().weight[before], embedding)
     with pytest.raises(ConfigurationError, match="already"):
         widen_directory(tmp_path / "wide", tmp_path / "again", ["<think>"])
+
+
+def test_a_gguf_file_is_widened_into_a_directory(base, tmp_path):
+    export_gguf(base, None, tmp_path / "model.gguf", "F32")
+    ids = widen_directory(tmp_path / "model.gguf", tmp_path / "wide", ["<think>"])
+    before = load_config(base).vocab_size
+    assert ids == {"<think>": before}
+    assert Tokenizer.load(tmp_path / "wide").encode("<think>") == [before]
+    model, _ = load_model(tmp_path / "wide", device="cpu", dtype=torch.float32, quantization=None)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        own = model.logits(model(IDS, PackedSequences([len(IDS)])))
+        torch.testing.assert_close(
+            own[:, :before], plain(IDS[None]).logits[0], rtol=1e-4, atol=1e-3
+        )
