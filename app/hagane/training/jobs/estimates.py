@@ -30,6 +30,9 @@ _ANSWERING = 4.0
 # Until a process has imported torch and read its model; an engine takes as long.
 _START_SECONDS = 4.0
 _LOGIT_ROWS = 256
+# Layers whose values a run has at its peak if it computes them once more: by the 5.2 GB of 8,192
+# tokens on Qwen2.5-Coder 0.5B in int8, against 11.6 GB with all of them.
+_LAYERS_AGAIN = 6
 # Bytes of the KV cache of an engine that answers for a run.
 ANSWERING_CACHE = 512 << 20
 
@@ -135,7 +138,9 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
         # The outputs of the projections before their rows are scaled.
         row += 2 * config.hidden_size + 2 * _inner_features(config)
         row += (config.heads + 2 * config.kv_heads) * config.head_dim
-    stored = 2.0 * tokens * (row + config.layers * config.hidden_size)
+    # Of a layer that is computed again: its values, their gradients, and what the allocator keeps.
+    again = min(_LAYERS_AGAIN, max(config.layers / 2, 1))
+    stored = 2.0 * tokens * (again * row + config.layers * config.hidden_size)
     if not checkpointing:
         stored = 2.0 * tokens * row * config.layers
     if spec.method == "reinforcement":
