@@ -89,6 +89,7 @@ def test_every_setting_is_below_one_heading():
     ("arguments", "part"),
     [
         (["srve"], "did you mean serve?"),
+        (["zzz"], "there is no command 'zzz'. See `hagane --help`"),
         (["serve", "--modle", "x"], "did you mean --model?"),
         (["serve", "--prefix-cache"], "prefix-cache"),
         (["serve", "--port"], "--port"),

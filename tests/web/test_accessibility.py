@@ -78,7 +78,7 @@ def open_dialog(page, way):
         page.click(step)
 
 
-DIALOGS = ["body", "#open-settings", ".more", ".more > #menu .rename", "#list-menu"]
+DIALOGS = ["body", "#open-settings", "#use-tools", ".more", ".more > #menu .rename", "#list-menu"]
 
 
 @pytest.mark.parametrize("dialog", DIALOGS)
@@ -133,7 +133,8 @@ def test_tab_reaches_everything_visibly(page):
     names = [focus["name"] for focus in reached]
     assert names[0] == "skip"
     for name in ("new-chat", "search", "choose", "more", "list-menu", "model", "theme",
-                 "open-settings", "log", "edit", "retry", "attach", "prompt", "send"):  # fmt: skip
+                 "open-settings", "log", "edit", "retry", "attach", "use-tools", "prompt",
+                 "send"):  # fmt: skip
         assert name in names
     assert [focus["name"] for focus in reached if not focus["outlined"]] == []
     assert [focus["name"] for focus in reached if focus["size"] < 24] == []

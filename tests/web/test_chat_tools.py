@@ -50,10 +50,10 @@ def model(page):
 
 
 def switch_on(page, *names):
-    page.click("#open-settings")
+    page.click("#use-tools")
     for name in names:
         page.check(f"#tool-list input[value={name}]")
-    page.click("#settings .primary")
+    page.keyboard.press("Escape")
 
 
 def test_a_tool_is_off_until_it_is_switched_on(page, model):
@@ -68,9 +68,38 @@ def test_a_tool_is_off_until_it_is_switched_on(page, model):
     (tool,) = bodies[1]["tools"]
     assert (tool["type"], tool["function"]["name"]) == ("function", "calculator")
     assert set(tool) == {"type", "function"}
-    page.click("#open-settings")
+    assert page.get_attribute("#use-tools", "aria-label") == "Tools: 1 on"
+    page.click("#use-tools")
     assert page.is_checked("#tool-list input[value=calculator]")
     assert not page.is_checked("#tool-list input[value=clock]")
+
+
+def test_each_conversation_has_tools_of_its_own_by_keyboard_alone(page, model):
+    answers, bodies = model
+    answers.append([{"content": "ok"}])
+    page.focus("#use-tools")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#tool-menu:popover-open")
+    assert page.evaluate("document.activeElement.value") == "calculator"
+    page.keyboard.press("Space")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "use-tools"
+    send(page, "With")
+    wait_answer(page)
+    page.click("#new-chat")
+    assert page.get_attribute("#use-tools", "aria-label") == "Tools: 1 on"
+    page.click("#use-tools")
+    page.uncheck("#tool-list input[value=calculator]")
+    page.keyboard.press("Escape")
+    send(page, "Without")
+    wait_answer(page)
+    page.click("#conversations .choose:has-text('With') >> nth=-1")
+    page.reload()
+    page.wait_for_selector("#use-tools[aria-label='Tools: 1 on']")
+    send(page, "Again")
+    page.wait_for_selector("#log[aria-busy=false] .message:nth-child(4)")
+    names = [[tool["function"]["name"] for tool in body.get("tools", [])] for body in bodies]
+    assert names == [["calculator"], [], ["calculator"]]
 
 
 def test_calls_are_run_shown_sent_and_kept(page, model):

@@ -7,7 +7,9 @@ import re
 
 import httpx
 import pytest
+from hagane.api.hagane import web
 from hagane.api.hagane.web import FOLDER
+from starlette.testclient import TestClient
 
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*"))
 NAMES = [name for name in FILES if not name.startswith("vendor/")]
@@ -77,10 +79,34 @@ def test_unchanged_files_are_not_sent_again(client):
 
 
 def test_head(client):
-    response = client.head("/")
+    response = client.head("/", headers={"Accept-Encoding": "identity"})
     assert response.status_code == 200
     assert response.content == b""
     assert int(response.headers["content-length"]) == (FOLDER / "chat/index.html").stat().st_size
+    assert client.post("/web/chat/app.js").status_code == 405
+
+
+def test_texts_are_compressed_where_the_browser_reads_that(client):
+    for name, expected in (("chat/app.js", "gzip"), ("shared/favicon.svg", None),
+                           ("vendor/katex/fonts/KaTeX_Main-Bold.woff2", None)):  # fmt: skip
+        plain = client.get(f"/web/{name}", headers={"Accept-Encoding": "identity"})
+        small = client.get(f"/web/{name}", headers={"Accept-Encoding": "gzip, br"})
+        assert "content-encoding" not in plain.headers
+        assert small.headers.get("content-encoding") == expected
+        assert small.content == plain.content
+        assert small.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+        assert (small.headers["etag"] == plain.headers["etag"]) == (expected is None)
+        assert (int(small.headers["content-length"]) < len(plain.content) / 2) == bool(expected)
+
+
+def test_a_file_that_changes_is_sent_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "FOLDER", tmp_path)
+    (tmp_path / "a.js").write_text("1")
+    client = TestClient(web.Pages())
+    first = client.get("/a.js")
+    (tmp_path / "a.js").write_text("22")
+    again = client.get("/a.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (first.text, again.status_code, again.text) == ("1", 200, "22")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ class _Parser(argparse.ArgumentParser):
         hint = ""
         if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
             hint = nearest(unknown[1], self.known)
-        raise ConfigurationError(f"{message}{hint} See `{self.prog} --help`")
+        raise ConfigurationError(f"{message}{hint or '.'} See `{self.prog} --help`")
 
 
 def _field(kind: type[BaseSettings], name: str) -> FieldInfo:

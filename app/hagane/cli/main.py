@@ -65,9 +65,8 @@ def dispatch(arguments: list[str]) -> int:
         print(f"hagane {__version__}")
         return 0
     if command not in COMMANDS:
-        raise ConfigurationError(
-            f"there is no command {command!r}{nearest(command, COMMANDS)} See `hagane --help`"
-        )
+        hint = nearest(command, COMMANDS) or "."
+        raise ConfigurationError(f"there is no command {command!r}{hint} See `hagane --help`")
     module = import_module(module_of(command))
     status: int = module.run(rest)
     return status

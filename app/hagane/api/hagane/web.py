@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import hashlib
 import os
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 
 from fastapi import HTTPException, Request, Response
-from starlette.staticfiles import StaticFiles
+from starlette.datastructures import Headers
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Scope
 
 from hagane.api.access import guarded_router
-from hagane.api.downloads import Download
 
 FOLDER = Path(__file__).resolve().parents[2] / "web"
 # Named here because mimetypes.guess_type() reads the system's table, which may differ. Files of
@@ -71,42 +77,89 @@ _FRAMED = {"Cross-Origin-Resource-Policy": "cross-origin"}
 _FRAMED_FOLDERS = ("diagram", "vendor/mermaid")
 
 
+# Smaller ones are not worth a header more; larger ones are compressed in a thread.
+_LEAST_COMPRESSED = 1_024
+_MOST_ON_THE_LOOP = 64 << 10
+# Fonts are compressed already.
+_PLAIN = {".woff2"}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file as it was at one moment: time of its change in nanoseconds, and size in bytes."""
+
+    moment: tuple[int, int]
+    content: bytes
+    headers: dict[str, str]
+
+
 class Pages(StaticFiles):
-    """Starlette's static files, with the headers and the types of ours."""
+    """The files of the pages, kept in memory while they stay as they are on disk.
+
+    A page has some fifty of them: no thread, no open file and no byte too many for each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(directory=FOLDER)
+        self._kept: dict[tuple[str, bool], _File] = {}
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """The file, or that the browser's copy is still right. Raises HTTPException 404 or 405."""
-        if Path(path).suffix not in _TYPES:
-            raise HTTPException(404, f"There is no page {path!r} on this server.")
-        return await super().get_response(path, scope)
-
-    def file_response(
-        self,
-        full_path: str | os.PathLike[str],
-        stat_result: os.stat_result,
-        scope: Scope,
-        status_code: int = 200,
-    ) -> Response:
-        """Starlette's answer and our headers."""
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        if response.status_code != 304:
-            kind = _TYPES[Path(full_path).suffix]
-            response = Download(
-                full_path, status_code, stat_result=stat_result, headers={"Content-Type": kind}
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(
+                405, "Pages are read by GET and HEAD.", headers={"Allow": "GET, HEAD"}
             )
-        name = Path(full_path).relative_to(FOLDER).as_posix()
-        response.headers.update(_HEADERS)
-        if name.startswith(_FRAMED_FOLDERS):
-            response.headers.update(_FRAMED)
-        if name == _FRAME:
-            response.headers["Content-Security-Policy"] = _FRAME_POLICY
-            response.headers["X-Frame-Options"] = "SAMEORIGIN"
-        return response
+        try:
+            full, status = self.lookup_path(path)
+        except (OSError, ValueError):
+            full, status = "", None
+        kind = Path(path).suffix
+        if kind not in _TYPES or status is None or not S_ISREG(status.st_mode):
+            raise HTTPException(404, f"There is no page {path!r} on this server.")
+        asked = Headers(scope=scope)
+        compressed = (
+            "gzip" in asked.get("accept-encoding", "")
+            and status.st_size >= _LEAST_COMPRESSED
+            and kind not in _PLAIN
+        )
+        file = self._kept.get((full, compressed))
+        if file is None or file.moment != _moment(status):
+            read = partial(_read, full, status, compressed)
+            large = status.st_size > _MOST_ON_THE_LOOP
+            file = await asyncio.to_thread(read) if large else read()
+            self._kept[full, compressed] = file
+        if self.is_not_modified(Headers(file.headers), asked):
+            return NotModifiedResponse(Headers(file.headers))
+        return Response(file.content, headers=file.headers)
+
+
+def _moment(status: os.stat_result) -> tuple[int, int]:
+    return status.st_mtime_ns, status.st_size
+
+
+def _read(full: str, status: os.stat_result, compressed: bool) -> _File:
+    """The file and its headers."""
+    content = Path(full).read_bytes()
+    name = Path(full).relative_to(FOLDER).as_posix()
+    headers = {
+        **_HEADERS,
+        "Content-Type": _TYPES[Path(full).suffix],
+        "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}{"-gzip" if compressed else ""}"',
+        "Vary": "Accept-Encoding",
+    }
+    if name.startswith(_FRAMED_FOLDERS):
+        headers |= _FRAMED
+    if name == _FRAME:
+        headers |= {"Content-Security-Policy": _FRAME_POLICY, "X-Frame-Options": "SAMEORIGIN"}
+    if compressed:
+        content = gzip.compress(content, mtime=0)
+        headers["Content-Encoding"] = "gzip"
+    return _File(_moment(status), content, headers)
 
 
 router = guarded_router(include_in_schema=False)
 # The target of `/web`.
-pages = Pages(directory=FOLDER)
+pages = Pages()
 
 
 @router.api_route("/", methods=["GET", "HEAD"])

@@ -11,6 +11,16 @@ import { attempt, poll } from "./notice.js";
 const $ = (id) => document.getElementById(id);
 const SECONDS = 2;
 const HISTORY_SECONDS = 5;
+/** What the engine's states are called. */
+const STATES = {
+  ready: "engineReady",
+  starting: "loadingNow",
+  restarting: "restarting",
+  draining: "ending",
+  stopped: "ending",
+  failed: "failed",
+};
+
 /** Seconds to a unit of the horizontal axis, and its name. */
 const AXES = { "15m": [60, "minutesAgo"], "24h": [3600, "hoursAgo"] };
 
@@ -50,7 +60,7 @@ function show(status) {
   const { memory, disk } = status;
   showFacts($("figures"), [
     [t("model"), status.model],
-    [t("engine"), status.engine.state],
+    [t("engine"), t(STATES[status.engine.state])],
     [t("contextLength"), status.engine.context_length],
     [t("running"), status.requests.running],
     [t("waiting"), status.requests.waiting],

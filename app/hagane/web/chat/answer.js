@@ -17,6 +17,8 @@ import { runTool } from "./tools.js";
 /** A server that is busy is asked again so often, and never waited for longer than this. */
 const MOST_TRIES = 20;
 const LONGEST_WAIT = 300;
+/** Milliseconds of writing that a rate can be told from. */
+const LEAST_MEASURED = 50;
 /** Turns of one answer in which tools may be called. */
 const MOST_TURNS = 8;
 
@@ -179,7 +181,8 @@ function measure({ begun, first, last, thinking, answering, pieces, usage }, bef
     exact: usage !== null,
     promptTokens: usage?.prompt_tokens ?? null,
     first: first === null ? null : (first - begun) / 1000,
-    rate: last > first && tokens > 1 ? ((tokens - 1) / (last - first)) * 1000 : null,
+    // What came in two or three pieces at once says nothing of the speed.
+    rate: last - first >= LEAST_MEASURED && tokens > 1 ? ((tokens - 1) / (last - first)) * 1000 : null,
     thought: thought ?? before?.thought ?? null,
   };
 }

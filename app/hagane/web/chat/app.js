@@ -18,6 +18,7 @@ import { prepareShortcuts } from "./shortcuts.js";
 import { prepareDrawer, prepareList, setDrawer, showConversations } from "./sidebar.js";
 import * as store from "./store.js";
 import { followOtherTabs } from "./tabs.js";
+import { prepareToolMenu, showToolMenu } from "./tool-menu.js";
 import { chosenTools } from "./tools.js";
 import { branch, endBelow, siblings } from "./tree.js";
 import { Sync } from "./sync.js";
@@ -46,7 +47,10 @@ const log = new MessageLog($("log"), {
   stop: stopCurrent,
 });
 
-const access = new Access($("model"), $("second"), notice, () => sync.start());
+const access = new Access($("model"), $("second"), notice, () => {
+  sync.start();
+  showToolMenu(toolsOf(current));
+});
 const judging = new Judging({ current: () => current, kept, show, notice, log });
 const sync = new Sync(open, changedElsewhere, notice);
 const attachments = new Attachments($("attached"), notice);
@@ -76,7 +80,8 @@ const list = {
 
 function recall(id) {
   const found = open.get(id) ?? store.openConversation(id);
-  const conversation = found ?? store.newConversation(preferences.system);
+  const { system, tools } = preferences;
+  const conversation = found ?? { ...store.newConversation(system), tools };
   open.set(conversation.id, conversation);
   return conversation;
 }
@@ -103,6 +108,19 @@ function show() {
   $("send").textContent = t(running ? "stop" : "send");
   $("send").classList.toggle("stop", running);
   showConversations(current.id, list);
+  showToolMenu(toolsOf(current));
+}
+
+/** The tools that a conversation may use; until it is said, those chosen last. */
+function toolsOf({ tools }) {
+  return tools ?? preferences.tools;
+}
+
+/** For this conversation and new ones. */
+function useTools(tools) {
+  prefer({ tools });
+  kept(store.change(current, { tools }));
+  showToolMenu(tools);
 }
 
 function placeOf(message, messages) {
@@ -179,14 +197,14 @@ function answer(parent = current.leaf) {
   kept(store.change(current, { leaf: answers[0].id }));
   const said = branch(current).slice(0, -1);
   for (const message of answers) {
-    run(message, requestBody(current.system, said, { model: message.model, tools: chosenTools() }));
+    run(message, requestBody(current.system, said, { model: message.model, tools: chosenTools(toolsOf(current)) }));
   }
 }
 
 /** Have an answer that broke off go on where it ended. */
 function resume(message) {
   const model = message.model ?? preferences.model;
-  const changes = { model, continue_final_message: true, tools: chosenTools() };
+  const changes = { model, continue_final_message: true, tools: chosenTools(toolsOf(current)) };
   run(message, requestBody(current.system, branch(current), changes));
 }
 
@@ -233,6 +251,7 @@ function listen() {
     settings,
     askKey: () => access.ask(),
   });
+  prepareToolMenu(useTools);
   acceptFiles(attachments, $("files"), $("attach"), document.querySelector("main"));
   prepareList(list, show);
   prepareShortcuts({

@@ -61,11 +61,11 @@ const FIELDS = new Map(Object.entries({
 }));
 
 /**
- * The document of a conversation. Its messages keep the order of their fields, which digests count on.
+ * The document of a conversation, without the tools: each browser's user allows them. Its messages keep the order of their fields, which digests count on.
  * @param {Conversation} conversation
  * @returns {object}
  */
-export function written({ messages, ...entry }) {
+export function written({ messages, tools, ...entry }) {
   return { ...entry, messages: cleaned([...messages.values()]) };
 }
 

@@ -1,10 +1,8 @@
 /** The dialog of settings. */
 
 import { prepareDialog } from "../shared/dialogs.js";
-import { classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { preferences } from "../shared/storage.js";
-import { toolChoices } from "./tools.js";
 
 const NUMBERS = ["temperature", "topP", "topK", "minP", "repetitionPenalty", "maxTokens", "seed"];
 /** Where a slider stands while the model's own value holds. */
@@ -24,15 +22,12 @@ export function openSettings(system, offer, changed) {
       const { value } = form.elements[name];
       changes[name] = value === "" ? null : Number(value);
     }
-    const switches = [...form.querySelectorAll("#tool-list input")];
-    if (switches.length) changes.tools = switches.filter((one) => one.checked).map(({ value }) => value);
     if (offer) changes.onServer = form.elements.onServer.checked;
     changed(changes);
   });
   document.getElementById("keeping").hidden = !offer;
   form.elements.onServer.checked = preferences.onServer;
   if (offer) document.getElementById("keeping-hint").textContent = t("onServerHint", { days: offer.days });
-  showTools();
   form.elements.system.value = system;
   for (const name of NUMBERS) form.elements[name].value = preferences[name] ?? "";
   for (const slider of form.querySelectorAll("[data-slides]")) follow(slider, form);
@@ -41,22 +36,6 @@ export function openSettings(system, offer, changed) {
   }
   dialog.showModal();
   form.elements.system.focus();
-}
-
-/** A switch for each tool that the server has. */
-function showTools() {
-  const choices = toolChoices();
-  document.getElementById("tools").hidden = !choices.length;
-  const rows = choices.map(({ name, source, description, on }) => {
-    const box = element("input");
-    box.type = "checkbox";
-    box.value = name;
-    box.checked = on;
-    const label = element("span", source ? t("toolOf", { name, source }) : name, " ");
-    label.append(classed("span", "quiet", description));
-    return classed("label", "check", box, label);
-  });
-  document.getElementById("tool-list").replaceChildren(...rows);
 }
 
 /** A slider and its field show the same; an empty field is the model's own value. */

@@ -16,7 +16,7 @@
  *   `arguments` is JSON as the model wrote it
  * @typedef {{content: string, reasoning?: string, calls: Call[]}} Step
  * @typedef {{id: string, title: string, begins: string, updated: number, system: string,
- *   leaf: ?string, edited?: number}} Entry what the list shows; `edited`: when title or system were; `leaf` is the last message of the chosen branch
+ *   leaf: ?string, edited?: number, tools?: string[]}} Entry what the list shows; `edited`: when title or system were; `tools`: names of those that this browser lets it use; `leaf` is the last message of the chosen branch
  * @typedef {Entry & {messages: Map<string, Message>}} Conversation
  */
 

@@ -1,8 +1,7 @@
-/** The server's tools: which there are, which the user has switched on, running one. */
+/** The server's tools: which there are, how a request names them, running one. */
 
 import { ApiError, call } from "../shared/api.js";
 import { t } from "../shared/i18n.js";
-import { preferences } from "../shared/storage.js";
 import { details, explain } from "./errors.js";
 
 /** @typedef {import("./store.js").Call} Call */
@@ -27,19 +26,27 @@ export async function loadTools(key) {
   }
 }
 
-/** @returns {{name: string, source: string, description: string, on: boolean}[]} for the settings */
-export function toolChoices() {
+/**
+ * What the user may choose from.
+ * @param {string[]} names those that are on
+ * @returns {{name: string, source: string, description: string, on: boolean}[]}
+ */
+export function toolChoices(names) {
   return offered.map(({ source, function: { name, description } }) => ({
     name,
     source,
     description: !source && DESCRIPTIONS[name] ? t(DESCRIPTIONS[name]) : description,
-    on: preferences.tools.includes(name),
+    on: names.includes(name),
   }));
 }
 
-/** @returns {?object[]} the tools that are switched on, as a request names them; null for none */
-export function chosenTools() {
-  const on = offered.filter(({ function: { name } }) => preferences.tools.includes(name));
+/**
+ * The tools that are on, as a request names them.
+ * @param {string[]} names
+ * @returns {?object[]} null for none
+ */
+export function chosenTools(names) {
+  const on = offered.filter(({ function: { name } }) => names.includes(name));
   return on.length ? on.map(({ type, function: told }) => ({ type, function: told })) : null;
 }
 

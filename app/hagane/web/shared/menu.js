@@ -30,8 +30,12 @@ export function openMenu(opener, choices) {
   made[0].focus();
 }
 
-/** Inside the window, below the opener where there is room, else above. */
-function place(menu, { left, top, bottom }) {
+/**
+ * Put a menu inside the window, below its opener where there is room, else above.
+ * @param {HTMLElement} menu
+ * @param {DOMRect} opener
+ */
+export function place(menu, { left, top, bottom }) {
   const { offsetWidth: width, offsetHeight: height } = menu;
   const below = bottom + height < innerHeight;
   menu.style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
