@@ -83,7 +83,8 @@ def test_head(client):
     assert response.status_code == 200
     assert response.content == b""
     assert int(response.headers["content-length"]) == (FOLDER / "chat/index.html").stat().st_size
-    assert client.post("/web/chat/app.js").status_code == 405
+    refused = client.post("/web/chat/app.js")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_texts_are_compressed_where_the_browser_reads_that(client):

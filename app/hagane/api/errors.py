@@ -138,8 +138,8 @@ def install(app: FastAPI) -> None:
         message = _http_message(request, error)
         body = error_body(message, "invalid_request_error", None, _http_code(error))
         headers = dict(error.headers or {})
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers["Allow"] = ", ".join(_methods(request))
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
+            headers["Allow"] = ", ".join(methods)
         shown = in_dialect(request.url.path, error.status_code, body)
         return JSONResponse(shown, error.status_code, headers)
 
@@ -163,9 +163,11 @@ def _methods(request: Request) -> list[str]:
     """Those of all routes on the request's path; the framework names those of the first.
 
     Of patterns that match, the path itself is meant if it is one of them, and else the longest: a
-    name in the path may hold slashes.
+    name in the path may hold slashes. None within the folder of the pages, which names its own.
     """
     routes = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+    if not routes:
+        return []
     paths = [getattr(route, "path", "") for route in routes]
     path = request.url.path if request.url.path in paths else max(paths, key=len)
     meant = (r for r, its_path in zip(routes, paths, strict=True) if its_path == path)
