@@ -23,7 +23,8 @@ export function openMenu(opener, choices) {
     opener.setAttribute("aria-expanded", "false");
     menu.remove();
   });
-  document.body.append(menu);
+  // Within the part of the page that it is of, as screen readers go from part to part.
+  (opener.closest("aside, header, main") ?? document.body).append(menu);
   menu.showPopover();
   opener.setAttribute("aria-expanded", "true");
   place(menu, opener.getBoundingClientRect());
