@@ -215,7 +215,8 @@ def _command(chat: Chat, text: str) -> str | None:
         "/retry": _retry, "/reset": _reset, "/save": _save,
     }  # fmt: skip
     if name not in commands:
-        raise ConfigurationError(f"there is no command {name}{nearest(name, commands)} See /help")
+        hint = nearest(name, commands) or "."
+        raise ConfigurationError(f"there is no command {name}{hint} See /help")
     return commands[name](chat, value)
 
 
