@@ -209,6 +209,7 @@ def test_conversations_are_searched_and_come_back_from_files(page, tmp_path):
     assert page.locator("#conversations h2").all_inner_texts() == ["Today"]
     names = page.locator("#conversations .choose")
     page.keyboard.press("Control+k")
+    assert not page.evaluate("document.getElementById('page').inert"), "beside it, not below it"
     page.keyboard.type("GARDEN")
     page.wait_for_selector("#conversations:not(:has-text('another'))")
     assert names.all_inner_texts() == ["Where is the cat?"]

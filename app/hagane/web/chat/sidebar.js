@@ -124,10 +124,15 @@ function isOpen() {
 }
 
 /**
- * Open or close the drawer. Wide screens show the list always and care for neither.
- * @param {boolean} open
+ * Open or close the drawer. Wide screens show the list always and have none.
+ * @param {boolean} wanted
  */
-export function setDrawer(open) {
+export function setDrawer(wanted) {
+  const open = wanted && matchMedia("(max-width: 45rem)").matches;
+  for (const [name, value] of [["role", "dialog"], ["aria-modal", "true"]]) {
+    if (open) $("sidebar").setAttribute(name, value);
+    else $("sidebar").removeAttribute(name);
+  }
   document.body.classList.toggle("drawer", open);
   $("show-list").setAttribute("aria-expanded", String(open));
   $("page").inert = open;
