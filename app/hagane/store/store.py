@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hagane.store.adapters import CACHE_FOLDER, SharedAdapters
 from hagane.store.aliases import Aliases
@@ -24,6 +25,9 @@ from hagane.store.responses import DEFAULT_RETENTION, Responses, Retention
 from hagane.store.sqlite import SqliteDatabase
 from hagane.system.errors import ConfigurationError
 from hagane.text.hub import MODELS_FOLDER
+
+if TYPE_CHECKING:
+    from hagane.store.blobs import Blobs
 
 DATABASE_FILE = "hagane.sqlite3"
 ANSWERS_FILE = "answers.sqlite3"
@@ -75,7 +79,7 @@ class Store:
     """Two databases, and a data directory with `files/` and a folder for each job in `jobs/`.
 
     `address` is None for a store in memory, which has no directory. `adapters` are those that
-    servers share as objects, None where they stay in the directories that they are in.
+    servers share as objects in `blobs`, None where they stay in the directories that they are in.
     """
 
     address: StoreAddress | None
@@ -90,6 +94,7 @@ class Store:
     keys: ApiKeys
     answers: Answers
     adapters: SharedAdapters | None
+    blobs: Blobs | None = None
 
     @classmethod
     def open(cls, place: Path | StoreAddress, retention: Retention = DEFAULT_RETENTION) -> Store:
@@ -148,6 +153,7 @@ class Store:
             ApiKeys(database),
             Answers.over(answers),
             None if blobs is None else SharedAdapters(blobs, directory / CACHE_FOLDER),
+            blobs,
         )
 
     @property

@@ -21,7 +21,7 @@ from hagane.system.errors import StoreUnavailableError
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs import supervisor as supervision
 from hagane.training.jobs.options import JobOptions
-from hagane.training.jobs.supervisor import Supervisor
+from hagane.training.jobs.supervisor import Silence, Supervisor
 
 
 @pytest.fixture
@@ -281,3 +281,15 @@ async def test_the_loops_outlive_a_database_that_fails(store, tiny_model_dir, tm
 def _execute(store, statement: str) -> None:
     with store.database.write() as connection:
         connection.exec_driver_sql(statement)
+
+
+def test_silence_is_measured_by_one_clock_alone():
+    now = 1000.0
+    silence = Silence(lambda: now)
+    assert silence.since(None) == 0
+    now += 200
+    # Signs of a machine whose clock is an hour late, or goes back.
+    for sign in (-2600.0, -2595.0, -9000.0):
+        assert silence.since(sign) == 0
+        now += 5
+        assert silence.since(sign) == 5

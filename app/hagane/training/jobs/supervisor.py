@@ -166,16 +166,15 @@ class Supervisor:
         While the database cannot be reached, the worker waits for it as well.
         """
         ended = asyncio.ensure_future(worker.wait())
-        started = time.time()
+        silence = Silence()
         while not (await asyncio.wait((ended,), timeout=_POLL_SECONDS))[0]:
             try:
                 now = await asyncio.to_thread(self._store.jobs.get, job.id)
             except StoreUnavailableError:
                 # Nor could the worker be heard.
-                started = time.time()
+                silence = Silence()
                 continue
-            # The last heartbeat may be an earlier worker's, from before the server stopped.
-            silent = time.time() - max(now.heartbeat_at or started, started)
+            silent = silence.since(now.heartbeat_at)
             lost = now.server != job.server
             if now.status == "cancelled" or lost or silent > _SILENCE_SECONDS:
                 await _kill(worker)
@@ -206,6 +205,24 @@ class Supervisor:
     async def _move(self, job: Job, *arguments: Any, **values: Any) -> None:
         # Waits for other writers and for the disk.
         await asyncio.to_thread(self._store.jobs.transition, job.id, *arguments, held=job, **values)
+
+
+class Silence:
+    """How long a sign of life has stayed as it is.
+
+    By the clock of this process alone: that of the machine which makes the signs may be wrong.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sign: float | None = None
+        self._changed = clock()
+
+    def since(self, sign: float | None) -> float:
+        """Seconds since the sign was another, or since this began."""
+        if sign != self._sign:
+            self._sign, self._changed = sign, self._clock()
+        return self._clock() - self._changed
 
 
 def _round(step: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[float]]:

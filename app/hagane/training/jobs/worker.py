@@ -46,6 +46,7 @@ from hagane.training.jobs.local_spec import local_spec
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.priority import step_back
 from hagane.training.jobs.results import write_results
+from hagane.training.jobs.state_mirror import StateMirror, state_mirror
 from hagane.training.pretrain.config import PretrainConfig
 from hagane.training.reinforce.spec import ReinforceSpec, read_spec
 from hagane.training.report.listener import (
@@ -70,11 +71,18 @@ FineTune = Callable[[FineTuneSpec, Path, "StoreListener"], FineTuneResult]
 class StoreListener:
     """Writes what the run reports to the store, several steps in one transaction.
 
-    Steps that an earlier worker already reported are skipped.
+    Steps that an earlier worker already reported are skipped. With `mirror`, what the run goes on
+    from is kept for workers on other machines.
     """
 
-    def __init__(self, store: Store, job: Job, kept_checkpoints: int) -> None:
-        self._store, self._jobs = store, store.jobs
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        kept_checkpoints: int,
+        mirror: StateMirror | None = None,
+    ) -> None:
+        self._store, self._jobs, self.mirror = store, store.jobs, mirror
         self._job = job
         self._kept_checkpoints = kept_checkpoints
         self._reported: int = (job.progress or {}).get("step", 0)
@@ -98,6 +106,12 @@ class StoreListener:
             self._flush(deaths=0)
         elif _validated(report) or time.monotonic() > self._flushed + _FLUSH_SECONDS:
             self._flush()
+        self.keep_state()
+
+    def keep_state(self) -> None:
+        """Store what the run goes on from, if it was saved since."""
+        if self.mirror is not None:
+            patiently(self.mirror.keep)
 
     def checkpoint(self, report: CheckpointReport) -> None:
         name = self._job.checkpoint_name(report.step)
@@ -200,7 +214,16 @@ def _train(spec: FineTuneSpec, directory: Path, listener: StoreListener) -> Fine
 def _finetune(store: Store, job: Job, listener: StoreListener, finetune: FineTune) -> None:
     directory = store.job_directory(job.id)
     spec = patiently(lambda: local_spec(store, job))
-    _succeed(store, job, finetune(spec, directory, listener))
+    if (mirror := listener.mirror) is not None:
+        patiently(mirror.fetch)
+    try:
+        result = finetune(spec, directory, listener)
+    except TrainingInterrupted:
+        listener.keep_state()
+        raise
+    _succeed(store, job, result)
+    if mirror is not None:
+        patiently(mirror.forget)
 
 
 def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:
@@ -357,7 +380,7 @@ def main(directory: Path, job_id: str, options: JobOptions) -> None:
             job_id, waiting, "running", started, held=job, heartbeat_at=now
         ):
             return
-        listener = StoreListener(store, job, options.kept_checkpoints)
+        listener = StoreListener(store, job, options.kept_checkpoints, state_mirror(store, job))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, listener.stop)
         threading.Thread(target=_beat, args=(store, job), daemon=True).start()
