@@ -6,7 +6,8 @@
 `overhead` compares a plain server with a cluster of one replica, at 1 and 16 clients. `routing`
 compares prefix with random routing over two replicas: 24 documents of 512 tokens, and questions of
 32 tokens about them; with kv_cache_memory=150MiB a replica's cache holds about 20 documents of the
-built-in model. FLAG=VALUE are settings of both, such as quantize=int8. Needs `hagane[cluster]`.
+built-in model. It measures step times, too, with which benchmarks/simulate.py is held to this run.
+FLAG=VALUE are settings of both, such as quantize=int8. Needs `hagane[cluster]`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +32,13 @@ from pathlib import Path
 import httpx
 
 NEW_TOKENS = 32
+ROUNDS = 2
 DOCUMENTS, DOCUMENT_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 24, 512, 32, 8
+# Of a step, as set here.
+BATCH_TOKENS = 256
 READY_SECONDS = 180
+# Ray kills its own parts where the machine's memory is full, of whatever else runs there.
+ALONE = {"RAY_memory_monitor_refresh_ms": "0"}
 
 
 @dataclass
@@ -59,8 +68,9 @@ def serving(settings: dict[str, object], replicas: int | None, routing: str) -> 
             command = ["cluster", "serve", str(config)]
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hagane.cli", *command], stdout=log, stderr=log
-            )
+                [sys.executable, "-m", "hagane.cli", *command], stdout=log, stderr=log,
+                env=os.environ | ALONE,
+            )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         try:
             wait_ready(url, process, Path(folder, "log"))
@@ -121,19 +131,30 @@ def tokens(generator: random.Random, count: int) -> list[int]:
 
 
 def overhead(settings: dict[str, object]) -> None:
+    """Alternates between both servers, so that a change of the machine's speed meets both."""
+    kinds = {"plain": None, "cluster, one replica": 1}
+    answers: dict[tuple[str, int], list[Answer]] = defaultdict(list)
+    spent: dict[tuple[str, int], float] = defaultdict(float)
+    for round_ in range(ROUNDS):
+        for name, replicas in kinds.items():
+            with serving(settings, replicas, "prefix") as url:
+                for clients, count in ((1, 32), (16, 160)):
+                    generator = random.Random(clients + 100 * round_)
+                    prompts = [tokens(generator, 64) for _ in range(count)]
+                    asyncio.run(run_clients(url, clients, prompts[:clients], 4))
+                    prompts = [tokens(generator, 64) for _ in range(count)]
+                    got, seconds = asyncio.run(run_clients(url, clients, prompts, NEW_TOKENS))
+                    answers[name, clients] += got
+                    spent[name, clients] += seconds
+                    rate = len(got) * NEW_TOKENS / seconds
+                    print(f"<!-- {name}, {clients}: {rate:.0f} tokens/s -->", flush=True)
     print("| server | clients | first token, ms | request, ms | tokens/s |")
     print("|---|---|---|---|---|")
-    for name, replicas in (("plain", None), ("cluster, one replica", 1)):
-        with serving(settings, replicas, "prefix") as url:
-            for clients, count in ((1, 24), (16, 96)):
-                generator = random.Random(clients)
-                prompts = [tokens(generator, 64) for _ in range(count)]
-                asyncio.run(run_clients(url, clients, prompts[:clients], 4))
-                answers, seconds = asyncio.run(run_clients(url, clients, prompts, NEW_TOKENS))
-                first = statistics.median(a.first for a in answers) * 1000
-                last = statistics.median(a.last for a in answers) * 1000
-                rate = len(answers) * NEW_TOKENS / seconds
-                print(f"| {name} | {clients} | {first:.1f} | {last:.0f} | {rate:.0f} |", flush=True)
+    for (name, clients), got in answers.items():
+        first = statistics.median(a.first for a in got) * 1000
+        last = statistics.median(a.last for a in got) * 1000
+        rate = len(got) * NEW_TOKENS / spent[name, clients]
+        print(f"| {name} | {clients} | {first:.1f} | {last:.0f} | {rate:.0f} |", flush=True)
 
 
 def routing(settings: dict[str, object]) -> None:
@@ -150,6 +171,23 @@ def routing(settings: dict[str, object]) -> None:
             share = sum(a.cached for a in later) / total
             first = statistics.quantiles([a.first * 1000 for a in later], n=20)
             print(f"| {kind} | {share:.0%} | {first[9]:.0f} | {first[18]:.0f} |", flush=True)
+            if kind == "prefix":
+                machine = step_times(url)
+    print(f"python benchmarks/simulate.py documents --replicas 2 {machine}")
+
+
+def step_times(url: str) -> str:
+    """What a step costs while both replicas compute, as flags of `benchmarks/simulate.py`."""
+    generator = random.Random(2)
+    length = DOCUMENT_TOKENS + QUESTION_TOKENS
+    answers, _ = asyncio.run(
+        run_clients(url, 2, [tokens(generator, QUESTION_TOKENS) for _ in range(12)], 96)
+    )
+    step = statistics.median((a.last - a.first) / 95 for a in answers)
+    answers, _ = asyncio.run(run_clients(url, 2, [tokens(generator, length) for _ in range(40)], 1))
+    first = statistics.median(a.first for a in answers)
+    prefill = length / (first - step * math.ceil(length / BATCH_TOKENS))
+    return f"--step {step * 1000:.2f} --row 0 --prefill {prefill:.0f} --budget {BATCH_TOKENS}"
 
 
 def main() -> None:
@@ -160,7 +198,8 @@ def main() -> None:
     options = parser.parse_args()
     given: dict[str, object] = dict(pair.split("=", 1) for pair in options.settings)
     settings: dict[str, object] = {
-        "model": options.model, "threads": 1, "max_sequences": 16, **given,
+        "model": options.model, "threads": 1, "max_sequences": 16,
+        "max_batch_tokens": BATCH_TOKENS, **given,
     }  # fmt: skip
     {"overhead": overhead, "routing": routing}[options.what](settings)
 

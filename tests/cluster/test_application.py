@@ -1,19 +1,25 @@
-"""A Ray cluster on this machine: an edge and two replicas of the tiny model."""
+"""A Ray cluster on this machine: an edge and two replicas of the tiny model, on PostgreSQL."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import httpx
 import openai
 import psutil
 import pytest
+from hagane.cli.cluster import RAY_VARIABLES
 from hagane.cluster.config import ClusterConfig
 
+from tests.support.postgres import Postgres, missing
 from tests.support.server import ADMIN_KEY, Server, clean_environment, start_server, stop_server
 
 pytestmark = [
@@ -21,40 +27,102 @@ pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'hagane[cluster]'"
     ),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 ASK = {"messages": [{"role": "user", "content": "Once upon a time " * 8}], "temperature": 0}
 
 
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
+PATIENCE_SECONDS = 120
+# Ray kills its own parts where the machine's memory is full, of whatever else runs there.
+ALONE = {"RAY_memory_monitor_refresh_ms": "0"}
+
+
 @pytest.fixture(scope="module")
-def configuration(tiny_model_dir, tmp_path_factory):
+def database():
+    server = Postgres.create()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="module")
+def configuration(tiny_model_dir, database, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     port = 18000 + int(time.time()) % 1000
     (folder / "cluster.toml").write_text(
         f'[settings]\nmodel = "{tiny_model_dir}"\nport = {port}\nthreads = 1\n'
         f'max_sequences = 8\nadmin_key = "{ADMIN_KEY}"\ndata_dir = "{folder / "data"}"\n'
+        f'database_url = "{database.url()}"\n'
         "[engines]\nreplicas = 2\ncpus = 0.5\n"
     )
     return folder / "cluster.toml"
 
 
 @pytest.fixture(scope="module")
-def cluster(configuration):
-    """The URL of `hagane cluster serve`."""
+def server(configuration):
+    """`hagane cluster serve`."""
     port = ClusterConfig.read(configuration).settings["port"]
     log = configuration.with_name("log")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "hagane.cli", "cluster", "serve", str(configuration)],
-            stdout=output, stderr=output, env=clean_environment(),
+            stdout=output, stderr=output, env=clean_environment() | ALONE,
         )  # fmt: skip
     running = Server(process, f"http://127.0.0.1:{port}", log)
     try:
-        running.wait_ready(120)
-        yield running.url
+        running.wait_ready(PATIENCE_SECONDS)
+        yield running
     finally:
         process.terminate()
-        status = process.wait(60)
+        status = process.wait(PATIENCE_SECONDS)
     assert status == 0, running.log.read_text()
+
+
+@pytest.fixture
+def cluster(server):
+    """Its URL."""
+    return server.url
+
+
+@dataclass
+class Load:
+    """What clients saw that asked all the time."""
+
+    answers: list[str] = field(default_factory=list)
+    failures: list[openai.OpenAIError] = field(default_factory=list)
+
+
+@contextmanager
+def load(client, clients: int) -> Iterator[Load]:
+    """So many clients with a request each at any time."""
+    seen, stopped = Load(), threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            try:
+                seen.answers.append(answer(client))
+            except openai.OpenAIError as error:
+                seen.failures.append(error)
+                time.sleep(0.1)
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+def until(condition) -> float:
+    """Wait for it; returns the seconds that it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started + PATIENCE_SECONDS
+        time.sleep(0.2)
+    return time.monotonic() - started
 
 
 @pytest.fixture
@@ -64,8 +132,7 @@ def client(cluster):
 
 
 def running(url: str) -> int:
-    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    return httpx.get(f"{url}/admin/status", headers=headers).json()["requests"]["running"]
+    return httpx.get(f"{url}/admin/status", headers=ADMIN).json()["requests"]["running"]
 
 
 def answer(client, **more) -> str:
@@ -94,8 +161,6 @@ def test_every_dialect_answers_as_a_plain_server_does(
         assert message.json()["content"][0]["text"]
         wrong = httpx.post(f"{cluster}/v1/messages", json={**body, "model": "no"}, headers=headers)
         assert wrong.json()["error"]["type"] == "not_found_error"
-        assert "hagane_requests_running" in httpx.get(f"{cluster}/metrics", headers={
-            "Authorization": f"Bearer {ADMIN_KEY}"}).text  # fmt: skip
     finally:
         stop_server(plain)
 
@@ -107,10 +172,21 @@ def test_a_stream_comes_in_pieces_and_closing_it_ends_its_work(cluster, client):
     stream = client.chat.completions.create(stream=True, max_tokens=400, **given)
     next(iter(stream))
     stream.close()
-    deadline = time.monotonic() + 30
-    while running(cluster):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not running(cluster))
+
+
+def test_the_metrics_have_each_replica_and_the_sum(cluster, client):
+    answer(client)
+
+    def values(name: str) -> list[float]:
+        lines = httpx.get(f"{cluster}/metrics", headers=ADMIN).text.splitlines()
+        return [float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{")]
+
+    until(lambda: len(values("hagane_replica_engine_steps_total")) == 2)
+    assert sum(values("hagane_replica_engine_steps_total")) > 0
+    assert sum(values("hagane_replica_kv_cache_blocks_total")) == sum(
+        values("hagane_kv_cache_blocks_total")
+    )
 
 
 def replicas() -> int:
@@ -124,67 +200,113 @@ def replicas() -> int:
     )
 
 
-def test_scaling_down_and_up_fails_no_request(cluster, client, configuration):
+@pytest.fixture
+def deploy(cluster, configuration):
+    """Deploys the configuration with changes to its engines."""
+    os.environ.update(RAY_VARIABLES)
     import ray
     from hagane.cluster.application import build
     from ray import serve
 
-    given = ClusterConfig.read(configuration).model_dump()
     ray.init(address="auto", log_to_driver=False, logging_level="error")
-    expected, answers, failures = answer(client), [], []
-    stopped = threading.Event()
 
-    def ask() -> None:
-        while not stopped.is_set():
-            try:
-                answers.append(answer(client))
-            except openai.OpenAIError as error:
-                failures.append(error)
+    def change(**engines) -> None:
+        given = ClusterConfig.read(configuration).model_dump()
+        given["engines"].update(engines)
+        serve.run(build(given), name="hagane", route_prefix="/")
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    yield change
+    ray.shutdown()
+
+
+def test_replacing_all_parts_under_load_fails_no_request(client, deploy):
+    expected = answer(client)
+    with load(client, 4) as seen:
         for wanted in (1, 2):
-            given["engines"]["replicas"] = wanted
-            serve.run(build(given), name="hagane", route_prefix="/")
-            deadline = time.monotonic() + 60
-            while replicas() != wanted:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-        ray.shutdown()
-    assert failures == []
-    assert set(answers) == {expected}
+            deploy(replicas=wanted)
+            until(lambda wanted=wanted: replicas() == wanted)
+    assert seen.failures == []
+    assert {*seen.answers} == {expected}
 
 
-def test_a_killed_replica_costs_no_request_that_has_not_begun(cluster, client):
+def test_replicas_follow_the_load_without_a_failed_request(client, deploy):
+    expected = answer(client)
+    changes = {"target_requests": 2, "scale_up_seconds": 1, "scale_down_seconds": 2}
+    with load(client, 1) as few:
+        deploy(replicas=1, most=2, **changes)
+        until(lambda: replicas() == 1)
+        with load(client, 8) as many:
+            until(lambda: replicas() == 2)
+        until(lambda: replicas() == 1)
+        deploy(replicas=2)
+        until(lambda: replicas() == 2)
+    assert few.failures == many.failures == []
+    assert {*few.answers, *many.answers} == {expected}
+
+
+def test_a_killed_replica_costs_no_request_that_has_not_begun(cluster, client, deploy):
     """Others fail with an error to try again by; afterwards there are two again."""
     expected = answer(client)
     engine = httpx.get(f"{cluster}/health/ready").json()["engine_pid"]
-    failures, answers = [], []
-    stopped = threading.Event()
-
-    def ask() -> None:
-        while not stopped.is_set():
-            try:
-                answers.append(answer(client))
-            except openai.APIStatusError as error:
-                failures.append(error)
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1)
-    psutil.Process(engine).parent().kill()
-    time.sleep(8)
-    stopped.set()
-    for thread in threads:
-        thread.join()
-    assert {error.status_code for error in failures} <= {503}
-    assert len(failures) <= 4, "at most what ran there"
-    assert set(answers) == {expected}
+    with load(client, 4) as seen:
+        until(lambda: len(seen.answers) > 4)
+        psutil.Process(engine).parent().kill()
+        until(lambda: replicas() == 1)
+        until(lambda: replicas() == 2)
+    assert {type(error) for error in seen.failures} <= {openai.InternalServerError}
+    assert len(seen.failures) <= 4, "at most what ran there"
+    assert {*seen.answers} == {expected}
     assert answer(client) == expected
+
+
+def test_the_proxy_comes_back_after_it_was_killed(server, client):
+    """Connections break with it, and new ones find no edge at first; nothing else does."""
+    expected = answer(client)
+    proxies = [
+        process
+        for process in psutil.Process(server.process.pid).children(recursive=True)
+        if process.name() == "haproxy"
+    ]
+    assert proxies
+    with load(client, 4) as seen:
+        until(lambda: len(seen.answers) > 4)
+        for process in proxies:
+            process.kill()
+        until(lambda: seen.failures)
+        answered = len(seen.answers)
+        until(lambda: len(seen.answers) > answered + 8)
+    broken = openai.APIConnectionError | openai.InternalServerError
+    assert all(isinstance(error, broken) for error in seen.failures)
+    assert {*seen.answers} == {expected}
+
+
+def test_a_killed_database_loses_nothing_that_was_acknowledged(cluster, client, database):
+    """The model goes on without it; what needs it says so until it is back."""
+    expected, made, refused = answer(client), [], []
+
+    def make() -> None:
+        name = f"k{len(made) + len(refused)}"
+        done = httpx.post(f"{cluster}/admin/keys", json={"name": name}, headers=ADMIN, timeout=60)
+        if done.status_code == 200:
+            made.append(name)
+        else:
+            refused.append((done.status_code, done.json()["error"]["code"]))
+
+    with load(client, 2) as seen:
+        for _ in range(5):
+            make()
+        database.kill()
+        before = len(seen.answers)
+        make()
+        until(lambda: len(seen.answers) > before + 4)
+        database.start()
+        kept = len(made)
+        until(lambda: make() or len(made) > kept)
+    assert {*refused} <= {(503, "store_unavailable")}
+    assert refused
+    names = {
+        key["name"] for key in httpx.get(f"{cluster}/admin/keys", headers=ADMIN).json()["data"]
+    }
+    assert {*made} <= names
+    assert {getattr(error, "status_code", None) for error in seen.failures} <= {503}
+    assert {*seen.answers} == {expected}

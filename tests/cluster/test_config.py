@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -58,3 +59,19 @@ def test_a_config_for_serve_deploy_holds_no_secrets(tmp_path, capsys, monkeypatc
     (application,) = json.loads(shown)["applications"]
     assert application["import_path"] == "hagane.cluster.application:build"
     assert application["args"] == {"settings": {"max_sequences": 8}, "engines": {"replicas": 2}}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="needs psycopg")
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://u:secret@127.0.0.1:1/d", "127.0.0.1:1/d cannot be used"),
+        ("mysql://u:secret@h/d", "is not of the form"),
+    ],
+)
+def test_a_database_that_cannot_be_used_ends_the_start(tmp_path, url, reason):
+    path = tmp_path / "cluster.toml"
+    path.write_text(f'[settings]\ndata_dir = "{tmp_path}"\ndatabase_url = "{url}"\n')
+    with pytest.raises(ConfigurationError, match=reason) as caught:
+        dispatch(["cluster", "serve", str(path)])
+    assert "secret" not in str(caught.value)

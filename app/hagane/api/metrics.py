@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from hagane import __version__
 from hagane.api.access import guarded_router
 from hagane.pool.client import EngineClient
+from hagane.pool.messages import EngineStats
 from hagane.pool.models import Fleet, ResidentModel
 from hagane.pool.process import EndReason
 from hagane.store.jobs import Jobs
@@ -67,10 +68,18 @@ _Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
 def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]]:
     """Kind, description and value of every metric of an engine, by name."""
-    stats, adapters, tiers = client.stats, client.stats.adapters, client.stats.tiers
+    ready = "1 when the engine takes requests"
+    return {
+        "engine_ready": (GaugeMetricFamily, ready, client.state == "ready"),
+        "engine_restarts": (CounterMetricFamily, "Times the engine was restarted", client.restarts),
+    } | engine_figures(client.stats)
+
+
+def engine_figures(stats: EngineStats) -> dict[str, tuple[_Family, str, float]]:
+    """Kind, description and value of all that an engine reports of itself, by name."""
+    adapters, tiers = stats.adapters, stats.tiers
     usage = stats.blocks_used / max(stats.blocks_total, 1)
     gauges = {
-        "engine_ready": ("1 when the engine takes requests", client.state == "ready"),
         "requests_running": ("Sequences being generated", stats.running),
         "requests_waiting": ("Requests waiting for room", stats.waiting),
         "kv_cache_blocks_used": ("KV-cache blocks in use", stats.blocks_used),
@@ -98,7 +107,6 @@ def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]
         "adapter_loads": ("LoRA adapters loaded", adapters.loads),
         "adapter_evictions": ("LoRA adapters evicted for others", adapters.evictions),
         "engine_steps": ("Forward passes", stats.steps),
-        "engine_restarts": ("Times the engine was restarted", client.restarts),
     }
     return {name: (GaugeMetricFamily, *rest) for name, rest in gauges.items()} | {
         name: (CounterMetricFamily, *rest) for name, rest in counters.items()

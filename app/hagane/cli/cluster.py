@@ -14,17 +14,22 @@ from pydantic_settings import CliPositionalArg
 
 from hagane.cli.command import Options, read
 from hagane.cluster.config import ClusterConfig
+from hagane.server.app import open_store
 from hagane.system.errors import ConfigurationError
 from hagane.system.installation import install_command
 from hagane.system.settings import CONFIG_VARIABLE, PREFIX, Settings, refuse_unknown_variables
 
 _APPLICATION = "hagane"
 # Of Ray, for a cluster that is started here. Nothing of ours blocks an event loop, so that threads
-# of their own for the router and for our code only cost their switches.
-_RAY = {
+# of their own for the router and for our code only cost their switches. Ray's HAProxy talks to the
+# edges by HTTP, where its proxy in Python would send each piece of a stream as a message of Ray's.
+RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
 }
 _BUILDER = "hagane.cluster.application:build"
 
@@ -87,7 +92,9 @@ def _deployment(cluster: ClusterConfig, settings: Settings) -> dict[str, Any]:
 
 
 def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> None:
-    for name, value in _RAY.items():
+    # Where edges would fail one after the other: a database or objects that cannot be used.
+    open_store(settings).close()
+    for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     try:
         import ray

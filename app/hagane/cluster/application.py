@@ -7,29 +7,33 @@ keys of a `ClusterConfig`.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.exceptions import BackPressureError
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hagane.cluster.config import ClusterConfig, Replicas
-from hagane.cluster.connection import ClusterConnection, Outcome, ReplicaReport
+from hagane.cluster.connection import ClusterConnection, ReplicaReport
+from hagane.cluster.handle import HandleReplicas
+from hagane.cluster.listener import Listener
 from hagane.cluster.replica import EngineReplica
-from hagane.cluster.routing import RoutingHint
-from hagane.pool.messages import AdapterChecked, CheckAdapter, EngineConfig, GenerateRequest
+from hagane.cluster.replica_metrics import ReplicaCollector
+from hagane.cluster.scaling import QUEUED_TOKENS, REQUESTS, LoadPolicy
+from hagane.cluster.version import ModelVersion
+from hagane.pool.messages import CheckAdapter, EngineConfig
 from hagane.pool.process import EngineConnection
 from hagane.server.app import create_app
 from hagane.server.engine_config import engine_config
 from hagane.store.adapters import CACHE_FOLDER, SharedAdapters
-from hagane.system.errors import EngineUnavailableError, QueueFullError
+from hagane.system.errors import EngineUnavailableError
 from hagane.system.logging import configure_logging
 from hagane.system.settings import Settings
 from hagane.text.hub import model_stores, resolve_model
@@ -39,21 +43,28 @@ logger = logging.getLogger(__name__)
 _EDGE = "edge"
 # Requests on their way through one edge.
 _MOST_AT_AN_EDGE = 1000
+_MOST_CALLS = 100
+# Replicas' figures are averaged over these.
+_LOOK_BACK_SECONDS = 12.0
+# After its requests a replica ends its engine.
+_STOP_SECONDS = 15.0
 # Edges log each request themselves.
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 _ROUTER = "hagane.cluster.ray_router:PrefixRouter"
-_decode_request = msgspec.msgpack.Decoder(GenerateRequest).decode
-_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 _encode = msgspec.msgpack.encode
 
 
 class Engines:
     """A deployment's replica: Serve's side of an `EngineReplica`. Messages are MessagePack."""
 
-    async def __init__(self, settings: Mapping[str, Any], model: str) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, settings: Mapping[str, Any], model: str, drain_seconds: float
+    ) -> None:
         own = Settings(**{**settings, "model": model})
         configure_logging(own.log_level, own.log_format)
         directory = resolve_model(own.model, model_stores(own))
+        self._version = ModelVersion.of(own.model, Path(directory))
+        self._drain_seconds = drain_seconds
         adapters = None
         if own.blob_url is not None:
             from hagane.store.blobs import Blobs
@@ -62,18 +73,22 @@ class Engines:
             adapters = SharedAdapters(Blobs(own.blob_url), folder)
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = EngineReplica(name, engine_config(own, str(directory)), adapters)
+        self._listener = Listener(self._replica)
         await self._replica.start()
+        self._address = await self._listener.open(ray.util.get_node_ip_address())
 
-    async def generate(
-        self, request: bytes, seconds: float | None, hint: RoutingHint | None = None
-    ) -> AsyncGenerator[bytes, None]:
-        """As `EngineReplica.generate`; `hint` is the router's."""
-        async for outcome in self._replica.generate(_decode_request(request), seconds):
-            yield _encode(outcome)
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What there is to do, for `LoadPolicy`."""
+        return {QUEUED_TOKENS: self._listener.queued_tokens, REQUESTS: self._listener.requests}
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """What routers know of this replica: where it listens, and its model."""
+        parts = {"address": self._address, "model": self._version}
+        return {name: msgspec.to_builtins(part) for name, part in parts.items()}
 
     async def report(self) -> bytes:
         """As `EngineReplica.report`."""
-        return _encode(await self._replica.report())
+        return _encode(self._replica.report(self._listener.queued_tokens))
 
     async def check_adapter(self, request: bytes) -> bytes:
         """As `EngineReplica.check_adapter`."""
@@ -85,38 +100,9 @@ class Engines:
         self._replica.require_health()
 
     async def __del__(self) -> None:
+        await self._listener.drain(self._drain_seconds)
+        await self._listener.close()
         await self._replica.stop()
-
-
-class HandleReplicas:
-    """The replicas behind a handle of Serve's."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle, self._streams = handle, handle.options(stream=True)
-
-    async def generate(
-        self, request: GenerateRequest, seconds: float | None, hint: RoutingHint
-    ) -> AsyncGenerator[Outcome, None]:
-        """As `Replicas.generate`."""
-        stream = self._streams.generate.remote(_encode(request), seconds, hint=hint)
-        try:
-            async for outcome in stream:
-                yield _decode_outcome(outcome)
-        except BackPressureError:
-            message = "All replicas have as many requests as they take; try again in a moment."
-            raise QueueFullError(message, retry_after=1.0) from None
-        finally:
-            # Does nothing to one that has ended.
-            stream.cancel()
-
-    async def report(self) -> ReplicaReport:
-        """As `Replicas.report`."""
-        return msgspec.msgpack.decode(await self._handle.report.remote(), type=ReplicaReport)
-
-    async def check_adapter(self, request: CheckAdapter) -> AdapterChecked:
-        """As `Replicas.check_adapter`."""
-        answer = await self._handle.check_adapter.remote(_encode(request))
-        return msgspec.msgpack.decode(answer, type=AdapterChecked)
 
 
 class Edge:
@@ -130,22 +116,35 @@ class Edge:
     ) -> None:
         self._settings = Settings(**settings)
         configure_logging(self._settings.log_level, self._settings.log_format)
-        stores = model_stores(self._settings)
-        directory = resolve_model(self._settings.model, stores)
         named = self._settings.other_models
-        self._handles = {Path(directory): base} | {
-            Path(resolve_model(named[name], stores)): handle for name, handle in others.items()
-        }
+        served = [(self._settings.model, base), *((named[name], others[name]) for name in others)]
+        self._handles: dict[Path, tuple[DeploymentHandle, ModelVersion]] = {}
+        for model, handle in served:
+            directory = Path(resolve_model(model, model_stores(self._settings)))
+            self._handles[directory] = handle, ModelVersion.of(model, directory)
+        self._connections: dict[Path, ClusterConnection] = {}
         self._failed = False
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return started_when_ready(create_app(self._settings, self._give_up, connect=self._connect))
+        app = create_app(self._settings, self._give_up, connect=self._connect)
+        app.state.metrics.registry.register(ReplicaCollector(lambda: self._reports(app)))
+        return started_when_ready(app)
+
+    def _reports(self, app: FastAPI) -> dict[str, list[ReplicaReport]]:
+        """What the replicas of each model said of themselves, by the model's name."""
+        reports = {}
+        for resident in app.state.serving.fleet.residents:
+            connection = self._connections.get(Path(resident.client.config.model))
+            reports[resident.name] = connection.reports if connection else []
+        return reports
 
     async def _connect(self, config: EngineConfig) -> EngineConnection:
-        handle = self._handles.get(Path(config.model))
-        if handle is None:
+        served = self._handles.get(Path(config.model))
+        if served is None:
             raise EngineUnavailableError("The cluster has no replicas of this model.")
-        return ClusterConnection(HandleReplicas(handle))
+        connection = ClusterConnection(HandleReplicas(*served))
+        self._connections[Path(config.model)] = connection
+        return connection
 
     def _give_up(self) -> None:
         self._failed = True
@@ -209,27 +208,39 @@ def _engines(
     routing: str,
     checked: Settings,
 ) -> serve.Application:
-    scaling: dict[str, Any] = {"num_replicas": wanted.replicas}
-    if wanted.most is not None:
-        scaling = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=wanted.replicas,
-                max_replicas=wanted.most,
-                target_ongoing_requests=wanted.target_requests,
-            )
-        }
     deployment = serve.deployment(Engines).options(
         name=name,
-        # A replica queues and refuses by itself, as a server's engine does.
-        max_ongoing_requests=checked.max_sequences + checked.max_waiting,
-        max_queued_requests=checked.max_waiting,
+        # Of Serve's own calls, such as reports: requests go to the replica directly.
+        max_ongoing_requests=_MOST_CALLS,
         ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
-        graceful_shutdown_timeout_s=wanted.drain_seconds,
+        graceful_shutdown_timeout_s=wanted.drain_seconds + _STOP_SECONDS,
         health_check_period_s=5,
         logging_config=_QUIET,
         request_router_config=RequestRouterConfig(
             request_router_class=_ROUTER, request_router_kwargs={"routing": routing}
         ),
-        **scaling,
+        **_scaling(wanted),
     )
-    return deployment.bind(settings, model)
+    return deployment.bind(settings, model, wanted.drain_seconds)
+
+
+def _scaling(wanted: Replicas) -> dict[str, Any]:
+    """The options of a deployment that say how many replicas there are."""
+    if wanted.most is None:
+        return {"num_replicas": wanted.replicas}
+    policy = AutoscalingPolicy(
+        policy_function=LoadPolicy,
+        policy_kwargs={
+            "queued_tokens": wanted.target_queued_tokens,
+            "requests": wanted.target_requests,
+        },
+    )
+    scaling = AutoscalingConfig(
+        min_replicas=wanted.replicas,
+        max_replicas=wanted.most,
+        look_back_period_s=_LOOK_BACK_SECONDS,
+        upscale_delay_s=wanted.scale_up_seconds,
+        downscale_delay_s=wanted.scale_down_seconds,
+        policy=policy,
+    )
+    return {"autoscaling_config": scaling}

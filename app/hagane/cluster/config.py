@@ -13,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hagane.system.errors import ConfigurationError
 from hagane.system.settings import PREFIX
 
-# For settings with a password, which do not belong in files.
-_DATABASE_VARIABLE = f"{PREFIX}DATABASE_URL"
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -24,13 +21,18 @@ class _Part(BaseModel):
 class Replicas(_Part):
     """Replicas of one model.
 
-    As many as `replicas`, or between that and `most`, so that each has about `target_requests`
-    in flight. `cpus` and `gpus` are what Ray sets aside for one; fractions share a device.
+    As many as `replicas`, or between that and `most`, so that each has at most about
+    `target_queued_tokens` of prompts waiting and `target_requests` in flight. Replicas are added
+    when that was exceeded for `scale_up_seconds`. `cpus` and `gpus` are what Ray sets aside for
+    one; fractions share a device.
     """
 
     replicas: int = Field(1, ge=1)
     most: int | None = Field(None, ge=1)
+    target_queued_tokens: float = Field(4096.0, gt=0)
     target_requests: float = Field(16.0, gt=0)
+    scale_up_seconds: float = Field(10.0, ge=0)
+    scale_down_seconds: float = Field(300.0, ge=0)
     cpus: float = Field(1.0, ge=0)
     gpus: float = Field(0.0, ge=0)
     drain_seconds: float = Field(60.0, ge=0)
@@ -70,11 +72,11 @@ class ClusterConfig(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:
-        named = self.settings.get("database_url") or os.environ.get(_DATABASE_VARIABLE)
+        named = self._given("database_url")
         if self.edges > 1 and not named:
             raise ValueError(
                 "edges beyond one share a database: set settings.database_url or "
-                f"{_DATABASE_VARIABLE}"
+                f"{PREFIX}DATABASE_URL"
             )
         if "admin_port" in self.settings:
             raise ValueError("settings.admin_port has no place where edges move between machines")
@@ -82,6 +84,9 @@ class ClusterConfig(_Part):
         if len({*names}) < len(names):
             raise ValueError("two of models have one name")
         return self
+
+    def _given(self, setting: str) -> object:
+        return self.settings.get(setting) or os.environ.get(f"{PREFIX}{setting.upper()}")
 
     @classmethod
     def read(cls, path: Path) -> ClusterConfig:

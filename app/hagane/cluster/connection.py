@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from hagane.cluster.routing import RoutingHint
+from hagane.cluster.wire import Outcome
 from hagane.pool.messages import (
     AdapterChecked,
     CancelRequest,
@@ -29,7 +29,6 @@ from hagane.pool.messages import (
     RequestFailed,
     StepOutput,
     ToEngine,
-    TokenDelta,
 )
 from hagane.pool.process import Ending
 from hagane.system.errors import EngineUnavailableError, HaganeError, QueueFullError
@@ -45,42 +44,48 @@ _SILENCE_SECONDS = 15.0
 _FORGOTTEN_SECONDS = 30.0
 _MOST_TRIES = 4
 _RETRY_SECONDS = 0.2
+# Failures that another replica may do better.
+_ELSEWHERE = ("engine_crashed", "engine_unavailable", "queue_full")
+# Longer prompts are hashed in a thread.
+_INLINE_TOKENS = 2048
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
-    """What a replica says of itself."""
+    """What a replica says of itself; `queued_tokens` are those of prompts without a token yet."""
 
     replica: str
     ready: EngineReady
     stats: EngineStats
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """One message of a stream: deltas of a step, or why there will be none."""
-
-    deltas: tuple[TokenDelta, ...] = ()
-    failure: RequestFailed | None = None
+    queued_tokens: int = 0
 
 
 class Replicas(Protocol):
-    """All replicas of one model. Whatever its methods raise means that the replica was lost.
+    """All replicas of one model. Whatever its methods raise means that the replica was lost."""
 
-    `seconds` is the time that is left for a request: no clock is shared between machines.
-    """
+    async def generate(
+        self, request: GenerateRequest, hint: RoutingHint, deliver: Callable[[Outcome], None]
+    ) -> None:
+        """Run a request at the best replica until it has ended; cancelling this cancels it.
 
-    def generate(
-        self, request: GenerateRequest, seconds: float | None, hint: RoutingHint
-    ) -> AsyncGenerator[Outcome, None]:
-        """The outcomes of a request at the best replica; closing it cancels. Raises QueueFullError
-        where none takes more."""
+        Its deadline is in seconds from now: no clock is shared between machines. Raises
+        QueueFullError where no replica takes more, HaganeError where none can run it.
+        """
         ...
 
-    async def report(self) -> ReplicaReport:
-        """What one of them says of itself."""
+    def cancel(self, request_id: str, index: int) -> None:
+        """Stop one continuation of a request."""
+        ...
+
+    async def reports(self) -> Sequence[ReplicaReport]:
+        """What those that answer say of themselves."""
         ...
 
     async def check_adapter(self, request: CheckAdapter) -> AdapterChecked:
         """Have one of them read an adapter."""
+        ...
+
+    async def close(self) -> None:
+        """End the connections to them; they go on."""
         ...
 
 
@@ -93,13 +98,13 @@ class ClusterConnection:
         self._requests: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
         self._reports: dict[str, tuple[float, ReplicaReport]] = {}
+        self._stats = EngineStats()
         self._stopped = asyncio.Event()
 
     def send(self, message: ToEngine) -> None:
         """Begin a request, cancel one, or have an adapter checked.
 
-        Replicas give the memory of adapters back when they need it; a single continuation of a
-        request is cancelled with the last of the others.
+        Replicas give the memory of adapters back when they need it.
         """
         match message:
             case GenerateRequest():
@@ -109,6 +114,8 @@ class ClusterConnection:
             case CancelRequest(index=None):
                 if (running := self._requests.get(message.request_id)) is not None:
                     running.cancel()
+            case CancelRequest(index=int() as index):
+                self._replicas.cancel(message.request_id, index)
             case CheckAdapter():
                 checking = asyncio.create_task(self._check(message))
                 self._others.add(checking)
@@ -126,18 +133,20 @@ class ClusterConnection:
         while not self._stopped.is_set():
             try:
                 async with asyncio.timeout(_SILENCE_SECONDS):
-                    report = await self._replicas.report()
+                    reports = await self._replicas.reports()
+                if not reports:
+                    raise EngineUnavailableError("No replica of the model answers.")
             except Exception as error:
                 receive(Heartbeat())
                 if ready and time.monotonic() - heard > _SILENCE_SECONDS:
                     raise EngineUnavailableError("No replica of the model answers.") from error
             else:
                 heard = time.monotonic()
-                self._note(report)
+                self._note(reports)
                 if not ready:
-                    receive(report.ready)
+                    receive(reports[0].ready)
                     ready = True
-                receive(StepOutput(stats=self._stats()))
+                receive(StepOutput(stats=self._stats))
             await self._pause()
         return Ending("exited", 0)
 
@@ -147,6 +156,12 @@ class ClusterConnection:
         for task in (*self._requests.values(), *self._others):
             task.cancel()
         await asyncio.gather(*self._requests.values(), *self._others, return_exceptions=True)
+        await self._replicas.close()
+
+    @property
+    def reports(self) -> list[ReplicaReport]:
+        """The latest of each replica that was heard of lately."""
+        return [report for _, report in self._reports.values()]
 
     async def _pause(self) -> None:
         try:
@@ -156,30 +171,32 @@ class ClusterConnection:
             return
 
     async def _generate(self, request: GenerateRequest) -> None:
-        hint = await asyncio.to_thread(RoutingHint.of, request)
+        if len(request.prompt) > _INLINE_TOKENS:
+            hint = await asyncio.to_thread(RoutingHint.of, request)
+        else:
+            hint = RoutingHint.of(request)
         for attempt in range(1, _MOST_TRIES + 1):
-            begun = False
-            seconds = None if request.deadline is None else request.deadline - time.monotonic()
+            run = _Run(self, attempt < _MOST_TRIES)
+            left = request
+            if request.deadline is not None:
+                seconds = request.deadline - time.monotonic()
+                left = msgspec.structs.replace(request, deadline=seconds)
             try:
-                async with aclosing(self._replicas.generate(request, seconds, hint)) as outcomes:
-                    async for outcome in outcomes:
-                        begun = begun or bool(outcome.deltas)
-                        failures = () if outcome.failure is None else (outcome.failure,)
-                        if failures and not begun and _again(failures[0]) and attempt < _MOST_TRIES:
-                            break
-                        self._pass_on(outcome.deltas, failures)
-                    else:
-                        return
-            except QueueFullError as error:
-                self._fail(request, "queue_full", str(error))
+                await self._replicas.generate(left, hint, run.deliver)
+                if run.refused is None:
+                    return
+            except HaganeError as error:
+                self._fail(request, _failure_code(error), str(error))
                 return
             except Exception as error:
                 logger.warning("a replica was lost: %s", error)
-                if begun:
+                if run.begun:
                     message = "The engine stopped while this request ran. Send it again."
                     self._fail(request, "engine_crashed", message)
                     return
-            await asyncio.sleep(_RETRY_SECONDS * attempt)
+            # A full replica says so at once; one that is lost may be the only one for a while.
+            if run.refused != "queue_full":
+                await asyncio.sleep(_RETRY_SECONDS * attempt)
         self._fail(request, "engine_unavailable", "No replica of the model could be reached.")
 
     async def _check(self, request: CheckAdapter) -> None:
@@ -191,21 +208,45 @@ class ClusterConnection:
         self._receive(answer)
 
     def _fail(self, request: GenerateRequest, code: FailureCode, message: str) -> None:
-        self._pass_on((), (RequestFailed(request.request_id, code, message),))
+        self.pass_on(Outcome(failures=(RequestFailed(request.request_id, code, message),)))
 
-    def _pass_on(self, deltas: tuple[TokenDelta, ...], failures: tuple[RequestFailed, ...]) -> None:
-        self._receive(StepOutput(deltas=deltas, failures=failures, stats=self._stats()))
+    def pass_on(self, outcome: Outcome) -> None:
+        """Hand tokens and failures to the client."""
+        self._receive(
+            StepOutput(deltas=outcome.deltas, failures=outcome.failures, stats=self._stats)
+        )
 
-    def _note(self, report: ReplicaReport) -> None:
+    def _note(self, reports: Sequence[ReplicaReport]) -> None:
         now = time.monotonic()
-        self._reports[report.replica] = now, report
+        for report in reports:
+            self._reports[report.replica] = now, report
         for name, (seen, _) in list(self._reports.items()):
             if seen < now - _FORGOTTEN_SECONDS:
                 del self._reports[name]
+        self._stats = add_up([report.stats for report in self.reports])
 
-    def _stats(self) -> EngineStats:
-        """The sum over the replicas that were heard of lately."""
-        return add_up([report.stats for _, report in self._reports.values()])
+
+class _Run:
+    """A request at one replica, and what became of it there.
+
+    A failure that another replica may do better is kept in `refused`, if the request `may_move`
+    and has no token yet.
+    """
+
+    def __init__(self, connection: ClusterConnection, may_move: bool) -> None:
+        self._connection, self._may_move = connection, may_move
+        self.begun = False
+        self.refused: FailureCode | None = None
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Pass on what the replica sent."""
+        self.begun = self.begun or bool(outcome.deltas)
+        if self._may_move and not self.begun and outcome.failures:
+            code = outcome.failures[0].code
+            if code in _ELSEWHERE:
+                self.refused = code
+                return
+        self._connection.pass_on(outcome)
 
 
 def add_up(parts: list[EngineStats]) -> EngineStats:
@@ -223,9 +264,8 @@ def _sum(kind: type[_Stats], parts: Sequence[_Stats]) -> _Stats:
     return kind(**sums)
 
 
-def _again(failure: RequestFailed) -> bool:
-    """Whether another replica may do better."""
-    return failure.code in ("engine_crashed", "engine_unavailable")
+def _failure_code(error: HaganeError) -> FailureCode:
+    return "queue_full" if isinstance(error, QueueFullError) else "engine_unavailable"
 
 
 def _nobody(_: FromEngine) -> None:

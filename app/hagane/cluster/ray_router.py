@@ -1,24 +1,29 @@
-"""`PrefixPolicy` behind Ray Serve's interface for request routers."""
+"""`PrefixPolicy` behind Ray Serve's interface for request routers.
+
+An edge asks for a replica with a `Placing` and sends the request there by itself, so that the load
+of a replica is what the edge has in flight there, not what Serve knows of. Serve copies the classes
+of this module: nobody else's instances are theirs.
+"""
 
 from __future__ import annotations
 
 import random
-from typing import Any
 
+import msgspec
 from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
 
-from hagane.cluster.routing import PrefixPolicy, RoutingHint
+from hagane.cluster.routing import Placing, PrefixPolicy
+from hagane.cluster.version import ModelVersion, fitting
 
 
 class PrefixRouter(FIFOMixin, RequestRouter):
-    """Routes by the keyword argument `hint` of a request; those without one go where there is
-    least to do."""
+    """Routes by the keyword argument `placing`; calls without one go to any replica."""
 
     def initialize_state(self, routing: str = "prefix") -> None:
         """`routing` is `prefix` or `random`."""
         self._random = routing == "random"
         self._policy = PrefixPolicy()
-        self._loads: dict[str, int] = {}
+        self._versions: dict[str, ModelVersion] = {}
 
     async def choose_replicas(
         self,
@@ -27,34 +32,22 @@ class PrefixRouter(FIFOMixin, RequestRouter):
     ) -> list[list[RunningReplica]]:
         """One replica a rank, the best first."""
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        if self._random:
-            names = list(by_name)
-            random.shuffle(names)
-        else:
-            loads = {name: self._loads.get(name, 0) for name in by_name}
-            names = list(self._policy.rank(_hint(pending_request), loads))
+        placing = pending_request and pending_request.kwargs.get("placing")
+        if not isinstance(placing, Placing):
+            return [random.sample(candidate_replicas, len(candidate_replicas))]
+        if by_name.keys() != self._versions.keys():
+            self._versions = {
+                name: msgspec.convert(replica.replica_metadata["model"], ModelVersion)
+                for name, replica in by_name.items()
+            }
+        placing.fitting = fitting(placing.model, self._versions)
+        usable = placing.fitting or list(by_name)
+        names = self._rank(placing, [name for name in usable if name not in placing.shut] or usable)
         return [[by_name[name]] for name in names]
 
-    def on_request_routed(
-        self, pending_request: PendingRequest, replica_id: Any, result: Any
-    ) -> None:
-        """Count the request, and remember what the replica has in its cache now."""
-        name = replica_id.unique_id
-        self._loads[name] = self._loads.get(name, 0) + 1
-        if not self._random:
-            self._policy.note(_hint(pending_request), name)
-
-    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        """Count it no longer."""
-        name = replica_id.unique_id
-        self._loads[name] = max(0, self._loads.get(name, 0) - 1)
-
-    def on_replica_actor_died(self, replica_id: Any) -> None:
-        """Forget what a replica that is gone had to do."""
-        super().on_replica_actor_died(replica_id)
-        self._loads.pop(replica_id.unique_id, None)
-
-
-def _hint(pending: PendingRequest | None) -> RoutingHint:
-    hint = None if pending is None else pending.kwargs.get("hint")
-    return hint if isinstance(hint, RoutingHint) else RoutingHint()
+    def _rank(self, placing: Placing, names: list[str]) -> list[str]:
+        if self._random:
+            return random.sample(names, len(names))
+        ranked = self._policy.rank(placing.hint, {n: placing.loads.get(n, 0) for n in names})
+        self._policy.note(placing.hint, ranked[0])
+        return list(ranked)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from hagane.cluster.connection import Outcome, ReplicaReport
-from hagane.cluster.gather import gathered
+from hagane.cluster.connection import ReplicaReport
+from hagane.cluster.wire import Outcome
 from hagane.pool.client import EngineClient
 from hagane.pool.messages import (
     AdapterChecked,
@@ -77,18 +77,22 @@ class EngineReplica:
         try:
             adapter = request.adapter and await asyncio.to_thread(self._local, request.adapter)
             own = msgspec.structs.replace(request, deadline=deadline, adapter=adapter)
-            async with aclosing(gathered(self._client.generate(own))) as parts:
-                async for deltas in parts:
-                    yield Outcome(deltas)
+            async with aclosing(self._client.generate(own)) as deltas:
+                async for delta in deltas:
+                    yield Outcome((delta,))
         except HaganeError as error:
-            yield Outcome(failure=RequestFailed(request.request_id, _code(error), str(error)))
+            yield Outcome(failures=(RequestFailed(request.request_id, _code(error), str(error)),))
 
-    async def report(self) -> ReplicaReport:
+    def cancel(self, request_id: str, index: int) -> None:
+        """Stop one continuation of a request; no delta with a finish reason follows for it."""
+        self._client.cancel(request_id, index)
+
+    def report(self, queued_tokens: int = 0) -> ReplicaReport:
         """What the server's edge shows of this replica. Raises EngineUnavailableError."""
         ready = self._client.info
         if ready is None:
             raise EngineUnavailableError("The engine is restarting.")
-        return ReplicaReport(self.name, ready, self._client.stats)
+        return ReplicaReport(self.name, ready, self._client.stats, queued_tokens)
 
     async def check_adapter(self, request: CheckAdapter) -> AdapterChecked:
         """Read an adapter, which shows whether it fits the model."""

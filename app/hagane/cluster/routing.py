@@ -13,10 +13,12 @@ import hashlib
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
+from hagane.cluster.version import ModelVersion
 from hagane.pool.messages import GenerateRequest
 
 # Tokens of one link of a chain of hashes, and the most links: 64 KiB of prompt text or so.
@@ -48,6 +50,21 @@ class RoutingHint(msgspec.Struct, frozen=True):
             chain.update(b"".join(token.to_bytes(4, "little", signed=True) for token in chunk))
             beginnings.append(int.from_bytes(chain.digest()))
         return cls(tuple(beginnings), adapter)
+
+
+@dataclass
+class Placing:
+    """A request that looks for a replica of `model`.
+
+    `loads` are the requests in flight at each, `shut` those that take none for the moment. The
+    router enters the names of those that have the model, `fitting`.
+    """
+
+    hint: RoutingHint
+    model: ModelVersion
+    loads: Mapping[str, int]
+    shut: Collection[str]
+    fitting: list[str] = field(default_factory=list)
 
 
 class PrefixPolicy:

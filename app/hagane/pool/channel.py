@@ -36,7 +36,7 @@ class MalformedMessage(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class _Frames:
+class Frames:
     """Messages out of a stream of bytes that may be cut anywhere."""
 
     def __init__(self, messages: Any) -> None:
@@ -74,7 +74,7 @@ class EngineChannel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._frames = _Frames(ToEngine)
+        self._frames = Frames(ToEngine)
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
@@ -114,7 +114,7 @@ class ClientChannel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._frames = _Frames(FromEngine)
+        self._frames = Frames(FromEngine)
 
     @classmethod
     async def open(cls, connection: socket.socket) -> ClientChannel:

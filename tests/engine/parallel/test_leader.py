@@ -1,4 +1,4 @@
-"""Two processes that compute one model, against one that computes it alone."""
+"""Processes that compute one model together, against one that computes it alone."""
 
 from __future__ import annotations
 
@@ -54,11 +54,16 @@ def ask(model: Path, ranks: int, adapters: list[AdapterRef], **changes) -> list[
         return engine.wait(*names)
 
 
-@pytest.mark.parametrize("memory", [1 << 22, 60 << 10], ids=["room", "preemption"])
-def test_two_ranks_say_what_one_says(tiny_model_dir, adapters, memory):
+@pytest.mark.parametrize(
+    ("ranks", "memory"),
+    [(2, 1 << 22), (2, 60 << 10), (4, 1 << 22)],
+    ids=["room", "preemption", "four"],
+)
+def test_ranks_say_what_one_says(tiny_model_dir, adapters, ranks, memory):
+    """Four ranks hold copies of the two key and value heads."""
     room = {"kv_cache_memory": memory, "context_length": 80}
     alone = ask(tiny_model_dir, 1, adapters, **room)
-    together = ask(tiny_model_dir, 2, adapters, **room)
+    together = ask(tiny_model_dir, ranks, adapters, **room)
     for one, two in zip(alone, together, strict=True):
         assert one.error is None and two.error is None
         assert two.tokens == one.tokens
