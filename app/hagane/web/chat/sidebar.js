@@ -129,10 +129,9 @@ function isOpen() {
  */
 export function setDrawer(wanted) {
   const open = wanted && matchMedia("(max-width: 45rem)").matches;
-  for (const [name, value] of [["role", "dialog"], ["aria-modal", "true"]]) {
-    if (open) $("sidebar").setAttribute(name, value);
-    else $("sidebar").removeAttribute(name);
-  }
+  $("sidebar").setAttribute("role", open ? "dialog" : "complementary");
+  if (open) $("sidebar").setAttribute("aria-modal", "true");
+  else $("sidebar").removeAttribute("aria-modal");
   document.body.classList.toggle("drawer", open);
   $("show-list").setAttribute("aria-expanded", String(open));
   $("page").inert = open;

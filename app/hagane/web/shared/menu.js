@@ -24,7 +24,7 @@ export function openMenu(opener, choices) {
     menu.remove();
   });
   // Within the part of the page that it is of, as screen readers go from part to part.
-  (opener.closest("aside, header, main") ?? document.body).append(menu);
+  (opener.closest("#sidebar, header, main") ?? document.body).append(menu);
   menu.showPopover();
   opener.setAttribute("aria-expanded", "true");
   place(menu, opener.getBoundingClientRect());
