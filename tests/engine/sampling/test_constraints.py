@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from hagane.engine.sampling.constraints import Constraints, Grammars
+from hagane.engine.sampling.constraints import Constraints, Cost, Grammars
 from hagane.engine.sampling.grammar_vocabulary import Vocabulary
 from hagane.engine.schedule.sequence import Sequence
 from hagane.generation import grammars
@@ -180,3 +180,15 @@ def test_a_schema_has_all_the_time_that_it_needs(compiled, tokenizer):
             with place.cost:
                 place.allowed()
                 place.advance(token)
+
+
+def test_time_in_which_others_have_the_core_is_not_the_grammars():
+    cost = Cost()
+    with cost:
+        time.sleep(0.4)
+    assert not cost.excessive
+    with cost:
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:
+            pass
+    assert cost.excessive

@@ -40,8 +40,8 @@ class Cost:
     """The engine's time spent on all sequences that follow one grammar, in seconds.
 
     By grammar, so that it is no way around the bound to ask again, or for many answers at once. As
-    a context it counts what runs in it: wall time, as the clock of CPU time takes longer than most
-    questions. A mask is so long that others may have the core meanwhile: CPU time is added.
+    a context it counts what runs in it: processor time of this thread, since on a busy machine
+    others may have the core meanwhile.
     """
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class Cost:
         self._started = 0.0
 
     def __enter__(self) -> None:
-        self._started = time.perf_counter()
+        self._started = time.thread_time()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._started
+        self.seconds += time.thread_time() - self._started
 
     @property
     def excessive(self) -> bool:
@@ -218,9 +218,9 @@ class Constraints:
 
         llguidance knows one end of text, models have several.
         """
-        place, started = self._place(sequence), time.thread_time()
-        allowed = place.allowed()
-        place.cost.seconds += time.thread_time() - started
+        place = self._place(sequence)
+        with place.cost:
+            allowed = place.allowed()
         for token in _ends(sequence) if place.may_end else ():
             if 0 <= token < 8 * len(allowed):
                 allowed[token // 8] |= 1 << (token % 8)
