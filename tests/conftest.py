@@ -115,6 +115,7 @@ def admin_server(
     running = start_server(
         tiny_model_dir, folder / "log", "--data-dir", str(folder / "data"),
         "--max-file-bytes", "3MB", "--max-body-bytes", "1MB",
+        "--key-file-bytes", "4MB", "--key-batches", "3",
         HAGANE_ADMIN_KEY=ADMIN_KEY, HAGANE_API_KEYS=f"{CHAT_KEY},{OTHER_KEY}",
     )  # fmt: skip
     running.wait_ready()

@@ -140,7 +140,7 @@ async def test_openapi_shows_the_routes_of_admins_to_admins(tiny_model_dir, tmp_
             for method, operation in item.items()
         }
         admin = {name for name in operations if "AdminKey" in str(operations[name]["security"])}
-        assert ("POST /v1/files" in operations) == (key == "admin")
+        assert ("POST /admin/aliases" in operations) == (key == "admin")
         assert operations["GET /health/live"]["security"] == []
         assert operations["POST /tokenize"]["security"] == [{"ApiKey": []}, {"AdminKey": []}]
         for name, operation in operations.items():

@@ -42,6 +42,22 @@ def test_a_bucket_refills_evenly_and_not_beyond_its_capacity():
     assert bucket.seconds_until(1) == 0
 
 
+def test_batches_leave_half_of_a_minute_and_one_request_at_a_time():
+    clock = Clock()
+    limited = account(clock, requests=4, concurrent=3)
+    assert [limited.spares(own) for own in (0, 1, 2)] == [True, True, False]
+    with limited.request(), limited.request():
+        assert not limited.spares(0)
+    assert limited.spares(0)
+    with limited.request():
+        pass
+    assert not limited.spares(0)
+    clock.now += 15
+    assert limited.spares(0)
+    assert account(clock, concurrent=1).spares(0)
+    assert not account(clock, concurrent=1).spares(1)
+
+
 def test_requests_a_minute():
     clock = Clock()
     limited = account(clock, requests=2)

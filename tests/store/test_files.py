@@ -8,14 +8,15 @@ import os
 import pytest
 from hagane.store.jobs import Job, new_job_id
 from hagane.store.paging import Paging
+from hagane.store.store import Store
 from hagane.system.errors import ConflictError, InvalidRequestError, NotFoundError
 
 
-def put(store, content: bytes = b"one\n", name: str = "a.jsonl"):
+def put(store, content: bytes = b"one\n", name: str = "a.jsonl", owner: str = ""):
     with store.files.upload() as upload:
         for start in range(0, len(content), 3):
             upload.write(content[start : start + 3])
-        return upload.finish(name, "fine-tune")
+        return upload.finish(name, "fine-tune", owner)
 
 
 def test_a_finished_upload_is_listed_and_whole(store):
@@ -83,3 +84,25 @@ def test_whole_files_that_a_shared_database_lacks_stay(store):
     os.utime(path, (1, 1))
     store.files.sweep()
     assert path.exists() is store.database.shared
+
+
+def test_files_of_others_do_not_exist(store):
+    ours, theirs = put(store, b"x" * 5000, owner="ours"), put(store, owner="theirs")
+    assert store.files.list(Paging(), owner="ours").items == [ours]
+    assert len(store.files.list(Paging()).items) == 2
+    for act in (store.files.get, store.files.delete):
+        with pytest.raises(NotFoundError, match=theirs.id):
+            act(theirs.id, "ours")
+    # A small file takes a block of the disk, too.
+    assert [store.files.used(owner) for owner in ("ours", "theirs", "")] == [5000, 4096, 0]
+    store.files.delete(theirs.id, "theirs")
+    assert store.files.used("theirs") == 0
+
+
+def test_files_of_a_store_in_memory_go_with_it():
+    store = Store.empty()
+    assert not store.work_directory.exists()
+    stored = put(store)
+    assert store.files.local(stored.id).read_bytes() == b"one\n"
+    store.clear()
+    assert not store.work_directory.exists()

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from hagane.api.body import IncomingBody, read_body
+from hagane.api.internal import caller_of
 from hagane.api.json_body import JsonRoute
 from hagane.api.keyring import Access, KeyRing, authorization_of
 from hagane.system.settings import Settings
@@ -48,7 +49,7 @@ _STORED = replace(_CHAT, refusals=(404, 507))
 _MANAGES = replace(_ADMIN, refusals=(404,))
 _CHANGES = replace(_ADMIN, refusals=(404, 409, 507))
 _FOLLOWS = replace(_MANAGES, events=True)
-_UPLOADS = replace(_ADMIN, refusals=(507,), streamed=True)
+_UPLOADS = replace(_CHAT, refusals=(507,), streamed=True)
 
 _RUN = "/v1/evals/{eval_id}/runs/{run_id}"
 _JOB = "/v1/fine_tuning/jobs/{job_id}"
@@ -157,16 +158,16 @@ TABLE = MappingProxyType(
         "GET /admin/aliases/{name:path}": _MANAGES,
         "DELETE /admin/aliases/{name:path}": _CHANGES,
         "POST /admin/aliases/{name:path}/rollback": _CHANGES,
-        "GET /v1/files": _ADMIN,
+        "GET /v1/files": _CHAT,
         "POST /v1/files": _UPLOADS,
-        "GET /v1/files/{file_id}": _MANAGES,
-        "DELETE /v1/files/{file_id}": _CHANGES,
-        "GET /v1/files/{file_id}/content": _MANAGES,
+        "GET /v1/files/{file_id}": _FINDS,
+        "DELETE /v1/files/{file_id}": replace(_FINDS, refusals=(404, 409, 507)),
+        "GET /v1/files/{file_id}/content": _FINDS,
         "GET /v1/files/{file_id}/report": _MANAGES,
-        "GET /v1/batches": _ADMIN,
-        "POST /v1/batches": _CHANGES,
-        "GET /v1/batches/{batch_id}": _MANAGES,
-        "POST /v1/batches/{batch_id}/cancel": _CHANGES,
+        "GET /v1/batches": _CHAT,
+        "POST /v1/batches": replace(_FINDS, refusals=(404, 429, 507)),
+        "GET /v1/batches/{batch_id}": _FINDS,
+        "POST /v1/batches/{batch_id}/cancel": replace(_FINDS, refusals=(404, 409, 507)),
         "GET /v1/fine_tuning/jobs": _ADMIN,
         "POST /v1/fine_tuning/jobs": _CHANGES,
         f"GET {_JOB}": _MANAGES,
@@ -208,7 +209,7 @@ class GuardedRoute(JsonRoute):
         async def guarded(request: Request) -> Response:
             settings: Settings = request.app.state.serving.settings
             keys: KeyRing = request.app.state.serving.keys
-            request.state.key_label = keys.authorize(rule.access, authorization_of(request))
+            request.state.key_label = _authorized(keys, rule.access, request)
             body = IncomingBody(request.scope, request.receive, settings.body_timeout)
             if rule.streamed:
                 return await answer(Request(request.scope, body.receive))
@@ -217,6 +218,14 @@ class GuardedRoute(JsonRoute):
             return await answer(Request(request.scope, receive))
 
         return guarded
+
+
+def _authorized(keys: KeyRing, access: Access, request: Request) -> str:
+    """The label of the caller's key, or of the one in whose name this server asks itself."""
+    label = caller_of(request.scope)
+    if label is not None:
+        return keys.require_honoured(label)
+    return keys.authorize(access, authorization_of(request))
 
 
 def guarded_router(**options: Any) -> APIRouter:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Scope
 
+# In a scope, where nothing that is sent over a connection can put it.
+_CALLER = "hagane.caller"
+
 
 @dataclass(frozen=True)
 class InternalResponse:
@@ -17,9 +20,18 @@ class InternalResponse:
     body: bytes
 
 
-async def post(app: ASGIApp, path: str, body: bytes, key: str) -> InternalResponse:
-    """Send JSON to a route of `app` with an API key; cancelling it hangs up."""
-    scope = _scope(path, len(body), key)
+def caller_of(scope: Scope) -> str | None:
+    """The label of the key in whose name the server asks itself; None for all other requests."""
+    label: str | None = scope.get(_CALLER)
+    return label
+
+
+async def post(app: ASGIApp, path: str, body: bytes, caller: str) -> InternalResponse:
+    """Send JSON to a route of `app` in the name of the key with the label `caller`.
+
+    Cancelling it hangs up.
+    """
+    scope = _scope(path, len(body), caller)
     sent = False
     status = 500
     answered: dict[str, str] = {}
@@ -48,14 +60,12 @@ async def post(app: ASGIApp, path: str, body: bytes, key: str) -> InternalRespon
     return InternalResponse(status, answered, b"".join(pieces))
 
 
-def _scope(path: str, length: int, key: str) -> Scope:
+def _scope(path: str, length: int, caller: str) -> Scope:
     """The ASGI scope of a request with a JSON body of `length` bytes."""
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(length).encode()),
     ]
-    if key:
-        headers.append((b"authorization", f"Bearer {key}".encode()))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -70,4 +80,5 @@ def _scope(path: str, length: int, key: str) -> Scope:
         "client": None,
         "server": None,
         "state": {},
+        _CALLER: caller,
     }

@@ -85,6 +85,26 @@ class KeyRing:
             "with a key of this server."
         )
 
+    def honours(self, label: str) -> bool:
+        """Whether requests may still come with the key of this label."""
+        if label == ANONYMOUS:
+            return not self.required(Access.CHAT)
+        made = self._made.get(label)
+        if made is not None and made.valid(time.time()):
+            return True
+        return label in {key_label(key) for key in (*self._settings.keys, self._admin) if key}
+
+    def require_honoured(self, label: str) -> str:
+        """The label again. Raises AuthenticationError for a key that no request may come with."""
+        if not self.honours(label):
+            raise AuthenticationError("The key was revoked, or has expired.")
+        return label
+
+    @property
+    def administrators(self) -> str:
+        """The label of the admin key; without one, that of everybody."""
+        return key_label(self._admin) if self._admin else ANONYMOUS
+
     def holds_admin_key(self, request: Request) -> bool:
         """Whether the request comes with the admin key."""
         return is_one_of(_bearer(authorization_of(request)), self._admin)

@@ -178,6 +178,16 @@ class Account:
         if (bucket := self._buckets.get("tokens")) is not None:
             bucket.take(tokens)
 
+    def spares(self, own: int) -> bool:
+        """Whether a batch with `own` requests may begin another, and leave others what they need.
+
+        That is one request at a time, and half of what is allowed a minute.
+        """
+        if any(bucket.level < max(1, bucket.capacity / 2) for bucket in self._buckets.values()):
+            return False
+        running = max(self._running, own)
+        return self._most_running is None or running < max(1, self._most_running - 1)
+
     def headers(self) -> dict[str, str]:
         """OpenAI's x-ratelimit-* headers for the limits that are set."""
         headers = {}

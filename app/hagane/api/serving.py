@@ -22,6 +22,7 @@ from hagane.api.load_history import LoadHistory
 from hagane.api.metrics import Metrics
 from hagane.api.model_pulls import ModelPulls
 from hagane.api.offload import Offload
+from hagane.api.owners import FileAllowance
 from hagane.api.shared_state import SharedState
 from hagane.data.pdf import PdfReader
 from hagane.generation.grammars import GrammarChecker
@@ -194,6 +195,11 @@ class Serving:
     runs: BackgroundRuns = field(default_factory=BackgroundRuns)
     pulls: ModelPulls = field(default_factory=ModelPulls)
     pdfs: PdfReader = field(default_factory=PdfReader)
+
+    @cached_property
+    def file_room(self) -> FileAllowance:
+        """What each key's files may take."""
+        return FileAllowance(self.store.files, int(self.settings.key_file_bytes))
 
     @cached_property
     def resolving(self) -> Executor | None:

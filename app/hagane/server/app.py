@@ -254,6 +254,7 @@ def _application(
         },
     )
     app.state.serving = serving
+    app.state.administered = admin
     app.state.metrics = serving.metrics
     app.state.arriving = Arriving()
     app.state.inspecting = asyncio.Semaphore(_INSPECTIONS)

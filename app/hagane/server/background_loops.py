@@ -51,8 +51,7 @@ class BackgroundLoops:
             self.supervisor.start()
             await asyncio.to_thread(serving.exports.sweep)
         await asyncio.to_thread(sweep, own_store(serving.settings))
-        if durable and serving.settings.admin_key.get_secret_value():
-            self.batches.loop.start()
+        self.batches.loop.start()
         if not serving.store.database.shared:
             await asyncio.to_thread(fail_interrupted, serving.store.responses)
         self.announcing.start()
@@ -67,7 +66,7 @@ class BackgroundLoops:
         """End what makes requests, then the engines and jobs."""
         serving, grace = self.serving, self.serving.settings.shutdown_grace
         serving.pulls.interrupt()
-        await self.batches.loop.stop()
+        await self.batches.stop()
         await serving.runs.stop()
         await asyncio.gather(
             self.announcing.stop(),
@@ -80,5 +79,6 @@ class BackgroundLoops:
         # Last: streams that ended meanwhile have brought answers to store.
         await asyncio.gather(serving.answers.stop(), serving.canaries.stop(), self.key_usage.stop())
         await asyncio.gather(serving.shared.stop(), serving.toolbox.close())
+        await asyncio.to_thread(serving.store.clear)
         # A hub may be silent for long: nothing else waits for that.
         await serving.pulls.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from hagane.store.paging import Page, Paging, select_page, without_sequence
 from hagane.system.errors import NotFoundError
 
 _batches = tables.batches
+# The owner of what comes with the admin key, or from jobs.
+ADMINISTRATORS = ""
+# Finished batches of an owner with bounds.
+_KEPT_FINISHED = 1000
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -21,7 +25,8 @@ UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 class StoredBatch:
     """One batch. `moments` are the times, by name, at which its status changed, such as
     `in_progress_at`; `counts` has `total`, `completed` and `failed` requests. `server` is the one
-    of several servers that works on it.
+    of several servers that works on it. `owner` is the label of the API key in whose name its
+    requests are sent, or ADMINISTRATORS.
     """
 
     id: str
@@ -38,32 +43,61 @@ class StoredBatch:
     output_file: str | None = None
     error_file: str | None = None
     server: str | None = None
+    owner: str = ADMINISTRATORS
 
 
 class Batches:
-    """The batches of one data directory."""
+    """The batches of one data directory. Where an `owner` is given, others' do not exist."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, batch: StoredBatch) -> None:
-        """Raises DiskFullError."""
-        with self._database.write() as connection:
-            connection.execute(_batches.insert().values(**vars(batch)))
+    def add(self, batch: StoredBatch, most: int | None = None) -> bool:
+        """Queue a batch, unless its owner has `most` unfinished ones; whether it is queued.
 
-    def get(self, batch_id: str) -> StoredBatch:
+        Of the owner's finished ones the oldest are forgotten where `most` is given. Raises
+        DiskFullError.
+        """
+        own = _batches.c.owner == batch.owner
+        with self._database.write() as connection:
+            if most is not None:
+                unfinished = sa.select(sa.func.count()).where(
+                    own, _batches.c.status.in_(UNFINISHED)
+                )
+                if connection.execute(unfinished).scalar_one() >= most:
+                    return False
+                finished = sa.select(_batches.c.sequence).where(
+                    own, _batches.c.status.not_in(UNFINISHED)
+                )
+                newest_first = finished.order_by(_batches.c.sequence.desc())
+                oldest = connection.execute(newest_first.offset(_KEPT_FINISHED)).scalars().all()
+                connection.execute(_batches.delete().where(_batches.c.sequence.in_(oldest)))
+            connection.execute(_batches.insert().values(**vars(batch)))
+        return True
+
+    def get(self, batch_id: str, owner: str | None = None) -> StoredBatch:
         """Raises NotFoundError."""
         with self._database.read() as connection:
-            return _get(connection, batch_id)
+            found = _get(connection, batch_id)
+        if owner not in (None, found.owner):
+            raise _missing(batch_id)
+        return found
 
-    def list(self, paging: Paging) -> Page[StoredBatch]:
+    def list(self, paging: Paging, owner: str | None = None) -> Page[StoredBatch]:
         """A page of batches. Raises InvalidRequestError as paging does."""
+        conditions = () if owner is None else (_batches.c.owner == owner,)
         with self._database.read() as connection:
-            return select_page(connection, _batches, paging, lambda row: StoredBatch(**row))
+            return select_page(
+                connection, _batches, paging, lambda row: StoredBatch(**row), *conditions
+            )
 
-    def next(self) -> StoredBatch | None:
-        """The oldest batch that is not finished; no other server works on it."""
-        row = claim(self._database, _batches, _batches.c.status.in_(UNFINISHED))
+    def next(self, served: Collection[str] = ()) -> StoredBatch | None:
+        """The oldest batch that is not finished, of an owner who is not among those `served`.
+
+        No other server works on it.
+        """
+        waits = _batches.c.status.in_(UNFINISHED), _batches.c.owner.not_in(tuple(served))
+        row = claim(self._database, _batches, *waits)
         return None if row is None else StoredBatch(**row)
 
     def is_held(self, batch_id: str) -> bool:
@@ -99,5 +133,9 @@ def _get(connection: sa.Connection, batch_id: str) -> StoredBatch:
         .one_or_none()
     )
     if row is None:
-        raise NotFoundError(f"There is no batch '{batch_id}'.", param="batch_id")
+        raise _missing(batch_id)
     return StoredBatch(**without_sequence(row))
+
+
+def _missing(batch_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no batch '{batch_id}'.", param="batch_id")

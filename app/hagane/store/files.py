@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from hagane.store import tables
+from hagane.store.batches import ADMINISTRATORS
 from hagane.store.batches import UNFINISHED as UNFINISHED_BATCHES
 from hagane.store.database import Database
 from hagane.store.jobs import UNFINISHED
@@ -30,11 +31,16 @@ if TYPE_CHECKING:
 _files = tables.files
 _ABANDONED_SECONDS = 86400.0
 _PARTIAL = ".partial"
+# A file takes that much of the allowance of its owner at least.
+_LEAST_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file. `bytes` is its size, `sha256` the hash of its content, hexadecimal."""
+    """One file. `bytes` is its size, `sha256` the hash of its content, hexadecimal.
+
+    `owner` is the label of the API key that it belongs to, or ADMINISTRATORS.
+    """
 
     id: str
     filename: str
@@ -42,6 +48,7 @@ class StoredFile:
     bytes: int
     sha256: str
     created_at: int
+    owner: str = ADMINISTRATORS
 
 
 class Upload:
@@ -57,6 +64,7 @@ class Upload:
         self._hash = hashlib.sha256()
         self._partial = files.path(self.id).with_suffix(_PARTIAL)
         with refused_when_full(self._partial.parent):
+            self._partial.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._stream = self._partial.open("wb")
 
     def write(self, data: bytes) -> None:
@@ -66,14 +74,14 @@ class Upload:
         self._hash.update(data)
         self.size += len(data)
 
-    def finish(self, filename: str, purpose: str) -> StoredFile:
+    def finish(self, filename: str, purpose: str, owner: str = ADMINISTRATORS) -> StoredFile:
         """Make the file durable and list it. Raises DiskFullError."""
         with refused_when_full(self._partial.parent):
             self._stream.close()
             commit(self._partial, self._files.path(self.id))
             self._files.share(self.id)
         stored = StoredFile(
-            self.id, filename, purpose, self.size, self._hash.hexdigest(), int(time.time())
+            self.id, filename, purpose, self.size, self._hash.hexdigest(), int(time.time()), owner
         )
         self._files.add(stored)
         return stored
@@ -96,13 +104,19 @@ class Upload:
 class Files:
     """The uploaded files of a store; `folder` has their contents under their ids.
 
-    With `blobs`, `folder` has those that this server has used.
+    With `blobs`, `folder` has those that this server has used. Where an `owner` is given, files of
+    others do not exist.
     """
 
     def __init__(self, database: Database, folder: Path, blobs: Blobs | None = None) -> None:
         self._database = database
         self._folder = folder
         self._blobs = blobs
+
+    @property
+    def folder(self) -> Path:
+        """Where contents are, which is made for the first."""
+        return self._folder
 
     @property
     def shared(self) -> bool:
@@ -152,26 +166,36 @@ class Files:
         with self._database.write() as connection:
             connection.execute(_files.insert().values(**vars(stored)))
 
-    def get(self, file_id: str) -> StoredFile:
+    def get(self, file_id: str, owner: str | None = None) -> StoredFile:
         """The file's entry. Raises NotFoundError."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(_files).where(_files.c.id == file_id)).mappings()
             found = row.one_or_none()
-        if found is None:
+        if found is None or owner not in (None, found["owner"]):
             raise NotFoundError(f"There is no file '{file_id}'.", param="file_id")
         return StoredFile(**without_sequence(found))
 
-    def list(self, paging: Paging, purpose: str | None = None) -> Page[StoredFile]:
+    def list(
+        self, paging: Paging, purpose: str | None = None, owner: str | None = None
+    ) -> Page[StoredFile]:
         """A page of files, optionally of one purpose. Raises InvalidRequestError as paging does."""
-        conditions = () if purpose is None else (_files.c.purpose == purpose,)
+        wanted = ((_files.c.purpose, purpose), (_files.c.owner, owner))
+        conditions = [column == value for column, value in wanted if value is not None]
         with self._database.read() as connection:
             return select_page(
                 connection, _files, paging, lambda row: StoredFile(**row), *conditions
             )
 
-    def delete(self, file_id: str) -> None:
+    def used(self, owner: str) -> int:
+        """Bytes that the files of an owner take, a small one as if it filled a block."""
+        size = sa.case((_files.c.bytes < _LEAST_BYTES, _LEAST_BYTES), else_=_files.c.bytes)
+        query = sa.select(sa.func.sum(size)).where(_files.c.owner == owner)
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def delete(self, file_id: str, owner: str | None = None) -> None:
         """Raises NotFoundError, or ConflictError while an unfinished job needs the file."""
-        self.get(file_id)
+        self.get(file_id, owner)
         jobs = tables.jobs
         with self._database.write() as connection:
             user = connection.execute(

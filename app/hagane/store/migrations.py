@@ -192,4 +192,14 @@ _SIXTH = tuple(
     f"ALTER TABLE {name} ADD COLUMN server TEXT" for name in ("jobs", "batches", "responses")
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
+# The label of the key that something belongs to; what was there before is the administrators'.
+_SEVENTH = (
+    "ALTER TABLE files ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE batches ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX files_owner ON files (owner)",
+    "CREATE INDEX batches_owner ON batches (owner, status)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH,
+)  # fmt: skip

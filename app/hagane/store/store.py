@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -133,6 +136,8 @@ class Store:
     ) -> Store:
         database, answers = databases
         directory = Path() if address is None else address.directory
+        # Made for the first file of a store in memory, removed by `clear`.
+        scratch = Path(tempfile.gettempdir()) / f"hagane-{secrets.token_hex(8)}"
         blobs = None
         if address is not None and address.blob_url is not None:
             # With a client of an object store: megabytes.
@@ -143,7 +148,7 @@ class Store:
         return cls(
             address,
             database,
-            Files(database, directory / "files", blobs),
+            Files(database, (scratch if address is None else directory) / "files", blobs),
             Jobs(database, place),
             Aliases(database),
             Artifacts(database),
@@ -188,6 +193,16 @@ class Store:
         if self.adapters is None or not digest:
             return nullcontext()
         return self.adapters.shared(self.database, directory, digest)
+
+    @property
+    def work_directory(self) -> Path:
+        """The data directory, or that of the files of a store in memory."""
+        return self.files.folder.parent
+
+    def clear(self) -> None:
+        """Remove the files of a store in memory."""
+        if not self.durable:
+            shutil.rmtree(self.work_directory, ignore_errors=True)
 
     def close(self) -> None:
         """Give all connections back."""

@@ -26,6 +26,7 @@ files = sa.Table(
     sa.Column("bytes", INTEGER, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
     sa.Column("created_at", INTEGER, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
 )
 jobs = sa.Table(
     "jobs",
@@ -152,6 +153,7 @@ batches = sa.Table(
     sa.Column("output_file", sa.Text),
     sa.Column("error_file", sa.Text),
     sa.Column("server", sa.Text),
+    sa.Column("owner", sa.Text, nullable=False),
 )
 api_keys = sa.Table(
     "api_keys",

@@ -49,6 +49,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                                       "resident_models", "resident_memory", "resident_cache_memory",
                                       "resident_gpu_memory_fraction", "resident_idle_seconds"),
         "Files and training": ("data_dir", "database_url", "blob_url", "max_file_bytes",
+                               "key_file_bytes", "key_batches",
                                "training_threads", "job_gpu_memory_fraction", "job_checkpoints",
                                "stored_completions_bytes", "stored_completions_days",
                                "stored_responses", "stored_response_seconds"),
@@ -253,6 +254,14 @@ class Settings(BaseSettings):
         365.0, gt=0, le=36500, description="days until one that nobody changes is deleted"
     )
     max_file_bytes: ByteSize = Field(ByteSize(512 << 20), description="largest uploaded file")
+    key_file_bytes: ByteSize = Field(
+        ByteSize(512 << 20),
+        description="most bytes of the files of each API key, those for batches and their results; "
+        "0: files and batches are for the admin key",
+    )
+    key_batches: int = Field(
+        16, ge=1, description="batches of each API key that wait or run; more are refused with 429"
+    )
     training_threads: int | None = Field(
         None, ge=1, description="CPU threads of a fine-tuning job; default: half of the cores"
     )

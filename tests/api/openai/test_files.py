@@ -113,18 +113,19 @@ def test_malformed_forms_name_their_fault(admin, admin_server):
 
 
 def test_only_the_admin_key_opens_the_routes(admin_server):
-    for path in ("/v1/files", "/admin/aliases", "/admin/adapters", "/admin/status"):
+    for path in ("/v1/files/a/report", "/admin/aliases", "/admin/adapters", "/admin/status"):
         url = f"{admin_server.url}{path}"
         codes = [
             httpx.get(url, headers={"Authorization": value} if value else {}).status_code
             for value in ("", "Bearer wrong", "Bearer chat-key", "admin-key", "Bearer admin-key")
         ]
-        assert codes == [401, 401, 403, 401, 200]
-    assert post(admin_server, "chat-key", files={"file": LINE.encode()}).status_code == 403
+        assert codes == [401, 401, 403, 401, 404 if "report" in path else 200]
+    form = {"files": {"file": LINE.encode()}, "data": {"purpose": "fine-tune"}}
+    assert post(admin_server, "chat-key", **form).status_code == 403
 
 
 def test_without_an_admin_key_the_routes_are_closed_to_everybody(server):
-    for path in ("/v1/files", "/admin/status"):
+    for path in ("/v1/files/a/report", "/admin/status"):
         for key in ("anything", "admin-key"):
             headers = {"Authorization": f"Bearer {key}"}
             answer = httpx.get(f"{server.url}{path}", headers=headers)
@@ -139,8 +140,13 @@ def test_the_admin_key_may_chat_too(admin):
 
 def test_admin_routes_on_a_listener_of_their_own(narrow_server, admin_listener):
     headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    assert httpx.get(f"{narrow_server.url}/v1/files", headers=headers).status_code == 404
+    assert httpx.get(f"{narrow_server.url}/admin/status", headers=headers).status_code == 404
     own = f"http://127.0.0.1:{admin_listener}"
+    form = {"files": {"file": LINE.encode()}, "data": {"purpose": "fine-tune"}}
+    assert post(narrow_server, **form).status_code == 403
+    made = httpx.post(f"{own}/v1/files", headers=headers, **form).json()
+    here = f"{narrow_server.url}/v1/files/{made['id']}"
+    assert httpx.get(here, headers=headers).status_code == 404
     assert httpx.get(f"{own}/v1/files").status_code == 401
     status = httpx.get(f"{own}/admin/status", headers=headers).json()
     assert (status["model"], status["engine"]["state"]) == ("tiny", "ready")

@@ -159,6 +159,7 @@ class ResultLog:
         self.path = path
         self.done: set[int] = set()
         self.completed = self.failed = 0
+        self.bytes = 0
         self._read()
         self._file = path.open("ab")
 
@@ -173,13 +174,14 @@ class ResultLog:
                 whole += len(line)
                 mark, number, _ = line.split(b" ", 2)
                 self._count(mark == b"+", int(number))
+        self.bytes = whole
         with self.path.open("ab") as file:
             file.truncate(whole)
 
     def add(self, result: BatchResult) -> None:
         """Append a result."""
         mark = b"+" if result.succeeded else b"-"
-        self._file.write(b"%b %d %b" % (mark, result.number, result.as_line()))
+        self.bytes += self._file.write(b"%b %d %b" % (mark, result.number, result.as_line()))
         self._file.flush()
         self._count(result.succeeded, result.number)
 

@@ -1,4 +1,4 @@
-"""Works through batches, one after the other, while nothing else wants the engine.
+"""Works through batches, one of each owner at a time, while nothing else wants the engine.
 
 A request of a batch is sent to the server's own routes at idle priority: the engine lets it stand
 still while others run. New ones are started only while no other request runs or waits. Results are
@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -26,7 +27,7 @@ from hagane.api.openai.batch_input import (
     read_requests,
 )
 from hagane.api.serving import Serving
-from hagane.store.batches import UNFINISHED, StoredBatch
+from hagane.store.batches import ADMINISTRATORS, UNFINISHED, StoredBatch
 from hagane.store.database import strikes_all
 from hagane.store.files import Files
 from hagane.system.errors import NotFoundError
@@ -47,19 +48,66 @@ class _BatchLostError(Exception):
     """Another server works on the batch: this one was not seen for too long."""
 
 
+@dataclass(frozen=True)
+class _Ending:
+    """How a batch ends; `error` says why it fails."""
+
+    status: str
+    error: BatchError | None = None
+
+
+_REVOKED = BatchError(
+    "key_revoked", "The key of this batch was revoked, or has expired; what was done is kept.",
+    None, 0,
+)  # fmt: skip
+_NO_ROOM = BatchError(
+    "file_quota_exceeded",
+    "The results take more than what is left to the files of this key (key_file_bytes): delete "
+    "files, and send what is left again.",
+    None, 0,
+)  # fmt: skip
+
+
 class BatchRunner:
-    """Runs the batches of one server."""
+    """Runs the batches of one server.
+
+    Each API key has a lane, in which its batches run one after the other; lanes share the requests
+    that run at a time. Nobody's limits or long batches keep others' waiting.
+    """
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self._app, self._serving = app, serving
         self._batches, self._files = serving.store.batches, serving.store.files
         self._most = max(1, min(_MOST_AT_A_TIME, serving.settings.max_sequences // 2))
+        self._lanes: dict[str, asyncio.Task[None]] = {}
+        self._sent = 0
         self.loop = BackgroundLoop("batches", self._round)
 
+    async def stop(self) -> None:
+        """Stand still, at the end of the server."""
+        await self.loop.stop()
+        await _end(self._lanes.values())
+
     async def _round(self) -> float:
-        batch = await asyncio.to_thread(self._batches.next)
-        if batch is None:
+        for owner, lane in tuple(self._lanes.items()):
+            if lane.done():
+                del self._lanes[owner]
+                lane.result()
+        batch = None
+        if len(self._lanes) < _MOST_AT_A_TIME:
+            batch = await asyncio.to_thread(self._batches.next, tuple(self._lanes))
+        if batch is not None:
+            self._lanes[batch.owner] = asyncio.create_task(self._advance(batch))
+        elif self._lanes:
+            await asyncio.wait(
+                self._lanes.values(), timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        else:
             return _POLL_SECONDS
+        return 0.0
+
+    async def _advance(self, batch: StoredBatch) -> None:
+        """Validate a batch, or run it to its end."""
         try:
             await (self._validate(batch) if batch.status == "validating" else self._run(batch))
         except Exception as error:
@@ -67,13 +115,12 @@ class BatchRunner:
                 raise
             if not await asyncio.to_thread(self._batches.is_held, batch.id):
                 logger.warning("batch %s is another server's now", batch.id)
-                return _POLL_SECONDS
+                return
             logger.exception("batch %s fails by a fault of this program", batch.id)
             # The text may be what cannot be stored.
             message = f"{type(error).__name__}: {str(error)!a}; see the server's log."
             shown = BatchError("internal_error", message, None, 0).as_json()
             await self._move(batch, UNFINISHED, "failed", errors=[shown])
-        return 0.0
 
     async def _run(self, batch: StoredBatch) -> None:
         log = await asyncio.to_thread(ResultLog, self._log_path(batch))
@@ -84,8 +131,8 @@ class BatchRunner:
         await self._finalize(batch, log, ending)
 
     def _log_path(self, batch: StoredBatch) -> Path:
-        folder = self._serving.store.directory / "batches"
-        folder.mkdir(exist_ok=True)
+        folder = self._serving.store.work_directory / "batches"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder / f"{batch.id}.log"
 
     async def _validate(self, batch: StoredBatch) -> None:
@@ -108,8 +155,12 @@ class BatchRunner:
             return None
         return path if path.is_file() else None
 
-    async def _work(self, batch: StoredBatch, log: ResultLog) -> str:
-        """Send the requests that have no result yet; returns the status to end with."""
+    async def _work(self, batch: StoredBatch, log: ResultLog) -> _Ending:
+        """Send the requests that have no result yet; returns how the batch ends."""
+        caller = self._caller(batch)
+        if not self._serving.keys.honours(caller):
+            return _Ending("failed", _REVOKED)
+        account = self._serving.accounts[caller]
         running: set[asyncio.Task[None]] = set()
         path = await asyncio.to_thread(self._files.local, batch.input_file)
         requests = read_requests(path)
@@ -121,12 +172,16 @@ class BatchRunner:
                     saved = time.monotonic()
                     if (ending := await self._stopped(batch, log)) is not None:
                         return ending
-                while waiting and len(running) < self._most and self._is_idle(len(running)):
+                while waiting and len(running) < self._share() and self._is_idle():
+                    if not account.spares(len(running)):
+                        break
                     request = await asyncio.to_thread(_next, requests, log.done)
                     if request is None:
                         waiting = False
                     else:
-                        running.add(asyncio.create_task(self._send(request, log)))
+                        running.add(asyncio.create_task(self._send(request, log, caller)))
+                        # Begun, it is counted among those that are sent.
+                        await asyncio.sleep(0)
                 if running:
                     done, running = await asyncio.wait(
                         running, timeout=_BUSY_SECONDS, return_when=asyncio.FIRST_COMPLETED
@@ -136,47 +191,64 @@ class BatchRunner:
                 elif waiting:
                     await asyncio.sleep(_BUSY_SECONDS)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-        return "completed"
+            await _end(running)
+        return _Ending("completed")
 
-    def _is_idle(self, own: int) -> bool:
-        """Whether nothing but `own` requests of batches runs or waits."""
+    def _caller(self, batch: StoredBatch) -> str:
+        """The label of the key in whose name the batch's requests are sent."""
+        return batch.owner if batch.owner != ADMINISTRATORS else self._serving.keys.administrators
+
+    def _share(self) -> int:
+        """Requests at a time of one batch."""
+        return max(1, self._most // max(1, len(self._lanes)))
+
+    def _is_idle(self) -> bool:
+        """Whether nothing but requests of batches runs or waits."""
         stats = self._serving.client.stats
-        return stats.running + stats.waiting <= own and self._serving.client.state == "ready"
+        return stats.running + stats.waiting <= self._sent and self._serving.client.state == "ready"
 
-    async def _stopped(self, batch: StoredBatch, log: ResultLog) -> str | None:
-        """Save how far the batch is; the status to end with if it is to go no further."""
+    async def _stopped(self, batch: StoredBatch, log: ResultLog) -> _Ending | None:
+        """Save how far the batch is; how it ends if it is to go no further."""
         counts = {**batch.counts, "completed": log.completed, "failed": log.failed}
         if not await asyncio.to_thread(self._batches.is_held, batch.id):
             raise _BatchLostError(batch.id)
         unfinished = ("in_progress", "finalizing")
         if not await self._move(batch, unfinished, "in_progress", counts=counts):
-            return "cancelled"
+            return _Ending("cancelled")
         found = await asyncio.to_thread(self._batches.get, batch.id)
-        return "expired" if time.time() > found.expires_at else None
+        if time.time() > found.expires_at:
+            return _Ending("expired")
+        if not self._serving.keys.honours(self._caller(batch)):
+            return _Ending("failed", _REVOKED)
+        owner = batch.owner
+        if owner != ADMINISTRATORS and log.bytes > await self._serving.file_room.left(owner):
+            return _Ending("failed", _NO_ROOM)
+        return None
 
-    async def _send(self, request: BatchRequest, log: ResultLog) -> None:
-        key = self._serving.settings.admin_key.get_secret_value()
-        while True:
-            answer = await post(self._app, request.url, request.as_json(), key)
-            if answer.status not in _AGAIN:
-                break
-            await asyncio.sleep(_AGAIN_SECONDS)
+    async def _send(self, request: BatchRequest, log: ResultLog, caller: str) -> None:
+        self._sent += 1
+        try:
+            while True:
+                answer = await post(self._app, request.url, request.as_json(), caller)
+                if answer.status not in _AGAIN:
+                    break
+                await asyncio.sleep(_AGAIN_SECONDS)
+        finally:
+            self._sent -= 1
         identity = answer.headers.get("x-request-id")
         log.add(
             BatchResult(request.number, request.custom_id, answer.status, identity, answer.body)
         )
 
-    async def _finalize(self, batch: StoredBatch, log: ResultLog, ending: str) -> None:
+    async def _finalize(self, batch: StoredBatch, log: ResultLog, ending: _Ending) -> None:
         """Write the files of results, and end the batch."""
         current = ("in_progress", "finalizing", "cancelling")
-        if ending != "cancelled":
+        if ending.status != "cancelled":
             await self._move(batch, current, "finalizing")
-        files = await asyncio.to_thread(self._write, batch, log, ending)
+        files = await asyncio.to_thread(self._write, batch, log, ending.status)
         counts = {**batch.counts, "completed": log.completed, "failed": log.failed}
-        await self._move(batch, current, ending, counts=counts, **files)
+        errors = [] if ending.error is None else [ending.error.as_json()]
+        await self._move(batch, current, ending.status, counts=counts, errors=errors, **files)
         log.path.unlink(missing_ok=True)
 
     def _write(self, batch: StoredBatch, log: ResultLog, ending: str) -> dict[str, str | None]:
@@ -219,4 +291,11 @@ def _store(files: Files, batch: StoredBatch, log: ResultLog, *, succeeded: bool)
     with files.upload() as upload:
         for line in log.lines(succeeded=succeeded):
             upload.write(line)
-        return upload.finish(f"{batch.id}_{kind}.jsonl", "batch_output").id
+        return upload.finish(f"{batch.id}_{kind}.jsonl", "batch_output", batch.owner).id
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""/v1/batches: many requests in a file, run when there is nothing else to do. Admin only."""
+"""/v1/batches: many requests in a file, run when there is nothing else to do."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from fastapi import Query, Request
 from hagane.api.access import guarded_router
 from hagane.api.fields import Body, Metadata
 from hagane.api.openai.batch_input import WINDOW_SECONDS
+from hagane.api.owners import owner_of, scope_of
 from hagane.api.serving import get_serving
-from hagane.store.batches import StoredBatch
+from hagane.store.batches import ADMINISTRATORS, StoredBatch
 from hagane.store.paging import Paging
-from hagane.system.errors import ConflictError, InvalidRequestError
+from hagane.system.errors import ConflictError, InvalidRequestError, RateLimitError
 
 PATH = "/v1/batches"
 router = guarded_router()
+_RETRY_SECONDS = 30.0
 
 _MOMENTS = (
     "in_progress",
@@ -43,8 +45,9 @@ class BatchBody(Body):
 @router.post(PATH)
 async def create(body: BatchBody, request: Request) -> dict[str, Any]:
     """Queue the requests of a file that was uploaded for it. Raises NotFoundError."""
-    store = get_serving(request).store
-    stored = await asyncio.to_thread(store.files.get, body.input_file_id)
+    serving, owner = get_serving(request), owner_of(request)
+    store = serving.store
+    stored = await asyncio.to_thread(store.files.get, body.input_file_id, scope_of(request))
     if stored.purpose != "batch":
         raise InvalidRequestError(
             f"The file '{stored.id}' was uploaded for '{stored.purpose}'; upload it with the "
@@ -64,8 +67,15 @@ async def create(body: BatchBody, request: Request) -> dict[str, Any]:
         moments={},
         counts={"total": 0, "completed": 0, "failed": 0},
         errors=[],
+        owner=owner,
     )
-    await asyncio.to_thread(store.batches.add, batch)
+    most = None if owner == ADMINISTRATORS else serving.settings.key_batches
+    if not await asyncio.to_thread(store.batches.add, batch, most):
+        raise RateLimitError(
+            f"{most} batches of this key wait or run, as many as may (key_batches); try again when "
+            "one has ended, or cancel one.",
+            retry_after=_RETRY_SECONDS,
+        )
     return describe(batch)
 
 
@@ -76,7 +86,7 @@ def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """The batches, newest first."""
-    page = get_serving(request).store.batches.list(Paging(after, limit))
+    page = get_serving(request).store.batches.list(Paging(after, limit), scope_of(request))
     data = [describe(batch) for batch in page.items]
     return {
         "object": "list",
@@ -90,13 +100,14 @@ def list_batches(
 @router.get(PATH + "/{batch_id}")
 def retrieve(batch_id: str, request: Request) -> dict[str, Any]:
     """One batch. Raises NotFoundError."""
-    return describe(get_serving(request).store.batches.get(batch_id))
+    return describe(get_serving(request).store.batches.get(batch_id, scope_of(request)))
 
 
 @router.post(PATH + "/{batch_id}/cancel")
 def cancel(batch_id: str, request: Request) -> dict[str, Any]:
     """Stop a batch; what is done already stays. Raises NotFoundError, ConflictError."""
     batches = get_serving(request).store.batches
+    batches.get(batch_id, scope_of(request))
     stoppable = ("validating", "in_progress", "finalizing", "cancelling")
     if not batches.move(batch_id, stoppable, "cancelling", int(time.time())):
         status = batches.get(batch_id).status

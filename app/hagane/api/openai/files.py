@@ -1,4 +1,4 @@
-"""/v1/files: upload, list, read, delete, and look into a training file. Admin only."""
+"""/v1/files: upload, list, read, delete. Each API key has its own, for batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import Query, Request
 from hagane.api.access import guarded_router
 from hagane.api.downloads import Download
 from hagane.api.openai.upload import FORM, receive
+from hagane.api.owners import owner_of, refuse_foreign_page, scope_of
 from hagane.api.serving import get_serving
 from hagane.store.files import StoredFile
 from hagane.store.paging import Paging
@@ -20,10 +21,12 @@ _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "b
 
 @router.post(PATH, openapi_extra={"requestBody": FORM})
 async def upload(request: Request) -> dict[str, Any]:
-    """Store a file of examples."""
+    """Store a file: of requests for a batch, or with the admin key of examples."""
     serving = get_serving(request)
     limit = int(serving.settings.max_file_bytes)
-    return _describe(await receive(request, serving.store.files, limit))
+    refuse_foreign_page(request)
+    owner = owner_of(request)
+    return _describe(await receive(request, serving.store.files, serving.file_room, limit, owner))
 
 
 @router.get(PATH)
@@ -36,7 +39,7 @@ def list_files(
 ) -> dict[str, Any]:
     """The files, newest first unless requested otherwise."""
     paging = Paging(after, limit, newest_first=order == "desc")
-    page = get_serving(request).store.files.list(paging, purpose)
+    page = get_serving(request).store.files.list(paging, purpose, scope_of(request))
     data = [_describe(stored) for stored in page.items]
     return {
         "object": "list",
@@ -50,7 +53,7 @@ def list_files(
 @router.get(PATH + "/{file_id}")
 def get_file(file_id: str, request: Request) -> dict[str, Any]:
     """One file. Raises NotFoundError."""
-    return _describe(get_serving(request).store.files.get(file_id))
+    return _describe(get_serving(request).store.files.get(file_id, scope_of(request)))
 
 
 @router.get(
@@ -59,7 +62,7 @@ def get_file(file_id: str, request: Request) -> dict[str, Any]:
 def get_content(file_id: str, request: Request) -> Download:
     """The uploaded content, byte for byte. Raises NotFoundError."""
     files = get_serving(request).store.files
-    stored = files.get(file_id)
+    stored = files.get(file_id, scope_of(request))
     return Download(
         files.local(stored.id), media_type="application/octet-stream", filename=stored.filename
     )
@@ -68,7 +71,7 @@ def get_content(file_id: str, request: Request) -> Download:
 @router.delete(PATH + "/{file_id}")
 def delete_file(file_id: str, request: Request) -> dict[str, Any]:
     """Raises NotFoundError, or ConflictError while a job needs the file."""
-    get_serving(request).store.files.delete(file_id)
+    get_serving(request).store.files.delete(file_id, scope_of(request))
     return {"id": file_id, "object": "file", "deleted": True}
 
 

@@ -10,6 +10,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from hagane.api.owners import FileAllowance, require_purpose
 from hagane.store.files import Files, StoredFile, Upload
 from hagane.system.errors import InvalidRequestError, TooLargeError
 
@@ -39,15 +40,25 @@ FORM = {
 }
 
 
-async def receive(request: Request, files: Files, limit: int) -> StoredFile:
+async def receive(
+    request: Request, files: Files, room: FileAllowance, limit: int, owner: str
+) -> StoredFile:
     """Store the part `file` of the request's body under the purpose that the part `purpose` names.
 
-    Raises InvalidRequestError for a body that is no such form or a file that is no text, and
-    TooLargeError as soon as the file exceeds `limit` bytes.
+    Raises InvalidRequestError for a body that is no such form or a file that is no text,
+    TooLargeError as soon as the file exceeds `limit` bytes or what is left to `owner`, and
+    PermissionDeniedError for a purpose that is not for it.
     """
-    if int(request.headers.get("content-length", 0)) > limit + _MOST_FRAME_BYTES:
+    length = request.headers.get("content-length")
+    declared = None if length is None else int(length)
+    if declared is not None and declared > limit + _MOST_FRAME_BYTES:
         raise _too_large(limit)
-    form = _Form()
+    async with room.reserved(owner, declared, limit) as most:
+        return await _receive(request, files, most, owner)
+
+
+async def _receive(request: Request, files: Files, limit: int, owner: str) -> StoredFile:
+    form = _Form(owner)
     parser = _parser(request, form)
     with files.upload() as upload:
         text = _TextWriter(upload, limit)
@@ -64,7 +75,7 @@ async def receive(request: Request, files: Files, limit: int) -> StoredFile:
         purpose, filename = form.checked()
         if not upload.size:
             raise _unusable("is empty; send JSON Lines")
-        return await asyncio.to_thread(upload.finish, filename, purpose)
+        return await asyncio.to_thread(upload.finish, filename, purpose, owner)
 
 
 def _parser(request: Request, form: _Form) -> MultipartParser:
@@ -95,6 +106,7 @@ def _parser(request: Request, form: _Form) -> MultipartParser:
 class _Form:
     """The parser's results: small fields whole, the file's content until it is taken."""
 
+    owner: str
     fields: dict[str, bytearray] = field(default_factory=dict)
     filename: str | None = None
     content: bytearray = field(default_factory=bytearray)
@@ -125,6 +137,9 @@ class _Form:
                 raise InvalidRequestError("Send one 'file' at a time.", param="file")
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace") or "file"
             self._target = self.content
+            # Where it comes first, as it does from most clients, a file is refused unread.
+            if self.fields.get("purpose"):
+                self._require_purpose()
         elif name == "purpose":
             self._target = self.fields.setdefault(name, bytearray())
         else:
@@ -160,13 +175,18 @@ class _Form:
                     param=name,
                     code="missing_required_parameter",
                 )
+        self._require_purpose()
+        return purpose, self.filename or ""
+
+    def _require_purpose(self) -> None:
+        purpose = self.fields["purpose"].decode("utf-8", "replace")
         if purpose not in _PURPOSES:
             raise InvalidRequestError(
                 f"Invalid value for 'purpose': '{purpose}'; this server takes "
                 f"{', '.join(map(repr, _PURPOSES))}.",
                 param="purpose",
             )
-        return purpose, self.filename or ""
+        require_purpose(self.owner, purpose)
 
 
 class _TextWriter:
