@@ -114,3 +114,5 @@ def test_a_server_without_keys_has_batches_that_no_web_page_can_begin(server):
     for origin, status in (("http://evil.example", 403), (server.url, 200)):
         answer = httpx.post(f"{server.url}/v1/files", headers={"Origin": origin}, **form)
         assert answer.status_code == status
+    headers = {"Origin": "http://evil.example", "Authorization": "Bearer none"}
+    assert httpx.post(f"{server.url}/v1/files", headers=headers, **form).is_success

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from hagane.api.errors import PermissionDeniedError
-from hagane.api.keyring import KeyRing
-from hagane.api.limits import ANONYMOUS
+from hagane.api.keyring import KeyRing, authorization_of
 from hagane.store.batches import ADMINISTRATORS
 from hagane.store.files import Files
 from hagane.system.errors import TooLargeError
@@ -42,7 +41,7 @@ def refuse_foreign_page(request: Request) -> None:
     Browsers send forms across origins without asking the server first; a key they do not send.
     """
     origin = request.headers.get("origin")
-    if origin is None or request.state.key_label != ANONYMOUS:
+    if origin is None or authorization_of(request):
         return
     allowed = request.app.state.serving.settings.origins
     if urlsplit(origin).netloc != request.headers.get("host") and origin not in allowed:
