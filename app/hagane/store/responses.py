@@ -6,6 +6,7 @@ label of an API key, and nobody else finds it.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ _responses, _conversations, _items = tables.responses, tables.conversations, tab
 _TRIM_SECONDS = 60.0
 # Responses that a chain of previous ones may have.
 _LONGEST_CHAIN = 1000
+# What a conversation takes besides its metadata and items.
+_CONVERSATION_BYTES = 256
 UNFINISHED = ("queued", "in_progress")
 _ANSWERED = ("completed", "incomplete")
 
@@ -158,12 +161,15 @@ class Responses:
             return bodies
 
     def item(self, item_id: str, owner: str) -> str:
-        """An item of any response of the owner's, as JSON. Raises NotFoundError."""
-        query = (
-            sa.select(_items.c.body)
-            .join(_responses, _responses.c.id == _items.c.response)
-            .where(_items.c.id == item_id, _responses.c.owner == owner)
-        )
+        """An item of any response or conversation of the owner's, as JSON. Raises NotFoundError."""
+        places = [
+            sa.exists().where(table.c.id == place, _kept(table, owner))
+            for table, place in (
+                (_responses, _items.c.response),
+                (_conversations, _items.c.conversation),
+            )
+        ]
+        query = sa.select(_items.c.body).where(_items.c.id == item_id, sa.or_(*places))
         with self._database.read() as connection:
             body: str | None = connection.execute(query).scalars().first()
         if body is None:
@@ -175,7 +181,7 @@ class Responses:
     ) -> None:
         """Raises DiskFullError."""
         with self._database.write() as connection:
-            self._trim(connection, 0)
+            self._trim(connection, _conversation_bytes(conversation.metadata))
             expires = time.time() + self._retention.seconds
             connection.execute(
                 _conversations.insert().values(**vars(conversation), expires_at=expires)
@@ -192,6 +198,7 @@ class Responses:
     ) -> StoredConversation:
         """Raises NotFoundError."""
         with self._database.write() as connection:
+            self._trim(connection, _conversation_bytes(metadata))
             _conversation(connection, conversation_id, owner)
             connection.execute(
                 _conversations.update()
@@ -332,7 +339,13 @@ def _total(connection: sa.Connection) -> int:
         connection.execute(sa.select(sa.func.coalesce(sa.func.sum(table.c.bytes), 0))).scalar_one()
         for table in (_responses, _items)
     ]
-    return int(sum(sums))
+    metadata = sa.func.length(sa.cast(_conversations.c.metadata, sa.Text))
+    rows = sa.func.coalesce(sa.func.sum(metadata + _CONVERSATION_BYTES), 0)
+    return int(sum(sums)) + int(connection.execute(sa.select(rows)).scalar_one())
+
+
+def _conversation_bytes(metadata: dict[str, str]) -> int:
+    return _CONVERSATION_BYTES + len(json.dumps(metadata))
 
 
 def _bodies(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[str]:
@@ -366,10 +379,13 @@ def _conversation(
 def _owned(
     connection: sa.Connection, table: sa.Table, entry: str, owner: str
 ) -> sa.RowMapping | None:
-    query = sa.select(table).where(
-        table.c.id == entry, table.c.owner == owner, table.c.expires_at >= time.time()
-    )
+    query = sa.select(table).where(table.c.id == entry, _kept(table, owner))
     return connection.execute(query).mappings().one_or_none()
+
+
+def _kept(table: sa.Table, owner: str) -> sa.ColumnElement[bool]:
+    """Whether an entry is the owner's, and has not expired."""
+    return sa.and_(table.c.owner == owner, table.c.expires_at >= time.time())
 
 
 def _as_response(row: sa.RowMapping) -> StoredResponse:
