@@ -41,6 +41,15 @@ class Embedder:
     priority: int = 0
     timeout: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises InvalidRequestError for texts that would be cut to nothing."""
+        if self.truncate == 0:
+            raise InvalidRequestError(
+                "'truncate_prompt_tokens' is 0, which leaves no token; send 1 or more, or -1 for "
+                "as many as the model reads.",
+                param="truncate_prompt_tokens",
+            )
+
     def prepare(self, texts: Sequence[str | list[int]]) -> list[Generation]:
         """Tokenize; takes time. Raises InvalidRequestError naming the text."""
         return [self._prepare(text, place) for place, text in enumerate(texts)]

@@ -159,6 +159,7 @@ REFUSED = [
     ({"input": "a", "dimensions": 100}, "dimensions", "64"),
     ({"input": [99999]}, "input", "99999"),
     ({"input": "a", "encoding_format": "int8"}, "encoding_format", "base64"),
+    ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
     ({"input": "once " * 600}, "input", "maximum context length"),
 ]
 
