@@ -42,6 +42,7 @@ _SAVE_SECONDS = 1.0
 # Statuses after which a request is sent again: the server is full, or its engine starts.
 _AGAIN = (429, 503)
 _AGAIN_SECONDS = 0.5
+_STOP_SECONDS = 0.5
 
 
 class _BatchLostError(Exception):
@@ -81,6 +82,7 @@ class BatchRunner:
         self._most = max(1, min(_MOST_AT_A_TIME, serving.settings.max_sequences // 2))
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._sent = 0
+        self._validating = asyncio.Lock()
         self.loop = BackgroundLoop("batches", self._round)
 
     async def stop(self) -> None:
@@ -94,7 +96,7 @@ class BatchRunner:
                 del self._lanes[owner]
                 lane.result()
         batch = None
-        if len(self._lanes) < _MOST_AT_A_TIME:
+        if len(self._lanes) < self._most:
             batch = await asyncio.to_thread(self._batches.next, tuple(self._lanes))
         if batch is not None:
             self._lanes[batch.owner] = asyncio.create_task(self._advance(batch))
@@ -141,7 +143,9 @@ class BatchRunner:
             missing = BatchError("invalid_file", "The input file is gone.", None, 0)
             count, errors = 0, [missing]
         else:
-            count, errors = await asyncio.to_thread(check_input, path, batch.endpoint)
+            # One after the other: files are long, and Python reads one at a time anyway.
+            async with self._validating:
+                count, errors = await asyncio.to_thread(check_input, path, batch.endpoint)
         counts = {"total": count, "completed": 0, "failed": 0}
         after = "failed" if errors else "in_progress"
         shown = [error.as_json() for error in errors]
@@ -164,17 +168,15 @@ class BatchRunner:
         running: set[asyncio.Task[None]] = set()
         path = await asyncio.to_thread(self._files.local, batch.input_file)
         requests = read_requests(path)
-        saved = time.monotonic()
+        saved = -_SAVE_SECONDS
         waiting = True
         try:
             while waiting or running:
-                if time.monotonic() - saved > _SAVE_SECONDS or not running:
+                if time.monotonic() - saved >= _SAVE_SECONDS:
                     saved = time.monotonic()
                     if (ending := await self._stopped(batch, log)) is not None:
                         return ending
-                while waiting and len(running) < self._share() and self._is_idle():
-                    if not account.spares(len(running)):
-                        break
+                while waiting and self._has_room(len(running)) and account.spares(len(running)):
                     request = await asyncio.to_thread(_next, requests, log.done)
                     if request is None:
                         waiting = False
@@ -198,12 +200,13 @@ class BatchRunner:
         """The label of the key in whose name the batch's requests are sent."""
         return batch.owner if batch.owner != ADMINISTRATORS else self._serving.keys.administrators
 
-    def _share(self) -> int:
-        """Requests at a time of one batch."""
-        return max(1, self._most // max(1, len(self._lanes)))
+    def _has_room(self, own: int) -> bool:
+        """Whether a batch with `own` requests may begin another: no more than its share.
 
-    def _is_idle(self) -> bool:
-        """Whether nothing but requests of batches runs or waits."""
+        Nothing but requests of batches runs or waits then.
+        """
+        if own >= self._most // len(self._lanes) or self._sent >= self._most:
+            return False
         stats = self._serving.client.stats
         return stats.running + stats.waiting <= self._sent and self._serving.client.state == "ready"
 
@@ -295,7 +298,11 @@ def _store(files: Files, batch: StoredBatch, log: ResultLog, *, succeeded: bool)
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)
+    ending = set(tasks)
+    while ending:
+        # Again and again: a task may await what swallows a cancellation.
+        for task in ending:
+            task.cancel()
+        done, ending = await asyncio.wait(ending, timeout=_STOP_SECONDS)
+        # Nobody else looks at what they raised.
+        await asyncio.gather(*done, return_exceptions=True)
