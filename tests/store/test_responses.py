@@ -9,7 +9,7 @@ from hagane.store.responses import Retention, StoredConversation, StoredItem
 from hagane.store.store import Store
 from hagane.system.errors import NotFoundError
 
-METADATA = {f"name{number}": "é" * 500 for number in range(16)}
+METADATA = {f"name{number}": "x" * 500 for number in range(16)}
 
 
 def conversation(number: int, owner: str = "ours") -> StoredConversation:
