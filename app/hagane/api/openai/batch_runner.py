@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -172,6 +173,8 @@ class BatchRunner:
         waiting = True
         try:
             while waiting or running:
+                if not self._serving.keys.honours(caller):
+                    return _Ending("failed", _REVOKED)
                 if time.monotonic() - saved >= _SAVE_SECONDS:
                     saved = time.monotonic()
                     if (ending := await self._stopped(batch, log)) is not None:
@@ -221,8 +224,6 @@ class BatchRunner:
         found = await asyncio.to_thread(self._batches.get, batch.id)
         if time.time() > found.expires_at:
             return _Ending("expired")
-        if not self._serving.keys.honours(self._caller(batch)):
-            return _Ending("failed", _REVOKED)
         owner = batch.owner
         if owner != ADMINISTRATORS and log.bytes > await self._serving.file_room.left(owner):
             return _Ending("failed", _NO_ROOM)
@@ -238,6 +239,9 @@ class BatchRunner:
                 await asyncio.sleep(_AGAIN_SECONDS)
         finally:
             self._sent -= 1
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            # The key was revoked meanwhile, which ends the batch: this request was not made.
+            return
         identity = answer.headers.get("x-request-id")
         log.add(
             BatchResult(request.number, request.custom_id, answer.status, identity, answer.body)
