@@ -13,7 +13,8 @@ from hagane.cli.evaluate import read_options
 from hagane.cli.main import COMMANDS, describe, dispatch
 from hagane.evaluation.run import Evaluation
 from hagane.system.errors import ConfigurationError, HaganeError
-from hagane.system.settings import GROUPS, Settings
+from hagane.system.setting_groups import GROUPS
+from hagane.system.settings import Settings
 from pydantic import ValidationError
 
 from tests.support.server import hagane

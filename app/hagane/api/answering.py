@@ -98,9 +98,13 @@ def tokenize_chat(
 def require_template(resolved: ResolvedModel, param: str = "messages") -> ChatTemplate:
     """The model's chat template. Raises InvalidRequestError for a model without one."""
     if resolved.text.template is None:
+        text = resolved.text
         raise InvalidRequestError(
-            f"The model '{resolved.text.id}' has no chat template; use /v1/completions.",
-            param=param,
+            f"The model '{text.id}' makes no text; use "
+            f"{'/v1/rerank or /v1/score' if text.scores else '/v1/embeddings'}."
+            if text.encodes
+            else f"The model '{text.id}' has no chat template; use /v1/completions.",
+            param="model" if text.encodes else param,
         )
     return resolved.text.template
 

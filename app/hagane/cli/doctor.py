@@ -31,7 +31,8 @@ from hagane.system.errors import HaganeError
 from hagane.system.installation import install_command
 from hagane.system.logging import configure_logging
 from hagane.system.machine import available_memory, memory_limit, usable_cores
-from hagane.system.settings import CONFIG_VARIABLE, GROUPS, Settings, refuse_unknown_variables
+from hagane.system.setting_groups import GROUPS
+from hagane.system.settings import CONFIG_VARIABLE, Settings, refuse_unknown_variables
 from hagane.text.hub import local_model, model_stores
 from hagane.text.recommended import fast_choices
 from hagane.weights.sources.config import load_config

@@ -11,7 +11,8 @@ from hagane.server.engine_config import engine_config
 from hagane.server.listening import listen
 from hagane.system.errors import HaganeError
 from hagane.system.logging import configure_logging, configure_tracing
-from hagane.system.settings import GROUPS, Settings, refuse_unknown_variables
+from hagane.system.setting_groups import GROUPS
+from hagane.system.settings import Settings, refuse_unknown_variables
 from hagane.text.hub import model_stores, resolve_model
 
 ORDER = (

@@ -137,6 +137,9 @@ def test_an_encoder(encoders, kind, mode):
         with pytest.raises(openai.BadRequestError) as text:
             client.completions.create(model=kind, prompt="a")
         assert "/v1/embeddings" in str(text.value)
+        with pytest.raises(openai.BadRequestError, match="/v1/embeddings") as chat:
+            client.chat.completions.create(model=kind, messages=[{"role": "user", "content": "a"}])
+        assert chat.value.param == "model"
         with pytest.raises(openai.BadRequestError) as long:
             client.embeddings.create(model=kind, input="a " * 300)
         assert long.value.code == "context_length_exceeded"
