@@ -152,7 +152,7 @@ def outline(document: Path) -> list[str]:
         if heading := re.match(r"#+ ", line):
             shape.append(f"heading {heading[0]}")
         elif line.startswith("|"):
-            figures = re.findall(r"(?:[x+])?\d[\d.,]*%?", line)
+            figures = re.findall(r"(?:[x+])?\d(?:[\d.,]*\d)?%?", line)
             shape.append(f"row of {line.count('|') - 1}: {figures}")
         # One link leads to the other language.
         links = [link.replace(".ja.md", ".md") for link in re.findall(r"\]\(([^)]+)\)", line)]
