@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
+import pytest
 from hagane.cluster.version import ModelVersion, fitting
 
 
@@ -30,6 +32,18 @@ def test_a_model_of_one_file(tmp_path):
     one.write_bytes(b"GGUF1")
     two.write_bytes(b"GGUF2")
     assert not ModelVersion.of("b", two).replaces(ModelVersion.of("a", one))
+
+
+@pytest.mark.parametrize("place", [0, 70_000, 7_000_000, -1])
+def test_weights_are_compared_all_over_a_file(tmp_path, place):
+    one, two = tmp_path / "one" / "a.gguf", tmp_path / "two" / "a.gguf"
+    data = np.zeros(20_000_000, dtype=np.uint8)
+    for path, start in ((one, None), (two, place)):
+        path.parent.mkdir()
+        if start is not None:
+            data[start:][: 2_000_000] = 1
+        data.tofile(path)
+    assert not ModelVersion.of("a", two).replaces(ModelVersion.of("a", one))
 
 
 def test_replicas_of_another_version_get_requests_during_an_update_alone():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-# Of each file; the header of a safetensors or GGUF file and the first of its weights.
-_HEAD_BYTES = 1 << 16
+# Of each file: as many samples of as many bytes, the first at its beginning, the last at its end.
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 _VOCABULARY = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
 
 
@@ -50,10 +50,17 @@ def fitting(model: ModelVersion, replicas: Mapping[str, ModelVersion]) -> list[s
 
 
 def _fingerprint(files: Iterable[Path]) -> str:
-    """Of names, sizes and the first bytes: a check of copies, not of changes with intent."""
+    """Of names, sizes and samples: a check of copies, not of changes of single values.
+
+    Training, merging and quantizing change weights everywhere in a file.
+    """
     digest = hashlib.blake2b(digest_size=6)
     for path in files:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        step = max(_SAMPLE_BYTES, -(-(size - _SAMPLE_BYTES) // (_SAMPLES - 1)))
         with path.open("rb") as file:
-            digest.update(file.read(_HEAD_BYTES))
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

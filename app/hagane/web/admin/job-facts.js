@@ -34,6 +34,8 @@ function made(job) {
     [t("seeds"), extra.seeds],
     [t("noise"), extra.neftune_alpha],
     [t("teacher"), extra.teacher],
+    [t("newTokens"), extra.trained_tokens?.join(", ")],
+    [t("checkpointing"), extra.checkpointing?.toString()],
     [t("promoteWhen"), { if_better: t("ifBetter"), always: t("always"), manual: t("manually") }[extra.promote]],
     [t("learningRate"), plan.learning_rate?.toPrecision(3)],
     [t("steps"), plan.steps],

@@ -111,9 +111,9 @@ function show() {
   showToolMenu(toolsOf(current));
 }
 
-/** The tools that a conversation may use; until it is said, those chosen last. */
+/** The tools that a conversation may use: of one from elsewhere none, until it is said here. */
 function toolsOf({ tools }) {
-  return tools ?? preferences.tools;
+  return tools ?? [];
 }
 
 /** For this conversation and new ones. */
