@@ -41,7 +41,7 @@ def test_weights_are_compared_all_over_a_file(tmp_path, place):
     for path, start in ((one, None), (two, place)):
         path.parent.mkdir()
         if start is not None:
-            data[start:][: 2_000_000] = 1
+            data[start:][:2_000_000] = 1
         data.tofile(path)
     assert not ModelVersion.of("a", two).replaces(ModelVersion.of("a", one))
 

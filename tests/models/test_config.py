@@ -34,6 +34,13 @@ def test_old_names_of_dtypes_are_read():
     assert read(dtype="torch.float16").dtype == "float16"
 
 
+def test_llama_4_states_its_temperature_as_a_number():
+    changes = {"architectures": ["Llama4ForCausalLM"], "head_dim": 16, "num_hidden_layers": 4}
+    known = read(**changes, attn_temperature_tuning=True)
+    assert read(**changes, attn_temperature_tuning=4).layer_specs == known.layer_specs
+    assert read(**changes, attn_temperature_tuning=False).layer_specs != known.layer_specs
+
+
 def test_no_token_may_be_minus_one():
     config = read(eos_token_id=[-1, 3], bos_token_id=-1)
     assert config.eos_token_ids == (3,) and config.bos_token_id is None
@@ -124,7 +131,7 @@ def test_the_document_lists_the_families_that_are_read():
     files |= {
         "MistralForCausalLM": "llama", "MixtralForCausalLM": "llama",
         "InternLM2ForCausalLM": "internlm2", "InternLM3ForCausalLM": "llama",
-        "BaichuanForCausalLM": "baichuan", "ExaoneForCausalLM": "exaone",
+        "ExaoneForCausalLM": "exaone",
         "Olmo3ForCausalLM": "olmo2", "DeepseekV3ForCausalLM": "deepseek2",
         "GraniteMoeSharedForCausalLM": "granitemoe", "PhiMoEForCausalLM": "phimoe",
     }  # fmt: skip

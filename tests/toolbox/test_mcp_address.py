@@ -31,6 +31,8 @@ def test_headers_from_the_environment_and_from_files(monkeypatch, tmp_path):
     address = McpAddress.read(f"notes=https://mcp.example/mcp {words}")
     assert address.target == "https://mcp.example/mcp"
     assert address.headers() == {"Authorization": "Bearer abc", "X-Api-Key": "first"}
+    quoted = "https://mcp.example/mcp?q='a'"
+    assert McpAddress.read(f"notes={quoted} {words}").target == quoted
     kept.write_text("second\n")
     assert address.headers()["X-Api-Key"] == "second"
     assert "abc" not in repr(address)

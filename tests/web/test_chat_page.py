@@ -29,7 +29,7 @@ def test_streams_an_answer_in_japanese(page):
     answer = wait_answer(page)
     assert re.search(r"[ぁ-んァ-ヶ一-龠]", answer)
     assert "\ufffd" not in answer
-    assert len(page.evaluate("[...lengths]")) >= 5, "the answer did not grow as it was written"
+    assert len(page.evaluate("[...lengths]")) >= 3, "the answer did not grow as it was written"
     stats = page.inner_text(".message.assistant .stats")
     assert re.search(r"limit of tokens was reached\. · 40 tokens · [\d.]+ tokens/s", stats)
     assert re.search(r"first after [\d.]+ s · \d+ in the prompt", stats)

@@ -40,6 +40,12 @@ def widen_directory(base: Path, destination: Path, tokens: Sequence[str]) -> dic
     pieces = _pieces(Tokenizer.load(base), tokens)
     dtype = getattr(torch, config.dtype)
     model, _ = load_model(base, device="cpu", dtype=dtype, quantization=None)
+    ends: list[nn.Module] = [model.model.embed_tokens]
+    if not config.tie_word_embeddings:
+        ends.append(model.lm_head)
+    embeddings = [end for end in ends if isinstance(end, DenseEmbedding)]
+    if len(embeddings) < len(ends):
+        raise ConfigurationError(f"{base} has an embedding that cannot be widened")
     destination.mkdir(parents=True, exist_ok=True)
     if is_gguf(base):
         write_companions(base, destination)
@@ -49,13 +55,8 @@ def widen_directory(base: Path, destination: Path, tokens: Sequence[str]) -> dic
     ids = _add_tokens(destination / "tokenizer.json", tokens)
     size = max(config.vocab_size, *(number + 1 for number in ids.values()))
     rows = {ids[token]: pieces[token] for token in tokens}
-    ends: list[nn.Module] = [model.model.embed_tokens]
-    if not config.tie_word_embeddings:
-        ends.append(model.lm_head)
-    for end in ends:
-        if not isinstance(end, DenseEmbedding):
-            raise ConfigurationError(f"{base} has an embedding that cannot be widened")
-        _widen(end, size, rows)
+    for embedding in embeddings:
+        _widen(embedding, size, rows)
     model.config = replace(config, vocab_size=size, raw={**config.raw, "vocab_size": size})
     save_model(model, destination, dtype=dtype)
     return ids

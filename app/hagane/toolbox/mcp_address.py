@@ -96,8 +96,9 @@ class McpAddress:
         address = cls(name, target)
         if address.is_command:
             return address
+        url, *rest = target.split(maxsplit=1)
         try:
-            url, *words = shlex.split(target)
+            words = shlex.split(rest[0]) if rest else []
         except ValueError:
             raise _unreadable() from None
         return cls(name, url, tuple(map(Secret.read, words)))

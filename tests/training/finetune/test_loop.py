@@ -139,7 +139,7 @@ def test_tokens_of_a_widened_vocabulary_are_learned(spec, tmp_path):
     assert stored.ids == tuple(ids.values())
     before = load_model(wide.model, device="cpu", dtype=torch.float32, quantization=None)[0]
     rows = before.model.embed_tokens(torch.tensor(stored.ids))
-    assert not torch.isclose(stored.values, rows).any(dim=1).all()
+    assert not torch.isclose(stored.values, rows).all(dim=1).any()
     with pytest.raises(TrainingError, match=r"'<sky>' is \d+ tokens.*hagane widen"):
         report(wide.model_copy(update={"model": spec.model}))
 

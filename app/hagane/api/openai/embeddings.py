@@ -66,14 +66,14 @@ async def embed(
         priority=body.priority,
         timeout=body.timeout,
     )
-    texts = _texts(body, resolved)
+    texts = _texts(body)
     prepared = await serving.offload.run_blocking(body_size(request), embedder.prepare, texts)
     vectors = await unless_disconnected(request, embedder.embed(prepared))
     size = len(vectors) * len(vectors[0]) * _BYTES
     return await serving.offload.run(size, _answer, body, resolved, prepared, vectors)
 
 
-def _texts(body: EmbeddingBody, resolved: ResolvedModel) -> Sequence[str | list[int]]:
+def _texts(body: EmbeddingBody) -> Sequence[str | list[int]]:
     """The texts to embed. Raises InvalidRequestError."""
     given: Any = body.input
     texts = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
@@ -81,18 +81,20 @@ def _texts(body: EmbeddingBody, resolved: ResolvedModel) -> Sequence[str | list[
         raise InvalidRequestError(
             f"'input' has {len(texts)} texts; send 1 to {_MOST_INPUTS}.", param="input"
         )
-    width = resolved.text.config.hidden_size
-    if body.dimensions is not None and body.dimensions > width:
-        raise InvalidRequestError(
-            f"'dimensions' is {body.dimensions}; this model's embeddings have {width}.",
-            param="dimensions",
-        )
     return list(texts)
 
 
 def _answer(
     body: EmbeddingBody, resolved: ResolvedModel, prepared: list[Generation], vectors: list[Vector]
 ) -> Response:
+    """Raises InvalidRequestError where more `dimensions` are wanted than there are."""
+    # Layers after the pooling may have made them more or fewer than the model's own.
+    width = len(vectors[0])
+    if body.dimensions is not None and body.dimensions > width:
+        raise InvalidRequestError(
+            f"'dimensions' is {body.dimensions}; this model's embeddings have {width}.",
+            param="dimensions",
+        )
     wanted = resolved.text.embedding.normalize if body.normalize is None else body.normalize
     data = [
         {"object": "embedding", "index": index, "embedding": _show(body, vector, wanted)}

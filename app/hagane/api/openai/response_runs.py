@@ -110,7 +110,9 @@ async def _record(serving: Serving, prepared: PreparedResponse, record: Response
             record.as_completion, writer.response, writer.output, usage.as_json()
         )
     except ValidationError as error:
-        logger.warning("%s is no stored completion: %s", prepared.id, error)
+        # What was said is nobody's who reads the log.
+        places = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
+        logger.warning("%s is no stored completion: %s", prepared.id, ", ".join(places))
         return
     size = record.conversation.size + _BYTES_PER_TOKEN * usage.completion_tokens
     serving.answers.keep(body, answer, record.origin, size)

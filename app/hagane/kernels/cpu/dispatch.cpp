@@ -12,7 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__aarch64__) && defined(__linux__) && !defined(__clang__)
 #include <sys/auxv.h>
 #endif
 
@@ -54,7 +54,7 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 bool has_avx_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__) && defined(__linux__) && !defined(__clang__)
 // The bits of Linux' asm/hwcap.h: of older headers some are missing.
 bool has_neon() { return getauxval(AT_HWCAP) & (1ul << 20); }
 
@@ -73,7 +73,7 @@ const Kernels* find_kernels(const char* name) {
   if (has_avx512()) usable.push_back(avx512_kernels());
   if (has_avx_vnni()) usable.push_back(avx_vnni_kernels());
   if (has_avx2()) usable.push_back(avx2_kernels());
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__) && defined(__linux__) && !defined(__clang__)
   if (has_neon_bf16()) usable.push_back(neon_bf16_kernels());
   if (has_neon_i8mm()) usable.push_back(neon_i8mm_kernels());
   if (has_neon()) usable.push_back(neon_kernels());

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <utility>
 
-#if defined(__aarch64__)
+// Clang has no such pragma as below; other systems have no such detection.
+#if defined(__aarch64__) && defined(__linux__) && !defined(__clang__)
 #include <arm_neon.h>
 
 // After the headers: what they define stays runnable everywhere.

@@ -49,7 +49,8 @@ class Llama4Keys(Keys, frozen=True):
     no_rope_layer_interval: Size = 4
     layer_types: list[str] | None = None  # type: ignore[assignment]
     attention_chunk_size: Size | None = 8192
-    attn_temperature_tuning: bool = True
+    # Published configurations have the number 4, which means true.
+    attn_temperature_tuning: bool | int = True
     floor_scale: Positive = 8192
     attn_scale: Positive = 0.1
 

@@ -100,16 +100,6 @@ def internlm2(config: dict, tensors: Tensors) -> Tensors:
     return permuted(config, tensors)
 
 
-def baichuan(config: dict, tensors: Tensors) -> Tensors:
-    for name in [n for n in tensors if "W_pack" in n]:
-        parts = np.split(tensors.pop(name), 3)
-        for part, values in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-            tensors[name.replace("W_pack", part)] = values
-    head = tensors["lm_head.weight"]
-    tensors["lm_head.weight"] = head / np.linalg.norm(head, axis=1, keepdims=True)
-    return permuted(config, tensors)
-
-
 def gpt2(config: dict, tensors: Tensors) -> Tensors:
     wide = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     return {n: t.T.copy() if n.endswith(wide) else t for n, t in tensors.items()}
@@ -140,7 +130,6 @@ FAMILIES: dict[str, tuple[MODEL_ARCH, Callable[[dict, Tensors], Tensors], dict]]
     }),
     "hunyuan": (MODEL_ARCH.HUNYUAN_DENSE, plain, {"rope.freq_base": 10000.0 * 50.0 ** (16 / 14)}),
     "internlm2": (MODEL_ARCH.INTERNLM2, internlm2, {"rope.freq_base": 5000.0}),
-    "baichuan2": (MODEL_ARCH.BAICHUAN, baichuan, {}),
     "exaone": (MODEL_ARCH.EXAONE, plain, {"rope.freq_base": 5000.0}),
     "gpt2": (MODEL_ARCH.GPT2, gpt2, NORM | {
         "feed_forward_length": 384, "attention.head_count_kv": 6}),

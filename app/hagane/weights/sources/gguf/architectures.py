@@ -191,7 +191,6 @@ ARCHITECTURES = {
     "exaone": Architecture("LlamaForCausalLM", config=keys.llama),
     "exaone4": Architecture("Exaone4ForCausalLM", names=_OUTPUT_NORMS, config=keys.exaone4),
     "internlm2": Architecture("LlamaForCausalLM", permuted=True, config=keys.llama),
-    "baichuan": Architecture("LlamaForCausalLM", permuted=True),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM", names=_HUNYUAN, config=keys.llama),
     "gpt2": Architecture("GPT2LMHeadModel", config=keys.gpt2),
     "gptneox": Architecture("GPTNeoXForCausalLM", config=keys.neox),
