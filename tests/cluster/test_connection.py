@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing, asynccontextmanager
+import socket
+import struct
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import msgspec
 import pytest
 import pytest_asyncio
+from hagane.cluster import connection, links, listener, wire
 from hagane.cluster.connection import ClusterConnection
-from hagane.cluster.links import Links
+from hagane.cluster.links import Link, Links
 from hagane.cluster.listener import Listener
 from hagane.cluster.replica import EngineReplica
-from hagane.cluster.wire import Address
+from hagane.cluster.wire import Address, Hello, MessageStream, Outcome, ToReplica
+from hagane.pool.channel import encode
 from hagane.pool.client import EngineClient
-from hagane.pool.messages import AdapterRef, GenerateRequest, SamplingParams
+from hagane.pool.messages import AdapterRef, GenerateRequest, RequestFailed, SamplingParams
 from hagane.system.errors import (
     DeadlineExceededError,
     EngineCrashedError,
@@ -44,7 +48,7 @@ class Gated(EngineReplica):
 
 
 class Local:
-    """Replicas in this process, the first of which is asked until it is `gone`."""
+    """Replicas in this process, the first of which is asked until it is `gone`, as the lost are."""
 
     def __init__(self, *listeners: Listener) -> None:
         self.listeners, self.links = listeners, Links()
@@ -55,8 +59,12 @@ class Local:
     async def generate(self, request, hint, deliver):
         self.calls += 1
         chosen = min(set(range(len(self.addresses))) - self.gone, default=0)
-        link = await self.links.to(str(chosen), self.addresses[chosen])
-        await link.generate(request, deliver)
+        try:
+            link = await self.links.to(str(chosen), self.addresses[chosen])
+            await link.generate(request, deliver)
+        except OSError:
+            self.gone.add(chosen)
+            raise
 
     def cancel(self, request_id, index):
         self.links.cancel(request_id, index)
@@ -110,9 +118,20 @@ async def engine(tiny_model_dir):
     await replica.stop()
 
 
-async def idle(listener: Listener) -> None:
+@pytest.fixture(autouse=True)
+def open_gate():
+    yield
+    Gated.gate.set()
+
+
+@pytest.fixture
+def swift_retries(monkeypatch):
+    monkeypatch.setattr(connection, "_RETRY_SECONDS", 0.001)
+
+
+async def idle(served: Listener) -> None:
     async with asyncio.timeout(30):
-        while listener.requests or listener.replica.report().stats.running:
+        while served.requests or served.replica.report().stats.running:
             await asyncio.sleep(0.02)
 
 
@@ -174,7 +193,9 @@ async def test_a_replica_that_leaves_finishes_what_it_has_and_takes_no_more(engi
         assert leaving.requests == 0
 
 
-async def test_lost_replicas_cost_no_request_that_has_not_begun(engine, tiny_model_dir):
+async def test_lost_replicas_cost_no_request_that_has_not_begun(
+    engine, tiny_model_dir, swift_retries
+):
     replicas = Local(Listener(engine), Listener(engine))
     async with client_of(replicas, tiny_model_dir) as client:
         expected = await tokens(client, request("a"))
@@ -186,22 +207,20 @@ async def test_lost_replicas_cost_no_request_that_has_not_begun(engine, tiny_mod
         with pytest.raises(EngineCrashedError):
             async for _ in stream:
                 pass
-        lost = asyncio.create_task(tokens(client, request("c")))
-        replicas.calls = 0
-        while replicas.calls < 1:
-            await asyncio.sleep(0.01)
-        replicas.gone = {0}
-        assert await lost == expected
+        replicas.calls, replicas.gone = 0, set()
+        assert await tokens(client, request("c")) == expected
+        assert replicas.calls == 2
         await replicas.listeners[1].close()
         with pytest.raises(EngineUnavailableError):
             await tokens(client, request("d"))
 
 
-async def test_who_has_not_the_key_or_another_protocol_is_refused(engine, tiny_model_dir, caplog):
+@pytest.mark.parametrize("key", ["guessed", "ключ"])
+async def test_who_has_not_the_key_is_refused(engine, tiny_model_dir, caplog, swift_retries, key):
     replicas = Local(Listener(engine))
     async with client_of(replicas, tiny_model_dir) as client:
         (address,) = replicas.addresses
-        replicas.addresses = [msgspec.structs.replace(address, key="guessed")]
+        replicas.addresses = [msgspec.structs.replace(address, key=key)]
         with caplog.at_level(logging.WARNING), pytest.raises(EngineUnavailableError):
             await tokens(client, request("a"))
         assert "has not the replica's key" in caplog.text
@@ -217,3 +236,142 @@ async def test_full_replicas_refuse(engine, tiny_model_dir):
         replicas.generate = full
         with pytest.raises(QueueFullError):
             await tokens(client, request("a"))
+
+
+@asynccontextmanager
+async def served(engine):
+    """A listener and where it listens."""
+    opened = Listener(engine)
+    address = await opened.open("127.0.0.1")
+    try:
+        yield opened, address
+    finally:
+        await opened.close()
+
+
+@asynccontextmanager
+async def peer(address: Address):
+    """A bare connection to a listener."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def dropped(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side ends the connection, without a word."""
+    async with asyncio.timeout(10):
+        with suppress(ConnectionResetError):
+            return await reader.read() == b""
+        return True
+
+
+async def test_who_speaks_another_protocol_is_refused(engine, monkeypatch):
+    def older(key):
+        return Hello(key, wire.PROTOCOL + 1)
+
+    monkeypatch.setattr(links, "Hello", older)
+    async with served(engine) as (_, address):
+        with pytest.raises(ConnectionRefusedError, match=f"protocol {wire.PROTOCOL + 1} and"):
+            await Link.open(address)
+
+
+async def test_a_stranger_s_large_message_is_not_waited_for(engine):
+    async with served(engine) as (_, address), peer(address) as (reader, writer):
+        writer.write(struct.pack("<I", 1 << 20))
+        assert await dropped(reader)
+
+
+async def test_large_messages_are_taken_from_who_has_the_key(engine):
+    async with served(engine) as (opened, address):
+        link = await Link.open(address)
+        got: list[Outcome] = []
+        opened.draining = True
+        long = msgspec.structs.replace(request("long"), prompt=tuple(range(5000)))
+        await asyncio.wait_for(link.generate(long, got.append), 10)
+        assert [failure.code for outcome in got for failure in outcome.failures] == [
+            "engine_unavailable"
+        ]
+        await link.close()
+
+        async with peer(address) as (reader, writer):
+            writer.write(encode(Hello(address.key)))
+            await reader.readexactly(4)
+            writer.write(struct.pack("<I", 1 << 31))
+            await asyncio.wait_for(reader.read(), 10)
+
+
+async def test_silent_and_slow_strangers_are_dropped(engine, monkeypatch):
+    monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 0.2)
+    async with served(engine) as (_, address):
+        async with peer(address) as (reader, _):
+            assert await dropped(reader)
+        async with peer(address) as (reader, writer):
+
+            async def drip():
+                for byte in encode(Hello("k" * 900)):
+                    writer.write(bytes([byte]))
+                    await asyncio.sleep(0.05)
+
+            dripping = asyncio.create_task(drip())
+            assert await dropped(reader)
+            dripping.cancel()
+
+
+async def test_strangers_are_few(engine, monkeypatch):
+    monkeypatch.setattr(listener, "_MOST_STRANGERS", 1)
+    async with served(engine) as (_, address):
+        known = await Link.open(address)
+        async with peer(address), peer(address) as (reader, _):
+            assert await dropped(reader)
+        await known.close()
+        async with asyncio.timeout(10):  # the first of them has left
+            while True:
+                with suppress(OSError):
+                    await (await Link.open(address)).close()
+                    break
+                await asyncio.sleep(0.01)
+
+
+async def test_closing_does_not_wait_for_who_does_not_read(monkeypatch):
+    monkeypatch.setattr(wire, "_CLOSE_SECONDS", 0.1)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = MessageStream(*await asyncio.open_connection(sock=ours), ToReplica)
+        stream.send(Outcome(failures=(RequestFailed("a", "invalid_request", "x" * (8 << 20)),)))
+        assert stream.unsent_bytes
+        await asyncio.wait_for(stream.close(), 5)
+
+
+async def test_an_edge_that_does_not_read_is_cut_off(engine, monkeypatch, caplog):
+    monkeypatch.setattr(listener, "_MOST_UNSENT_BYTES", 1 << 20)
+    async with served(engine) as (opened, address), peer(address) as (reader, writer):
+        writer.write(encode(Hello(address.key)))
+        await reader.readexactly(4)
+        (session,) = opened._sessions
+        with caplog.at_level(logging.WARNING):
+            session._fail("a", "invalid_request", "x" * (16 << 20))
+            async with asyncio.timeout(10):
+                while opened._sessions:
+                    await asyncio.sleep(0.01)
+        host, port = writer.get_extra_info("sockname")
+        assert f"the edge at ('{host}', {port}) left" in caplog.text
+
+
+async def test_a_link_that_cannot_open_leaves_no_connection(monkeypatch):
+    monkeypatch.setattr(links, "HANDSHAKE_SECONDS", 0.2)
+    ended = asyncio.Event()
+
+    async def mute(reader, writer):
+        with suppress(ConnectionResetError):
+            await reader.read()
+        ended.set()
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(TimeoutError):
+            await Link.open(Address("127.0.0.1", port, "key"))
+        await asyncio.wait_for(ended.wait(), 5)

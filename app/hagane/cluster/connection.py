@@ -195,7 +195,7 @@ class ClusterConnection:
                     self._fail(request, "engine_crashed", message)
                     return
             # A full replica says so at once; one that is lost may be the only one for a while.
-            if run.refused != "queue_full":
+            if run.refused != "queue_full" and attempt < _MOST_TRIES:
                 await asyncio.sleep(_RETRY_SECONDS * attempt)
         self._fail(request, "engine_unavailable", "No replica of the model could be reached.")
 

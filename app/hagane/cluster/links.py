@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hagane.cluster.wire import (
+    HANDSHAKE_SECONDS,
     HEARTBEAT_SECONDS,
     Address,
     FromReplica,
@@ -18,8 +19,6 @@ from hagane.cluster.wire import (
     Refused,
 )
 from hagane.pool.messages import CancelRequest, GenerateRequest
-
-_CONNECT_SECONDS = 5.0
 
 
 @dataclass(eq=False)
@@ -46,18 +45,22 @@ class Link:
     @classmethod
     async def open(cls, address: Address) -> Link:
         """Connect. Raises OSError, ConnectionRefusedError with the replica's reason among them."""
-        async with asyncio.timeout(_CONNECT_SECONDS):
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
             reader, writer = await asyncio.open_connection(address.host, address.port)
             stream = MessageStream(reader, writer, FromReplica)
-            stream.send(Hello(address.key))
-            messages = stream.messages()
-            # Nothing more is sent before: what nobody reads would break the connection.
-            answer = await anext(messages, None)
-        if isinstance(answer, Outcome):
-            return cls(stream, messages, address)
-        await stream.close()
-        reason = answer.reason if isinstance(answer, Refused) else "it does not answer"
-        raise ConnectionRefusedError(f"the replica refused the connection: {reason}")
+            try:
+                stream.send(Hello(address.key))
+                messages = stream.messages()
+                # Nothing more is sent before: what nobody reads would break the connection.
+                answer = await anext(messages, None)
+                if not isinstance(answer, Outcome):
+                    reason = answer.reason if isinstance(answer, Refused) else "it does not answer"
+                    raise ConnectionRefusedError(f"the replica refused the connection: {reason}")
+            except BaseException:
+                stream.abort()
+                raise
+        stream.trust()
+        return cls(stream, messages, address)
 
     @property
     def lost(self) -> bool:

@@ -10,10 +10,12 @@ import asyncio
 import hmac
 import logging
 import secrets
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 
 from hagane.cluster.replica import EngineReplica
 from hagane.cluster.wire import (
+    HANDSHAKE_SECONDS,
     HEARTBEAT_SECONDS,
     PROTOCOL,
     Address,
@@ -35,6 +37,11 @@ from hagane.system.loops import Changes
 
 logger = logging.getLogger(__name__)
 
+# Connections that have not said `Hello` yet.
+_MOST_STRANGERS = 64
+# An edge that leaves so much unread is as good as lost, and its tokens fill the memory.
+_MOST_UNSENT_BYTES = 256 << 20
+
 
 class Listener:
     """Serves `replica` on a port of its own."""
@@ -47,6 +54,7 @@ class Listener:
         self.changes = Changes()
         self._key = secrets.token_urlsafe(24)
         self._sessions: dict[_Session, asyncio.Task[None] | None] = {}
+        self._strangers = 0
         self._server: asyncio.Server | None = None
 
     async def open(self, host: str) -> Address:
@@ -83,8 +91,21 @@ class Listener:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
 
+    @contextmanager
+    def stranger(self) -> Iterator[None]:
+        """Count a connection that has not said who it is, which it must do in time."""
+        self._strangers += 1
+        try:
+            yield
+        finally:
+            self._strangers -= 1
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        session = _Session(MessageStream(reader, writer, ToReplica), self)
+        stream = MessageStream(reader, writer, ToReplica)
+        if self._strangers >= _MOST_STRANGERS:
+            stream.abort()
+            return
+        session = _Session(stream, self)
         self._sessions[session] = asyncio.current_task()
         try:
             await session.run(self._key)
@@ -110,10 +131,15 @@ class _Session:
         """Serve the edge until it leaves."""
         messages = self._stream.messages()
         async with aclosing(messages):
-            refusal = _refusal(await anext(messages, None), key)
+            with self._listener.stranger():
+                # One limit for all of it: each byte of a slow peer would begin another.
+                async with asyncio.timeout(HANDSHAKE_SECONDS):
+                    hello = await anext(messages, None)
+            refusal = _refusal(hello, key)
             if refusal is not None:
                 self._stream.send(Refused(refusal))
                 return
+            self._stream.trust()
             self._stream.send(Outcome())
             beating = asyncio.create_task(self._beat())
             try:
@@ -173,18 +199,27 @@ class _Session:
 
     def _flush(self) -> None:
         self._flushing = False
-        self._stream.send(Outcome(tuple(self._deltas), tuple(self._failures)))
+        self._send(Outcome(tuple(self._deltas), tuple(self._failures)))
         self._deltas.clear()
         self._failures.clear()
+
+    def _send(self, outcome: Outcome) -> None:
+        self._stream.send(outcome)
+        if (unsent := self._stream.unsent_bytes) > _MOST_UNSENT_BYTES:
+            logger.warning(
+                "the edge at %s left %d bytes unread: cut off", self._stream.peer, unsent
+            )
+            self._stream.abort()
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            self._stream.send(Outcome())
+            self._send(Outcome())
 
 
 def _refusal(hello: object, key: str) -> str | None:
-    if not isinstance(hello, Hello) or not hmac.compare_digest(hello.key, key):
+    # As bytes: strings are compared only where they are ASCII.
+    if not isinstance(hello, Hello) or not hmac.compare_digest(hello.key.encode(), key.encode()):
         return "this connection has not the replica's key"
     if hello.protocol != PROTOCOL:
         return f"the edge speaks protocol {hello.protocol} and the replica {PROTOCOL}"

@@ -7,7 +7,6 @@ an edge over one connection. A message of Ray's for each token cost as much as t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -21,6 +20,13 @@ PROTOCOL = 1
 # A side that is silent for so long is gone, or the way to it.
 SILENCE_SECONDS = 15.0
 HEARTBEAT_SECONDS = 3.0
+# The other side has so long to say who it is, and to take what is left when a connection ends.
+HANDSHAKE_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
+# The first message is a `Hello` or its answer. The log-probabilities of
+# long prompts, of several requests at once, take tens of MiB.
+_MOST_FIRST_BYTES = 1 << 10
+_MOST_MESSAGE_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 18
 
 
@@ -60,13 +66,23 @@ FromReplica = Outcome | Refused
 
 
 class MessageStream:
-    """Messages over a connection; sending never waits."""
+    """Messages over a connection; sending never waits. They are short until `trust`."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, messages: Any
     ) -> None:
         self._reader, self._writer = reader, writer
-        self._frames = Frames(messages)
+        self._frames = Frames(messages, _MOST_FIRST_BYTES)
+        self.peer = writer.get_extra_info("peername")
+
+    def trust(self) -> None:
+        """Take messages of any sensible size from now on: the other side has the key."""
+        self._frames.most_bytes = _MOST_MESSAGE_BYTES
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits for the other side to read; 0 once the connection ends."""
+        return 0 if self._writer.is_closing() else self._writer.transport.get_write_buffer_size()
 
     def send(self, message: ToReplica | FromReplica) -> None:
         """Send a message; a connection that has ended loses it."""
@@ -87,7 +103,14 @@ class MessageStream:
                 yield message
 
     async def close(self) -> None:
-        """Send what is left, and end the connection."""
+        """Send what is left, and end the connection. Who does not read it loses it."""
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._writer.wait_closed()
+        except OSError:
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once, without what is left."""
+        self._writer.transport.abort()

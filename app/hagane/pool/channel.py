@@ -37,19 +37,25 @@ class MalformedMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frames:
-    """Messages out of a stream of bytes that may be cut anywhere."""
+    """Messages out of a stream of bytes that may be cut anywhere.
 
-    def __init__(self, messages: Any) -> None:
+    `most_bytes` bounds a message's body where the other side is not to be believed.
+    """
+
+    def __init__(self, messages: Any, most_bytes: int | None = None) -> None:
+        self.most_bytes = most_bytes
         self._buffer = bytearray()
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages)
 
     def feed(self, data: bytes) -> list[Any]:
-        """The messages completed by `data`."""
+        """The messages completed by `data`. Raises ConnectionAbortedError for one too large."""
         self._buffer += data
         messages: list[Any] = []
         offset = 0
         while len(self._buffer) - offset >= _HEADER.size:
             (size,) = _HEADER.unpack_from(self._buffer, offset)
+            if self.most_bytes is not None and size > self.most_bytes:
+                raise ConnectionAbortedError(f"a message of {size} bytes is too large")
             end = offset + _HEADER.size + size
             if end > len(self._buffer):
                 break
