@@ -313,6 +313,7 @@ def test_engine_killed_in_mid_stream(narrow_server):
     assert narrow_server.metric("hagane_engine_restarts_total") == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_one_line_and_status_2(tiny_model_dir, tmp_path):
     """Models of which a file is missing or cut, and a cache that needs the native kernels."""
     attempts = {"kv_cache_dtype": ["--model", str(tiny_model_dir), "--dtype", "float16",
