@@ -29,8 +29,9 @@ def test_pip_understands_the_command_in_any_directory(tmp_path):
     *command, requirement = shlex.split(install_command("mcp"))
     command += ["--dry-run", "--no-deps", "--no-index", requirement]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    # Without an index it ends where it would fetch; not at a path or an option.
-    assert result.returncode == 0 or "No matching distribution found for mcp" in result.stderr
+    # Without an index it may find nothing to install; it stumbles over no option and no path.
+    for mistake in ("no such option", "Usage:", "Invalid requirement", "No such file", "Traceback"):
+        assert mistake not in result.stderr
 
 
 def test_a_wheel_installs_its_own_extra(tmp_path):

@@ -16,9 +16,9 @@ from hagane.models.config import ModelConfig
 from hagane.models.families.keys import Found, Keys
 from hagane.models.families.llama import base
 from hagane.system.errors import ModelError
+from hagane.system.installation import install_command
 from hagane.system.shapes import shaped
 
-_INSTALL = "pip install --constraint constraints.txt --editable '.[transformers]'"
 # Older configurations have names of their own for sizes.
 _NAMES = {
     "hidden_size": ("n_embd", "d_model", "hidden_dim"),
@@ -56,7 +56,8 @@ def undeclared(raw: Mapping[str, Any], name: object, source: str, known: str) ->
     folder = _transformers()
     if folder is None:
         raise ModelError(
-            f"{refused}. With transformers, too ({_INSTALL}), others may run through its own code"
+            f"{refused}. With transformers, too ({install_command('transformers')}), others may "
+            "run through its own code"
         )
     if not _knows(folder, kind):
         raise ModelError(

@@ -1,0 +1,158 @@
+"""Small random models of transformers, by name: their type, and what differs from BASE."""
+
+from __future__ import annotations
+
+BASE = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [1.0, 2.5, 4.0, 9.0],
+    "original_max_position_embeddings": 256,
+}
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    "head_dim": None,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+FAMILIES = {
+    "llama2": ("llama", {"num_key_value_heads": 6}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-linear": ("llama", {"rope_parameters": LINEAR}),
+    "smollm": ("llama", {"tie_word_embeddings": True, "num_attention_heads": 9, "hidden_size": 72,
+                         "num_key_value_heads": 3}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-sliding": ("mistral", {"sliding_window": 9}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": 7,
+                                "max_window_layers": 1}),
+    "qwen2-yarn": ("qwen2", {"rope_parameters": YARN}),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "qwen3-yarn": ("qwen3", {"rope_parameters": YARN}),
+    "ministral": ("ministral", {"sliding_window": 9}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"sliding_window": 9, "query_pre_attn_scalar": 30,
+                          "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+    "gemma3": ("gemma3_text", {"sliding_window": 9, "query_pre_attn_scalar": 30,
+                               "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
+    "gemma3-linear": ("gemma3_text", {"sliding_window": 9, "final_logit_softcapping": 2.0,
+                                      "sliding_window_pattern": 2,
+                                      "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "phi3": ("phi3", {"sliding_window": None, "head_dim": None}),
+    "phi4": ("phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True,
+                      "head_dim": None, "sliding_window": 20}),
+    "phi3-longrope": ("phi3", {"head_dim": None, "rope_parameters": LONGROPE}),
+    "olmo2": ("olmo2", {"hidden_size": 96, "tie_word_embeddings": True}),
+    "olmo3": ("olmo3", {"hidden_size": 96, "sliding_window": 9, "num_hidden_layers": 4}),
+    "granite": ("granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.4,
+                            "residual_multiplier": 0.3, "logits_scaling": 2.5, "hidden_size": 96,
+                            "attention_bias": True, "tie_word_embeddings": True}),
+    "granite4": ("granitemoehybrid", {
+        "num_local_experts": 0, "shared_intermediate_size": 80, "residual_multiplier": 0.3,
+        "hidden_size": 96, "layer_types": ["full_attention"] * 3, "mamba_n_heads": 6,
+        "position_embedding_type": "rope"}),
+    "granite4-nope": ("granitemoehybrid", {
+        "num_local_experts": 0, "shared_intermediate_size": 80, "attention_multiplier": 0.4,
+        "hidden_size": 96, "layer_types": ["full_attention"] * 3, "mamba_n_heads": 6}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "hidden_size": 96}),
+    "glm": ("glm", {"partial_rotary_factor": 0.5}),
+    "glm4": ("glm4", {"partial_rotary_factor": 0.5, "attention_bias": False}),
+    "starcoder2": ("starcoder2", {"sliding_window": 9}),
+    "stablelm": ("stablelm", {"hidden_size": 96, "use_qkv_bias": True}),
+    "stablelm-parallel": ("stablelm", {"hidden_size": 96, "use_parallel_residual": True}),
+    "exaone4": ("exaone4", {"sliding_window": 9, "num_hidden_layers": 4}),
+    "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "seed": ("seed_oss", {"attention_out_bias": True}),
+    "ernie": ("ernie4_5", {"use_bias": True}),
+    "helium": ("helium", {"hidden_size": 96}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "qwen2-moe": ("qwen2_moe", {"hidden_size": 96, "num_experts": 6, "num_experts_per_tok": 3,
+                                "moe_intermediate_size": 32, "decoder_sparse_step": 2,
+                                "shared_expert_intermediate_size": 64}),
+    "qwen3-moe": ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True,
+                                "moe_intermediate_size": 32, "mlp_only_layers": [1]}),
+    "olmoe": ("olmoe", {"hidden_size": 96, "num_experts": 6, "num_experts_per_tok": 2,
+                        "intermediate_size": 32}),
+    "granite-moe": ("granitemoe", {"hidden_size": 96, "num_local_experts": 4,
+                                   "embedding_multiplier": 3.0, "residual_multiplier": 0.3}),
+    "granite-moe-shared": ("granitemoeshared", {"hidden_size": 96, "num_local_experts": 4,
+                                                "shared_intermediate_size": 48,
+                                                "intermediate_size": 32}),
+    "glm4-moe": ("glm4_moe", {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+                              "topk_group": 2, "moe_intermediate_size": 32, "use_qk_norm": True,
+                              "routed_scaling_factor": 1.5}),
+    "ernie-moe": ("ernie4_5_moe", {"moe_num_experts": 6, "moe_k": 2, "hidden_size": 96,
+                                   "moe_intermediate_size": 32, "moe_num_shared_experts": 2}),
+    "deepseek-v2": ("deepseek_v2", DEEPSEEK | {
+        "q_lora_rank": None, "first_k_dense_replace": 3}),
+    "deepseek-v2-groups": ("deepseek_v2", DEEPSEEK | {
+        "q_lora_rank": 32, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+        "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.9}}),
+    "deepseek-v3": ("deepseek_v3", DEEPSEEK | {
+        "q_lora_rank": 32, "n_group": 4, "topk_group": 2, "rope_parameters": YARN | {
+            "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9,
+                            "hidden_size": 96, "rope_parameters": YARN | {"truncate": False}}),
+    "phimoe": ("phimoe", {"num_local_experts": 4, "head_dim": None, "attention_bias": True,
+                          "lm_head_bias": True, "router_jitter_noise": 0.2,
+                          "rope_parameters": LONGROPE | {"short_mscale": 1.2,
+                                                         "long_mscale": 1.3}}),
+    "llama4": ("llama4_text", {"num_hidden_layers": 4, "num_local_experts": 4, "floor_scale": 16,
+                               "intermediate_size_mlp": 80, "intermediate_size": 32,
+                               "interleave_moe_layer_step": 2,
+                               "rope_parameters": LLAMA3}),
+    "hunyuan": ("hunyuan_v1_dense", {"attention_bias": True, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}}),
+    "internlm3": ("internlm3", {"attention_bias": True, "mlp_bias": True}),
+    "gpt2": ("gpt2", {"hidden_size": 96, "num_key_value_heads": None, "head_dim": None}),
+    "gpt-neox": ("gpt_neox", {"hidden_size": 96, "num_key_value_heads": None}),
+    "gpt-neox-serial": ("gpt_neox", {"hidden_size": 96, "use_parallel_residual": False,
+                                     "num_key_value_heads": None,
+                                     "rope_parameters": {"rope_type": "default",
+                                                         "rope_theta": 5000.0,
+                                                         "partial_rotary_factor": 0.5}}),
+    "olmo": ("olmo", {"hidden_size": 96, "clip_qkv": 0.3}),
+}  # fmt: skip
+# One for each operation that backends have by themselves.
+BY_REFERENCE = ("llama", "mistral", "qwen3", "gemma2", "olmo2", "glm4", "starcoder2",
+                "qwen2_moe", "glm4_moe", "deepseek_v3", "gpt_oss", "phimoe")  # fmt: skip
+# Those of which torch computes something between kernels, and one with an embedding of positions.
+COMPUTED = ("llama4_text", "hunyuan_v1_dense", "olmo", "gpt2")
+# Alike others.
+SLOW = ("gpt-neox-serial", "internlm3")
