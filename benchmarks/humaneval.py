@@ -60,15 +60,28 @@ async def ask(
 ) -> dict[str, Any]:
     body = {
         "model": options.model, "prompt": problem["prompt"], "max_tokens": options.tokens,
-        "temperature": 0, "stop": STOPS, **options.extra,
+        "temperature": 0, "stop": STOPS, "stream": True, "stream_options": {"include_usage": True},
+        **options.extra,
     }  # fmt: skip
+    text, tokens, first = "", 0, None
     started = time.perf_counter()
-    answer = (await client.post("/v1/completions", json=body)).raise_for_status().json()
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            for choice in event["choices"]:
+                first = first or time.perf_counter()
+                text += choice["text"]
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    ended = time.perf_counter()
     return {
         "task": problem["task_id"],
-        "text": answer["choices"][0]["text"],
-        "tokens": answer["usage"]["completion_tokens"],
-        "seconds": time.perf_counter() - started,
+        "text": text,
+        "tokens": tokens,
+        "seconds": ended - started,
+        "decode_seconds": ended - (first or ended),
     }
 
 
@@ -106,7 +119,9 @@ def main() -> None:
     right = sum(answer["passed"] for answer in answers)
     tokens = sum(answer["tokens"] for answer in answers)
     print(f"{right} of {len(wanted)} pass: {100 * right / len(wanted):.1f}%")
-    print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} a second")
+    decoding = sum(answer["decode_seconds"] for answer in answers) / options.streams
+    print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} a second, ", end="")
+    print(f"{(tokens - len(wanted)) / max(decoding, 1e-9):.1f} after an answer's first token")
     if options.json:
         options.json.write_text(json.dumps(answers, indent=2) + "\n")
 
