@@ -9,7 +9,8 @@ Usage: python benchmarks/tiers.py restart|trace|agent MODEL [--trace FILE] [--ro
 other; with a KV cache for all of it, with one for a quarter, and with a quarter above host memory
 and disk. `agent`: 30 turns of an agent whose prompt grows by a call and its result, other work in
 between that drives its blocks out of the KV cache; next to the time that its new tokens take alone.
-FLAG=VALUE are settings of all servers, such as quantize=int8.
+FLAG=VALUE are settings of all servers, such as quantize=int8; they replace the agent's, too, whose
+KV cache of 24 MiB and host memory of 64 MiB suit models of half a billion parameters.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def run_agent(settings: dict[str, object]) -> None:
     with tempfile.TemporaryDirectory() as disk:
         below = {"kv_cache_memory": "24MiB", "kv_cache_host_memory": "64MiB",
                  "kv_cache_disk": disk, "context_length": 3072}  # fmt: skip
-        with warm(settings | below) as url:
+        with warm(below | settings) as url:
             prompt, ratios, found = ids("agent", FIRST_TOKENS), [], []
             ask(url, prompt)
             for turn in range(TURNS):

@@ -1,9 +1,9 @@
 """KV blocks in files, one each, which outlive the process.
 
-A file is the blake2b digest (16 bytes) of its content, then the content. Its name is the block's
-own digest, so that equal prompts find it, in a directory that is named after all that its bits
-depend on besides. A file appears whole, by renaming; one that is damaged is dropped when it is
-read, and its tokens are computed again.
+A file is the first 16 bytes of the SHA-256 of its content, which processors have instructions for,
+then the content. Its name is the block's own digest, so that equal prompts find it, in a directory
+that is named after all that its bits depend on besides. A file appears whole, by renaming; one that
+is damaged is dropped when it is read, and its tokens are computed again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
@@ -209,7 +209,7 @@ def _digest_of(name: str) -> bytes | None:
 
 
 def _checksum(content: memoryview) -> bytes:
-    return blake2b(content, digest_size=_CHECKSUM_BYTES).digest()
+    return sha256(content, usedforsecurity=False).digest()[:_CHECKSUM_BYTES]
 
 
 def _write_all(file: IO[bytes], content: bytes | memoryview) -> None:

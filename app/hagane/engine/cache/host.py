@@ -35,6 +35,8 @@ class HostMemory:
             raise ConfigurationError(
                 f"kv_cache_host_memory of {limit} bytes cannot be had: {error}"
             ) from None
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.slots = torch.frombuffer(self._memory, dtype=torch.uint8).view(-1, block_bytes)
         self._block_bytes = block_bytes
         self._empty = list(range(self.capacity - 1, -1, -1))

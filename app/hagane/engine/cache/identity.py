@@ -23,7 +23,8 @@ def identity(model: Path, parts: Iterable[object]) -> str:
     digest.update(repr(tuple(parts)).encode())
     files = shard_paths(model) if model.is_file() else filter(Path.is_file, model.iterdir())
     program = Path(__file__).parents[2]
-    for path in sorted(chain(*((program / name).rglob("*.py") for name in ("kernels", "models")))):
+    floors = ("kernels", "models", "engine/cache")
+    for path in sorted(chain(*((program / name).rglob("*.py") for name in floors))):
         digest.update(path.read_bytes())
     for path in sorted({*files, *(program / "kernels").glob("_cpu*.so")}):
         stat = path.stat()
