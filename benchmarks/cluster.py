@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import os
 import random
 import statistics
@@ -37,6 +36,7 @@ DOCUMENTS, DOCUMENT_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 24, 512, 32, 8
 # Of a step, as set here.
 BATCH_TOKENS = 256
 READY_SECONDS = 180
+BLOCKS, BLOCK_TOKENS = "hagane_replica_kv_cache_blocks_total{", 16
 # Ray kills its own parts where the machine's memory is full, of whatever else runs there.
 ALONE = {"RAY_memory_monitor_refresh_ms": "0"}
 
@@ -157,10 +157,16 @@ def overhead(settings: dict[str, object]) -> None:
         print(f"| {name} | {clients} | {first:.1f} | {last:.0f} | {rate:.0f} |", flush=True)
 
 
-def routing(settings: dict[str, object]) -> None:
+def questions() -> list[tuple[int, list[int]]]:
+    """The prompts of `routing`, each with the number of the document that it begins with."""
     generator = random.Random(0)
     documents = [tokens(generator, DOCUMENT_TOKENS) for _ in range(DOCUMENTS)]
-    prompts = [generator.choice(documents) + tokens(generator, QUESTION_TOKENS) for _ in range(240)]
+    chosen = [generator.randrange(DOCUMENTS) for _ in range(240)]
+    return [(n, documents[n] + tokens(generator, QUESTION_TOKENS)) for n in chosen]
+
+
+def routing(settings: dict[str, object]) -> None:
+    prompts = [prompt for _, prompt in questions()]
     print("| routing | prompt tokens from the cache | median first token, ms | 95th |")
     print("|---|---|---|---|")
     for kind in ("random", "prefix"):
@@ -177,17 +183,26 @@ def routing(settings: dict[str, object]) -> None:
 
 
 def step_times(url: str) -> str:
-    """What a step costs while both replicas compute, as flags of `benchmarks/simulate.py`."""
+    """What both replicas do while both compute, as flags of `benchmarks/simulate.py`."""
     generator = random.Random(2)
-    length = DOCUMENT_TOKENS + QUESTION_TOKENS
     answers, _ = asyncio.run(
         run_clients(url, 2, [tokens(generator, QUESTION_TOKENS) for _ in range(12)], 96)
     )
     step = statistics.median((a.last - a.first) / 95 for a in answers)
-    answers, _ = asyncio.run(run_clients(url, 2, [tokens(generator, length) for _ in range(40)], 1))
-    first = statistics.median(a.first for a in answers)
-    prefill = length / (first - step * math.ceil(length / BATCH_TOKENS))
-    return f"--step {step * 1000:.2f} --row 0 --prefill {prefill:.0f} --budget {BATCH_TOKENS}"
+    # Twice as long, twice the steps: what remains lies between client and engine.
+    firsts = []
+    for steps in (1, 2):
+        prompts = [tokens(generator, steps * BATCH_TOKENS) for _ in range(40)]
+        answers, _ = asyncio.run(run_clients(url, 2, prompts, 1))
+        firsts.append(statistics.median(a.first for a in answers))
+    one_step = firsts[1] - firsts[0]
+    prefill, path = BATCH_TOKENS / (one_step - step), firsts[0] - one_step
+    rows = httpx.get(f"{url}/metrics").text.splitlines()
+    sizes = [float(row.split()[-1]) for row in rows if row.startswith(BLOCKS)]
+    return (
+        f"--step {step * 1000:.2f} --row 0 --prefill {prefill:.0f} --budget {BATCH_TOKENS} "
+        f"--path {path * 1000:.1f} --kv {min(sizes) * BLOCK_TOKENS:.0f}"
+    )
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ A replica computes one step after the other, as Hagane's engine does. A step cos
 for each sequence that generates, and its prompt tokens at PREFILL tokens a second; prompts are
 computed in the order of arrival, BUDGET tokens a step, while others generate. Its KV cache holds
 KV tokens: those of running requests, and what is left of earlier ones, the least recently used
-goes first. The router knows its own requests alone, as each edge does; routing itself takes no time
-here, and is timed apart. Replicas never fail, and no network is modelled.
+goes first, and of one prompt the end. A request needs PATH ms more until its first token, for all
+that lies between client and engine. The router knows its own requests alone, as each edge does;
+routing itself takes no time here, and is timed apart. Replicas never fail.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
+from cluster import ANSWER_TOKENS, DOCUMENT_TOKENS, questions
 from hagane.cluster.routing import PrefixPolicy, RoutingHint
 
-BLOCK_TOKENS = 512
+# Of Mooncake's trace, and of the documents of `benchmarks/cluster.py`.
+TRACE_BLOCK, DOCUMENT_BLOCK = 512, 32
 # Requests of one replica that a figure rests on; those of the beginning, with empty caches, go.
 REQUESTS_PER_REPLICA, WARM_UP = 120, 0.25
 MOST_REQUESTS = 60_000
@@ -42,7 +45,7 @@ MOST_REQUESTS = 60_000
 
 @dataclass(frozen=True)
 class Machine:
-    """What one replica does: milliseconds, tokens a second, tokens."""
+    """What one replica does: milliseconds, tokens a second, tokens, also those of a block."""
 
     step: float
     row: float
@@ -50,11 +53,12 @@ class Machine:
     budget: int
     kv: int
     sequences: int
+    block: int
 
 
 @dataclass(eq=False)
 class Request:
-    """One request. `blocks` name its prompt's beginning in blocks of `BLOCK_TOKENS`."""
+    """One request. `blocks` name its prompt's beginning, in blocks of the machine's size."""
 
     arrival: float
     prompt: int
@@ -93,17 +97,17 @@ class Replica:
                     break
                 known += 1
             # The last token is always computed.
-            request.hit = min(known * BLOCK_TOKENS, request.prompt - 1)
+            request.hit = min(known * self.machine.block, request.prompt - 1)
             request.left_to_read = request.prompt - request.hit
             request.left_to_write = request.output
             self.reading.append(request)
             self._keep(request.blocks[:known])
 
     def _keep(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
+        for block in reversed(blocks):
             self.cached[block] = None
             self.cached.move_to_end(block)
-        room = max(0, self.machine.kv - self.used) // BLOCK_TOKENS
+        room = max(0, self.machine.kv - self.used) // self.machine.block
         # Blocks of running requests are counted in `used`, and stay.
         kept = room + sum(len(r.blocks) for r in (*self.reading, *self.writing))
         while len(self.cached) > kept:
@@ -158,12 +162,17 @@ class Replica:
 
 
 def simulate(
-    arrivals: Iterator[Request], machine: Machine, replicas: int, routing: str, clients: int
+    arrivals: Iterator[Request],
+    machine: Machine,
+    replicas: int,
+    routing: str,
+    clients: int,
+    path: float,
 ) -> tuple[list[Request], float]:
     """All requests when they are done, and the mean microseconds of a routing decision.
 
     With `clients` each of them sends its next request when the last is done; arrivals are theirs
-    then.
+    then. A request is at its replica `path` seconds later.
     """
     names = [f"r{number}" for number in range(replicas)]
     nodes = dict(zip(names, (Replica(machine) for _ in names), strict=True))
@@ -177,7 +186,7 @@ def simulate(
     def arrive(moment: float) -> None:
         if (request := next(arrivals, None)) is not None:
             request.arrival = moment if clients else request.arrival
-            heapq.heappush(events, (request.arrival, next(order), None, request))
+            heapq.heappush(events, (request.arrival + path, next(order), None, request))
 
     for _ in range(clients or 1):
         arrive(0.0)
@@ -230,7 +239,7 @@ def read_trace(path: Path) -> list[Request]:
             row = json.loads(line)
             blocks = tuple(row["hash_ids"])
             prompt, output = max(1, row["input_length"]), max(1, row["output_length"])
-            whole = blocks[: prompt // BLOCK_TOKENS]
+            whole = blocks[: prompt // TRACE_BLOCK]
             requests.append(Request(row["timestamp"] / 1000, prompt, output, whole))
     requests.sort(key=lambda request: request.arrival)
     start = requests[0].arrival
@@ -260,11 +269,15 @@ def replayed(trace: Sequence[Request], rate: float, wanted: int, most: int) -> I
         yield Request(moment, r.prompt, r.output, blocks)
 
 
-def documents(wanted: int) -> Iterator[Request]:
+def documents() -> list[Request]:
     """The questions about documents of `benchmarks/cluster.py routing`."""
-    generator = random.Random(1)
-    for _ in range(wanted):
-        yield Request(0.0, 544, 8, (generator.randrange(24),))
+    blocks = DOCUMENT_TOKENS // DOCUMENT_BLOCK
+    return [
+        # The question's own block comes back in no other request.
+        Request(0.0, len(prompt), ANSWER_TOKENS,
+                (*range(blocks * document, blocks * (document + 1)), -number))
+        for number, (document, prompt) in enumerate(questions(), 1)
+    ]  # fmt: skip
 
 
 def report(done: list[Request], slo_first: float, slo_token: float) -> str:
@@ -294,30 +307,31 @@ def main() -> None:
     parser.add_argument("--prefill", type=float, default=748.0, help="tokens a second")
     parser.add_argument("--budget", type=int, default=256, help="prompt tokens of a step")
     parser.add_argument("--kv", type=int, default=65_536, help="tokens")
+    parser.add_argument("--path", type=float, default=0.0, help="ms")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--slo-first", type=float, default=5.0, help="seconds to the first token")
     parser.add_argument("--slo-token", type=float, default=0.1, help="seconds a token after it")
     parser.add_argument("--clients", type=int, default=4, help="of 'documents'")
     options = parser.parse_args()
-    machine = Machine(options.step, options.row, options.prefill, options.budget, options.kv,
-                      options.sequences)  # fmt: skip
     closed = options.trace == "documents"
+    machine = Machine(options.step, options.row, options.prefill, options.budget, options.kv,
+                      options.sequences, DOCUMENT_BLOCK if closed else TRACE_BLOCK)  # fmt: skip
     trace = [] if closed else read_trace(Path(options.trace))
     print("| replicas | routing | from the cache | first token, ms: median | 95th | ms a token "
           "| within the bounds | routing, us |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
     for replicas in map(int, options.replicas.split(",")):
-        wanted = 240 if closed else min(replicas * REQUESTS_PER_REPLICA, MOST_REQUESTS)
+        wanted = min(replicas * REQUESTS_PER_REPLICA, MOST_REQUESTS)
         for routing in options.routing.split(","):
             random.seed(0)
             arrivals = (
-                documents(wanted)
+                iter(documents())
                 if closed
                 else replayed(trace, options.rate * replicas, wanted, options.kv)
             )
             done, spent = simulate(
-                islice(arrivals, wanted), machine, replicas, routing,
-                options.clients if closed else 0,
+                arrivals, machine, replicas, routing,
+                options.clients if closed else 0, options.path / 1000,
             )  # fmt: skip
             figures = report(done, options.slo_first, options.slo_token)
             print(f"| {replicas} | {routing} | {figures} | {spent:.0f} |", flush=True)
