@@ -19,6 +19,7 @@ import pytest
 from hagane.cli.cluster import RAY_VARIABLES
 from hagane.cluster.config import ClusterConfig
 
+from tests.support.fine_tuning import examples, supervised, wait
 from tests.support.postgres import Postgres, missing
 from tests.support.server import ADMIN_KEY, Server, clean_environment, start_server, stop_server
 
@@ -53,7 +54,9 @@ def configuration(tiny_model_dir, database, tmp_path_factory):
         f'[settings]\nmodel = "{tiny_model_dir}"\nport = {port}\nthreads = 1\n'
         f'max_sequences = 8\nadmin_key = "{ADMIN_KEY}"\ndata_dir = "{folder / "data"}"\n'
         f'database_url = "{database.url()}"\n'
+        f'blob_url = "{folder / "blobs"}"\n'
         "[engines]\nreplicas = 2\ncpus = 0.5\n"
+        "[training]\ntasks = 2\ncpus = 0.5\n"
     )
     return folder / "cluster.toml"
 
@@ -310,3 +313,37 @@ def test_a_killed_database_loses_nothing_that_was_acknowledged(cluster, client, 
     assert {*made} <= names
     assert {getattr(error, "status_code", None) for error in seen.failures} <= {503}
     assert {*seen.answers} == {expected}
+
+
+def worker_of(job_id: str) -> psutil.Process | None:
+    """The process that trains a job."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "hagane.training.jobs.worker" in command and job_id in command:
+            return process
+    return None
+
+
+def test_jobs_run_side_by_side_and_a_preempted_one_ends_with_the_same_bits(client):
+    file = client.files.create(file=("train.jsonl", examples()), purpose="fine-tune")
+    jobs = [
+        client.fine_tuning.jobs.create(
+            model="tiny",
+            training_file=file.id,
+            method=supervised(n_epochs=50, batch_size=4),
+            extra_body={"extra": {"rank": 2, "promote": "always"}},
+        )
+        for _ in range(2)
+    ]
+    whole, parts = (job.id for job in jobs)
+    until(lambda: worker_of(whole) and worker_of(parts))
+    until(lambda: client.fine_tuning.jobs.checkpoints.list(parts).data)
+    # The task, as a machine that is taken away.
+    worker_of(parts).parent().kill()
+    for job in jobs:
+        wait(client, job.id, "succeeded", seconds=PATIENCE_SECONDS)
+    events = [[*client.fine_tuning.jobs.list_events(job.id)] for job in jobs]
+    digests = [e.data["digest"] for told in events for e in told if "digest" in (e.data or {})]
+    assert "Fine-tuning goes on from the last checkpoint" in {e.message for e in events[1]}
+    assert len(digests) == 2
+    assert len({*digests}) == 1

@@ -38,6 +38,7 @@ def test_the_database_of_several_edges_may_be_named_by_the_environment(monkeypat
         ("[settings]\nadmin_port = 8001", "admin_port"),
         ('routing = "best"', "routing"),
         ("edges = ", "is not TOML"),
+        ("[training]\ntasks = 2", "blob_url"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, reason):

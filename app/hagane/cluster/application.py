@@ -27,6 +27,7 @@ from hagane.cluster.listener import Listener
 from hagane.cluster.replica import EngineReplica
 from hagane.cluster.replica_metrics import ReplicaCollector
 from hagane.cluster.scaling import QUEUED_TOKENS, REQUESTS, LoadPolicy
+from hagane.cluster.training import RayWorkers
 from hagane.cluster.version import ModelVersion
 from hagane.pool.messages import CheckAdapter, EngineConfig
 from hagane.pool.process import EngineConnection
@@ -113,8 +114,9 @@ class Edge:
         settings: Mapping[str, Any],
         base: DeploymentHandle,
         others: Mapping[str, DeploymentHandle],
+        training: Mapping[str, Any] | None = None,
     ) -> None:
-        self._settings = Settings(**settings)
+        self._settings, self._training = Settings(**settings), training
         configure_logging(self._settings.log_level, self._settings.log_format)
         named = self._settings.other_models
         served = [(self._settings.model, base), *((named[name], others[name]) for name in others)]
@@ -126,7 +128,8 @@ class Edge:
         self._failed = False
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        app = create_app(self._settings, self._give_up, connect=self._connect)
+        workers = None if self._training is None else RayWorkers(**self._training)
+        app = create_app(self._settings, self._give_up, connect=self._connect, workers=workers)
         app.state.metrics.registry.register(ReplicaCollector(lambda: self._reports(app)))
         return started_when_ready(app)
 
@@ -197,7 +200,9 @@ def build(args: dict[str, Any]) -> serve.Application:
         logging_config=_QUIET,
         graceful_shutdown_timeout_s=config.engines.drain_seconds,
     )
-    return edge.bind(settings, base, others)
+    training = config.training
+    workers = training and {"most": training.tasks, "cpus": training.cpus, "gpus": training.gpus}
+    return edge.bind(settings, base, others, workers)
 
 
 def _engines(

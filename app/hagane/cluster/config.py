@@ -51,16 +51,26 @@ class OtherModel(Replicas):
     model: str
 
 
+class Training(_Part):
+    """Fine-tuning jobs as tasks of Ray: `tasks` of each edge at a time, and what one has."""
+
+    tasks: int = Field(1, ge=1)
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+
+
 class ClusterConfig(_Part):
     """A cluster. `settings` are those of `hagane serve`, by the names of the TOML file.
 
     `edges` are replicas of the HTTP side, each with a core. `routing` is `prefix` or `random`.
+    Without `training`, jobs run in the edges.
     """
 
     settings: dict[str, Any] = {}
     edges: int = Field(1, ge=1)
     engines: Replicas = Replicas()
     models: tuple[OtherModel, ...] = ()
+    training: Training | None = None
     routing: Literal["prefix", "random"] = "prefix"
 
     @property
@@ -68,7 +78,8 @@ class ClusterConfig(_Part):
         """What Ray on one machine has to have, where replicas share the cores that there are."""
         engines = (self.engines, *self.models)
         most = sum((one.most or one.replicas) * one.cpus for one in engines)
-        return max(os.cpu_count() or 1, math.ceil(self.edges + most))
+        tasks = self.training.tasks * self.training.cpus if self.training else 0
+        return max(os.cpu_count() or 1, math.ceil(self.edges * (1 + tasks) + most))
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:
@@ -77,6 +88,11 @@ class ClusterConfig(_Part):
             raise ValueError(
                 "edges beyond one share a database: set settings.database_url or "
                 f"{PREFIX}DATABASE_URL"
+            )
+        if self.training is not None and not (named and self._given("blob_url")):
+            raise ValueError(
+                "training as tasks needs settings.database_url and settings.blob_url: a task may "
+                "run on any machine"
             )
         if "admin_port" in self.settings:
             raise ValueError("settings.admin_port has no place where edges move between machines")

@@ -92,6 +92,7 @@ from hagane.toolbox.toolbox import Toolbox
 from hagane.training.exports.queue import ExportQueue
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.supervisor import Supervisor
+from hagane.training.jobs.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,13 @@ def create_app(
     shut_down: Callable[[], None],
     launched: Launched | None = None,
     connect: Connect | None = None,
+    workers: Workers | None = None,
 ) -> FastAPI:
     """The application that serves the model of `settings`; its engine runs while the app does.
 
     `shut_down` ends the server that runs the application: called when the engine cannot start.
     `launched` is the engine's process, where it is under way already; with `connect` the engines
-    are a cluster's.
+    are a cluster's, with `workers` those that train.
 
     Raises ModelError or ConfigurationError for what can be known before the weights are loaded.
     """
@@ -128,7 +130,7 @@ def create_app(
     config = engine_config(settings, str(directory))
     fleet = Fleet(model.id, config, residency(settings), launched, connect=connect)
     store = open_store(settings)
-    supervisor = Supervisor(store, job_options(settings))
+    supervisor = Supervisor(store, job_options(settings), workers=workers)
 
     recorded = metrics.Metrics(fleet, store.jobs, lambda: loops)
     accounts = Accounts(settings, recorded.registry)

@@ -178,15 +178,17 @@ class Jobs:
                     return Job(**without_sequence(found))
         return None
 
-    def claim(self, *statuses: Status) -> Job | None:
+    def claim(self, *statuses: Status, without: Collection[str] = ()) -> Job | None:
         """The oldest job in the first of `statuses` that has one which no other server works on.
+
+        Those whose ids are in `without` are passed over.
 
         It is this server's until it is released, or until this server is no longer seen.
         """
-        here: tuple[sa.ColumnElement[bool], ...] = ()
+        here: list[sa.ColumnElement[bool]] = [_jobs.c.id.not_in(without)]
         if self.place is not None:
             bound = _jobs.c.request["place"].as_string()
-            here = (sa.or_(bound.is_(None), bound == self.place),)
+            here.append(sa.or_(bound.is_(None), bound == self.place))
         for status in statuses:
             if (row := claim(self._database, _jobs, _jobs.c.status == status, *here)) is not None:
                 return Job(**row)

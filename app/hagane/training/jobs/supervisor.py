@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from hagane.store.database import strikes_all
@@ -30,6 +30,7 @@ from hagane.training.jobs.inspection import (
 )
 from hagane.training.jobs.local_spec import local_spec
 from hagane.training.jobs.options import JobOptions
+from hagane.training.jobs.workers import LocalWorkers, WorkerProcess, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +42,31 @@ _MOST_DEATHS = 3
 
 
 class Supervisor:
-    """Two loops: one reads the files of new jobs, one keeps a worker on the oldest job."""
+    """Loops: one reads the files of new jobs, others keep workers on the oldest jobs.
 
-    def __init__(self, store: Store, options: JobOptions, spawn: Spawn = spawn_process) -> None:
+    `spawn` starts processes; workers are those of this machine unless `workers` are given.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        options: JobOptions,
+        spawn: Spawn = spawn_process,
+        workers: Workers | None = None,
+    ) -> None:
         self._store, self._options, self._spawn = store, options, spawn
+        self._workers = workers or LocalWorkers(spawn)
         self.loops = (
             BackgroundLoop("job validation", _round(self.validate_next), Backoff(1.0, 5.0)),
-            BackgroundLoop("job training", _round(self.train_next), Backoff(1.0, 5.0)),
+            *(
+                BackgroundLoop("job training", _round(self.train_next), Backoff(1.0, 5.0))
+                for _ in range(self._workers.most)
+            ),
         )
-        self._worker: asyncio.subprocess.Process | None = None
+        self._claiming = asyncio.Lock()
+        # Jobs that one of the loops is at, and the workers of those that are trained.
+        self._taken: set[str] = set()
+        self._running: dict[str, WorkerProcess] = {}
 
     def start(self) -> None:
         """Begin, in the background."""
@@ -57,13 +74,9 @@ class Supervisor:
             loop.start()
 
     async def stop(self, grace: float) -> None:
-        """End the worker after its step, or after `grace` seconds; the job stays in the queue."""
+        """End workers after their step, or after `grace` seconds; jobs stay in the queue."""
         await asyncio.gather(*(loop.stop() for loop in self.loops))
-        if self._worker is not None and self._worker.returncode is None:
-            self._worker.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._worker.wait(), grace)
-            await _kill(self._worker)
+        await asyncio.gather(*(_end(worker, grace) for worker in self._running.values()))
 
     async def validate_next(self) -> bool:
         """Judge the files of the oldest new job; False where there is none."""
@@ -80,9 +93,12 @@ class Supervisor:
 
         A full disk or an unusable database is no fault of the job's, and raised: it waits.
         """
-        job = await asyncio.to_thread(self._store.jobs.claim, *statuses)
-        if job is None:
-            return False
+        async with self._claiming:
+            claim = partial(self._store.jobs.claim, *statuses, without=tuple(self._taken))
+            job = await asyncio.to_thread(claim)
+            if job is None:
+                return False
+            self._taken.add(job.id)
         try:
             await step(job)
         except Exception as error:
@@ -94,6 +110,8 @@ class Supervisor:
             reason = {"code": "internal_error", "message": message, "param": None}
             event = Event(f"The job failed: {message}", "error", data=reason)
             await self._move(job, statuses, "failed", event, error=reason)
+        finally:
+            self._taken.discard(job.id)
         return True
 
     async def _validate(self, job: Job) -> None:
@@ -126,23 +144,16 @@ class Supervisor:
         await self._move(job, ("validating_files",), "failed", event, error=reason)
 
     async def _train(self, job: Job) -> None:
-        self._worker = await self._spawn(
-            sys.executable,
-            "-m",
-            "hagane.training.jobs.worker",
-            str(self._store.directory),
-            job.id,
-            self._options.model_dump_json(),
-            # Held open as long as this process lives; the worker ends when it closes.
-            stdin=asyncio.subprocess.PIPE,
-            variables=self._store.environment,
-        )
+        worker = await self._workers.start(self._store, job, self._options)
+        self._running[job.id] = worker
         try:
-            code = await self._watch(self._worker, job)
+            code = await self._watch(worker, job)
         except Exception:
             # Nobody watches it any more; it goes on from its checkpoint under the next one.
-            await _kill(self._worker)
+            await _kill(worker)
+            del self._running[job.id]
             raise
+        del self._running[job.id]
         now = await asyncio.to_thread(self._store.jobs.get, job.id)
         if code and now.status in ("queued", "running") and now.server == job.server:
             await self._count_death(job, code)
@@ -160,7 +171,7 @@ class Supervisor:
                 for state in states:
                     shutil.rmtree(state, ignore_errors=True)
 
-    async def _watch(self, worker: asyncio.subprocess.Process, job: Job) -> int:
+    async def _watch(self, worker: WorkerProcess, job: Job) -> int:
         """Wait for the worker's end, which comes at once for jobs that are cancelled or lost.
 
         While the database cannot be reached, the worker waits for it as well.
@@ -234,7 +245,18 @@ def _round(step: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[float]
     return run
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
+async def _end(worker: WorkerProcess, grace: float) -> None:
+    """Have it end after its step, or within `grace` seconds."""
+    if worker.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        worker.terminate()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(worker.wait(), grace)
+    await _kill(worker)
+
+
+async def _kill(process: WorkerProcess) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()
