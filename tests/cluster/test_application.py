@@ -330,6 +330,7 @@ def test_jobs_run_side_by_side_and_a_preempted_one_ends_with_the_same_bits(clien
         client.fine_tuning.jobs.create(
             model="tiny",
             training_file=file.id,
+            seed=7,
             method=supervised(n_epochs=50, batch_size=4),
             extra_body={"extra": {"rank": 2, "promote": "always"}},
         )

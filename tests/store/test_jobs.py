@@ -28,6 +28,13 @@ def test_names_follow_openai(store):
     assert job.checkpoint_name(88) == f"{job.model_name}:ckpt-step-88"
 
 
+def test_jobs_that_are_taken_are_passed_over(store):
+    first, second = add(store), add(store)
+    assert store.jobs.claim("queued").id == first.id
+    assert store.jobs.claim("queued", without=(first.id,)).id == second.id
+    assert store.jobs.claim("queued", without=(first.id, second.id)) is None
+
+
 def test_of_two_transitions_from_one_status_the_second_fails(store):
     job = add(store)
     assert store.jobs.transition(job.id, ("queued",), "running", Event("Started"))

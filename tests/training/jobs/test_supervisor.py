@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import sqlite3
+import sys
 import time
 from dataclasses import replace
 
@@ -20,8 +21,10 @@ from hagane.store.store import Store
 from hagane.system.errors import StoreUnavailableError
 from hagane.training.finetune.spec import FineTuneSpec
 from hagane.training.jobs import supervisor as supervision
+from hagane.training.jobs.inspection import spawn_process
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.supervisor import Silence, Supervisor
+from hagane.training.jobs.workers import WorkerProcess
 
 
 @pytest.fixture
@@ -73,6 +76,37 @@ async def test_a_worker_that_keeps_dying_fails_the_job_and_says_why(
     assert "memory" in failed.error["message"]
     warnings = [e for e in store.jobs.events(job.id, Paging()).items if e.level == "warn"]
     assert len(warnings) == 3
+
+
+class TwoAtATime:
+    """Workers that do nothing until they are ended."""
+
+    most = 2
+
+    def __init__(self) -> None:
+        self.jobs: list[str] = []
+
+    async def start(self, store, job, options) -> WorkerProcess:
+        self.jobs.append(job.id)
+        wait = "import sys; sys.stdin.read()"
+        return await spawn_process(sys.executable, "-c", wait, stdin=asyncio.subprocess.PIPE)
+
+
+async def test_as_many_jobs_run_as_there_are_workers_for(store, tmp_path):
+    first, second, third = (add(store, tmp_path, tmp_path, "queued") for _ in range(3))
+    supervisor = Supervisor(store, JobOptions(), workers=(workers := TwoAtATime()))
+    supervisor.start()
+    try:
+        while len(workers.jobs) < 2:
+            await asyncio.sleep(0.01)
+        assert {*workers.jobs} == {first.id, second.id}
+        store.jobs.transition(first.id, ("queued",), "cancelled")
+        while len(workers.jobs) < 3:
+            await asyncio.sleep(0.01)
+        assert workers.jobs[2] == third.id
+    finally:
+        await supervisor.stop(grace=1)
+    assert store.jobs.status(second.id) == "queued"
 
 
 async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):
