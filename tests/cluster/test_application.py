@@ -51,7 +51,7 @@ def configuration(tiny_model_dir, database, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     port = 18000 + int(time.time()) % 1000
     (folder / "cluster.toml").write_text(
-        f'[settings]\nmodel = "{tiny_model_dir}"\nport = {port}\nthreads = 1\n'
+        f'edges = 2\n[settings]\nmodel = "{tiny_model_dir}"\nport = {port}\nthreads = 1\n'
         f'max_sequences = 8\nadmin_key = "{ADMIN_KEY}"\ndata_dir = "{folder / "data"}"\n'
         f'database_url = "{database.url()}"\n'
         f'blob_url = "{folder / "blobs"}"\n'
@@ -205,7 +205,7 @@ def replicas() -> int:
 
 @pytest.fixture
 def deploy(cluster, configuration):
-    """Deploys the configuration with changes to its engines."""
+    """Deploys the configuration with one edge and changes to its engines."""
     os.environ.update(RAY_VARIABLES)
     import ray
     from hagane.cluster.application import build
@@ -214,12 +214,33 @@ def deploy(cluster, configuration):
     ray.init(address="auto", log_to_driver=False, logging_level="error")
 
     def change(**engines) -> None:
-        given = ClusterConfig.read(configuration).model_dump()
+        given = ClusterConfig.read(configuration).model_dump() | {"edges": 1}
         given["engines"].update(engines)
         serve.run(build(given), name="hagane", route_prefix="/")
 
     yield change
     ray.shutdown()
+
+
+def test_any_edge_has_what_all_edges_count(cluster, client):
+    def answered() -> dict[str, float]:
+        """Chat requests of each edge, as the edge says that the proxy chooses."""
+        lines = httpx.get(f"{cluster}/metrics", headers=ADMIN).text.splitlines()
+        told = [line for line in lines if line.startswith("hagane_http_requests_total{")]
+        edges = {line.split('edge="')[1].split('"')[0]: 0.0 for line in told}
+        for line in told:
+            if 'route="/v1/chat/completions"' in line:
+                edges[line.split('edge="')[1].split('"')[0]] += float(line.split()[-1])
+        return edges
+
+    until(lambda: len(answered()) == 2)
+    before = answered()
+    for _ in range(6):
+        answer(client)
+    scrapes = [answered() for _ in range(4)]
+    assert all(scrape == scrapes[0] for scrape in scrapes)
+    assert scrapes[0].keys() == before.keys()
+    assert sum(scrapes[0].values()) == sum(before.values()) + 6
 
 
 def test_replacing_all_parts_under_load_fails_no_request(client, deploy):

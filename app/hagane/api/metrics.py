@@ -39,14 +39,19 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         residents = self.fleet.residents
-        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-        for resident in residents:
-            for name, (kind, text, value) in _engine_values(resident.client).items():
-                if name not in families:
-                    families[name] = kind(f"hagane_{name}", text, labels=["model"])
-                families[name].add_metric([resident.name], float(value))
-        yield from families.values()
+        yield from _by_model((one.name, engine_figures(one.client.stats)) for one in residents)
         yield from _guesses(residents)
+
+
+class _ServerCollector(Collector):
+    """What this server sees of its engines and of itself."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        residents = self.fleet.residents
+        yield from _by_model((one.name, _availability(one.client)) for one in residents)
         yield _crashes(residents)
         yield GaugeMetricFamily(
             "hagane_resident_models",
@@ -63,20 +68,31 @@ class _EngineCollector(Collector):
         yield build
 
 
-_Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
+# Kind, description and value of a metric, by its name.
+Figures = dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, float]]
 
 
-def _engine_values(client: EngineClient) -> dict[str, tuple[_Family, str, float]]:
-    """Kind, description and value of every metric of an engine, by name."""
+def _by_model(figures: Iterable[tuple[str, Figures]]) -> Iterator[Metric]:
+    """The families of what each model has."""
+    families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+    for model, named in figures:
+        for name, (kind, text, value) in named.items():
+            if name not in families:
+                families[name] = kind(f"hagane_{name}", text, labels=["model"])
+            families[name].add_metric([model], float(value))
+    yield from families.values()
+
+
+def _availability(client: EngineClient) -> Figures:
     ready = "1 when the engine takes requests"
     return {
         "engine_ready": (GaugeMetricFamily, ready, client.state == "ready"),
         "engine_restarts": (CounterMetricFamily, "Times the engine was restarted", client.restarts),
-    } | engine_figures(client.stats)
+    }
 
 
-def engine_figures(stats: EngineStats) -> dict[str, tuple[_Family, str, float]]:
-    """Kind, description and value of all that an engine reports of itself, by name."""
+def engine_figures(stats: EngineStats) -> Figures:
+    """All that an engine reports of itself."""
     adapters, tiers = stats.adapters, stats.tiers
     usage = stats.blocks_used / max(stats.blocks_total, 1)
     gauges = {
@@ -205,18 +221,29 @@ class _JobCollector(Collector):
 
 
 class Metrics:
-    """The registry of one application."""
+    """The metrics of one application.
+
+    Attributes:
+        own: what this server counts and sees, of which others have figures of their own.
+        shared: what servers with the same engines and the same store all read alike.
+        exposed: what Prometheus gets; a cluster puts more there.
+    """
 
     def __init__(
         self, fleet: Fleet, jobs: Jobs, loops: Callable[[], Iterable[BackgroundLoop]]
     ) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(fleet))
-        self.registry.register(_LoopCollector(loops))
-        self.registry.register(_JobCollector(jobs))
+        self.own, self.shared = CollectorRegistry(), CollectorRegistry()
+        self.shared.register(_EngineCollector(fleet))
+        self.shared.register(_JobCollector(jobs))
+        self.own.register(_ServerCollector(fleet))
+        self.own.register(_LoopCollector(loops))
+        everything = CollectorRegistry()
+        everything.register(self.shared)
+        everything.register(self.own)
+        self.exposed: Collector = everything
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"hagane_{name}", text, registry=self.registry, buckets=buckets)
+            return Histogram(f"hagane_{name}", text, registry=self.own, buckets=buckets)
 
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds", "From request to first token"
@@ -229,28 +256,28 @@ class Metrics:
         )
         self.queue_time = histogram("queue_time_seconds", "From request to its first step")
         self.prompt_tokens = Counter(
-            "hagane_prompt_tokens", "Prompt tokens received", registry=self.registry
+            "hagane_prompt_tokens", "Prompt tokens received", registry=self.own
         )
         self.adapter_requests = Counter(
             "hagane_adapter_requests",
             "Requests by the adapter that answers",
             ["adapter"],
-            registry=self.registry,
+            registry=self.own,
         )
         self.generated_tokens = Counter(
-            "hagane_generated_tokens", "Tokens generated", registry=self.registry
+            "hagane_generated_tokens", "Tokens generated", registry=self.own
         )
         self.http_requests = Counter(
             "hagane_http_requests",
             "HTTP requests",
             ["method", "route", "status"],
-            registry=self.registry,
+            registry=self.own,
         )
         self.feedback = Counter(
             "hagane_feedback",
             "Judgements of answers, by what they say and by the model and arm that answered",
             ["kind", "model", "alias", "arm"],
-            registry=self.registry,
+            registry=self.own,
         )
         self._samples: deque[tuple[float, float]] = deque()
 
@@ -271,4 +298,4 @@ router = guarded_router()
 @router.get("/metrics", include_in_schema=False)
 def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
-    return Response(render(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(render(request.app.state.metrics.exposed), media_type=CONTENT_TYPE_LATEST)

@@ -6,6 +6,7 @@ keys of a `ClusterConfig`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 import ray
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -22,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hagane.cluster.config import ClusterConfig, Replicas
 from hagane.cluster.connection import ClusterConnection, ReplicaReport
+from hagane.cluster.edge_metrics import ClusterCollector, EdgeReport
 from hagane.cluster.handle import HandleReplicas
 from hagane.cluster.listener import Listener
 from hagane.cluster.replica import EngineReplica
@@ -47,12 +50,15 @@ _MOST_AT_AN_EDGE = 1000
 _MOST_CALLS = 100
 # Replicas' figures are averaged over these.
 _LOOK_BACK_SECONDS = 12.0
+# For one answer to Prometheus, which by default gives up after ten.
+_SCRAPE_SECONDS = 3.0
 # After its requests a replica ends its engine.
 _STOP_SECONDS = 15.0
 # Edges log each request themselves.
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 _ROUTER = "hagane.cluster.ray_router:PrefixRouter"
 _encode = msgspec.msgpack.encode
+_decode_edge = msgspec.msgpack.Decoder(EdgeReport).decode
 
 
 class Engines:
@@ -125,12 +131,20 @@ class Edge:
             directory = Path(resolve_model(model, model_stores(self._settings)))
             self._handles[directory] = handle, ModelVersion.of(model, directory)
         self._connections: dict[Path, ClusterConnection] = {}
+        context = serve.get_replica_context()
+        self._name, self._application = context.replica_id.unique_id, context.app_name
+        self._figures = CollectorRegistry()
+        self._edges: DeploymentHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._failed = False
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         workers = None if self._training is None else RayWorkers(**self._training)
         app = create_app(self._settings, self._give_up, connect=self._connect, workers=workers)
-        app.state.metrics.registry.register(ReplicaCollector(lambda: self._reports(app)))
+        metrics = app.state.metrics
+        self._figures = metrics.own
+        replicas = ReplicaCollector(lambda: self._reports(app))
+        metrics.exposed = ClusterCollector(self._all_figures, metrics.shared, replicas)
         return started_when_ready(app)
 
     def _reports(self, app: FastAPI) -> dict[str, list[ReplicaReport]]:
@@ -141,10 +155,42 @@ class Edge:
             reports[resident.name] = connection.reports if connection else []
         return reports
 
+    async def figures(self) -> bytes:
+        """What this edge counts, as an `EdgeReport`."""
+        return _encode(EdgeReport.of(self._name, self._figures))
+
+    def _all_figures(self) -> list[EdgeReport]:
+        """What all edges count. The replicas' figures are renewed; for another thread."""
+        if self._loop is None:
+            return []
+        return asyncio.run_coroutine_threadsafe(self._ask(), self._loop).result()
+
+    async def _ask(self) -> list[EdgeReport]:
+        async with asyncio.TaskGroup() as group:
+            others = group.create_task(self._other_edges())
+            for connection in self._connections.values():
+                group.create_task(connection.refresh(_SCRAPE_SECONDS))
+        return [EdgeReport.of(self._name, self._figures), *others.result()]
+
+    async def _other_edges(self) -> list[EdgeReport]:
+        """What the other edges count: all of them, or none where one does not answer in time."""
+        if self._edges is None:
+            self._edges = serve.get_deployment_handle(_EDGE, self._application)
+        try:
+            async with asyncio.timeout(_SCRAPE_SECONDS):
+                figures = self._edges.broadcast("figures")
+                answers = await figures.results_async(return_exceptions=True)
+            reports = [_decode_edge(answer) for answer in answers if isinstance(answer, bytes)]
+        except Exception as error:
+            logger.warning("the figures of other edges are missing: %r", error)
+            return []
+        return [report for report in reports if report.edge != self._name]
+
     async def _connect(self, config: EngineConfig) -> EngineConnection:
         served = self._handles.get(Path(config.model))
         if served is None:
             raise EngineUnavailableError("The cluster has no replicas of this model.")
+        self._loop = asyncio.get_running_loop()
         connection = ClusterConnection(HandleReplicas(*served))
         self._connections[Path(config.model)] = connection
         return connection

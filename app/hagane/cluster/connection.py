@@ -99,6 +99,7 @@ class ClusterConnection:
         self._others: set[asyncio.Task[None]] = set()
         self._reports: dict[str, tuple[float, ReplicaReport]] = {}
         self._stats = EngineStats()
+        self._asking = asyncio.Lock()
         self._stopped = asyncio.Event()
 
     def send(self, message: ToEngine) -> None:
@@ -132,8 +133,7 @@ class ClusterConnection:
         heard, ready = time.monotonic(), False
         while not self._stopped.is_set():
             try:
-                async with asyncio.timeout(_SILENCE_SECONDS):
-                    reports = await self._replicas.reports()
+                reports = await self._ask(_SILENCE_SECONDS)
                 if not reports:
                     raise EngineUnavailableError("No replica of the model answers.")
             except Exception as error:
@@ -142,13 +142,25 @@ class ClusterConnection:
                     raise EngineUnavailableError("No replica of the model answers.") from error
             else:
                 heard = time.monotonic()
-                self._note(reports)
                 if not ready:
                     receive(reports[0].ready)
                     ready = True
                 receive(StepOutput(stats=self._stats))
             await self._pause()
         return Ending("exited", 0)
+
+    async def refresh(self, seconds: float) -> None:
+        """Have the figures of now, of the replicas that give them within `seconds`.
+
+        Those of the last round are older, and by another age at each edge: read from several of
+        them in turn, counters would seem to fall.
+        """
+        try:
+            await self._ask(seconds)
+        except Exception as error:
+            logger.warning("the replicas' figures are those of before: %s", error)
+        else:
+            self._receive(StepOutput(stats=self._stats))
 
     async def stop(self, grace: float) -> None:
         """End the connection; the replicas go on."""
@@ -216,7 +228,11 @@ class ClusterConnection:
             StepOutput(deltas=outcome.deltas, failures=outcome.failures, stats=self._stats)
         )
 
-    def _note(self, reports: Sequence[ReplicaReport]) -> None:
+    async def _ask(self, seconds: float) -> Sequence[ReplicaReport]:
+        """What the replicas say of themselves, which is noted."""
+        # One after the other: an older answer must not follow a newer one.
+        async with asyncio.timeout(seconds), self._asking:
+            reports = await self._replicas.reports()
         now = time.monotonic()
         for report in reports:
             self._reports[report.replica] = now, report
@@ -224,6 +240,7 @@ class ClusterConnection:
             if seen < now - _FORGOTTEN_SECONDS:
                 del self._reports[name]
         self._stats = add_up([report.stats for report in self.reports])
+        return reports
 
 
 class _Run:
