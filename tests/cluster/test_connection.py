@@ -19,11 +19,18 @@ from hagane.cluster.replica import EngineReplica
 from hagane.cluster.wire import Address, Hello, MessageStream, Outcome, ToReplica
 from hagane.pool.channel import encode
 from hagane.pool.client import EngineClient
-from hagane.pool.messages import AdapterRef, GenerateRequest, RequestFailed, SamplingParams
+from hagane.pool.messages import (
+    AdapterRef,
+    GenerateRequest,
+    GrammarRef,
+    RequestFailed,
+    SamplingParams,
+)
 from hagane.system.errors import (
     DeadlineExceededError,
     EngineCrashedError,
     EngineUnavailableError,
+    InvalidRequestError,
     ModelError,
     QueueFullError,
 )
@@ -150,6 +157,14 @@ async def test_requests_run_at_a_replica_side_by_side(engine, tiny_model_dir):
             await tokens(client, request("e", deadline=0.0))
         with pytest.raises(ModelError, match="none"):
             await client.check_adapter(AdapterRef("x", "/none", "d"))
+
+
+async def test_a_grammar_that_the_engine_refuses_is_named_by_its_field(engine, tiny_model_dir):
+    wanted = GrammarRef("digest", "start: nowhere", "response_format")
+    async with client_of(Local(Listener(engine)), tiny_model_dir) as client:
+        with pytest.raises(InvalidRequestError, match="nowhere") as caught:
+            await tokens(client, request("g", grammar=wanted))
+    assert caught.value.param == "response_format"
 
 
 async def test_closing_a_stream_ends_its_work(engine, tiny_model_dir):
@@ -377,3 +392,23 @@ async def test_a_link_that_cannot_open_leaves_no_connection(monkeypatch):
             await Link.open(Address("127.0.0.1", port, "key"))
         assert kept
         await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_figures_are_renewed_for_who_asks(engine):
+    replicas = Local(Listener(engine))
+    joined = ClusterConnection(replicas)
+    await joined.refresh(30)
+    before = joined.reports[0].stats.steps
+    async with aclosing(engine.generate(request("renewed"), None)) as outcomes:
+        async for _ in outcomes:
+            pass
+    assert joined.reports[0].stats.steps == before, "nobody asked"
+    await joined.refresh(30)
+    assert joined.reports[0].stats.steps > before
+
+    async def silent():
+        await asyncio.Event().wait()
+
+    replicas.reports = silent
+    await joined.refresh(0.05)
+    assert joined.reports[0].stats.steps > before, "those of before, not none"

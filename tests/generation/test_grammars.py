@@ -52,6 +52,8 @@ def test_accepted(checker, grammar):
         ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, "oneOf"),
         ({"type": "string", "format": "regex"}, "regex"),
         ({"$ref": "#/nowhere"}, "nowhere"),
+        ({"$ref": "#"}, r"\$ref"),
+        ({"allOf": [{"$ref": "#/anyOf/0"}]}, r"\$ref"),
         ({"$ref": "https://example.org/schema"}, "example.org"),
         ({"enum": []}, "Unsatisfiable"),
         ({"type": "string", "pattern": "("}, "regex"),

@@ -6,17 +6,24 @@ import hashlib
 import os
 
 import pytest
+from hagane.store import files
 from hagane.store.jobs import Job, new_job_id
 from hagane.store.paging import Paging
 from hagane.store.store import Store
 from hagane.system.errors import ConflictError, InvalidRequestError, NotFoundError
 
 
-def put(store, content: bytes = b"one\n", name: str = "a.jsonl", owner: str = ""):
+def put(
+    store,
+    content: bytes = b"one\n",
+    name: str = "a.jsonl",
+    owner: str = "",
+    kept: int | None = None,
+):
     with store.files.upload() as upload:
         for start in range(0, len(content), 3):
             upload.write(content[start : start + 3])
-        return upload.finish(name, "fine-tune", owner)
+        return upload.finish(name, "fine-tune", owner, kept)
 
 
 def test_a_finished_upload_is_listed_and_whole(store):
@@ -61,6 +68,27 @@ def test_a_file_in_use_is_not_deleted(store):
     assert not store.files.path(stored.id).exists()
     with pytest.raises(NotFoundError):
         store.files.get(stored.id)
+
+
+def test_what_has_expired_is_gone_for_clients_and_then_removed(store, monkeypatch):
+    for_ever, later, used, *gone = (put(store, kept=kept) for kept in (None, 99, 0, 0, 0, 0))
+    assert later.expires_at == later.created_at + 99
+    job = Job(new_job_id(), 1, "queued", "tiny", used.id, {}, {})
+    store.jobs.add(job)
+    assert store.files.list(Paging()).items == [later, for_ever]
+    for stored in (used, *gone):
+        for act in (store.files.get, store.files.delete):
+            with pytest.raises(NotFoundError, match=stored.id):
+                act(stored.id)
+    # Its job may still begin.
+    assert store.files.local(used.id).read_bytes() == b"one\n"
+    monkeypatch.setattr(files, "MOST_EXPIRED", 2)
+    assert [store.files.expire() for _ in range(3)] == [2, 1, 0]
+    kept = {stored.id for stored in (for_ever, later, used)}
+    assert {path.name for path in (store.directory / "files").iterdir()} == kept
+    store.jobs.transition(job.id, ("queued",), "cancelled")
+    assert store.files.expire() == 1
+    assert not store.files.path(used.id).exists()
 
 
 def test_sweeping_removes_old_remains_alone(store):

@@ -154,7 +154,7 @@ def _grammar(model: TextModel, grammar: Grammar | None) -> GrammarRef | None:
         if grammar.optional:
             return None
         raise
-    return GrammarRef(grammar.digest, grammar.text)
+    return GrammarRef(grammar.digest, grammar.text, grammar.param)
 
 
 def _adapter(model: ModelRef) -> AdapterRef | None:

@@ -274,7 +274,7 @@ class EngineClient:
                         stream.received.put_nowait(delta)
                 for failure in message.failures:
                     if (stream := self._streams.get(failure.request_id)) is not None:
-                        stream.received.put_nowait(_error(failure))
+                        stream.received.put_nowait(_error(failure, stream.request))
             case EngineReady():
                 self.info = message
                 # One that gets ready while the server ends changes nothing about that.
@@ -301,13 +301,15 @@ class EngineClient:
             stream.received.put_nowait(error)
 
 
-def _error(failure: RequestFailed) -> HaganeError:
+def _error(failure: RequestFailed, request: GenerateRequest) -> HaganeError:
     if failure.code == "queue_full":
         return QueueFullError(failure.message, retry_after=1.0)
     if failure.code == "deadline_exceeded":
         return DeadlineExceededError(failure.message)
     if failure.code == "invalid_request":
-        return InvalidRequestError(failure.message)
+        # A grammar that cannot be followed: engines refuse nothing else of a request that has one.
+        param = request.grammar.param if request.grammar is not None else None
+        return InvalidRequestError(failure.message, param=param)
     if failure.code == "engine_crashed":
         return EngineCrashedError(failure.message)
     if failure.code == "engine_unavailable":

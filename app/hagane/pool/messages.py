@@ -112,10 +112,14 @@ class AdapterRef(msgspec.Struct, frozen=True):
 
 
 class GrammarRef(msgspec.Struct, frozen=True):
-    """A grammar in llguidance's notation that an answer must follow, and the text's digest."""
+    """A grammar in llguidance's notation that an answer must follow, and the text's digest.
+
+    `param` is the field of the client's request that has it, for errors.
+    """
 
     digest: str
     text: str
+    param: str | None = None
 
 
 IDLE_PRIORITY = 1000

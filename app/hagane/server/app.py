@@ -71,6 +71,7 @@ from hagane.pool.process import Connect
 from hagane.server.background_loops import BackgroundLoops
 from hagane.server.engine_config import engine_config
 from hagane.server.hosts import AllowedHosts
+from hagane.server.housekeeping import housekeeping
 from hagane.server.http_servers import AdminListener
 from hagane.server.middleware import (
     HostGuard,
@@ -133,16 +134,16 @@ def create_app(
     supervisor = Supervisor(store, job_options(settings), workers=workers)
 
     recorded = metrics.Metrics(fleet, store.jobs, lambda: loops)
-    accounts = Accounts(settings, recorded.registry)
+    accounts = Accounts(settings, recorded.own)
     catalogue = Catalogue(
         store.database, model.id, offered_models(settings, model.id), store.adapters
     )
     _register_adapters(catalogue, settings)
     answers = AnswerLog(
-        store.answers, answer_bounds(settings), recorded.registry, durable=store.durable,
+        store.answers, answer_bounds(settings), recorded.own, durable=store.durable,
         chats_seconds=settings.stored_chats_days * 86_400,
     )  # fmt: skip
-    canaries = CanaryWatch(store.aliases, store.answers, recorded.registry)
+    canaries = CanaryWatch(store.aliases, store.answers, recorded.own)
     keyring = KeyRing(settings, store.keys, accounts)
     place = None if store.address is None else store.address.directory
     serving = Serving(
@@ -182,6 +183,7 @@ def create_app(
         BatchRunner(app, serving),
         EvalRunner(serving, accounts[key_label(admin_key) if admin_key else ANONYMOUS]),
         KeyUsageLog(accounts.usage, store.keys),
+        housekeeping(store),
     )
     return app
 

@@ -27,6 +27,7 @@ class BackgroundLoops:
     batches: BatchRunner
     evals: EvalRunner
     key_usage: KeyUsageLog
+    housekeeping: BackgroundLoop
 
     def __iter__(self) -> Iterator[BackgroundLoop]:
         yield self.announcing
@@ -40,6 +41,7 @@ class BackgroundLoops:
             yield self.serving.shared.loop
         yield self.evals.loop
         yield self.key_usage.loop
+        yield self.housekeeping
 
     async def start(self) -> None:
         """Start the engine, then what needs it."""
@@ -58,6 +60,7 @@ class BackgroundLoops:
         serving.answers.start()
         serving.canaries.loop.start()
         serving.history.loop.start()
+        self.housekeeping.start()
         if durable:
             self.evals.loop.start()
             self.key_usage.loop.start()
@@ -71,6 +74,7 @@ class BackgroundLoops:
         await asyncio.gather(
             self.announcing.stop(),
             self.evals.stop(),
+            self.housekeeping.stop(),
             serving.exports.stop(),
             serving.history.loop.stop(),
             self.supervisor.stop(grace=grace),

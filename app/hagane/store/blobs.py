@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -91,6 +91,15 @@ class Blobs:
         """Whether the object is there. Raises StoreUnavailableError."""
         with self._reported(name):
             return bool(self._files.exists(self._path(name)))
+
+    def names(self, folder: str) -> Sequence[str]:
+        """The objects right below `folder`, by their names in it. Raises StoreUnavailableError."""
+        try:
+            with self._reported(folder):
+                found = self._files.ls(self._path(folder), detail=False)
+        except NotFoundError:
+            return []
+        return [PurePosixPath(path).name for path in found]
 
     def delete(self, name: str) -> None:
         """Remove the object, if it is there. Raises StoreUnavailableError."""

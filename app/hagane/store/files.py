@@ -33,13 +33,16 @@ _ABANDONED_SECONDS = 86400.0
 _PARTIAL = ".partial"
 # A file takes that much of the allowance of its owner at least.
 _LEAST_BYTES = 4096
+# Removed at a time.
+MOST_EXPIRED = 100
 
 
 @dataclass(frozen=True)
 class StoredFile:
     """One file. `bytes` is its size, `sha256` the hash of its content, hexadecimal.
 
-    `owner` is the label of the API key that it belongs to, or ADMINISTRATORS.
+    `owner` is the label of the API key that it belongs to, or ADMINISTRATORS. From `expires_at` on
+    (Unix seconds) it is there only for the jobs and batches that use it.
     """
 
     id: str
@@ -49,6 +52,12 @@ class StoredFile:
     sha256: str
     created_at: int
     owner: str = ADMINISTRATORS
+    expires_at: int | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time has passed."""
+        return self.expires_at is not None and self.expires_at <= time.time()
 
 
 class Upload:
@@ -74,14 +83,25 @@ class Upload:
         self._hash.update(data)
         self.size += len(data)
 
-    def finish(self, filename: str, purpose: str, owner: str = ADMINISTRATORS) -> StoredFile:
-        """Make the file durable and list it. Raises DiskFullError."""
+    def finish(
+        self,
+        filename: str,
+        purpose: str,
+        owner: str = ADMINISTRATORS,
+        kept_seconds: int | None = None,
+    ) -> StoredFile:
+        """Make the file durable and list it, for `kept_seconds` or for ever.
+
+        Raises DiskFullError.
+        """
         with refused_when_full(self._partial.parent):
             self._stream.close()
             commit(self._partial, self._files.path(self.id))
             self._files.share(self.id)
+        now = int(time.time())
+        expires = None if kept_seconds is None else now + kept_seconds
         stored = StoredFile(
-            self.id, filename, purpose, self.size, self._hash.hexdigest(), int(time.time()), owner
+            self.id, filename, purpose, self.size, self._hash.hexdigest(), now, owner, expires
         )
         self._files.add(stored)
         return stored
@@ -136,7 +156,7 @@ class Files:
         path = self.path(file_id)
         if self._blobs is None or path.is_file():
             return path
-        stored = self.get(file_id)
+        stored = self._find(file_id)
         partial = path.with_name(f"{file_id}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
         try:
             with refused_when_full(self._folder):
@@ -167,12 +187,18 @@ class Files:
             connection.execute(_files.insert().values(**vars(stored)))
 
     def get(self, file_id: str, owner: str | None = None) -> StoredFile:
-        """The file's entry. Raises NotFoundError."""
+        """The file's entry. Raises NotFoundError, for what has expired, too."""
+        found = self._find(file_id)
+        if found.expired or owner not in (None, found.owner):
+            raise _no_file(file_id)
+        return found
+
+    def _find(self, file_id: str) -> StoredFile:
         with self._database.read() as connection:
             row = connection.execute(sa.select(_files).where(_files.c.id == file_id)).mappings()
             found = row.one_or_none()
-        if found is None or owner not in (None, found["owner"]):
-            raise NotFoundError(f"There is no file '{file_id}'.", param="file_id")
+        if found is None:
+            raise _no_file(file_id)
         return StoredFile(**without_sequence(found))
 
     def list(
@@ -181,6 +207,7 @@ class Files:
         """A page of files, optionally of one purpose. Raises InvalidRequestError as paging does."""
         wanted = ((_files.c.purpose, purpose), (_files.c.owner, owner))
         conditions = [column == value for column, value in wanted if value is not None]
+        conditions.append(sa.or_(_files.c.expires_at.is_(None), _files.c.expires_at > time.time()))
         with self._database.read() as connection:
             return select_page(
                 connection, _files, paging, lambda row: StoredFile(**row), *conditions
@@ -196,34 +223,36 @@ class Files:
     def delete(self, file_id: str, owner: str | None = None) -> None:
         """Raises NotFoundError, or ConflictError while an unfinished job needs the file."""
         self.get(file_id, owner)
-        jobs = tables.jobs
+        self._remove(file_id)
+
+    def expire(self) -> int:
+        """Remove files whose time has passed, at most `MOST_EXPIRED`; returns how many there were.
+
+        What an unfinished job or batch needs stays until that has finished.
+        """
+        passed = sa.select(_files.c.id).where(
+            _files.c.expires_at <= time.time(), *(~sa.exists(user) for user in _users(_files.c.id))
+        )
+        with self._database.read() as connection:
+            found = connection.execute(passed.order_by(_files.c.expires_at).limit(MOST_EXPIRED))
+            ids = list(found.scalars())
+        for file_id in ids:
+            # Another server may have taken it into use, or removed it.
+            with contextlib.suppress(ConflictError):
+                self._remove(file_id)
+        return len(ids)
+
+    def _remove(self, file_id: str) -> None:
         with self._database.write() as connection:
-            user = connection.execute(
-                sa.select(jobs.c.id).where(
-                    jobs.c.status.in_(UNFINISHED),
-                    sa.or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id),
-                )
-            ).scalar()
-            if user is not None:
-                raise ConflictError(
-                    f"The file '{file_id}' is needed by the job '{user}'; cancel the job, or wait "
-                    "until it has finished.",
-                    param="file_id",
-                    code="file_in_use",
-                )
-            batch = connection.execute(
-                sa.select(tables.batches.c.id).where(
-                    tables.batches.c.status.in_(UNFINISHED_BATCHES),
-                    tables.batches.c.input_file == file_id,
-                )
-            ).scalar()
-            if batch is not None:
-                raise ConflictError(
-                    f"The file '{file_id}' is needed by the batch '{batch}'; cancel the batch, or "
-                    "wait until it has finished.",
-                    param="file_id",
-                    code="file_in_use",
-                )
+            for kind, user in zip(("job", "batch"), _users(file_id), strict=True):
+                name = connection.execute(user).scalar()
+                if name is not None:
+                    raise ConflictError(
+                        f"The file '{file_id}' is needed by the {kind} '{name}'; cancel the "
+                        f"{kind}, or wait until it has finished.",
+                        param="file_id",
+                        code="file_in_use",
+                    )
             connection.execute(_files.delete().where(_files.c.id == file_id))
         self.path(file_id).unlink(missing_ok=True)
         if self._blobs is not None:
@@ -241,6 +270,22 @@ class Files:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                     path.unlink()
+
+
+def _users(file_id: str | sa.ColumnElement[str]) -> tuple[sa.Select[tuple[str]], ...]:
+    """The unfinished jobs that need a file, and the unfinished batches."""
+    jobs, batches = tables.jobs, tables.batches
+    files = sa.or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id)
+    return (
+        sa.select(jobs.c.id).where(jobs.c.status.in_(UNFINISHED), files),
+        sa.select(batches.c.id).where(
+            batches.c.status.in_(UNFINISHED_BATCHES), batches.c.input_file == file_id
+        ),
+    )
+
+
+def _no_file(file_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no file '{file_id}'.", param="file_id")
 
 
 def _object(file_id: str) -> str:

@@ -200,6 +200,12 @@ _SEVENTH = (
     "CREATE INDEX batches_owner ON batches (owner, status)",
 )
 
+# Unix seconds, of files that were uploaded to be kept for a while.
+_EIGHTH = (
+    "ALTER TABLE files ADD COLUMN expires_at INTEGER",
+    "CREATE INDEX files_expiry ON files (expires_at)",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH,
+    _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH,
 )  # fmt: skip

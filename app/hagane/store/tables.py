@@ -27,6 +27,7 @@ files = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),
     sa.Column("created_at", INTEGER, nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("expires_at", INTEGER),
 )
 jobs = sa.Table(
     "jobs",

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     import llguidance
 
 
+# llguidance's name for a rule of which no text can be the end.
+_NO_EXTENSION = "NoExtensionBias"
+_ENDLESS = "a rule (of a schema: a '$ref') leads back to itself with nothing in between"
+
+
 # A mask holds up every sequence of its step, so it may take some ten milliseconds at most. Grammars
 # that can be read in many ways meet the first bound: with llguidance's own (50,000 items) a mask of
 # `e: e e | e e e | /[a-z]/` takes 0.6 s. Schemas with hundreds of optional keys need 2,400.
@@ -37,4 +42,5 @@ def error_of(matcher: llguidance.LLMatcher) -> str:
     """Why the grammar is invalid or cannot go on; empty if it can."""
     if not matcher.is_error():
         return ""
-    return matcher.get_error().removesuffix("<non-verbose/>").strip()
+    error = matcher.get_error().removesuffix("<non-verbose/>").strip()
+    return error.replace(_NO_EXTENSION, f"{_ENDLESS} ({_NO_EXTENSION})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sqlite3
 import time
@@ -9,7 +10,7 @@ import time
 import httpx
 import openai
 import pytest
-from hagane.api.openai.batch_input import BatchRequest, check_input
+from hagane.api.openai.batch_input import BatchRequest, check_input, read_requests
 from hagane.pool.messages import IDLE_PRIORITY
 
 from tests.support.batches import ENDPOINT, begin, lines, results, wait
@@ -84,6 +85,15 @@ def test_a_line_without_end_is_not_read_whole(tmp_path):
     path.write_bytes(b"[1," * (12 << 20) + b"\n" + lines(1))
     count, errors = check_input(path, ENDPOINT)
     assert (count, [(e.line, e.code) for e in errors]) == (2, [(1, "invalid_request")])
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + lines(2))
+    assert check_input(path, ENDPOINT) == (2, [])
+    assert [request.number for request in read_requests(path)] == [1, 2]
+    path.write_bytes(codecs.BOM_UTF8 + b"\n" + codecs.BOM_UTF8 + lines(1))
+    assert [(e.line, e.code) for e in check_input(path, ENDPOINT)[1]] == [(2, "invalid_json_line")]
 
 
 def test_batches_are_cancelled_expired_and_let_others_go_first(admin, admin_server):

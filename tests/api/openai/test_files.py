@@ -112,6 +112,27 @@ def test_malformed_forms_name_their_fault(admin, admin_server):
         assert answer.json()["error"]["code"]
 
 
+def test_a_file_is_kept_as_long_as_its_client_says(admin, admin_server):
+    hour = {"anchor": "created_at", "seconds": 3600}
+    made = admin.files.create(file=("a", LINE.encode()), purpose="fine-tune", expires_after=hour)
+    assert made.expires_at == made.created_at + 3600
+    assert admin.files.retrieve(made.id).expires_at == made.expires_at
+    for wrong, param in (
+        ({"seconds": "3600"}, "anchor"),
+        ({"anchor": "now", "seconds": "3600"}, "anchor"),
+        ({"anchor": "created_at"}, "seconds"),
+        ({"anchor": "created_at", "seconds": "3599"}, "seconds"),
+        ({"anchor": "created_at", "seconds": "2592001"}, "seconds"),
+        ({"anchor": "created_at", "seconds": "4e3"}, "seconds"),
+        ({"anchor": "created_at", "seconds": "9" * 2000}, "seconds"),
+    ):
+        form = {"purpose": "fine-tune"}
+        form |= {f"expires_after[{name}]": value for name, value in wrong.items()}
+        answer = post(admin_server, files={"file": ("a", LINE.encode())}, data=form)
+        assert answer.status_code == 400, wrong
+        assert answer.json()["error"]["param"] == f"expires_after[{param}]"
+
+
 def test_only_the_admin_key_opens_the_routes(admin_server):
     for path in ("/v1/files/a/report", "/admin/aliases", "/admin/adapters", "/admin/status"):
         url = f"{admin_server.url}{path}"

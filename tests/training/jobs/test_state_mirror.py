@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hagane.store.blobs import Blobs
+from hagane.store.jobs import Job
+from hagane.store.store import Store, StoreAddress
 from hagane.system.errors import NotFoundError, TrainingInterrupted
 from hagane.training.finetune.loop import finetune
 from hagane.training.finetune.spec import FineTuneSpec
-from hagane.training.jobs.state_mirror import StateMirror
+from hagane.training.jobs.state_mirror import StateMirror, forget_states
 
 
 class Preempted:
@@ -67,3 +70,28 @@ def test_a_preempted_run_ends_elsewhere_with_the_same_bits(spec, tmp_path):
     mirror.forget()
     with pytest.raises(NotFoundError):
         blobs.get("job-states/job", tmp_path / "none")
+
+
+def test_states_stay_as_long_as_a_job_may_go_on(tmp_path):
+    blobs = f"file://{tmp_path / 'blobs'}"
+    store = Store.open(StoreAddress(tmp_path / "data", blob_url=blobs))
+    forget_states(store.blobs, store.jobs)  # none yet
+    long_ago = int(time.time()) - 40 * 86_400
+    jobs = {
+        "running": {"status": "running"},
+        "paused": {"status": "paused"},
+        "failed": {"status": "failed", "finished_at": int(time.time())},
+        "given-up": {"status": "failed", "finished_at": long_ago},
+        "cancelled": {"status": "cancelled", "finished_at": int(time.time())},
+        "succeeded": {"status": "succeeded", "finished_at": int(time.time())},
+    }
+    (tmp_path / "state").write_bytes(b"x")
+    for name, values in jobs.items():
+        store.jobs.add(Job(name, 1, model="tiny", training_file="f", request={}, spec={}, **values))
+        store.blobs.put(f"job-states/{name}", tmp_path / "state")
+    store.blobs.put("job-states/of-another-database", tmp_path / "state")
+    forget_states(store.blobs, store.jobs)
+    assert sorted(store.blobs.names("job-states")) == [
+        "failed", "of-another-database", "paused", "running",
+    ]  # fmt: skip
+    store.close()

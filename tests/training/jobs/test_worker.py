@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+from hagane.store.blobs import Blobs
 from hagane.store.catalogue import Catalogue
 from hagane.store.jobs import Job, new_job_id
 from hagane.store.paging import Paging
 from hagane.store.store import Store
 from hagane.system.errors import TrainingError, TrainingInterrupted
 from hagane.training.jobs.options import JobOptions
+from hagane.training.jobs.state_mirror import StateMirror
 from hagane.training.jobs.worker import StoreListener, heartbeat, work
 from hagane.training.report.listener import CheckpointReport, FineTuneResult, StepReport
 
@@ -213,3 +215,27 @@ async def test_the_heartbeat_outlives_a_database_that_fails(store):
 def rename(store, old: str, new: str) -> None:
     with store.database.write() as connection:
         connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+
+
+def test_a_state_that_cannot_be_stored_is_a_warning_and_the_run_goes_on(store, tmp_path):
+    job = Job(new_job_id(), 1, "running", "tiny", "file", {}, {"method": "supervised"})
+    store.jobs.add(job)
+    directory = store.job_directory(job.id)
+    (directory / "state").mkdir(parents=True)
+    (directory / "state" / "run.pt").write_bytes(b"x")
+    blobs = Blobs(f"file://{tmp_path / 'blobs'}")
+    obstacle = tmp_path / "blobs" / "job-states"
+    obstacle.write_bytes(b"")
+    listener = StoreListener(store, job, 3, StateMirror(blobs, job.id, directory))
+    for number in (1, 2, 3):
+        listener.progress(step(number))
+        assert not listener.interrupted()
+    obstacle.unlink()
+    listener.keep_state(last=True)
+    assert blobs.has(f"job-states/{job.id}")
+    events = store.jobs.events(job.id, Paging(newest_first=False)).items
+    told = [(event.level, event.message) for event in events if event.type == "message"]
+    (first, warning), (second, relief) = told
+    assert (first, second) == ("warn", "info")
+    assert "could not be stored" in warning
+    assert "again" in relief

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from hagane.kernels import cpu
 from hagane.system.errors import TrainingError, TrainingInterrupted
+from hagane.training.jobs import estimates
 from hagane.training.jobs.answering_engine import SampledAnswer
 from hagane.training.jobs.estimates import MICRO_TOKENS, REPEATED_TOKENS
 from hagane.training.reinforce.loop import _Lesson, _micro_batches, reinforce
 from hagane.training.reinforce.rollouts import Rollout
 from hagane.training.reinforce.spec import ReinforceSpec
-from hagane.training.reinforce.tasks import PromptTask, report_tasks
+from hagane.training.reinforce.tasks import PromptTask, load_tasks, report_tasks
 from hagane.training.report.listener import CheckpointReport, StepReport
+from hagane.weights.sources.config import load_config
 
 # The part of the answer's characters that are the wanted one.
 PROGRAM = """
@@ -135,3 +137,14 @@ def test_rows_of_a_pass_are_bounded_in_layers_and_in_attention(prompt, answer, g
         rows = prompt + answer * len(part)
         assert len(part) == 1 or rows <= MICRO_TOKENS
         assert len(part) == 1 or (prompt + answer) * len(part) <= REPEATED_TOKENS
+
+
+@pytest.mark.slow
+def test_the_engine_s_part_of_the_memory_is_not_the_run_s(spec, tmp_path):
+    longest = max(map(len, load_tasks(spec).training)) + spec.max_completion_tokens
+    shape = load_config(spec.model)
+    least = estimates.memory(shape, spec, longest, checkpointing=True)
+    free = least + estimates.answering(shape, spec, longest) // 2
+    with pytest.raises(TrainingError, match="are free") as caught:
+        reinforce(spec, tmp_path / "run", Recorder(), lambda: free)
+    assert caught.value.code == "out_of_memory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,8 +82,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         number = 0
         while line := file.readline(_LONGEST_LINE + 1):
             number += 1
-            if line.strip():
-                yield number, line
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                yield number, text
             while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):
                 line = file.readline(_LONGEST_LINE + 1)
 

@@ -85,6 +85,6 @@ def _describe(stored: StoredFile) -> dict[str, Any]:
         "purpose": stored.purpose,
         "status": "processed",
         "status_details": None,
-        "expires_at": None,
+        "expires_at": stored.expires_at,
         "sha256": stored.sha256,
     }

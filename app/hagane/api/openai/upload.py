@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import re
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -19,6 +20,10 @@ _PIECE_BYTES = 256 << 10
 _MOST_FIELD_BYTES = 1024
 # Of a body, what may surround the file: boundaries, headers, the purpose.
 _MOST_FRAME_BYTES = 64 << 10
+# OpenAI's bounds, seconds.
+_LEAST_KEPT, _MOST_KEPT = 3600, 2_592_000
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_FIELDS = ("purpose", _ANCHOR, _SECONDS)
 _PURPOSES = ("fine-tune", "batch", "evals")
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 # The form in OpenAPI's words: FastAPI would read it into memory, so it does not know of it.
@@ -32,6 +37,8 @@ FORM = {
                 "properties": {
                     "file": {"type": "string", "format": "binary"},
                     "purpose": {"type": "string", "enum": list(_PURPOSES)},
+                    _ANCHOR: {"type": "string", "enum": ["created_at"]},
+                    _SECONDS: {"type": "integer", "minimum": _LEAST_KEPT, "maximum": _MOST_KEPT},
                 },
                 "additionalProperties": False,
             }
@@ -73,9 +80,10 @@ async def _receive(request: Request, files: Files, limit: int, owner: str) -> St
         if not form.complete:
             raise InvalidRequestError("The form data ends too early; send it again.")
         purpose, filename = form.checked()
+        kept = form.kept_seconds()
         if not upload.size:
             raise _unusable("is empty; send JSON Lines")
-        return await asyncio.to_thread(upload.finish, filename, purpose, owner)
+        return await asyncio.to_thread(upload.finish, filename, purpose, owner, kept)
 
 
 def _parser(request: Request, form: _Form) -> MultipartParser:
@@ -115,6 +123,7 @@ class _Form:
     _value: bytearray = field(default_factory=bytearray)
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _target: bytearray | None = None
+    _field: str = ""
 
     def begin(self) -> None:
         self._headers = {}
@@ -140,7 +149,8 @@ class _Form:
             # Where it comes first, as it does from most clients, a file is refused unread.
             if self.fields.get("purpose"):
                 self._require_purpose()
-        elif name == "purpose":
+        elif name in _FIELDS:
+            self._field = name
             self._target = self.fields.setdefault(name, bytearray())
         else:
             raise InvalidRequestError(
@@ -154,7 +164,9 @@ class _Form:
             return
         self._target += data[start:end]
         if self._target is not self.content and len(self._target) > _MOST_FIELD_BYTES:
-            raise InvalidRequestError("The form field 'purpose' is too long.", param="purpose")
+            raise InvalidRequestError(
+                f"The form field '{self._field}' is too long.", param=self._field
+            )
 
     def end(self) -> None:
         self.complete = True
@@ -177,6 +189,21 @@ class _Form:
                 )
         self._require_purpose()
         return purpose, self.filename or ""
+
+    def kept_seconds(self) -> int | None:
+        """For how long `expires_after` says to keep the file. Raises InvalidRequestError."""
+        anchor, seconds = (self.fields.get(name) for name in (_ANCHOR, _SECONDS))
+        if anchor is None and seconds is None:
+            return None
+        if bytes(anchor or b"") != b"created_at":
+            raise InvalidRequestError(f"'{_ANCHOR}' must be 'created_at'.", param=_ANCHOR)
+        text = (seconds or b"").decode("ascii", "replace")
+        if not re.fullmatch("[0-9]{1,9}", text) or not _LEAST_KEPT <= int(text) <= _MOST_KEPT:
+            raise InvalidRequestError(
+                f"'{_SECONDS}' must be a whole number from {_LEAST_KEPT} to {_MOST_KEPT}.",
+                param=_SECONDS,
+            )
+        return int(text)
 
     def _require_purpose(self) -> None:
         purpose = self.fields["purpose"].decode("utf-8", "replace")

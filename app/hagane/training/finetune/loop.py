@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hagane.kernels.devices import resolve_device
 from hagane.lora.train import disabled
 from hagane.system.machine import available_memory
 from hagane.training.finetune.drive import StepUpdate, apply, drive
@@ -17,7 +18,7 @@ from hagane.training.finetune.examples import Data, Example, load
 from hagane.training.finetune.faults import explained, require_finite
 from hagane.training.finetune.meter import StepScore
 from hagane.training.finetune.micro_batches import batch, micro_batches
-from hagane.training.finetune.model import FineTuneModel, load_finetune_model
+from hagane.training.finetune.model import FineTuneModel, free_bytes, load_finetune_model
 from hagane.training.finetune.noise import embedding_noise
 from hagane.training.finetune.objective import Loss, distillation_loss, supervised_loss
 from hagane.training.finetune.preference import dpo_loss, kto_loss, orpo_loss, reference_point
@@ -68,7 +69,10 @@ class _Run:
     def prepare(cls, spec: FineTuneSpec, data: Data, free_memory: Callable[[], int]) -> _Run:
         longest = max(len(e) for e in data.training + data.validation)
         model = load_finetune_model(
-            spec, longest, checkpointing=spec.checkpointing, free_memory=free_memory
+            spec,
+            longest,
+            checkpointing=spec.checkpointing,
+            free=free_bytes(resolve_device(spec.device), free_memory),
         )
         plan = resolve(spec, len(data.training), model.transformer.config.hidden_size)
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)

@@ -73,20 +73,20 @@ def load_finetune_model(
     checkpointing: bool | None = None,
     native: bool = True,
     served: bool = False,
-    free_memory: Callable[[], int] = available_memory,
+    free: int | None = None,
 ) -> FineTuneModel:
     """Load the model of `spec`, for examples of up to `longest` tokens.
 
     `checkpointing` recomputes layers in the backward pass; None: if memory is short. Hagane's
     kernels train an adapter where they are available, unless `native` is False; `served` lets them
-    compute the very values of serving, after each `place_factors`. `free_memory`
-    returns the bytes of main memory that the run may use.
+    compute the very values of serving, after each `place_factors`. `free` are the bytes of the
+    device's memory that the run may use; None: what is free now.
     Raises ModelError for a model that cannot be read and TrainingError for too little memory.
     """
     device = resolve_device(spec.device)
     config = load_config(spec.model)
     dtype = training_dtype(spec.dtype, config, device)
-    short = _memory_is_short(config, spec, longest, _free_bytes(device, free_memory))
+    short = _memory_is_short(config, spec, longest, free_bytes(device) if free is None else free)
     # As serving quantizes it.
     coarse = None
     if spec.quantize != "none":
@@ -164,7 +164,8 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def _free_bytes(device: torch.device, free_memory: Callable[[], int]) -> int:
+def free_bytes(device: torch.device, free_memory: Callable[[], int] = available_memory) -> int:
+    """What is free of the memory of `device`; of main memory by `free_memory`."""
     if device.type != "cuda":
         return free_memory()
     free, total = torch.cuda.mem_get_info(device)

@@ -100,7 +100,7 @@ def answering_config(
 class AnsweringEngine:
     """The engine of a run, alive inside its `with` block; methods are for the run's own thread.
 
-    It starts while the run reads its own model; the first answer waits for it.
+    It starts while the run reads its own model; `ready` waits for it.
 
     with AnsweringEngine(answering_config(spec, spec.model, longest=512)) as engine:
         answers = engine.run(engine.answer(prompt, adapter, sampling))
@@ -127,6 +127,10 @@ class AnsweringEngine:
         trace: TracebackType | None,
     ) -> None:
         self._end()
+
+    def ready(self) -> None:
+        """Wait until it answers. Raises HaganeError with the reason where it cannot start."""
+        self.run(self._client.ready())
 
     def run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         """Wait for a coroutine on the engine's event loop. Raises what it raises."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import shutil
 import tarfile
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hagane.store.jobs import Job
+from hagane.store.jobs import Event, Job, Jobs
 from hagane.store.store import Store
-from hagane.system.errors import NotFoundError
+from hagane.system.errors import HaganeError, NotFoundError
 from hagane.training.reinforce.spec import read_spec
 
 if TYPE_CHECKING:
@@ -23,14 +24,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FOLDER = "job-states"
+_PAUSE_SECONDS = 60.0
+# After so long without a resumption, one that failed begins again where its machine is lost, too.
+_KEPT_SECONDS = 30 * 86_400
+
 
 class StateMirror:
     """The `directory` of the job `job_id` in `blobs`, where it has a state."""
 
     def __init__(self, blobs: Blobs, job_id: str, directory: Path) -> None:
         self._blobs, self._directory = blobs, directory
-        self._name = f"job-states/{job_id}"
+        self._name = f"{_FOLDER}/{job_id}"
         self._stored: dict[str, int] = {}
+        # When storing it failed last, by `time.monotonic`.
+        self._failed_at: float | None = None
 
     def fetch(self) -> None:
         """Fill the directory with what was stored last, if anything was.
@@ -54,7 +62,7 @@ class StateMirror:
         self._stored = self._states()
 
     def keep(self) -> None:
-        """Store the directory, if its state has changed. Raises StoreUnavailableError."""
+        """Store the directory, if its state has changed. Raises HaganeError, OSError."""
         states = self._states()
         if not states or states == self._stored:
             return
@@ -66,6 +74,27 @@ class StateMirror:
         finally:
             archive.unlink(missing_ok=True)
         self._stored = states
+
+    def attempt(self, *, at_once: bool) -> Event | None:
+        """As `keep`, but what fails is an event: only where this machine is lost is it needed.
+
+        Then it is tried again after a while, or `at_once`. The event tells a change.
+        """
+        failed = self._failed_at
+        if failed is not None and not at_once and time.monotonic() < failed + _PAUSE_SECONDS:
+            return None
+        try:
+            self.keep()
+        except (HaganeError, OSError) as error:
+            self._failed_at = time.monotonic()
+            text = f"The state could not be stored for other machines: {error}"
+            logger.warning(text)
+            event = Event(f"{text} The job goes on; elsewhere it would from an older one.", "warn")
+            return event if failed is None else None
+        self._failed_at = None
+        if failed is None:
+            return None
+        return Event("The state is stored for other machines again")
 
     def forget(self) -> None:
         """Remove it: the job is over. Raises StoreUnavailableError."""
@@ -87,6 +116,19 @@ def state_mirror(store: Store, job: Job) -> StateMirror | None:
     if store.blobs is None or job.kind == "pretraining" or read_spec(job.spec).full:
         return None
     return StateMirror(store.blobs, job.id, store.job_directory(job.id))
+
+
+def forget_states(blobs: Blobs, jobs: Jobs) -> None:
+    """Remove the states of jobs that will not go on. Raises StoreUnavailableError."""
+    for job_id in blobs.names(_FOLDER):
+        try:
+            job = jobs.get(job_id)
+        except NotFoundError:
+            # Perhaps of another database.
+            continue
+        since = time.time() - (job.finished_at or 0)
+        if job.finished and (job.status != "failed" or since > _KEPT_SECONDS):
+            blobs.delete(f"{_FOLDER}/{job_id}")
 
 
 def _whole(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:

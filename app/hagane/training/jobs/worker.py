@@ -108,10 +108,11 @@ class StoreListener:
             self._flush()
         self.keep_state()
 
-    def keep_state(self) -> None:
-        """Store what the run goes on from, if it was saved since."""
-        if self.mirror is not None:
-            patiently(self.mirror.keep)
+    def keep_state(self, *, last: bool = False) -> None:
+        """Store what the run goes on from, if it was saved since; as `StateMirror.attempt`."""
+        event = None if self.mirror is None else self.mirror.attempt(at_once=last)
+        if event is not None:
+            patiently(lambda: self._jobs.record(self._job.id, [event], held=self._job))
 
     def checkpoint(self, report: CheckpointReport) -> None:
         name = self._job.checkpoint_name(report.step)
@@ -219,11 +220,13 @@ def _finetune(store: Store, job: Job, listener: StoreListener, finetune: FineTun
     try:
         result = finetune(spec, directory, listener)
     except TrainingInterrupted:
-        listener.keep_state()
+        listener.keep_state(last=True)
         raise
     _succeed(store, job, result)
     if mirror is not None:
-        patiently(mirror.forget)
+        # If it cannot now, the server will when it looks for such.
+        with contextlib.suppress(HaganeError):
+            mirror.forget()
 
 
 def _pretrain(store: Store, job: Job, listener: StoreListener) -> None:

@@ -27,13 +27,14 @@ from hagane.training.finetune.meter import StepScore
 from hagane.training.finetune.micro_batches import batch
 from hagane.training.finetune.model import (
     FineTuneModel,
+    free_bytes,
     load_finetune_model,
     training_dtype,
 )
 from hagane.training.finetune.objective import score
 from hagane.training.finetune.spec import TrainingPlan
 from hagane.training.jobs.answering_engine import AnsweringEngine, answering_config
-from hagane.training.jobs.estimates import MICRO_TOKENS, REPEATED_TOKENS
+from hagane.training.jobs.estimates import MICRO_TOKENS, REPEATED_TOKENS, answering
 from hagane.training.reinforce.policy_loss import advantages, policy_loss
 from hagane.training.reinforce.rollouts import Rollout, RolloutSampler
 from hagane.training.reinforce.spec import ReinforceSpec, resolve_reinforcement
@@ -61,7 +62,8 @@ def reinforce(
         tasks = load_tasks(spec)
         longest = tasks.longest + spec.max_completion_tokens
         shape = load_config(spec.model)
-        dtype = training_dtype(spec.dtype, shape, resolve_device(spec.device))
+        device = resolve_device(spec.device)
+        dtype = training_dtype(spec.dtype, shape, device)
         config = answering_config(
             spec,
             spec.model,
@@ -69,11 +71,13 @@ def reinforce(
             adapter_bytes=_adapter_bytes(spec, shape),
             dtype=str(dtype).removeprefix("torch."),
         )
+        # Before the engine starts, which takes its part while the run's own model is read.
+        free = free_bytes(device, free_memory) - answering(shape, spec, longest)
         with AnsweringEngine(config) as engine:
             model = load_finetune_model(
-                spec, longest, checkpointing=spec.checkpointing, served=True,
-                free_memory=free_memory,
-            )  # fmt: skip
+                spec, longest, checkpointing=spec.checkpointing, served=True, free=free
+            )
+            engine.ready()
             plan = resolve_reinforcement(spec, len(tasks.training), shape.hidden_size)
             optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
             policy = ServedPolicy(model, engine, directory / "state" / "rollouts")
