@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from http_load import serving
 from openai import AsyncOpenAI
 
 KEY, ALIAS = "benchmark", "assistant"
-STORY = [{"role": "user", "content": "Tell me a story about a cat."}]
+# Another one each time: tokens of an answer that was given before are guessed.
+STORY = "Tell me story number {} about a cat."
 TASKS = {
     "sums": "{} + {} = ? Give the answer in the form <number> and say nothing else.",
     "yes": "Are {} and {} numbers? Answer in the form <yes> or <no>.",
@@ -158,13 +160,16 @@ class Loop:
                 "target": found["target"]}  # fmt: skip
 
 
-async def stream(client: AsyncOpenAI, phases: list[Phase], tokens: int) -> None:
+async def stream(
+    client: AsyncOpenAI, phases: list[Phase], tokens: int, numbers: Iterator[int]
+) -> None:
     """One answer after the other; what it sees belongs to the phase in which it began."""
     while True:
         phase = phases[-1]
         try:
+            story = {"role": "user", "content": STORY.format(next(numbers))}
             chunks = await client.chat.completions.create(
-                model=ALIAS, messages=STORY, max_tokens=tokens, stream=True
+                model=ALIAS, messages=[story], max_tokens=tokens, stream=True
             )
             moments = [time.monotonic() async for chunk in chunks if chunk.choices]
             phase.streams += 1
@@ -195,8 +200,9 @@ async def scenario(url: str, options: argparse.Namespace, phases: list[Phase]) -
 
     phases.append(Phase("start"))
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, timeout=600, max_retries=0) as http:
+        numbers = itertools.count(1)
         streams = [
-            asyncio.create_task(stream(http, phases, options.tokens))
+            asyncio.create_task(stream(http, phases, options.tokens, numbers))
             for _ in range(options.clients)
         ]
         await phase("streams alone", time.sleep, options.alone)

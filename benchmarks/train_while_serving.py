@@ -96,13 +96,14 @@ def measure(url: str, options: argparse.Namespace) -> list[dict[str, float]]:
     asyncio.run(load(url, 16, seed=99))
     rounds = []
     for number in range(options.rounds):
-        before = asyncio.run(load(url, options.tokens, seed=number))
+        # New prompts each time: tokens of an answer that was given before are guessed.
+        before = asyncio.run(load(url, options.tokens, seed=3 * number))
         with training(client, file) as worker:
             spent, started = sum(worker.cpu_times()[:2]), time.monotonic()
-            during = asyncio.run(load(url, options.tokens, seed=number))
+            during = asyncio.run(load(url, options.tokens, seed=3 * number + 1))
             spent = sum(worker.cpu_times()[:2]) - spent
             share = spent / (time.monotonic() - started)
-        after = asyncio.run(load(url, options.tokens, seed=number))
+        after = asyncio.run(load(url, options.tokens, seed=3 * number + 2))
         alone = {key: (before[key] + after[key]) / 2 for key in before}
         rounds.append(
             {"alone": alone["mean"], "alone_p99": alone["p99"], "with_job": during["mean"],
