@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import subprocess
@@ -13,11 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
+import msgspec
 import openai
 import psutil
 import pytest
 from hagane.cli.cluster import RAY_VARIABLES
 from hagane.cluster.config import ClusterConfig
+from hagane.cluster.routing import Placing, RoutingHint
+from hagane.cluster.version import ModelVersion
+from hagane.system.errors import ConfigurationError
 
 from tests.support.fine_tuning import examples, supervised, wait
 from tests.support.postgres import Postgres, missing
@@ -241,6 +246,46 @@ def test_any_edge_has_what_all_edges_count(cluster, client):
     assert all(scrape == scrapes[0] for scrape in scrapes)
     assert scrapes[0].keys() == before.keys()
     assert sum(scrapes[0].values()) == sum(before.values()) + 6
+
+
+def test_each_request_gets_the_replica_that_was_chosen_for_it(deploy, tiny_model_dir):
+    """However many are on their way, and whichever calls of Serve's wait next to them."""
+    from ray import serve
+
+    async def choose_many() -> tuple[list[str], list[str]]:
+        handle = serve.get_deployment_handle("engines", "hagane")
+        reports = await handle.broadcast("report").results_async()
+        names = {msgspec.msgpack.decode(report)["replica"] for report in reports}
+        model = ModelVersion.of("tiny", tiny_model_dir)
+
+        async def choose(name: str) -> str:
+            placing = Placing(RoutingHint(), model, {}, names - {name})
+            async with handle.choose_replica(placing=placing, _reserve=False) as chosen:
+                return chosen.replica_id
+
+        wanted = sorted(names) * 40
+        waiting = [handle.report.remote() for _ in range(40)]
+        chosen = await asyncio.gather(*map(choose, wanted))
+        for call in waiting:
+            await call
+        return wanted, chosen
+
+    wanted, chosen = asyncio.run(choose_many())
+    assert len({*wanted}) == 2
+    assert chosen == wanted
+
+
+def test_a_store_that_the_cluster_s_machines_cannot_use_is_known_before(deploy, configuration):
+    from hagane.cluster.store_check import require_store
+
+    settings = ClusterConfig.read(configuration).settings
+    require_store(settings)
+    nobody = settings | {"database_url": "postgresql://hagane@127.0.0.1:1/none"}
+    with pytest.raises(ConfigurationError, match=r"on a machine of the cluster: .*127\.0\.0\.1:1"):
+        require_store(nobody)
+    nowhere = settings | {"blob_url": "/dev/null/none"}
+    with pytest.raises(ConfigurationError, match="on a machine of the cluster: blob_url"):
+        require_store(nowhere)
 
 
 def test_replacing_all_parts_under_load_fails_no_request(client, deploy):

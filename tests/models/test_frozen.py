@@ -15,6 +15,7 @@ from hagane.models.frozen import (
     DequantizedLinear,
     Int8TrainingEmbedding,
     Int8TrainingLinear,
+    _rotation,
     use_int8_training,
 )
 from hagane.models.linear import make_linear
@@ -181,3 +182,12 @@ def test_a_base_of_integers_is_what_serving_computes(tiny_model_dir):
         assert torch.equal(ours.self_attn.qkv_proj(hidden), theirs.self_attn.qkv_proj(hidden))
     assert torch.equal(model.logits(hidden), served.logits(hidden))
     assert torch.equal(model.model.embed_tokens(ids), served.model.embed_tokens(ids))
+
+
+def test_the_rotation_may_be_part_of_a_graph_whoever_made_it_first():
+    _rotation.cache_clear()
+    with torch.inference_mode():
+        _rotation(8, torch.float32)
+    x = torch.ones(2, 8, requires_grad=True)
+    torch.mm(x, _rotation(8, torch.float32)).sum().backward()
+    assert x.grad is not None

@@ -93,7 +93,8 @@ def _deployment(cluster: ClusterConfig, settings: Settings) -> dict[str, Any]:
 
 def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> None:
     # Where edges would fail one after the other: a database or objects that cannot be used.
-    open_store(settings).close()
+    if address is None:
+        open_store(settings).close()
     for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     try:
@@ -104,6 +105,7 @@ def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> N
             f"hagane cluster needs Ray: {install_command('cluster')}"
         ) from None
     from hagane.cluster.application import build
+    from hagane.cluster.store_check import require_store
 
     application = build(cluster.model_dump())
     stopped = threading.Event()
@@ -114,6 +116,8 @@ def _serve(cluster: ClusterConfig, settings: Settings, address: str | None) -> N
         raise ConfigurationError(
             f"the Ray cluster at {address} cannot be reached: {error}"
         ) from None
+    if address is not None:
+        require_store(cluster.settings)
     # Only now: Ray sets handlers of its own.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

@@ -1,8 +1,13 @@
 """`PrefixPolicy` behind Ray Serve's interface for request routers.
 
 An edge asks for a replica with a `Placing` and sends the request there by itself, so that the load
-of a replica is what the edge has in flight there, not what Serve knows of. Serve copies the classes
-of this module: nobody else's instances are theirs.
+of a replica is what the edge has in flight there, not what Serve knows of. It reserves no slot, so
+that Serve takes what `choose_replicas` gives first: such requests do not wait in the queue that
+`FIFOMixin` hands replicas out in, where one could get what was chosen for another. Serve's own
+calls do, to which any replica will do. Serve's default hands out by an id that all calls of one
+HTTP request have in common, of which all but one would then wait for ever.
+
+Serve copies the classes of this module: nobody else's instances are theirs.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hagane.kernels import cpu
 from hagane.kernels.backend import Operations
 from hagane.lora.config import EMBEDDING, HEAD
 from hagane.lora.files import Adapter, TokenRows
@@ -43,8 +44,14 @@ class TokenBank:
         self._slots: dict[int, PackedRows] = {}
 
     def size(self, adapter: Adapter) -> int:
-        """Bytes of the packed rows."""
-        return sum(self._dtype.itemsize * rows.values.numel() for rows in adapter.tokens.values())
+        """Bytes of the packed rows and their ids; the native kernels fill blocks of rows up."""
+        return sum(self._bytes(*rows.values.shape) for rows in adapter.tokens.values())
+
+    def _bytes(self, rows: int, features: int) -> int:
+        values = self._dtype.itemsize * rows * features
+        if self._operations is cpu:
+            values = cpu.dense_bytes(rows, features, self._dtype)
+        return values + torch.int64.itemsize * rows
 
     def require(self, adapter: Adapter) -> None:
         """Raises ModelError where the model's head is more than a product, or not its own."""

@@ -68,7 +68,9 @@ class Int8TrainingLinear(nn.Module):
 @cache
 def _rotation(block: int, dtype: torch.dtype) -> Tensor:
     """The rotation of `block` features as a matrix, its own inverse."""
-    return rotated(torch.eye(block), block).to(dtype)
+    # A tensor that inference made could not be part of a later graph.
+    with torch.inference_mode(False):
+        return rotated(torch.eye(block), block).to(dtype)
 
 
 class DequantizedHead:

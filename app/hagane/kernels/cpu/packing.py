@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,12 @@ def pack_dense_parts(
     """Float32 or bfloat16 matrices [rows, in] of one dtype, one under the other."""
     kind = _F32 if parts[0].dtype == torch.float32 else _BF16
     return _pack(kind, parts, parts[0].shape[1], None, bias, 0, arena=arena)
+
+
+def dense_bytes(rows: int, features: int, dtype: torch.dtype) -> int:
+    """The size of what `pack_dense` makes of a matrix [rows, features] without a bias."""
+    kind = _F32 if dtype == torch.float32 else _BF16
+    return 4 * math.prod(_shape(kind, rows, features * dtype.itemsize))
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
