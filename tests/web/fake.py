@@ -58,8 +58,8 @@ def answers(text: str) -> dict[str, Any]:
     plan = {"learning_rate": 2.1e-4}
     name = f"ft:tiny:{text}:2"
     settings = {"result": {"step": 80}, "plan": plan, "rank": 8, "patience": 3, "quantize": "int8",
-                "target_modules": ["q_proj"], "rslora": True, "dora": True,
-                "full": False}  # fmt: skip
+                "target_modules": ["q_proj"], "rslora": True, "dora": True, "full": False,
+                "trained_tokens": ["<a>", "<b c>"], "checkpointing": False}  # fmt: skip
     jobs = [
         job("1", "running", text, extra={"progress": progress, "plan": plan}),
         job(

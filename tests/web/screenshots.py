@@ -1,9 +1,12 @@
-"""Take the pictures of docs/ from the built-in model: `python -m tests.web.screenshots [chat]`."""
+"""Take the pictures of docs/: `python -m tests.web.screenshots [--model MODEL] [chat] [admin]`.
+
+Those in the repository are of Qwen2.5-Coder-0.5B-Instruct with `--quantize int8`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +17,16 @@ import httpx
 from PIL import Image
 
 from tests.support.server import Server, start_server, stop_server
-from tests.web.browser import ROOT, chromium, send, visit, wait_answer
+from tests.web.browser import ROOT, choose, chromium, send, visit, wait_answer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 KEY = "for-pictures"
-ENGLISH = ("Hello! Who are you?", "Tell me a short story about a little cat.", "Thank you!")
-JAPANESE = ("こんにちは。", "あなたは誰ですか。")
+ENGLISH = ("Write a Python function for the area of a circle. Only the code, no explanation.",
+           "Show the formula for it in LaTeX, in one line.")  # fmt: skip
+JAPANESE = ("こんにちは。", "円の面積の公式をLaTeXで書いてください。")
+COMPARED = "Where is the goat?"
 WIDE = {"viewport": {"width": 1100, "height": 700}, "color_scheme": "light"}
 PHONE = {
     "viewport": {"width": 390, "height": 760},
@@ -49,25 +54,25 @@ def examples() -> str:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    flags = ("--data-dir", str(folder / "data"))
-    server = start_server(Path("hagane-mini"), folder / "log", *flags, HAGANE_ADMIN_KEY=KEY)
+def serving(model: Path, quantize: str, folder: Path) -> Iterator[Server]:
+    flags = ("--data-dir", str(folder / "data"), "--quantize", quantize)
+    server = start_server(model, folder / "log", *flags, HAGANE_ADMIN_KEY=KEY)
     try:
-        server.wait_ready()
+        server.wait_ready(300)
         yield server
     finally:
         stop_server(server)
 
 
-def train(server: Server) -> str:
-    """A job from upload to success; returns its id."""
+def train(server: Server) -> dict[str, Any]:
+    """A job from upload to success."""
     headers = {"Authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=30) as client:
         upload = {"file": ("ships-log.jsonl", examples())}
         file = client.post("/files", files=upload, data={"purpose": "fine-tune"}).json()
-        method = {"hyperparameters": {"n_epochs": 6, "batch_size": 4}}
+        method = {"hyperparameters": {"n_epochs": 3, "batch_size": 4}}
         body = {
-            "model": "hagane-mini",
+            "model": client.get("/models").json()["data"][0]["id"],
             "training_file": file["id"],
             "suffix": "ships-log",
             "seed": 1,
@@ -80,10 +85,11 @@ def train(server: Server) -> str:
                 pass
         job = client.get(f"/fine_tuning/jobs/{job['id']}").json()
         assert job["status"] == "succeeded", job
-        return str(job["id"])
+        return job
 
 
 def chat(page: Page, messages: tuple[str, ...]) -> None:
+    choose(page, temperature=0)
     for message in messages:
         send(page, message)
         wait_answer(page)
@@ -107,7 +113,7 @@ def picture(page: Page, name: str) -> None:
         taken.convert("RGB").quantize(96).save(path, optimize=True)
 
 
-def take_chat(browser: Browser, server: Server) -> None:
+def take_chat(browser: Browser, server: Server, job: dict[str, Any]) -> None:
     for name, messages, options in (
         ("chat-light", ENGLISH, WIDE),
         ("chat-dark-phone", JAPANESE, PHONE),
@@ -117,18 +123,19 @@ def take_chat(browser: Browser, server: Server) -> None:
             picture(page, name)
     with visit(browser, server.url, **WIDE) as page:
         page.wait_for_selector("#model option", state="attached")
+        choose(page, temperature=0)
         page.click("#compare")
-        send(page, ENGLISH[1])
+        page.select_option("#second", job["fine_tuned_model"])
+        send(page, COMPARED)
         page.wait_for_selector("#log[aria-busy=false] .compared .better >> nth=1")
         picture(page, "chat-compare")
 
 
-def take_admin(browser: Browser, server: Server) -> None:
-    job = train(server)
+def take_admin(browser: Browser, server: Server, job: dict[str, Any]) -> None:
     tall = {**WIDE, "viewport": {"width": 1100, "height": 900}}
     for name, section, ready, options in (
-        ("admin-job", f"job/{job}", "#chart-loss .line", tall),
-        ("admin-phone", f"job/{job}", "#chart-loss .line", PHONE),
+        ("admin-job", f"job/{job['id']}", "#chart-loss .line", tall),
+        ("admin-phone", f"job/{job['id']}", "#chart-loss .line", PHONE),
         ("admin-overview", "overview", "#chart-latency .line", WIDE),
     ):
         with visit(browser, f"{server.url}/admin", "#sign-in", **options) as page:
@@ -136,17 +143,25 @@ def take_admin(browser: Browser, server: Server) -> None:
             picture(page, name)
 
 
-def main(*parts: str) -> None:
-    """Take the pictures of `chat`, of `admin`, or without parts of both."""
+TAKEN = {"chat": take_chat, "admin": take_admin}
+
+
+def main() -> None:
+    """Take the pictures of the parts that are named, or of all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(TAKEN))
+    parser.add_argument("--model", type=Path, default=Path("hagane-mini"))
+    parser.add_argument("--quantize", default="none")
+    given = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder)) as server,
+        serving(given.model, given.quantize, Path(folder)) as server,
         chromium() as browser,
     ):
-        for part, take in {"chat": take_chat, "admin": take_admin}.items():
-            if part in (parts or (part,)):
-                take(browser, server)
+        job = train(server)
+        for part in given.parts or TAKEN:
+            TAKEN[part](browser, server, job)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

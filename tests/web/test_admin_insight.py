@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -111,6 +112,26 @@ def test_models_are_compared_on_an_eval(page, studio):
     answers = page.locator("#run-answers .card >> nth=0 >> .answers .said").all_text_contents()
     assert len(answers) == 2
     assert answers[0] == answers[1]
+
+
+def test_days_and_steps_are_not_divided(page):
+    """One day or three steps, for all of which there would be room for tenths."""
+    ticks = """async ([low, high, least]) => {
+      const { ticks } = await import("/web/admin/chart.js");
+      return ticks(low, high, 8, least);
+    }"""
+    assert 0.2 in page.evaluate(ticks, [0, 1, 0])
+    assert page.evaluate(ticks, [-1, 0, 1]) == [-1, 0]
+    assert page.evaluate(ticks, [1, 3, 1]) == [1, 2, 3]
+    assert page.evaluate(ticks, [0, 40, 1]) == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+    day = datetime.now(UTC).date() - timedelta(days=2)
+    use = {"day": str(day), "label": "key", "name": None, "requests": 1, "refused": 0,
+           "prompt_tokens": 5, "generated_tokens": 3}  # fmt: skip
+    page.route("**/admin/key_usage?*", lambda route: route.fulfill(json={"data": [use]}))
+    open_section(page, "keys", "#chart-use svg")
+    labels = page.locator("#chart-use text[text-anchor=middle]").all_text_contents()
+    page.unroute("**/admin/key_usage?*")
+    assert labels[-3:] == ["-2", "-1", "0"]
 
 
 def test_the_log_is_filtered(page):

@@ -62,20 +62,26 @@ def test_a_job_is_made_again_with_changes(page):
     page.evaluate("location.hash = '#/job/ftjob-2'")
     page.wait_for_selector("#job-facts :text('int8')")
     facts = page.inner_text("#job-facts")
-    for said in ("Rank\n8", "Patience (checkpoints)\n3", "Adapted matrices\nq_proj"):
+    twice = "Layers computed twice (checkpointing)\nnever"
+    for said in ("Rank\n8", "Patience (checkpoints)\n3", "Adapted matrices\nq_proj", twice):
         assert said in facts
     page.click("#job-head a:has-text('Run again')")
     page.wait_for_selector("#create-kept:has-text('patience 3')")
     for name, value in {"n_epochs": "3", "rank": "8", "quantize": "int8", "seed": "7"}.items():
         assert page.input_value(f"#create-form [name={name}]") == value
+    assert page.input_value("#create-form [name=checkpointing]") == "false"
+    assert page.input_value("#create-form [name=trained_tokens]") == "<a>\n<b c>"
     page.fill("#create-form [name=rank]", "32")
+    page.select_option("#create-form [name=checkpointing]", "true")
+    page.fill("#create-form [name=trained_tokens]", "<a>\n\n<b c>\n")
     with page.expect_request(lambda request: request.method == "POST") as asked:
         page.click("#create-form .primary")
     body = asked.value.post_data_json
     assert body["suffix"] == "stories"
     assert body["extra"] == {
         "rank": 32, "patience": 3, "quantize": "int8", "promote": "if_better", "rslora": True,
-        "dora": True, "full": False, "target_modules": ["q_proj"],
+        "dora": True, "full": False, "target_modules": ["q_proj"], "checkpointing": True,
+        "trained_tokens": ["<a>", "<b c>"],
     }  # fmt: skip
 
 
@@ -108,6 +114,13 @@ def test_language_and_theme_are_shared_with_the_chat_page(page, server, theme):
     page.wait_for_selector("#send:has-text('送信')")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(255, 255, 255)" if theme == "light" else "rgb(21, 24, 27)")
+
+
+def test_signing_in_leaves_the_header_in_sight(page):
+    pretend(page, "polite")
+    sign_in(page)
+    assert page.evaluate("document.activeElement.id") == "content"
+    assert page.evaluate("scrollY") == 0
 
 
 def test_the_key_stays_in_the_tab_and_out_of_addresses(page):

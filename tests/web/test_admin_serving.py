@@ -172,11 +172,13 @@ def test_keys_are_made_limited_and_revoked(page, admin):
     assert page.input_value("#key-dialog [name=expires]") == "2199-12-31"
     page.fill("#key-dialog [name=concurrent_requests]", "2")
     page.click("#key-dialog .primary")
+    page.wait_for_selector("#status:has-text('Done.')")
     page.wait_for_selector(f"{card}:has-text('Requests at a time: 2')")
     page.click(f"{card} .revoke")
     page.click("#ask .primary")
     page.wait_for_selector(f"{card} .badge:has-text('revoked')")
     assert httpx.get(f"{admin.url}/v1/models", **ask).status_code == 401
+    assert page.is_hidden("#made-key"), "it opens nothing any more"
     go(page, "overview")
     go(page, "keys")
     assert page.is_hidden("#made-key"), "a key is shown once"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from tests.web.browser import ANSWERS, choose, send, wait_until
+from tests.web.browser import ANSWERS, choose, send, visit, wait_until
 
 BOTH = "document.querySelectorAll('#log[aria-busy=false] .message.compared .better').length === 2"
 
@@ -42,6 +42,14 @@ def test_the_better_answer_is_picked(page, endless):
     assert said == ["Hi", texts[1], "Go on"]
     page.wait_for_selector("#log[aria-busy=false] .message:nth-child(4)")
     assert page.locator(".compared").count() == 0
+
+
+def test_another_model_is_offered_to_compare_with(browser, studio):
+    with visit(browser, studio.url) as page:
+        page.wait_for_selector("#second option >> nth=1", state="attached")
+        assert page.input_value("#model") == "tiny"
+        page.click("#compare")
+        assert page.input_value("#second") != "tiny"
 
 
 def test_stop_ends_both_and_a_reload_keeps_them(page):

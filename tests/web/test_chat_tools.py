@@ -102,6 +102,57 @@ def test_each_conversation_has_tools_of_its_own_by_keyboard_alone(page, model):
     assert names == [["calculator"], [], ["calculator"]]
 
 
+def test_a_conversation_from_before_there_were_tools_has_none(page, model):
+    answers, bodies = model
+    answers.append([{"content": "ok"}])
+    switch_on(page, "calculator")
+    send(page, "Old")
+    wait_answer(page)
+    page.evaluate("""() => {
+      const key = Object.keys(localStorage).find((one) => one.startsWith("hagane.conversation."));
+      const { tools, ...older } = JSON.parse(localStorage[key]);
+      localStorage[key] = JSON.stringify(older);
+    }""")
+    page.reload()
+    page.wait_for_selector("#use-tools[aria-label='Tools: 0 on']")
+    send(page, "Again")
+    page.wait_for_selector("#log[aria-busy=false] .message:nth-child(4)")
+    assert ["tools" in body for body in bodies] == [True, False]
+
+
+def test_a_choice_outlives_the_absence_of_its_tool(page, model):
+    """As while an MCP server is down."""
+    answers, bodies = model
+    answers.append([{"content": "ok"}])
+    switch_on(page, "clock")
+    send(page, "With")
+    wait_answer(page)
+
+    def without_clock(route):
+        offered = route.fetch().json()
+        tools = [one for one in offered["data"] if one["function"]["name"] != "clock"]
+        route.fulfill(json={**offered, "data": tools})
+
+    page.route("**/v1/tools", without_clock)
+    page.reload()
+    page.wait_for_selector("#use-tools[aria-label='Tools: 0 on']")
+    page.click("#use-tools")
+    gone = page.locator("#tool-list label:has-text('clock')")
+    assert "not available" in gone.inner_text()
+    assert gone.locator("input").is_checked()
+    page.check("#tool-list input[value=calculator]")
+    page.keyboard.press("Escape")
+    send(page, "Without")
+    page.wait_for_selector("#log[aria-busy=false] .message:nth-child(4)")
+    page.unroute("**/v1/tools")
+    page.reload()
+    page.wait_for_selector("#use-tools[aria-label='Tools: 2 on']")
+    send(page, "Both")
+    page.wait_for_selector("#log[aria-busy=false] .message:nth-child(6)")
+    names = [{tool["function"]["name"] for tool in body["tools"]} for body in bodies]
+    assert names == [{"clock"}, {"calculator"}, {"calculator", "clock"}]
+
+
 def test_calls_are_run_shown_sent_and_kept(page, model):
     answers, bodies = model
     both = [*calling("calculator", '{"expression": "6*7"}'), *calling("clock", "{}", 1)]
@@ -201,6 +252,25 @@ def test_stop_while_a_tool_runs(page, model):
     page.wait_for_selector("#log[aria-busy=false] .stats:has-text('Stopped.')")
     assert len(held) == 1
     page.unroute("**/v1/tools/call")
+
+
+def test_calls_of_an_answer_that_ended_are_not_running(page, model):
+    """As where the limit of tokens comes amid the calls, or the tab is closed."""
+    answers, _ = model
+    answers.append(calling("calculator", '{"expression": "1"}'))
+    cut = {"id": "c1", "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    body = chunks(*answers[0]).replace("data: [DONE]", f"data: {json.dumps(cut)}\n\ndata: [DONE]")
+    page.unroute("**/v1/chat/completions")
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+    switch_on(page, "calculator")
+    send(page, "Go")
+    page.wait_for_selector("#log[aria-busy=false] .stats:has-text('Cut short')")
+    assert page.inner_text(".call summary") == "calculator was not run"
+    page.reload()
+    page.wait_for_selector(".call summary:has-text('was not run')")
 
 
 def test_a_model_without_tools_says_so(page):

@@ -96,7 +96,8 @@ async function signIn(form) {
   form.elements.key.value = "";
   if (!(await attempt(() => request("admin/status")))) return;
   open();
-  $("content").focus();
+  // The header stays in sight.
+  $("content").focus({ preventScroll: true });
 }
 
 function listen() {

@@ -27,12 +27,13 @@ function svg(tag, attributes, ...children) {
  * @param {number} low
  * @param {number} high
  * @param {number} count
+ * @param {number} [least] the smallest distance between two: 1 where halves mean nothing
  * @returns {number[]}
  */
-export function ticks(low, high, count) {
+export function ticks(low, high, count, least = 0) {
   const rough = (high - low || Math.abs(high) || 1) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  const step = Math.max(least, [1, 2, 5, 10].find((factor) => factor * power >= rough) * power);
   const first = Math.floor(low / step + 1e-9);
   const last = Math.max(Math.ceil(high / step - 1e-9), first + 1);
   // Multiplied, not added up: no sum of rounding errors in the labels.
@@ -71,8 +72,8 @@ export class LineChart {
   /**
    * @param {HTMLElement} figure
    * @param {{from?: number, to?: number, table?: boolean, xName: () => string,
-   *   yName: () => string,
-   *   unit?: string}} options `from`: what the vertical axis includes at least, and `to`
+   *   yName: () => string, unit?: string, whole?: boolean}} options `from`: what the vertical axis
+   *   includes at least, and `to`; `whole`: the horizontal axis counts what has no halves
    */
   constructor(figure, options) {
     this.options = options;
@@ -124,17 +125,18 @@ export class LineChart {
   #scale(filled, width) {
     const xs = filled.flatMap(({ points }) => points.map(([x]) => x));
     const ys = filled.flatMap(({ points }) => points.map(([, y]) => y));
-    const { from, to } = this.options;
+    const { from, to, whole } = this.options;
     const least = (values) => values.reduce((a, b) => Math.min(a, b));
     const most = (values) => values.reduce((a, b) => Math.max(a, b));
     const yTicks = ticks(Math.min(least(ys), from ?? Infinity), Math.max(most(ys), to ?? -Infinity), 4);
-    const [left, right] = [least(xs), Math.max(most(xs), least(xs) + 1)];
+    const [left, last] = [least(xs), most(xs)];
+    const right = Math.max(last, left + 1);
     const [bottom, top] = [yTicks[0], yTicks.at(-1)];
     const across = width - MARGIN.left - MARGIN.right;
     const down = HEIGHT - MARGIN.top - MARGIN.bottom;
     return {
       width,
-      xTicks: ticks(left, right, width < 500 ? 4 : 8).filter((x) => x >= left && x <= right),
+      xTicks: ticks(left, right, width < 500 ? 4 : 8, whole ? 1 : 0).filter((x) => x >= left && x <= last),
       yTicks,
       x: (value) => MARGIN.left + ((value - left) / (right - left)) * across,
       y: (value) => MARGIN.top + (1 - (value - bottom) / (top - bottom)) * down,
@@ -146,7 +148,7 @@ export class LineChart {
     const { x, y, xTicks, yTicks, width } = this.scale;
     const rows = yTicks.flatMap((value) => [
       svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }),
-      svg("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, this.#say(value)),
+      svg("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, this.#say(value, true)),
     ]);
     const columns = xTicks.map((value) =>
       svg("text", { x: x(value), y: HEIGHT - 24, "text-anchor": "middle" }, number(value, 2)));
@@ -171,8 +173,10 @@ export class LineChart {
     return smooth ? [line(points, "faint"), line(smoothed(points), "")] : [line(points, "")];
   }
 
-  #say(value) {
-    return number(value, 3) + (this.options.unit ?? "");
+  /** A value with four digits and no more than three decimals; `exact` for those of an axis, which are round. */
+  #say(value, exact = false) {
+    const digits = exact ? 3 : 3 - Math.max(0, Math.floor(Math.log10(Math.max(Math.abs(value), 1))));
+    return number(value, Math.max(0, digits)) + (this.options.unit ?? "");
   }
 
   /** The legend says each series' last value; to screen readers it is the chart. */

@@ -79,7 +79,7 @@ async function write({ made, text, figures }, body, signal) {
 function said(usage, first, whole) {
   const tokens = usage?.completion_tokens ?? 0;
   return [
-    `${number(tokens)} ${t("tokens")}`,
+    t("tokensSaid", { count: number(tokens) }),
     `${t("firstToken")} ${t("seconds", { seconds: number(first / 1000, 2) })}`,
     `${t("inAll")} ${t("seconds", { seconds: number(whole / 1000, 2) })}`,
     `${number(tokens / Math.max(whole / 1000, 1e-3), 1)} ${t("tokensPerSecond")}`,

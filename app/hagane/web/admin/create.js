@@ -15,7 +15,7 @@ const HYPERPARAMETERS = ["n_epochs", "batch_size", "learning_rate_multiplier"];
 const EXTRA = ["rank", "alpha", "learning_rate", "sequence_length"];
 const METHODS = ["supervised", "dpo", "orpo", "kto"];
 /** Options without a field in the form. */
-const KEPT = ["patience", "seeds", "neftune_alpha", "teacher", "teacher_weight", "trained_tokens", "checkpointing"];
+const KEPT = ["patience", "seeds", "neftune_alpha", "teacher", "teacher_weight"];
 
 /** Those of the job that is made again. */
 let kept = {};
@@ -67,6 +67,8 @@ function fill(form, job) {
   for (const name of [...HYPERPARAMETERS, "beta"]) put(name, used[name]);
   for (const name of [...EXTRA, "quantize"]) put(name, extra[name]);
   put("seed", job.seed);
+  put("checkpointing", extra.checkpointing?.toString());
+  elements.trained_tokens.value = (extra.trained_tokens ?? []).join("\n");
   const [, suffix = ""] = extra.adapter.match(/^ft:.*:([^:]*):[^:]*$/) ?? [];
   elements.suffix.value = suffix;
   elements.promote.value = extra.promote;
@@ -135,7 +137,10 @@ function body({ elements }) {
     rslora: elements.rslora.checked,
     dora: elements.dora.checked,
     full: elements.full.checked,
+    ...(elements.checkpointing.value && { checkpointing: elements.checkpointing.value === "true" }),
   };
+  const tokens = elements.trained_tokens.value.split("\n").filter((line) => line.trim());
+  if (tokens.length) extra.trained_tokens = tokens;
   if (!extra.full && chosen.length < TARGETS.length) extra.target_modules = chosen;
   const made = {
     model: elements.model.value,

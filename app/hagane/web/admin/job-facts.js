@@ -35,7 +35,7 @@ function made(job) {
     [t("noise"), extra.neftune_alpha],
     [t("teacher"), extra.teacher],
     [t("newTokens"), extra.trained_tokens?.join(", ")],
-    [t("checkpointing"), extra.checkpointing?.toString()],
+    [t("checkpointing"), { true: t("always"), false: t("never") }[extra.checkpointing]],
     [t("promoteWhen"), { if_better: t("ifBetter"), always: t("always"), manual: t("manually") }[extra.promote]],
     [t("learningRate"), plan.learning_rate?.toPrecision(3)],
     [t("steps"), plan.steps],

@@ -36,7 +36,7 @@ export function openJob(id) {
   // What preferences and rewards cost has no unit.
   let unit = "loss";
   const yName = () => t(unit);
-  const chart = new LineChart($("chart-loss"), { xName: () => t("steps"), yName, table: true });
+  const chart = new LineChart($("chart-loss"), { xName: () => t("steps"), yName, table: true, whole: true });
   clear();
   const stop = poll(SECONDS, async () => {
     const job = inCommon(await request(pathOf(JOBS, id)));

@@ -27,7 +27,7 @@ export function openKeys() {
   ]);
   $("new-key").onclick = () => edit(null);
   const chart = new LineChart($("chart-use"), {
-    xName: () => t("daysAgo"), yName: () => t("tokens"), from: 0, to: 10,
+    xName: () => t("daysAgo"), yName: () => t("tokens"), from: 0, to: 10, whole: true,
   });
   $("use-form").onchange = () => attempt(() => showUse(chart));
   const stop = poll(SECONDS, async () => {
@@ -123,6 +123,7 @@ async function revoke({ id, name }) {
   if ((await ask(t("revokeLabel", { name }), null, "remove")) === null) return;
   await attempt(async () => {
     await request(pathOf("admin/keys", id), { method: "DELETE" });
+    forget();
     announce(t("changed"));
     await refresh();
   });

@@ -9,6 +9,9 @@ const REFUSED = new Set([401, 403]);
 /** What the notice on show is about: only success at the same thing takes it away. */
 let subject = "";
 let refused = () => {};
+/** Milliseconds for which what was done is said. */
+const SAID = 6000;
+let fading = 0;
 
 /**
  * Call `action` whenever the server wants another admin key, or none.
@@ -40,11 +43,13 @@ export function notice(text, about = "") {
 }
 
 /**
- * Say `text` to screen readers.
+ * Say `text` for a few seconds; screen readers say it once.
  * @param {string} text
  */
 export function announce(text) {
+  clearTimeout(fading);
   $("status").textContent = text;
+  fading = setTimeout(() => $("status").replaceChildren(), SAID);
 }
 
 /**

@@ -38,21 +38,21 @@ export function openOverview() {
     cache: chart("chart-cache", "cacheUnit", { to: 100, unit: " %" }),
     machine: chart("chart-machine", "shareUnit", { to: 100, unit: " %" }),
   };
-  let totals = {};
+  let totals = null;
+  const update = async () => {
+    const status = await request("admin/status");
+    totals = { memory: status.memory?.total_bytes, disk: status.disk?.total_bytes };
+    show(status);
+  };
   const refresh = async () => {
+    // How much there is in all is not in the history.
+    if (!totals) await update();
     const wanted = period.value;
     const { data } = await request(`admin/history?period=${wanted}`);
     if (wanted === period.value) showHistory(data, wanted, charts, totals);
   };
   period.onchange = () => attempt(refresh);
-  const stops = [
-    poll(SECONDS, async () => {
-      const status = await request("admin/status");
-      totals = { memory: status.memory?.total_bytes, disk: status.disk?.total_bytes };
-      show(status);
-    }),
-    poll(HISTORY_SECONDS, refresh),
-  ];
+  const stops = [poll(SECONDS, update), poll(HISTORY_SECONDS, refresh)];
   return () => stops.forEach((stop) => stop());
 }
 

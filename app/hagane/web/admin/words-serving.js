@@ -52,7 +52,7 @@ export const SERVING_WORDS = {
     requestsPerMinute: "Requests a minute",
     tokensPerMinute: "Tokens a minute",
     concurrentRequests: "Requests at a time",
-    asSet: "as in the settings",
+    asSet: "as set",
     noLimits: "Limits of the settings.",
     expires: "Expires after",
     priority: "Its requests may go before others",

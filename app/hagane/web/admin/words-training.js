@@ -97,7 +97,7 @@ export const TRAINING_WORDS = {
     lastMinutes: "the last 5 minutes",
     lastHour: "the last hour",
     lastDay: "the last day",
-    linesShown: "{count} lines",
+    linesShown: "Lines: {count}",
     loadOverTime: "Load over time",
     period: "Period",
     quarterHour: "15 minutes",

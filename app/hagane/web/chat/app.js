@@ -57,7 +57,7 @@ const attachments = new Attachments($("attached"), notice);
 
 /** What the list of conversations can do. */
 const list = {
-  select,
+  select: turnTo,
   changed(id, changes) {
     kept(store.change(open.get(id) ?? store.openConversation(id), changes));
     show();
@@ -157,11 +157,18 @@ function select(id) {
   if (!touches()) $("prompt").focus();
 }
 
+/** What was said about the conversation before is of no use with another. */
+function turnTo(id) {
+  notice("");
+  select(id);
+}
+
 async function send() {
   if (!(await access.known())) return;
   const text = $("prompt").value.trim();
   if ((!text && !attachments.files.length) || runsOf(current.id).length) return;
   write("");
+  notice("");
   const files = attachments.take();
   say({ role: "user", content: text, ...(files.length && { files }) });
   answer();
@@ -247,7 +254,7 @@ function listen() {
     send,
     stop: stopCurrent,
     isBusy: () => runsOf(current.id).length > 0,
-    fresh: () => select(null),
+    fresh: () => turnTo(null),
     settings,
     askKey: () => access.ask(),
   });
@@ -255,7 +262,7 @@ function listen() {
   acceptFiles(attachments, $("files"), $("attach"), document.querySelector("main"));
   prepareList(list, show);
   prepareShortcuts({
-    fresh: () => select(null),
+    fresh: () => turnTo(null),
     search: () => {
       setDrawer(true);
       $("search").focus();

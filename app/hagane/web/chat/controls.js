@@ -30,7 +30,7 @@ export function prepareControls(actions) {
     actions.askKey();
   });
   for (const example of $("examples").children) {
-    example.addEventListener("click", () => write(`${example.textContent}\n`));
+    example.addEventListener("click", () => write(example.textContent));
   }
   $("model").addEventListener("change", () => prefer({ model: $("model").value }));
   $("second").addEventListener("change", () => prefer({ second: $("second").value }));

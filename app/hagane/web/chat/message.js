@@ -68,7 +68,7 @@ export function growArticle(article, message) {
   const text = part(article, "text");
   if (message.role === "user") text.textContent = message.content;
   else renderMarkdown(text, splitThoughts(message).answer);
-  showSteps(part(article, "steps"), message);
+  showSteps(part(article, "steps"), message, article.classList.contains("writing"));
   showReasoning(part(article, "reasoning"), message);
   const waiting = article.querySelector(".waiting p");
   if (waiting && message.waiting) waiting.textContent = t("busy", { seconds: message.waiting });

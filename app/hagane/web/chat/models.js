@@ -28,7 +28,7 @@ export class Access {
     try {
       const models = await listModels(loadKey("key"));
       prefer({ model: offerModels(this.select, models, preferences.model) });
-      const second = offerModels(this.second, models, preferences.second);
+      const second = offerModels(this.second, models, preferences.second || partnerOf(preferences.model, models));
       if (preferences.second) prefer({ second });
       this.notice("");
       await loadTools(loadKey("key"));
@@ -64,6 +64,12 @@ export class Access {
   ask(refused = false) {
     askForKey(refused, () => this.load());
   }
+}
+
+/** What a model is compared with unless something else is said: what was tuned from it, or another. */
+function partnerOf(id, models) {
+  const others = models.filter((model) => model.id !== id);
+  return (others.find(({ parent }) => parent === id) ?? others[0])?.id;
 }
 
 /**

@@ -63,9 +63,9 @@ function row(entry, isCurrent, actions) {
   return element("li", choose, more);
 }
 
-/** Without what some file system refuses in a name. */
+/** Without what some file system refuses in a name, and without the end of a sentence. */
 function fileName(name) {
-  return name.replace(/[\p{Cc}\\/:*?"<>|]+/gu, "-");
+  return name.replace(/[\p{Cc}\\/:*?"<>|]+/gu, "-").replace(/[.。\s]+$/, "") || t("untitled");
 }
 
 async function rename({ id }, name, actions) {

@@ -15,9 +15,10 @@ const shown = new WeakMap();
  * Show the steps of a message, and the calls that it is making now.
  * @param {HTMLElement} box
  * @param {Message} message
+ * @param {boolean} busy whether it is being written: of one that ended no call runs any more
  */
-export function showSteps(box, { steps = [], calls = [] }) {
-  const parts = [...steps.flatMap(partsOf), ...calls.map(callPart)];
+export function showSteps(box, { steps = [], calls = [] }, busy) {
+  const parts = [...steps.flatMap(partsOf), ...calls.map((call) => callPart(call, busy))];
   while (box.children.length > parts.length) box.lastChild.remove();
   parts.forEach(({ key, make }, index) => {
     const old = box.children[index];
@@ -34,11 +35,11 @@ function partsOf(step) {
   const { reasoning, answer } = splitThoughts(step);
   const thoughts = reasoning && { key: reasoning, make: () => folded("thoughts", rendered(reasoning)) };
   const said = answer.trim() && { key: answer, make: () => rendered(answer) };
-  return [thoughts, said, ...step.calls.map(callPart)].filter(Boolean);
+  return [thoughts, said, ...step.calls.map((call) => callPart(call, false))].filter(Boolean);
 }
 
-function callPart(call) {
-  return { key: JSON.stringify(call), make: () => callDetails(call) };
+function callPart(call, busy) {
+  return { key: JSON.stringify([call, busy]), make: () => callDetails(call, busy) };
 }
 
 function rendered(text) {
@@ -51,13 +52,13 @@ function folded(word, ...content) {
   return classed("details", word, element("summary", t(word)), ...content);
 }
 
-/** @param {Call} call without a result while it runs */
-function callDetails({ name, arguments: given, result, failed }) {
-  const running = result === undefined;
-  const word = failed ? "callFailed" : running ? "calling" : "called";
+/** @param {Call} call without a result while it runs, or when its answer ended before */
+function callDetails({ name, arguments: given, result, failed }, busy) {
+  const pending = result === undefined;
+  const word = failed ? "callFailed" : !pending ? "called" : busy ? "calling" : "callUnmade";
   const summary = element("summary", t(word, { name }));
   const asked = block("callArguments", indented(given));
-  const came = running ? [] : [block("callResult", result)];
+  const came = pending ? [] : [block("callResult", result)];
   return classed("details", `call${failed ? " failed" : ""}`, summary, ...asked, ...came.flat());
 }
 

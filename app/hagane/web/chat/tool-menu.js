@@ -32,7 +32,7 @@ export function prepareToolMenu(changed) {
  */
 export function showToolMenu(names) {
   const choices = toolChoices(names);
-  const count = choices.filter(({ on }) => on).length;
+  const count = choices.filter(({ on, missing }) => on && !missing).length;
   const opener = $("use-tools");
   opener.hidden = !choices.length;
   opener.title = t("toolsOn", { count });

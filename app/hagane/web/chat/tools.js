@@ -10,6 +10,8 @@ import { details, explain } from "./errors.js";
 
 /** What the server offers. @type {Tool[]} */
 let offered = [];
+/** Whether it has said so: until then, what it does not offer may just not be known. */
+let asked = false;
 /** Built-in tools are described in the page's language; the server's own words are for models. */
 const DESCRIPTIONS = { calculator: "toolCalculator", clock: "toolClock", fetch: "toolFetch" };
 
@@ -24,24 +26,30 @@ export async function loadTools(key) {
     if (!(error instanceof ApiError)) throw error;
     offered = [];
   }
+  asked = true;
 }
 
 /**
- * What the user may choose from.
+ * What the user may choose from, and what was chosen and is not there: its server may come back.
  * @param {string[]} names those that are on
- * @returns {{name: string, source: string, description: string, on: boolean}[]}
+ * @returns {{name: string, source: string, description: string, on: boolean, missing: boolean}[]}
  */
 export function toolChoices(names) {
-  return offered.map(({ source, function: { name, description } }) => ({
+  const choices = offered.map(({ source, function: { name, description } }) => ({
     name,
     source,
     description: !source && DESCRIPTIONS[name] ? t(DESCRIPTIONS[name]) : description,
     on: names.includes(name),
+    missing: false,
   }));
+  const known = new Set(choices.map(({ name }) => name));
+  const missing = names.filter((name) => asked && !known.has(name));
+  const description = t("toolMissing");
+  return [...choices, ...missing.map((name) => ({ name, source: "", description, on: true, missing: true }))];
 }
 
 /**
- * The tools that are on, as a request names them.
+ * The tools that are on and there, as a request names them.
  * @param {string[]} names
  * @returns {?object[]} null for none
  */

@@ -228,7 +228,7 @@ export const WORDS = {
     errorTimeout: "時間がかかりすぎました。",
     errorTooLarge: "一度に送れる量を超えています。",
     errorRequest: "サーバーはこの要求を受け付けませんでした。",
-    errorServer: "サーバーで誤りが起きました。",
+    errorServer: "サーバーでエラーが発生しました。",
     busy: "サーバーが混み合っています。{seconds} 秒後にもう一度試します。",
     tryNow: "今すぐ試す",
     giveUp: "やめる",
