@@ -83,7 +83,7 @@ def test_answers_stand_side_by_side(page):
     wait_until(page, finished)
     first, second = page.locator("#answers .answer").all_text_contents()
     assert first == second != "", "at temperature 0 the same model says the same"
-    assert "12 Tokens" in page.inner_text("#answers .card >> nth=1")
+    assert "12 tokens" in page.inner_text("#answers .card >> nth=1")
     assert page.is_hidden("#compare-stop")
 
 
