@@ -11,22 +11,15 @@ from typing import Literal
 
 import msgspec
 
+from hagane.models.embedding_modules import embedding_modules
 from hagane.system.errors import ModelError
 from hagane.system.files import read_text
 from hagane.system.shapes import shaped
 
-_MODULES = "modules.json"
 _LARGEST = 1 << 20
 # A text's embedding: the hidden state of its last or first token, or the mean of all of them; or
 # the score that a cross-encoder gives to a pair of texts.
 Pooling = Literal["last", "first", "mean", "score"]
-
-
-class _Module(msgspec.Struct, frozen=True):
-    """One step of sentence-transformers: the folder of its files, and its class."""
-
-    path: str
-    type: str
 
 
 class _PoolingFile(msgspec.Struct, frozen=True):
@@ -54,20 +47,13 @@ class EmbeddingStyle:
         With `dense` the model computes linear layers after the pooling, as encoders do.
         Raises ModelError for files that require something unsupported.
         """
-        modules = directory / _MODULES
-        if not modules.is_file():
+        found = {step.kind: step for step in embedding_modules(directory)}
+        if not found:
             return cls(default)
-        try:
-            steps = msgspec.json.decode(read_text(modules, _LARGEST), type=list[_Module])
-        except msgspec.DecodeError as error:
-            raise ModelError(f"{modules}: {error}") from None
-        kinds = {step.type.rsplit(".", 1)[-1]: step.path for step in steps}
-        if "Dense" in kinds and not dense:
-            raise ModelError(f"{modules}: a dense layer after the pooling is not supported")
-        pooling = default
-        if (folder := kinds.get("Pooling")) is not None:
-            pooling = _pooling(directory / Path(folder).name / "config.json")
-        return cls(pooling, "Normalize" in kinds)
+        if "Dense" in found and not dense:
+            raise ModelError(f"{directory}: a dense layer after the pooling is not supported")
+        pooling = _pooling(found["Pooling"].folder(directory) / "config.json")
+        return cls(pooling, "Normalize" in found)
 
 
 def _pooling(path: Path) -> Pooling:

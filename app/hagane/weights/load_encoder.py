@@ -12,12 +12,13 @@ from hagane.kernels import reference
 from hagane.models.bidirectional import BidirectionalDecoder, Projected
 from hagane.models.config import ModelConfig
 from hagane.models.decoder import Transformer
+from hagane.models.embedding_modules import embedding_modules
 from hagane.models.encoder import Encoder, ScoringHead, head_names
 from hagane.models.encoder_config import EncoderConfig
 from hagane.models.modern_bert import ModernBert
 from hagane.models.spec import checkpoint_shapes
 from hagane.system.errors import ModelError
-from hagane.system.files import read_json_object, read_text
+from hagane.system.files import read_json_object
 from hagane.system.shapes import shaped
 from hagane.weights.load import ModelLoader
 from hagane.weights.opening import compare
@@ -26,14 +27,7 @@ from hagane.weights.sources.safetensors import SafetensorsCheckpoint
 
 AnyEncoder = Encoder | ModernBert | BidirectionalDecoder | Projected
 
-_MODULES = "modules.json"
-_LARGEST = 1 << 20
 _IDENTITY = "torch.nn.modules.linear.Identity"
-
-
-class _Module(msgspec.Struct, frozen=True):
-    path: str
-    type: str
 
 
 class _Dense(msgspec.Struct, frozen=True):
@@ -61,7 +55,8 @@ def load_encoder(
             for name, parameter in model.named_parameters()
         }
         model.load_state_dict(state, assign=True)
-    layers = _dense_layers(directory, dtype, device)
+    # Cross-encoders pool nothing.
+    layers = _dense_layers(directory, dtype, device) if config.scale is None else []
     whole: AnyEncoder = (Projected(config, model, layers) if layers else model).eval()  # type: ignore[assignment]
     return whole
 
@@ -84,18 +79,11 @@ def _load_decoder(
 
 def _dense_layers(directory: Path, dtype: torch.dtype, device: torch.device) -> list[nn.Linear]:
     """What sentence-transformers has after the pooling. Raises ModelError for activations."""
-    path = directory / _MODULES
-    if not path.is_file():
-        return []
-    try:
-        steps = msgspec.json.decode(read_text(path, _LARGEST), type=list[_Module])
-    except msgspec.DecodeError as error:
-        raise ModelError(f"{path}: {error}") from None
     layers = []
-    for step in steps:
-        if step.type.rsplit(".", 1)[-1] != "Dense":
+    for step in embedding_modules(directory):
+        if step.kind != "Dense":
             continue
-        folder = directory / Path(step.path).name
+        folder = step.folder(directory)
         stored = shaped(read_json_object(folder / "config.json"), _Dense, str(folder))
         if stored.activation_function != _IDENTITY:
             raise ModelError(f"{folder}: activation_function is not supported: it is not linear")

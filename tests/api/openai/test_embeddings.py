@@ -78,9 +78,12 @@ def pooled_model(source, directory, mode: str, *, normalize=False):
     directory.mkdir()
     for file in source.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
-    modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "st.models.Pooling"}]
-    if normalize:
-        modules.append({"idx": 2, "name": "2", "path": "2_Normalize", "type": "st.Normalize"})
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [
+        {"idx": n, "name": str(n), "path": f"{n}_{kind}" if n else "",
+         "type": f"sentence_transformers.models.{kind}"}
+        for n, kind in enumerate(kinds)
+    ]  # fmt: skip
     (directory / "modules.json").write_text(json.dumps(modules))
     (directory / "1_Pooling").mkdir()
     (directory / "1_Pooling" / "config.json").write_text(json.dumps({mode: True}))
