@@ -84,10 +84,13 @@ class AdapterConfig:
     layers_pattern: str | tuple[str, ...] | None = None
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def resolve(self, modules: Sequence[str]) -> dict[str, tuple[int, float]]:
+    def resolve(
+        self, modules: Sequence[str], prefix: str = "model."
+    ) -> dict[str, tuple[int, float]]:
         """Rank, and what the product of the factors is multiplied by, of each changed module.
 
-        Raises ModelError if a pattern is no regular expression or takes too long to match.
+        In the whole model their paths begin with `prefix`. Raises ModelError if a pattern is no
+        regular expression or takes too long to match.
         """
         targets = Targets(
             rank=self.rank,
@@ -98,6 +101,7 @@ class AdapterConfig:
             layers_pattern=self.layers_pattern,
             rank_pattern=self.rank_pattern,
             alpha_pattern=self.alpha_pattern,
+            prefix=prefix,
         )
         try:
             found = targets.resolve(modules)

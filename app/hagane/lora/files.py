@@ -3,7 +3,8 @@
 An adapter adds scale * B A x to the linear layers that it names; with DoRA it scales rows, too
 (`lora/dora.py`). It may replace rows of the embedding and the head: those of tokens that it taught
 the model. The model fuses query, key and
-value, and gate and up; adapters keep them apart, under their names in Hugging Face checkpoints.
+value, and gate and up; adapters keep them apart, under their names in Hugging Face checkpoints,
+or change what is one matrix there together (`lora/stored_names.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hagane.lora.config import (
     AdapterConfig,
     adapter_digest,
 )
+from hagane.lora.stored_names import StoredMatrix, by_module, stored_matrices
 from hagane.models.config import ModelConfig
 from hagane.models.spec import linear_shapes
 from hagane.system.errors import ModelError
@@ -104,39 +106,62 @@ def load_adapter(directory: Path, model: ModelConfig) -> Adapter:
         pickled = " (adapter_model.bin is a pickle, which is never loaded: convert it)"
         hint = pickled if (directory / "adapter_model.bin").exists() else ""
         raise ModelError(f"{path} does not exist{hint}")
-    shapes = linear_shapes(model)
-    placed = config.resolve(list(shapes))
-    if not placed:
-        names = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in shapes))
-        raise ModelError(
-            f"{directory / ADAPTER_CONFIG_FILE}: target_modules {config.target_modules!r} names no "
-            f"matrix of the model; there are {names}"
-        )
     kinds = _KINDS if config.dora else _KINDS[:2]
+    matrices = _matrices(model)
+    placed = _placed(directory, config, matrices)
     expected: dict[str, tuple[int, ...]] = {}
-    for module, (rank, _) in placed.items():
-        rows, columns = shapes[module]
+    for matrix, (rank, _) in placed.items():
+        rows, columns = matrices[matrix].rows, matrices[matrix].columns
         parts = zip(kinds, ((rank, columns), (rows, rank), (rows,)), strict=False)
-        expected |= {_name(module, kind): shape for kind, shape in parts}
+        expected |= {_name(matrix, kind): shape for kind, shape in parts}
     token_ids = _token_ids(directory, config, model)
     for module, ids in token_ids.items():
         expected[_TOKEN_TENSORS[module]] = (len(ids), model.hidden_size)
     tensors = _read_tensors(path, expected)
-    changes = {}
-    for module, (_, scale) in placed.items():
-        found = {k: tensors[_name(module, k)] for k in kinds if _name(module, k) in tensors}
+    changes, strengths = {}, {}
+    for matrix, (rank, scale) in placed.items():
+        found = {k: tensors[_name(matrix, k)] for k in kinds if _name(matrix, k) in tensors}
         if found and len(found) < len(kinds):
             names = " and ".join(kind.removesuffix(".weight") for kind in found)
-            raise ModelError(f"{path}: {module} has only {names}")
-        if found:
-            a, b, *magnitude = found.values()
-            changes[module] = LowRank(a, b, scale, *magnitude)
+            raise ModelError(f"{path}: {matrix} has only {names}")
+        if not found:
+            continue
+        a, *rows_of = found.values()
+        for number, module in enumerate(matrices[matrix].modules):
+            if module in changes:
+                raise ModelError(f"{path} changes {module} twice: by two names")
+            b, *magnitude = (matrices[matrix].part(model, rows, number) for rows in rows_of)
+            changes[module], strengths[module] = LowRank(a, b, scale, *magnitude), (rank, scale)
     replaced = {}
     for module, ids in token_ids.items():
         if (values := tensors.get(_TOKEN_TENSORS[module])) is None:
             raise ModelError(f"{path} has no {_TOKEN_TENSORS[module]}")
         replaced[module] = TokenRows(ids, values)
+    if any(f"model.{module}" not in placed for module in changes):
+        config = by_module(config, strengths)
     return Adapter(config, changes, adapter_digest(directory), replaced)
+
+
+def _matrices(model: ModelConfig) -> dict[str, StoredMatrix]:
+    """By the paths that adapters give them; where transformers has its own, by both."""
+    own = {
+        f"model.{module}": StoredMatrix(*shape, (module,))
+        for module, shape in linear_shapes(model).items()
+    }
+    return own | stored_matrices(model)
+
+
+def _placed(
+    directory: Path, config: AdapterConfig, matrices: Mapping[str, StoredMatrix]
+) -> dict[str, tuple[int, float]]:
+    """Rank and scale of each matrix that is changed. Raises ModelError if there is none."""
+    if placed := config.resolve(list(matrices), prefix=""):
+        return placed
+    names = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in matrices))
+    raise ModelError(
+        f"{directory / ADAPTER_CONFIG_FILE}: target_modules {config.target_modules!r} names no "
+        f"matrix of the model; there are {names}"
+    )
 
 
 def _token_ids(
@@ -158,8 +183,8 @@ def _token_ids(
     return {module: ids for module, ids in found.items() if ids}
 
 
-def _name(module: str, kind: str) -> str:
-    return f"base_model.model.model.{module}.{kind}"
+def _name(path: str, kind: str) -> str:
+    return f"base_model.model.{path}.{kind}"
 
 
 def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -211,7 +236,7 @@ def save_adapter(
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
-        _name(module, kind): factor.detach().to("cpu").contiguous()
+        _name(f"model.{module}", kind): factor.detach().to("cpu", copy=True).contiguous()
         for module, own in factors.items()
         for kind, factor in zip(_KINDS, own, strict=False)
     }

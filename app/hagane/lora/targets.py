@@ -29,7 +29,7 @@ class Targets:
 
     A text in `target_modules` or `exclude_modules` is a regular expression for the whole path;
     lists have paths or their ends. `layers_pattern` names the list of layers that
-    `layers_to_transform` counts in.
+    `layers_to_transform` counts in. Paths in the model are those of modules behind the `prefix`.
     """
 
     rank: int
@@ -40,6 +40,7 @@ class Targets:
     layers_pattern: str | tuple[str, ...] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    prefix: str = _PREFIX
 
     def resolve(self, modules: Sequence[str]) -> dict[str, tuple[int, float]]:
         """(rank, alpha) of each of `modules` that is changed.
@@ -75,7 +76,7 @@ def resolve(targets: Targets, modules: Sequence[str]) -> list[tuple[int, float] 
     Raises ValueError if a pattern is no regular expression.
     """
     try:
-        return [_strength(targets, _PREFIX + module) for module in modules]
+        return [_strength(targets, targets.prefix + module) for module in modules]
     except re.error as error:
         raise ValueError(f"{error.pattern!r} is no regular expression: {error}") from None
 

@@ -38,6 +38,13 @@ class _Heads:
         return (self.config.heads + 2 * self.config.kv_heads) * self.config.head_dim
 
 
+def rows_of_part(config: ModelConfig, joint: Tensor, part: int) -> Tensor:
+    """Queries (0), keys or values of a joint matrix or vector [rows, ...], as Llama has them."""
+    if config.layout is None:
+        raise ValueError("the configuration declares no layout")
+    return _Heads(config, config.layout).view(joint, part).flatten(0, 2)
+
+
 class RenamedSource:
     """A source in which a checkpoint's tensors have the names and shapes of Llama's.
 
@@ -92,7 +99,7 @@ class RenamedSource:
         if place.transposed:
             floats = floats.t().contiguous()
         if place.part is not None:
-            floats = self._heads.view(floats, place.part).flatten(0, 2)
+            floats = rows_of_part(self._heads.config, floats, place.part)
         return F.normalize(floats.float()).to(floats.dtype) if place.unit else floats
 
 
