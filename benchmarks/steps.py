@@ -130,13 +130,18 @@ class Step:
     ) -> None:
         self.model = model
         self.layout, self.positions = layout_of(queries, contexts)
-        config = model.config
-        shape = self.layout.block_tables.numel(), BLOCK, config.kv_heads, config.head_dim
-        self.caches = [cpu.allocate_cache(*shape, kept, None) for _ in range(config.layers)]
-        for keys, values in self.caches:
-            fill(keys, 0.5, BLOCK * config.kv_heads)
-            fill(values, 0.25, BLOCK * config.kv_heads)
-        self.ids = torch.randint(10, config.vocab_size, self.positions.shape)
+        blocks = self.layout.block_tables.numel()
+        self.caches = [
+            cpu.allocate_cache(
+                blocks, BLOCK, spec.kv_heads, spec.head_dim, kept, None, shared=spec.shared
+            )
+            for spec in model.caches
+        ]
+        for spec, (keys, values) in zip(model.caches, self.caches, strict=True):
+            fill(keys, 0.5, BLOCK * spec.kv_heads)
+            if not spec.shared:
+                fill(values, 0.25, BLOCK * spec.kv_heads)
+        self.ids = torch.randint(10, model.config.vocab_size, self.positions.shape)
         # The last token of every sequence is sampled from.
         self.last = self.layout.starts[1:].long() - 1
 
@@ -155,7 +160,7 @@ def names_of(model: Transformer) -> dict[int, str]:
     """The linear layers by the identity of their packed weights."""
     names = {id(model.head.weight.handle): "head"}
     for path, module in model.named_modules():
-        if path.endswith("_proj"):
+        if path.endswith("_proj") and hasattr(module, "weight"):
             names[id(module.weight.handle)] = path.rpartition(".")[2]
     return names
 

@@ -110,13 +110,14 @@ class PagedRun:
         adapter: int | None = None,
     ) -> None:
         self.adapter, self.run = adapter, lambda step: step()
-        config = model.config
-        shape = (blocks, BLOCK, config.kv_heads, config.head_dim)
         self.model = model
         self.caches = [
-            model.operations.allocate_cache(*shape, dtype, torch.device("cpu"))
-            for _ in range(config.layers)
-        ]
+            model.operations.allocate_cache(
+                blocks, BLOCK, spec.kv_heads, spec.head_dim, dtype, torch.device("cpu"),
+                shared=spec.shared,
+            )
+            for spec in model.caches
+        ]  # fmt: skip
         self.free = list(range(blocks))
         random.Random(1).shuffle(self.free)
         self.tables: dict[int, list[int]] = {}

@@ -117,6 +117,8 @@ class Operations(Protocol):
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        shared: bool = False,
     ) -> tuple[Tensor, Tensor]: ...
 
     def paged_attention(

@@ -261,15 +261,18 @@ def allocate_cache(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of one layer, each [blocks, block_size, kv_heads, head_dim].
 
+    `shared`: a value is the beginning of its key, and values have no features of their own.
     Zeros, not garbage: a masked NaN in a padded block would still poison the products.
     """
-    shape = (blocks, block_size, kv_heads, head_dim)
+    shape = (blocks, block_size, kv_heads)
     return (
-        torch.zeros(shape, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=dtype, device=device),
+        torch.zeros(*shape, head_dim, dtype=dtype, device=device),
+        torch.zeros(*shape, 0 if shared else head_dim, dtype=dtype, device=device),
     )
 
 
@@ -288,13 +291,17 @@ def paged_attention(
     """Put new keys and values into the cache, then let every new token look at its sequence.
 
     q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; `window`, `scale`, `cap` and
-    `sinks` as in `causal_attention`. Returns [tokens, heads * head_dim].
+    `sinks` as in `causal_attention`. Returns [tokens, heads * head_dim]. Where the cache's values
+    are shared, v are the first features of k, and so many are those of each head's result.
     """
     scoring = Scoring(scale or q.shape[2] ** -0.5, window, cap, sinks)
     keys, values = cache
     keys.view(-1, *k.shape[1:]).index_copy_(0, layout.slots, k.to(keys.dtype))
-    values.view(-1, *v.shape[1:]).index_copy_(0, layout.slots, v.to(values.dtype))
-    out = torch.empty_like(q)
+    if values.shape[3]:
+        values.view(-1, *v.shape[1:]).index_copy_(0, layout.slots, v.to(values.dtype))
+    else:
+        values = keys[..., : v.shape[2]]
+    out = q.new_empty(*q.shape[:2], v.shape[2])
     if layout.decodes:
         out[: layout.decodes] = _decode(q, keys, values, layout, scoring)
     for sequence in range(layout.decodes, len(layout.context_lengths)):
@@ -302,7 +309,8 @@ def paged_attention(
         context = layout.context_lengths[sequence]
         blocks = layout.block_tables[sequence, : -(-context // layout.block_size)]
         past_keys, past_values = (
-            part[blocks].flatten(0, 1)[:context].transpose(0, 1)[None].to(q.dtype) for part in cache
+            part[blocks].flatten(0, 1)[:context].transpose(0, 1)[None].to(q.dtype)
+            for part in (keys, values)
         )
         mask = _mask(end - start, context, window, q.device)
         queries = q[start:end].transpose(0, 1)[None]

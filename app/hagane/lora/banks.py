@@ -18,11 +18,13 @@ from hagane.kernels import cpu
 from hagane.kernels.arena import Arena
 from hagane.kernels.cpu.low_rank import NativeBank
 from hagane.kernels.low_rank import MOST_TENSORS, AdapterRows, Bank, Part, TorchBank
+from hagane.lora.absorbed import AbsorbedBank
 from hagane.lora.division import Division
 from hagane.lora.dora import with_gain
 from hagane.lora.files import Adapter
 from hagane.lora.token_bank import PackedRows, TokenBank
 from hagane.models.decoder import Transformer
+from hagane.models.latent_heads import AbsorbedHeads
 from hagane.models.serving_layers import CudaLinear, Packed
 from hagane.models.spec import parts_of, projections
 from hagane.system.errors import ModelError
@@ -94,6 +96,9 @@ class AdapterBanks:
             owner = model.get_submodule(parent)
             base = owner.get_submodule(leaf)
             layer: Adapted | PackedAdapted
+            if isinstance(base, AbsorbedHeads):
+                self._banks[path] = AbsorbedBank(base)
+                continue
             if isinstance(base, Packed):
                 layer = PackedAdapted(base.weight, NativeBank(base.weight))
             elif isinstance(base, CudaLinear):
@@ -126,6 +131,11 @@ class AdapterBanks:
             parts = parts_of(path, projection) if projection.adaptable else {}
             if changes.keys().isdisjoint(parts):
                 continue
+            if isinstance(self._banks.get(path), AbsorbedBank):
+                raise ModelError(
+                    f"DoRA (use_dora) of {path} is not served, where keys are cached as latent "
+                    "vectors: merge it into its base with `hagane merge`"
+                )
             rows = matrices.read(path).split(list(parts.values()))
             for part, weight in zip(parts, rows, strict=True):
                 if part in changes:

@@ -25,13 +25,15 @@ from hagane.kernels import cpu
 from hagane.kernels.cpu import served as served_operations
 from hagane.kernels.low_rank import Part
 from hagane.lora.config import AdapterConfig
-from hagane.lora.served import ServedProduct
+from hagane.lora.served import ServedHeads, ServedProduct
 from hagane.lora.trained_rows import TrainedRows
 from hagane.models.decoder import Attention, Transformer, use_operations
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear
 from hagane.models.frozen import DequantizedLinear, Int8TrainingLinear, TrainingEmbedding
+from hagane.models.latent import LatentAttention
+from hagane.models.latent_heads import AbsorbedHeads
 from hagane.models.spec import linear_shapes, parts_at
 
 # Of the square of a row's length: a row of zeros has none.
@@ -61,6 +63,8 @@ class LoRALinear(nn.Module):
         self.parts = parts
         self.enabled = True
         self.served: ServedProduct | None = None
+        # What is served with its factors, if it is not the layer itself.
+        self.placed: ServedHeads | None = None
         device = next(iter(base.state_dict().values())).device
         self.a = nn.ParameterList(torch.empty(rank, base.in_features, device=device) for _ in parts)
         self.b = nn.ParameterList(
@@ -238,9 +242,15 @@ def use_served_values(model: Transformer, served: Transformer) -> None:
     Experts of a mixture stay as they are. Call `place_factors` whenever the adapter has changed.
     """
     use_operations(model, served_operations)
-    for path, layer in model.model.named_modules():
-        if isinstance(layer, LoRALinear) and ".experts." not in path:
-            layer.serve(served.model.get_submodule(path).weight)  # type: ignore[arg-type]
+    # Some get a module more.
+    for path, layer in list(model.model.named_modules()):
+        if not isinstance(layer, LoRALinear) or ".experts." in path:
+            continue
+        serving = served.model.get_submodule(path)
+        if isinstance(serving, AbsorbedHeads):
+            _serve_over_latents(model.model.get_submodule(path.rpartition(".")[0]), layer, serving)
+        else:
+            layer.serve(serving.weight)  # type: ignore[arg-type]
     for mine, theirs in zip(_attentions(model), _attentions(served), strict=True):
         mine.key_center = theirs.key_center
     head: nn.Module = model.head
@@ -253,16 +263,26 @@ def use_served_values(model: Transformer, served: Transformer) -> None:
         model.lm_head = head  # type: ignore[assignment]
 
 
+def _serve_over_latents(attention: nn.Module, layer: LoRALinear, serving: AbsorbedHeads) -> None:
+    """Give the values of attention over latents; with DoRA's magnitudes they are training's."""
+    if isinstance(attention, LatentAttention) and not layer.magnitude:
+        layer.placed = ServedHeads(serving, lambda: bool(layer.enabled and layer.parts))
+        attention.served = layer.placed
+
+
 def place_factors(model: Transformer) -> None:
     """Let layers with values of serving compute with the adapter as it is now."""
     for layer in model.modules():
-        if isinstance(layer, LoRALinear) and layer.served is not None and layer.parts:
-            layer.served.place(
-                [
-                    Part(part.start, a.detach(), b.detach(), part.scale)
-                    for part, a, b in zip(layer.parts, layer.a, layer.b, strict=True)
-                ]
-            )
+        if not isinstance(layer, LoRALinear) or not layer.parts:
+            continue
+        for served in (layer.served, layer.placed):
+            if served is not None:
+                served.place(
+                    [
+                        Part(part.start, a.detach(), b.detach(), part.scale)
+                        for part, a, b in zip(layer.parts, layer.a, layer.b, strict=True)
+                    ]
+                )
 
 
 @contextmanager

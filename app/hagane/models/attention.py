@@ -59,7 +59,8 @@ class AttentionContext(Protocol):
         """Attend with q [queries, heads, head_dim] to k and v [tokens, kv_heads, head_dim].
 
         Returns [queries, heads * head_dim]. There is a query for every token, except in the context
-        of a `RowSelection`.
+        of a `RowSelection`. v may be the first features of k, where the cache of the layer shares
+        them: then heads of the result are as wide.
         """
         ...
 

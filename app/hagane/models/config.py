@@ -167,10 +167,18 @@ class LatentSpec:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """One layer's cache of a token: a key and a value of each head."""
+    """One layer's cache of a token: a key and a value of each head.
+
+    `shared`: a value is the beginning of its key, and stored with it.
+    """
 
     kv_heads: int
     head_dim: int
+    shared: bool = False
+
+    def bytes_of_token(self, item: int, scale: int) -> int:
+        """For numbers of `item` bytes, and `scale` more for a key and for a value."""
+        return (1 if self.shared else 2) * self.kv_heads * (self.head_dim * item + scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +260,6 @@ class ModelConfig:
     stored: StoredFormat | None = None
     declared: bool = True
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def caches(self) -> tuple[CacheSpec, ...]:
-        """The shape of each layer's KV cache."""
-        return (CacheSpec(self.kv_heads, self.head_dim),) * self.layers
 
     @property
     def mixed(self) -> bool:

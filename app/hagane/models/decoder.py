@@ -21,7 +21,7 @@ from hagane.kernels.backend import Operations
 from hagane.kernels.layout import Scoring
 from hagane.models.attention import AttentionContext, Rotation, RowSelection, Sinks
 from hagane.models.computed import computed
-from hagane.models.config import ModelConfig, Quantization, Temperature
+from hagane.models.config import CacheSpec, ModelConfig, Quantization, Temperature
 from hagane.models.formats.dense import DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.frozen import TrainingEmbedding
@@ -52,6 +52,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.cache = CacheSpec(config.kv_heads, config.head_dim)
         spec = config.layer_specs[layer]
         self.scoring = Scoring(
             config.attention_scale or config.head_dim**-0.5, spec.window, config.attention_cap
@@ -313,6 +314,11 @@ class Transformer(nn.Module):
         if cap or scale != 1.0:
             scores = self.operations.softcap(scores, scale, cap)
         return scores
+
+    @property
+    def caches(self) -> tuple[CacheSpec, ...]:
+        """The shape of each layer's KV cache."""
+        return tuple(layer.self_attn.cache for layer in self.model.layers)  # type: ignore[union-attr,misc]
 
     @property
     def head(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hagane.kernels.backend import Operations
 from hagane.kernels.layout import Scoring
 from hagane.models.attention import AttentionContext, RowSelection
-from hagane.models.config import ModelConfig, Quantization
+from hagane.models.config import CacheSpec, ModelConfig, Quantization
 from hagane.models.decoder import Transformer
 from hagane.models.formats.dense import Dense
 from hagane.models.linear import make_linear
@@ -95,6 +95,11 @@ class UndeclaredTransformer(Transformer):
         setattr(theirs, prefix, self._given)
         for module in self.decoder.modules():
             module.hagane_step = self.step
+
+    @property
+    def caches(self) -> tuple[CacheSpec, ...]:
+        config = self.config
+        return (CacheSpec(config.kv_heads, config.head_dim),) * config.layers
 
     def forward(
         self,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +29,8 @@ from hagane.models.decoder import Attention, Transformer
 from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
+from hagane.models.latent import LatentAttention
+from hagane.models.latent_heads import AbsorbedHeads
 from hagane.models.linear import Quantized
 from hagane.models.moe import Correction
 from hagane.models.norm import Norm
@@ -173,9 +175,10 @@ class ModelLoader:
         bias = getattr(module, "bias", None)
         tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
         parts = self._parts(name, module, "weight")
-        if size := self._keep(name, module, parts, tensors.get("bias")):
+        absorbs = self._absorbing(name, module) is not None
+        if not absorbs and (size := self._keep(name, module, parts, tensors.get("bias"))):
             return size
-        packed = self._pack(module, parts, tensors.get("bias"))
+        packed = None if absorbs else self._pack(module, parts, tensors.get("bias"))
         if packed is not None:
             if bias is not None:
                 module.bias = nn.Parameter(tensors["bias"])
@@ -197,11 +200,24 @@ class ModelLoader:
             setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
         if self.operations is not None:
             self._center_keys(name, module)
-            replacement = for_serving(module, self.operations, self.dtype)
+            attention = self._absorbing(name, module)
+            replacement = (
+                for_serving(module, self.operations, self.dtype)
+                if attention is None
+                else attention.absorbed(cast(Stored, module).matrix(self.dtype))
+            )
+            if isinstance(replacement, AbsorbedHeads):
+                size = replacement.nbytes
             if replacement is not module:
                 self.replace(name, replacement)
                 release(next(iter(tensors.values())))
         return size
+
+    def _absorbing(self, name: str, module: _Holder) -> LatentAttention | None:
+        """The attention that serves over latents once it has `module`'s weights."""
+        owner = self.model.get_submodule(name.rpartition(".")[0])
+        found = self.operations is cpu and isinstance(owner, LatentAttention)
+        return owner if found and module is owner.kv_b_proj else None  # type: ignore[return-value]
 
     def _pack(
         self, module: _Holder, parts: list[_Part], bias: Tensor | None

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hagane.engine.step.memory import choose_cache_dtype, remaining_memory
-from hagane.models.config import Quantization
-from hagane.models.families import read_config_file
+from hagane.models.config import CacheSpec, Quantization
 from hagane.system.errors import ConfigurationError
 
 from tests.support.engine import config
@@ -52,17 +49,18 @@ def test_weights_others_a_step_and_adapters_have_their_room(
 def test_quantized_models_have_an_int8_cache_where_that_is_faster(
     tiny_model_dir, instructions, quantize, asked, kept
 ):
-    model = replace(read_config_file(tiny_model_dir), head_dim=64)
+    caches = [CacheSpec(2, 64)]
     quantization = None if quantize == "none" else Quantization(quantize, 32)
     settings = config(tiny_model_dir, kv_cache_dtype=asked)
-    found = choose_cache_dtype(settings, model, quantization, torch.bfloat16, instructions)
+    found = choose_cache_dtype(settings, caches, quantization, torch.bfloat16, instructions)
     assert found == kept
+    # Where all heads share a key, products are what takes the time.
+    latents = [CacheSpec(1, 64, shared=True)]
+    found = choose_cache_dtype(settings, latents, quantization, torch.bfloat16, instructions)
+    assert found == (torch.int8 if asked == "int8" else torch.bfloat16)
 
 
 def test_an_int8_cache_needs_native_kernels(tiny_model_dir):
-    settings, model = (
-        config(tiny_model_dir, kv_cache_dtype="int8"),
-        read_config_file(tiny_model_dir),
-    )
+    settings = config(tiny_model_dir, kv_cache_dtype="int8")
     with pytest.raises(ConfigurationError, match="needs the native CPU kernels"):
-        choose_cache_dtype(settings, model, None, torch.float32, None)
+        choose_cache_dtype(settings, [CacheSpec(2, 64)], None, torch.float32, None)

@@ -80,3 +80,13 @@ def test_heads_of_latent_attention(dtype, interleaved):
     assert torch.equal(narrow, reference.narrow_heads(whole, heads, values))
     with pytest.raises(ValueError, match="heads"):
         cpu.narrow_heads(whole, 5, values)
+    # Over latents: the same ends, behind room for something else.
+    rank = 20
+    latent, wide = torch.randn(tokens, rank).to(dtype), torch.randn(tokens, heads * 28).to(dtype)
+    before = wide.view(tokens, heads, 28)[..., :rank].clone()
+    q = parts.split((heads * (plain + turned), turned), dim=1)[0].clone()
+    ends = reference.latent_heads(q.clone(), kv, shared, *rotation, **options)[0][..., plain:]
+    queries, keys = cpu.latent_keys(q, wide, latent, shared, *rotation, **options)
+    torch.testing.assert_close(queries, torch.cat((before, ends), dim=-1))
+    key = torch.cat((latent, expected[1][:, 0, plain:]), dim=1)
+    torch.testing.assert_close(keys[:, 0], key)

@@ -53,7 +53,7 @@ def make_tiers(
 
 def _open_disk(config: EngineConfig, runner: ModelRunner) -> DiskTier:
     numerics = (config.quantize, config.group_size, runner.dtype, runner.cache_dtype)
-    shape = (runner.block_size, runner.model.config.caches)
+    shape = (runner.block_size, runner.model.caches)
     cuda = runner.device.type == "cuda"
     device = torch.cuda.get_device_name(runner.device) if cuda else runner.instructions
     build = (__version__, torch.__version__, runner.device.type, device)

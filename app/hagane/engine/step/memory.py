@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from hagane.kernels.layout import PagedLayout
 from hagane.models.attention import Paged
-from hagane.models.config import ModelConfig, Quantization
+from hagane.models.config import CacheSpec, Quantization
 from hagane.models.decoder import Transformer
 from hagane.pool.messages import EngineConfig
 from hagane.system.errors import ConfigurationError
@@ -21,12 +23,12 @@ _INT8_CACHE_FEATURES = 32
 
 def choose_cache_dtype(
     config: EngineConfig,
-    model: ModelConfig,
+    caches: Sequence[CacheSpec],
     quantization: Quantization | None,
     dtype: torch.dtype,
     instructions: str | None,
 ) -> torch.dtype:
-    """The dtype of keys and values for a model that computes in `dtype`.
+    """The dtype of keys and values for a model with `caches` that computes in `dtype`.
 
     `instructions` is the set that the native kernels use, None for other backends. Raises
     ConfigurationError for an int8 cache without native kernels.
@@ -40,7 +42,8 @@ def choose_cache_dtype(
     if wanted == "auto" and quantization is not None:
         # Other formats are dense on a CPU: users of those want small values kept precisely.
         coarse = WEIGHT_FORMATS[quantization.format].integer
-        whole = model.head_dim % _INT8_CACHE_FEATURES == 0
+        # Where heads share keys, products take longer than reading: fewer bytes gain nothing.
+        whole = all(c.head_dim % _INT8_CACHE_FEATURES == 0 and not c.shared for c in caches)
         if coarse and whole and instructions in _INT8_CACHE_SETS:
             wanted = "int8"
     return torch.int8 if wanted == "int8" else dtype
@@ -83,8 +86,9 @@ def run_full_step(
 ) -> None:
     """A prefill of `tokens` tokens and the logits of `rows` of them; compiles the kernels, too."""
     blocks = -(-tokens // block_size)
-    shape = (blocks, block_size, model.config.kv_heads, model.config.head_dim)
-    cache = model.operations.allocate_cache(*shape, dtype, device)
+    spec = model.caches[0]
+    shape = (blocks, block_size, spec.kv_heads, spec.head_dim)
+    cache = model.operations.allocate_cache(*shape, dtype, device, shared=spec.shared)
     positions = torch.arange(tokens, device=device)
     layout = PagedLayout(
         slots=positions,

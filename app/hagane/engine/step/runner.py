@@ -99,10 +99,15 @@ class ModelRunner:
         self.vocab_size = model_config.vocab_size
         self.block_size = config.block_size
         self.cache_dtype = choose_cache_dtype(
-            config, model_config, quantization, self.dtype, self.instructions
+            config, self.model.caches, quantization, self.dtype, self.instructions
         )
-        self.blocks = self._count_blocks(config, self.model.config)
-        self.caches = self._allocate_caches(self.model.config)
+        if self.model.config.latent is not None and not self.model.caches[0].shared:
+            logger.info(
+                "keys and values of latent attention are cached as each head sees them: only the "
+                "native CPU kernels read latent vectors"
+            )
+        self.blocks = self._count_blocks(config)
+        self.caches = self._allocate_caches()
         self.decode_rows = max(config.max_sequences, _LEAST_ROWS if self.verifies else 1)
         # Hidden states [rows requested, features] of the last batch that requested any.
         self.hidden: Tensor | None = None
@@ -133,13 +138,13 @@ class ModelRunner:
         report_loss(quantization)
         return model.eval()
 
-    def _allocate_caches(self, model: ModelConfig) -> tuple[tuple[Tensor, Tensor], ...]:
+    def _allocate_caches(self) -> tuple[tuple[Tensor, Tensor], ...]:
         return tuple(
             self.operations.allocate_cache(
                 self.blocks, self.block_size, cache.kv_heads, cache.head_dim, self.cache_dtype,
-                self.device,
+                self.device, shared=cache.shared,
             )
-            for cache in model.caches
+            for cache in self.model.caches
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -217,12 +222,10 @@ class ModelRunner:
         if self.operations is cpu:
             torch.set_num_threads(1)
 
-    def _count_blocks(self, config: EngineConfig, model: ModelConfig) -> int:
+    def _count_blocks(self, config: EngineConfig) -> int:
         scale = 4 if self.cache_dtype == torch.int8 else 0
-        token_bytes = sum(
-            2 * cache.kv_heads * (cache.head_dim * self.cache_dtype.itemsize + scale)
-            for cache in model.caches
-        )
+        item = self.cache_dtype.itemsize
+        token_bytes = sum(cache.bytes_of_token(item, scale) for cache in self.model.caches)
         block_bytes = token_bytes * self.block_size
         per_context = -(-self.context_length // self.block_size)
         ranks = 1 if self._group is None else self._group.ranks
@@ -328,7 +331,8 @@ class ModelRunner:
         A block has a multiple of 16 tokens.
         """
         for tensor in chain.from_iterable(self.caches):
-            yield tensor.flatten(1).view(torch.int64)
+            if tensor.numel():
+                yield tensor.flatten(1).view(torch.int64)
 
     def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         sources, destinations = send(list(torch.tensor(copies).T), self.device)

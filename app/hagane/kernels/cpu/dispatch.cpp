@@ -27,6 +27,16 @@ Upcoming upcoming;
 // first-level cache, few enough to spread a prefill over many threads.
 constexpr int64_t kAttentionRows = 128;
 
+// In how many parts the heads that share a key are shared out to threads: where values are in the keys, few keys
+// make for many products, and there may be fewer tasks than threads.
+int64_t heads_apart(const Attention& a, int64_t queries) {
+  if (a.values) return 1;
+  int64_t tasks = 0;
+  for (int64_t s = 0; s < a.sequences; ++s)
+    tasks += a.kv_heads * ceil_div(a.query_starts[s + 1] - a.query_starts[s], queries);
+  return std::clamp<int64_t>(Pool::instance().threads() / std::max<int64_t>(1, tasks), 1, a.heads / a.kv_heads);
+}
+
 #if defined(__x86_64__)
 bool has_amx() {
 #if defined(__linux__)
@@ -154,6 +164,10 @@ RowWork latent_rows(const LatentHeads& l) {
           {[=](int64_t token) { active->latent_heads(l, token); }}};
 }
 
+RowWork latent_key_rows(const LatentKeys& l) {
+  return {l.tokens, (l.heads * l.rotated + l.rank) * 16, {[=](int64_t token) { active->latent_keys(l, token); }}};
+}
+
 RowWork narrow_rows(const NarrowHeads& n) {
   return {n.tokens, n.heads * n.features * 4, {[=](int64_t token) { active->narrow_heads(n, token); }}};
 }
@@ -258,7 +272,8 @@ void run_prefetch(const Attention& a) {
   for (int64_t s = 0; s < a.sequences; ++s)
     for (int64_t i = 0; i * a.block_size < a.context_lengths[s]; ++i)
       for (const void* cache : {a.keys, a.values})
-        upcoming.add(static_cast<const std::byte*>(cache) + a.block_tables[s * a.table_stride + i] * block_bytes);
+        if (cache)
+          upcoming.add(static_cast<const std::byte*>(cache) + a.block_tables[s * a.table_stride + i] * block_bytes);
 }
 
 void run_attention(const Attention& a) {
@@ -269,12 +284,15 @@ void run_attention(const Attention& a) {
   // A single query waits for memory, where the heads of a block lie one after the other.
   const int64_t wanted = kTasksPerThread * Pool::instance().threads();
   const int64_t heads = std::clamp<int64_t>(a.sequences * a.kv_heads / wanted, 1, a.kv_heads);
+  const int64_t group = a.heads / a.kv_heads, parts = heads_apart(a, queries);
   for (int64_t s = 0; s < a.sequences; ++s) {
     int64_t length = a.query_starts[s + 1] - a.query_starts[s];
     const int64_t together = length == 1 ? heads : 1;
     for (int64_t first = 0; first < length; first += queries)
       for (int64_t h = 0; h < a.kv_heads; h += together)
-        tasks.push_back({s, h, std::min(a.kv_heads, h + together), first, std::min(length, first + queries)});
+        for (int64_t part = 0; part < parts; ++part)
+          tasks.push_back({s, h, std::min(a.kv_heads, h + together), first, std::min(length, first + queries),
+                           part * group / parts, (part + 1) * group / parts});
   }
   // A thread-local vector would be another one inside the workers.
   const AttentionTask* const all = tasks.data();

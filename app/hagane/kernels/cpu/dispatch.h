@@ -81,6 +81,7 @@ RowWork scaled_add_rows(const ScaledAdd& add);
 RowWork silu_and_mul_rows(const Matrix& gate_up, int64_t rows, int64_t features, const Matrix& out);
 RowWork rotary_rows(const Rotary& rotary);
 RowWork latent_rows(const LatentHeads& latent);
+RowWork latent_key_rows(const LatentKeys& latent);
 RowWork narrow_rows(const NarrowHeads& narrow);
 RowWork store_rows(const Store& store);
 void run_embed(const Weight& weight, const int64_t* ids, int64_t rows, const Matrix& out);

@@ -325,7 +325,10 @@ def apply_rope(
 def store(
     k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], slots: Tensor, block_size: int
 ) -> None:
-    """k, v [tokens, kv_heads, head_dim] into the cache at slots int64 [tokens]."""
+    """k, v [tokens, kv_heads, head_dim] into the cache at slots int64 [tokens].
+
+    Shared values are narrower, and not stored.
+    """
     keys, values = cache
     _cpu.store(k=k, v=v, keys=keys, values=values, slots=slots, block_size=block_size)
 
@@ -345,7 +348,7 @@ def paged_attention(
     cap: float,
     sinks: Tensor | None,
 ) -> None:
-    """q [tokens, heads, head_dim] -> out [tokens, heads * head_dim]; window and cap 0 are none.
+    """q [tokens, heads, head_dim] -> out [tokens, heads * value_dim]; window and cap 0 are none.
 
     int32: block_tables [sequences, blocks], context_lengths [sequences], query_starts
     [sequences + 1]. Sinks are float32 [heads].

@@ -29,6 +29,25 @@ def latent_heads(
     )  # fmt: skip
 
 
+def latent_keys(
+    q: Tensor,
+    latent: Tensor,
+    shared: Tensor,
+    wide: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    interleaved: bool,
+) -> None:
+    """As in `operations`: the ends of the heads of `wide`, and k [tokens, rank + turned]."""
+    _cpu.latent_keys(
+        q=q, latent=latent, shared=shared, wide=wide, k=k, heads=heads,
+        interleaved=int(interleaved), cos=cos, sin=sin,
+    )  # fmt: skip
+
+
 def narrow_heads(x: Tensor, out: Tensor, heads: int) -> None:
     """The beginnings of the heads of x [tokens, heads * width] -> out [tokens, heads * less]."""
     _cpu.narrow_heads(x=x, out=out, heads=heads)

@@ -7,6 +7,7 @@ as decode, because every sum runs in an order that depends on the row alone.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -139,6 +140,53 @@ def latent_heads(
     return q.unflatten(1, shape[1:]), k.view(shape), v.view(shape)
 
 
+def head_products(
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    room: int,
+    changes: tuple[Sequence[extension.Bank], Tensor] | None = None,
+) -> Tensor:
+    """x [tokens, heads * width] -> [tokens, heads * room]: each head times a matrix of its own.
+
+    Matrices read the first features of a head, and write the first of its result: what is left is
+    not written. `changes` are a bank for each, and the rows' slots, as in `linear`.
+    """
+    tokens, heads = x.shape[0], len(weights)
+    out = empty(tokens, heads * room, dtype=x.dtype)
+    width, slots = x.shape[1] // heads, None if changes is None else changes[1]
+    for head, weight in enumerate(weights):
+        source = x[:, head * width : head * width + weight.in_features]
+        target = out[:, head * room : head * room + weight.out_features]
+        bank = None if changes is None else changes[0][head]
+        extension.linear(weight.handle, source, target, None, bank, slots)
+    return out
+
+
+def latent_keys(
+    q: Tensor,
+    wide: Tensor,
+    latent: Tensor,
+    shared: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of latent attention over a cache of latents (`models/latent.py`).
+
+    q [tokens, heads * width], of which the last features of each head are turned as in
+    `latent_heads`, and end the heads of `wide` [tokens, heads * (rank + turned)], in place. A key
+    is the latent vector [tokens, rank] and `shared` [tokens, turned], turned. Returns
+    [tokens, heads, rank + turned] and [tokens, 1, rank + turned].
+    """
+    k = empty(q.shape[0], latent.shape[1] + shared.shape[1], dtype=q.dtype)
+    latent_extension.latent_keys(
+        q, latent, shared, wide, k, cos, sin, heads=heads, interleaved=interleaved
+    )
+    return wide.unflatten(1, (heads, -1)), k.unflatten(1, (1, -1))
+
+
 def narrow_heads(x: Tensor, heads: int, features: int) -> Tensor:
     out = empty(x.shape[0], heads * features, dtype=x.dtype)
     latent_extension.narrow_heads(x, out, heads)
@@ -146,7 +194,14 @@ def narrow_heads(x: Tensor, heads: int, features: int) -> Tensor:
 
 
 def allocate_cache(
-    blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: Any
+    blocks: int,
+    block_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: Any,
+    *,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of one layer (drawn in cpu/ops.h); the first dimension counts blocks.
 
@@ -165,7 +220,10 @@ def allocate_cache(
     padded = -(-head_dim // LANES) * LANES
     scale = 4 if dtype == torch.int8 else 0
     tokens = kv_heads * block_size
-    return pages(tokens * (head_dim + scale)), pages(tokens * (padded + scale))
+    keys = pages(tokens * (head_dim + scale))
+    if shared:
+        return keys, torch.empty(blocks, 0, dtype=dtype)
+    return keys, pages(tokens * (padded + scale))
 
 
 def paged_attention(
@@ -183,7 +241,7 @@ def paged_attention(
     """Queries may be fewer than keys: `layout.slots` count these, `layout.starts` those."""
     tokens, heads, head_dim = q.shape
     extension.store(k, v, cache, layout.slots, layout.block_size)
-    out = empty(tokens, heads * head_dim, dtype=q.dtype)
+    out = empty(tokens, heads * v.shape[2], dtype=q.dtype)
     extension.paged_attention(
         q,
         out,

@@ -180,8 +180,9 @@ struct Linear {
 // with pair = 2 for bf16 and int8 and 1 for f32. Padded head_dim is a multiple of 16. In an int8
 // cache the codes of each block are followed by their scales, float [kv_heads][block_size]: one for
 // every token and head, of its key or its value; keys are rotated first (hadamard.inc).
+// Without `values` these are the first `value_dim` features of the keys; with them they are as wide as keys.
 struct Attention {
-  Matrix q, out;  // [tokens, heads * head_dim]
+  Matrix q, out;  // [tokens, heads * head_dim] and [tokens, heads * value_dim]
   DType cache_dtype;
   void *keys, *values;
   int64_t heads, kv_heads, head_dim, block_size;
@@ -192,11 +193,20 @@ struct Attention {
   float scale, cap;                               // cap 0: none
   // [heads] or null: the score of a key without a value, which every query sees.
   const float* sinks;
+  int64_t value_dim;
 };
 
-// Queries [first, last) of one sequence, for its key/value heads [head, last_head).
+// The block of features in which keys of an int8 cache are rotated: a matrix exists for powers of two. Values
+// in the keys are whole blocks.
+inline int64_t key_rotation(int64_t head_dim, int64_t value_dim) {
+  const int64_t both = head_dim | value_dim;
+  return both & -both;
+}
+
+// Queries [first, last) of one sequence, for its key/value heads [head, last_head), and of the heads that share
+// one of these the ones [member, last_member).
 struct AttentionTask {
-  int64_t sequence, head, last_head, first, last;
+  int64_t sequence, head, last_head, first, last, member, last_member;
 };
 
 // Cosines and sines of position times frequency, times the magnitude: each [tokens, count].
@@ -233,6 +243,18 @@ struct LatentHeads {
   const float *cos, *sin;  // [tokens, rotated / 2]
   Matrix k, v;             // like q
   int64_t tokens, heads, plain, rotated, values;
+  bool interleaved;
+};
+
+// The same over a cache of latents: the ends of the queries, turned, and each token's key, which is its latent
+// vector and `shared`, turned.
+struct LatentKeys {
+  Matrix q;                // [tokens, heads * (plain + rotated)]
+  Matrix latent, shared;   // [tokens, rank] and [tokens, rotated]
+  const float *cos, *sin;  // [tokens, rotated / 2]
+  Matrix wide;             // [tokens, heads * (rank + rotated)]: the end of each head is written
+  Matrix k;                // [tokens, rank + rotated]
+  int64_t tokens, heads, plain, rotated, rank;
   bool interleaved;
 };
 
@@ -310,9 +332,9 @@ struct GatedRows {
 struct Store {
   Matrix k, v;  // [tokens, kv_heads * head_dim]
   DType cache_dtype;
-  void *keys, *values;
+  void *keys, *values;  // without values v is not read: it is in the keys (Attention)
   const int64_t* slots;
-  int64_t tokens, kv_heads, head_dim, block_size;
+  int64_t tokens, kv_heads, head_dim, block_size, value_dim;
 };
 
 // Independent draws from every row of logits [rows, vocab]; top_k 0 is off.
@@ -464,6 +486,7 @@ struct Kernels {
   void (*embed)(const Weight&, const int64_t* ids, const Matrix& out, int64_t row);
   void (*rotary)(const Rotary&, int64_t token);
   void (*latent_heads)(const LatentHeads&, int64_t token);
+  void (*latent_keys)(const LatentKeys&, int64_t token);
   void (*narrow_heads)(const NarrowHeads&, int64_t token);
   void (*store)(const Store&, int64_t token);
   void (*paged_attention)(const Attention&, const AttentionTask&);

@@ -92,6 +92,23 @@ def _straight_through(
     return _StraightThrough.apply(value, trained, *contiguous)  # type: ignore[no-untyped-call]
 
 
+class _ValueOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, trained: Tensor, value: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def with_value_of(value: Tensor, trained: Tensor) -> Tensor:
+    """`value`, whose gradients are those of `trained`: both are computed already."""
+    out: Tensor = _ValueOf.apply(trained, value)  # type: ignore[no-untyped-call]
+    return out
+
+
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None
 ) -> Tensor:
@@ -181,13 +198,18 @@ def sequence_attention(
     cap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """`reference.sequence_attention`, through a cache as serving attends."""
+    """`reference.sequence_attention`, through a cache as serving attends.
+
+    v narrower than k are its first features: of these there are values, and no gradients.
+    """
     options: dict[str, Any] = {"window": window, "scale": scale, "cap": cap, "sinks": sinks}
 
     def value(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         layout = _layout(lengths)
         blocks = int(layout.block_tables.max()) + 1
-        cache = allocate_cache(blocks, _BLOCK, k.shape[1], k.shape[2], k.dtype, k.device)
+        shared = v.shape[2] < k.shape[2]
+        heads, features = k.shape[1:]
+        cache = allocate_cache(blocks, _BLOCK, heads, features, k.dtype, k.device, shared=shared)
         return paged_attention(q, k, v, cache, layout, **options)
 
     def trained(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -135,6 +135,32 @@ PyObject* latent_heads(PyObject*, PyObject* const* values, Py_ssize_t count, PyO
   return perform_rows(latent_rows(l));
 }
 
+PyObject* latent_keys(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  Rows q = in.rows("q"), latent = in.rows("latent"), shared = in.rows("shared"), wide = in.rows("wide"), k = in.rows("k");
+  for (const Rows* rows : {&latent, &shared, &wide, &k})
+    in.expect(rows->dtype == q.dtype && rows->rows == q.rows, "one dtype, a row for each token");
+  in.expect(q.dtype != DType::int8, "q");
+  LatentKeys l{};
+  l.q = q;
+  l.latent = latent;
+  l.shared = shared;
+  l.wide = wide;
+  l.k = k;
+  l.tokens = q.rows;
+  l.heads = std::max<int64_t>(1, in.integer("heads"));
+  l.interleaved = in.integer("interleaved") != 0;
+  l.rotated = shared.columns;
+  l.rank = latent.columns;
+  l.plain = q.columns / l.heads - l.rotated;
+  in.expect(l.rotated % 2 == 0 && l.plain >= 0 && l.heads * (l.plain + l.rotated) == q.columns, "q and its heads");
+  in.expect(l.heads * (l.rank + l.rotated) == wide.columns && l.rank + l.rotated == k.columns, "wide and k");
+  l.cos = in.array<const float>("cos", q.rows * (l.rotated / 2));
+  l.sin = in.array<const float>("sin", q.rows * (l.rotated / 2));
+  if (!in.complete()) return nullptr;
+  return perform_rows(latent_key_rows(l));
+}
+
 PyObject* narrow_heads(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   Rows x = in.rows("x"), out = in.rows("out");
@@ -154,16 +180,19 @@ PyObject* narrow_heads(PyObject*, PyObject* const* values, Py_ssize_t count, PyO
 PyObject* store(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   Arguments in(values, count, names);
   Rows k = in.rows("k"), v = in.rows("v"), key_cache = in.rows("keys"), value_cache = in.rows("values");
-  in.expect(same_shape(k, v) && k.dtype == v.dtype && k.inner == v.inner, "k and v");
+  const bool separate = value_cache.columns > 0;
+  in.expect(k.rows == v.rows && k.dtype == v.dtype && v.inner <= k.inner, "k and v");
+  in.expect(!separate || (same_shape(k, v) && k.inner == v.inner), "k and v");
   in.expect(key_cache.dtype == value_cache.dtype, "keys and values of the cache");
   Store s{};
   s.k = k;
   s.v = v;
   s.cache_dtype = key_cache.dtype;
   s.keys = key_cache.data;
-  s.values = value_cache.data;
+  s.values = separate ? value_cache.data : nullptr;
   s.tokens = k.rows;
   s.head_dim = k.inner;
+  s.value_dim = v.inner;
   s.kv_heads = k.inner ? k.columns / k.inner : 0;
   s.slots = in.array<const int64_t>("slots", k.rows);
   s.block_size = in.integer("block_size");
@@ -177,7 +206,7 @@ void read_cache(Arguments& in, Attention& a) {
   in.expect(keys.dtype == values.dtype, "keys and values of the cache");
   a.cache_dtype = keys.dtype;
   a.keys = keys.data;
-  a.values = values.data;
+  a.values = values.columns ? values.data : nullptr;
   a.kv_heads = in.integer("kv_heads");
   a.head_dim = in.integer("head_dim");
   a.block_size = in.integer("block_size");
@@ -188,13 +217,16 @@ void read_cache(Arguments& in, Attention& a) {
 
 PyObject* attend(Arguments in, bool with_sinks) {
   Rows q = in.rows("q"), out = in.rows("out");
-  in.expect(same_shape(q, out) && q.dtype == out.dtype, "q and out");
+  in.expect(q.rows == out.rows && q.dtype == out.dtype, "q and out");
   Attention a{};
   a.q = q;
   a.out = out;
   read_cache(in, a);
   in.expect(q.inner == a.head_dim && a.head_dim > 0, "q and head_dim");
   a.heads = a.head_dim > 0 ? q.columns / a.head_dim : 0;
+  a.value_dim = a.heads > 0 ? out.columns / a.heads : 0;
+  in.expect(a.heads * a.value_dim == out.columns && a.value_dim <= a.head_dim, "out and its heads");
+  in.expect(!a.values || a.value_dim == a.head_dim, "out and the values of the cache");
   a.query_starts = in.array<const int32_t>("query_starts", a.sequences + 1);
   a.window = in.integer("window");
   a.scale = in.real("scale");
@@ -307,7 +339,7 @@ PyMethodDef serving_methods[] = {
     HAGANE_METHOD("softcap", softcap),
     HAGANE_METHOD("apply_rope", apply_rope),   HAGANE_METHOD("rope_tables", rope_tables),
     HAGANE_METHOD("gather", gather),           HAGANE_METHOD("store", store),
-    HAGANE_METHOD("latent_heads", latent_heads), HAGANE_METHOD("narrow_heads", narrow_heads),
+    HAGANE_METHOD("latent_heads", latent_heads), HAGANE_METHOD("latent_keys", latent_keys), HAGANE_METHOD("narrow_heads", narrow_heads),
     HAGANE_METHOD("paged_attention", paged_attention), HAGANE_METHOD("sink_attention", sink_attention),
     HAGANE_METHOD("prefetch", prefetch),
     HAGANE_METHOD("sample", sample),           HAGANE_METHOD("argmax", argmax),

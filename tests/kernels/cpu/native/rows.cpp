@@ -161,6 +161,20 @@ void check_latent(Checks& c, Random& random, bool interleaved) {
     c.same(value, source + plain, values, "values");
     for (int64_t i = values; i < width; ++i) c.holds(value[i] == 0, "padding of values");
   }
+  c.begin("latent_keys");
+  const int64_t rank = 20, longer = rank + rotated;
+  auto latent = normals<T>(random, rank), source = before;
+  auto room = normals<T>(random, heads * longer);
+  const auto beginnings = room;
+  std::vector<T> joint(longer);
+  c.kernels.latent_keys({matrix(source, heads * width), matrix(latent, rank), matrix(shared, rotated), cos.data(), sin.data(),
+                         matrix(room, heads * longer), matrix(joint, longer), 1, heads, plain, rotated, rank, interleaved}, 0);
+  for (int64_t h = 0; h < heads; ++h) {
+    c.same(&room[h * longer], &beginnings[h * longer], rank, "room before the end of a query");
+    c.same(&room[h * longer + rank], &q[h * width + plain], rotated, "end of a query");
+  }
+  c.same(joint.data(), latent.data(), rank, "latent part of a key");
+  c.same(&joint[rank], &k[plain], rotated, "shared part of a key");
   c.begin("narrow_heads");
   c.kernels.narrow_heads({matrix(v, heads * width), matrix(narrow, heads * values), 1, heads, width, values}, 0);
   for (int64_t h = 0; h < heads; ++h) c.same(&narrow[h * values], &v[h * width], values, "narrowed");
