@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from hagane.kernels import cpu, reference
+from hagane.kernels.cpu.low_rank import NativeBank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,9 +108,17 @@ def test_heads_have_matrices_of_their_own(dtype):
     torch.manual_seed(2)
     matrices = [torch.randn(24, 40).to(dtype) for _ in range(3)]
     x = torch.randn(7, 3 * 48).to(dtype)
-    out = cpu.head_products(x, [cpu.pack_dense(m) for m in matrices], 32)
+    weights = [cpu.pack_dense(m) for m in matrices]
+    out = cpu.head_products(x, weights, 32)
+    assert torch.equal(cpu.head_products(x[4:5], weights, 32)[:, :24], out[4:5, :24])
+    # With changes, of which no row has one: the same bits.
+    changes = [NativeBank(weight).handle for weight in weights], torch.full((7,), -1).int()
+    apart = cpu.head_products(x, weights, 32, changes)
+    with pytest.raises(ValueError, match="a head's features"):
+        cpu.head_products(x, weights, 20)
     for head, matrix in enumerate(matrices):
         expected = x[:, 48 * head : 48 * head + 40].double() @ matrix.double().t()
+        assert torch.equal(*(y[:, 32 * head : 32 * head + 24] for y in (out, apart)))
         got = out[:, 32 * head : 32 * head + 24].double()
         torch.testing.assert_close(
             got, expected, atol=0.05 if dtype == torch.bfloat16 else 1e-4, rtol=0.02

@@ -134,6 +134,32 @@ void run_linear(const LinearWork& work) {
   });
 }
 
+void run_heads(const HeadsWork& work) {
+  static thread_local Scratch scratch;
+  const Weight& first = *work.weights[0];
+  const int64_t heads = static_cast<int64_t>(work.weights.size()), rows = work.rows, stride = input_stride(first);
+  const int64_t used = rows * stride * first.input_bytes(), bytes = round_up(rows, 16) * stride * first.input_bytes();
+  std::byte* const prepared = scratch.get<std::byte>(heads * bytes);
+  for (int64_t head = 0; head < heads; ++head) std::memset(prepared + head * bytes + used, 0, bytes - used);
+  auto from = [](const Matrix& m, int64_t column) {
+    return Matrix{static_cast<std::byte*>(m.data) + column * (m.dtype == DType::f32 ? 4 : 2), m.dtype, m.stride};
+  };
+  split(rows * heads, first.in * 4, [&](int64_t index) {
+    const int64_t head = index % heads;
+    active->prepare(*work.weights[head], from(work.x, head * work.width), index / heads, prepared + head * bytes,
+                    stride, nullptr, nullptr);
+  });
+  const int64_t block_bytes = first.units * 64 * std::max<int64_t>(1, rows / 4);
+  const int64_t chunk = std::clamp<int64_t>(ceil_div(kBytesWorthATask, block_bytes), 1, first.blocks());
+  const int64_t parts = ceil_div(first.blocks(), chunk);
+  Pool::instance().run(heads * parts, [&](int64_t task) {
+    const int64_t head = task / parts, block = task % parts * chunk;
+    const Linear call{*work.weights[head], {prepared + head * bytes, rows, stride, nullptr, nullptr},
+                      from(work.out, head * work.room), nullptr};
+    active->linear(call, block, std::min(first.blocks(), block + chunk));
+  });
+}
+
 RowWork norm_rows(const RowNorm& n) {
   return {n.rows, n.features * 4, {[=](int64_t row) { active->row_norm(n, row); }}};
 }

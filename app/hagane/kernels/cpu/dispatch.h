@@ -49,6 +49,14 @@ struct ExpertsWork {
   const void* residual;  // like out, or null
 };
 
+// Each head of x [rows, heads * width] times a matrix of its own, unquantized and of one shape: it reads the first
+// features of its head, and writes the first of a head of out [rows, heads * room].
+struct HeadsWork {
+  std::vector<const Weight*> weights;
+  Matrix x, out;
+  int64_t rows, width, room;
+};
+
 struct LinearWork {
   const Weight* weight;
   Matrix x;
@@ -70,6 +78,7 @@ void run_pack_grouped(const GroupedCodes& codes);
 int64_t run_find_nonfinite(const Matrix& x, int64_t rows, int64_t columns);
 void run_rows(const RowWork& work);
 void run_linear(const LinearWork& work);
+void run_heads(const HeadsWork& work);
 void run_experts(const ExpertsWork& work);
 RowWork routing_rows(const Routing& routing);
 // By logits, chosen, jitter and scale alone.

@@ -1,4 +1,4 @@
-// Mixtures of experts, as methods of the extension module.
+// Products with several matrices: mixtures of experts, and heads with one each, as methods of the extension module.
 #include "calls.h"
 
 namespace hagane {
@@ -13,7 +13,7 @@ void free_experts(PyObject* capsule) {
 // The weights in a sequence; empty with an exception set if one is none.
 std::vector<const Weight*> weights_in(PyObject* given) {
   std::vector<const Weight*> weights;
-  PyObject* sequence = given ? PySequence_Fast(given, "experts must be a sequence of weights") : nullptr;
+  PyObject* sequence = given ? PySequence_Fast(given, "not a sequence of weights") : nullptr;
   if (!sequence) return weights;
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sequence) && !PyErr_Occurred(); ++i)
     weights.push_back(static_cast<const Weight*>(PyCapsule_GetPointer(PySequence_Fast_GET_ITEM(sequence, i), kWeight)));
@@ -42,6 +42,29 @@ PyObject* make_experts(PyObject*, PyObject* const* values, Py_ssize_t count, PyO
   in.expect(experts.gate_up[0]->in == experts.down[0]->out, "gate_up and down");
   if (!in.complete()) return nullptr;
   return PyCapsule_New(new Experts(std::move(experts)), kExperts, free_experts);
+}
+
+PyObject* head_products(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
+  Arguments in(values, count, names);
+  HeadsWork work{};
+  work.weights = weights_in(in.object("weights"));
+  Rows x = in.rows("x"), out = in.rows("out");
+  if (!in.complete()) return nullptr;
+  in.expect(alike(work.weights), "matrices must be alike");
+  if (!in.complete()) return nullptr;
+  const Weight& first = *work.weights[0];
+  const int64_t heads = static_cast<int64_t>(work.weights.size());
+  in.expect(first.format == Format::f32 || first.format == Format::bf16, "matrices must be unquantized");
+  in.expect(x.rows == out.rows && x.dtype == out.dtype && x.dtype != DType::int8, "x and out");
+  work.x = x;
+  work.out = out;
+  work.rows = x.rows;
+  work.width = x.columns / heads;
+  work.room = out.columns / heads;
+  in.expect(work.width * heads == x.columns && work.room * heads == out.columns, "heads of x and out");
+  in.expect(first.in <= work.width && first.out <= work.room, "a head's features and its matrix");
+  if (!in.complete()) return nullptr;
+  return perform([=] { run_heads(work); });
 }
 
 PyObject* mix_experts(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
@@ -131,7 +154,7 @@ PyObject* gate_rows(PyObject*, PyObject* const* values, Py_ssize_t count, PyObje
 
 PyMethodDef expert_methods[] = {HAGANE_METHOD("experts", make_experts), HAGANE_METHOD("mix_experts", mix_experts),
                                 HAGANE_METHOD("route", route), HAGANE_METHOD("route_sparsely", route_sparsely),
-                                HAGANE_METHOD("gate_rows", gate_rows),
+                                HAGANE_METHOD("gate_rows", gate_rows), HAGANE_METHOD("head_products", head_products),
                                 {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace hagane

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
+
+from hagane.kernels.cpu.extension import Weight
 
 try:
     from hagane.kernels import _cpu  # type: ignore[attr-defined,unused-ignore]
@@ -27,6 +31,14 @@ def latent_heads(
         q=q, kv=kv, shared=shared, k=k, v=v, heads=heads, interleaved=int(interleaved), cos=cos,
         sin=sin,
     )  # fmt: skip
+
+
+def head_products(weights: Sequence[Weight], x: Tensor, out: Tensor) -> None:
+    """x [tokens, heads * width] -> out [tokens, heads * room], a matrix for each head.
+
+    Raises ValueError unless all are unquantized and of one shape.
+    """
+    _cpu.head_products(weights=weights, x=x, out=out)
 
 
 def latent_keys(

@@ -153,11 +153,13 @@ def head_products(
     """
     tokens, heads = x.shape[0], len(weights)
     out = empty(tokens, heads * room, dtype=x.dtype)
-    width, slots = x.shape[1] // heads, None if changes is None else changes[1]
-    for head, weight in enumerate(weights):
+    if changes is None:
+        latent_extension.head_products([weight.handle for weight in weights], x, out)
+        return out
+    width, (banks, slots) = x.shape[1] // heads, changes
+    for head, (weight, bank) in enumerate(zip(weights, banks, strict=True)):
         source = x[:, head * width : head * width + weight.in_features]
         target = out[:, head * room : head * room + weight.out_features]
-        bank = None if changes is None else changes[0][head]
         extension.linear(weight.handle, source, target, None, bank, slots)
     return out
 
