@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 import torch
 from safetensors.torch import save_file
@@ -29,15 +29,12 @@ from hagane.models.decoder import Attention, Transformer
 from hagane.models.formats.dense import Dense, DenseEmbedding
 from hagane.models.formats.int8 import Int8Embedding
 from hagane.models.formats.layer import Linear, NativeQuantization, Stored
-from hagane.models.latent import LatentAttention
-from hagane.models.latent_heads import AbsorbedHeads
 from hagane.models.linear import Quantized
 from hagane.models.moe import Correction
 from hagane.models.norm import Norm
 from hagane.models.serving_layers import (
     Packed,
     PackedEmbedding,
-    for_serving,
     pack_for_serving,
     quantize_natively,
 )
@@ -51,6 +48,7 @@ from hagane.weights.formats.kept import keep_on_device, pack_kept
 from hagane.weights.load_progress import LoadProgress, LoadReport, count_parameters
 from hagane.weights.opening import compare, open_weights
 from hagane.weights.pages import release, trim_heap
+from hagane.weights.serving_form import absorbed, serving_form
 from hagane.weights.sharded import ShardedSource, check_stored
 from hagane.weights.sources.config import load_config
 from hagane.weights.sources.renamed import in_layout
@@ -175,7 +173,7 @@ class ModelLoader:
         bias = getattr(module, "bias", None)
         tensors = {} if bias is None else {"bias": self._fuse(self._parts(name, module, "bias"))}
         parts = self._parts(name, module, "weight")
-        absorbs = self._absorbing(name, module) is not None
+        absorbs = absorbed(self.model, name, self.operations)
         if not absorbs and (size := self._keep(name, module, parts, tensors.get("bias"))):
             return size
         packed = None if absorbs else self._pack(module, parts, tensors.get("bias"))
@@ -184,10 +182,8 @@ class ModelLoader:
                 module.bias = nn.Parameter(tensors["bias"])
             return self._serve(name, module, parts, packed)
         if isinstance(module, Quantized):
-            tensors = {**self._quantize(module, parts), **tensors}
-        else:
-            tensors = {"weight": self._fuse(parts), **tensors}
-        return self._place(name, module, tensors)
+            return self._place(name, module, self._quantize(module, parts) | tensors)
+        return self._place(name, module, {"weight": self._fuse(parts)} | tensors)
 
     def _place(self, name: str, module: _Holder, tensors: dict[str, Tensor]) -> int:
         size = 0
@@ -200,24 +196,11 @@ class ModelLoader:
             setattr(module, key, nn.Parameter(placed) if is_parameter else placed)
         if self.operations is not None:
             self._center_keys(name, module)
-            attention = self._absorbing(name, module)
-            replacement = (
-                for_serving(module, self.operations, self.dtype)
-                if attention is None
-                else attention.absorbed(cast(Stored, module).matrix(self.dtype))
-            )
-            if isinstance(replacement, AbsorbedHeads):
-                size = replacement.nbytes
+            replacement, size = serving_form(self.model, name, size, self.operations, self.dtype)
             if replacement is not module:
                 self.replace(name, replacement)
                 release(next(iter(tensors.values())))
         return size
-
-    def _absorbing(self, name: str, module: _Holder) -> LatentAttention | None:
-        """The attention that serves over latents once it has `module`'s weights."""
-        owner = self.model.get_submodule(name.rpartition(".")[0])
-        found = self.operations is cpu and isinstance(owner, LatentAttention)
-        return owner if found and module is owner.kv_b_proj else None  # type: ignore[return-value]
 
     def _pack(
         self, module: _Holder, parts: list[_Part], bias: Tensor | None
