@@ -116,6 +116,17 @@ def test_language_and_theme_are_shared_with_the_chat_page(page, server, theme):
     assert ground == ("rgb(255, 255, 255)" if theme == "light" else "rgb(21, 24, 27)")
 
 
+def test_heads_of_tables_in_japanese_are_lines_on_phones(browser, server):
+    phone = {"viewport": {"width": 390, "height": 760}, "locale": "ja-JP"}
+    with visit(browser, f"{server.url}/admin", "#sign-in:not([hidden])", **phone) as page:
+        pretend(page, "polite")
+        sign_in(page)
+        go(page, "keys")
+        page.wait_for_selector("#use-table th")
+        heights = "[...document.querySelectorAll('#use-table th')].map((head) => head.clientHeight)"
+        assert max(page.evaluate(heights)) < 70
+
+
 def test_signing_in_leaves_the_header_in_sight(page):
     pretend(page, "polite")
     sign_in(page)

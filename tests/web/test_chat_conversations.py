@@ -116,6 +116,7 @@ def test_retry_and_edit_keep_what_was_there(page):
     assert page.locator(".message").count() == 4
     page.click(".message.user >> nth=1 >> .earlier")
     assert said.all_inner_texts() == ["first", "second"]
+    assert page.evaluate("document.activeElement.className") == "later", "the way back"
     assert page.inner_text(".message:last-child .count") == "2/2"
     # An answer can be corrected, and the question before it asked again.
     page.click(".message.assistant >> nth=0 >> .edit")

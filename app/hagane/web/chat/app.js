@@ -38,9 +38,10 @@ const log = new MessageLog($("log"), {
   edit,
   judge: (message, thumbs) => judging.judge(message, thumbs),
   pick: (message) => judging.pick(message),
-  choose(message) {
+  choose(message, word) {
     store.change(current, { leaf: endBelow(current, message) });
     show();
+    log.focus(message, word);
   },
   key: () => access.refused(),
   now: () => runsOf(current.id).forEach((one) => one.now()),

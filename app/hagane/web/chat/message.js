@@ -21,7 +21,7 @@ import { showSteps } from "./steps.js";
  *   edit: (message: Message, text: string) => void, key: () => void, now: () => void,
  *   stop: () => void, judge: (message: Message, thumbs: "up" | "down") => void,
  *   pick: (message: Message) => void,
- *   choose: (message: Message) => void}} Actions
+ *   choose: (message: Message, word: "earlier" | "later") => void}} Actions
  */
 
 const PARTS = ["files", "steps", "reasoning", "text", "trouble", "actions"];
@@ -138,7 +138,7 @@ function branches(message, beside, actions) {
   if (beside.length < 2) return [];
   const at = beside.indexOf(message);
   const step = (word, sign, by) => {
-    const made = button(word, () => actions.choose(beside[at + by]));
+    const made = button(word, () => actions.choose(beside[at + by], word));
     made.textContent = sign;
     made.setAttribute("aria-label", t(word));
     made.disabled = !beside[at + by];

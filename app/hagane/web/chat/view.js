@@ -56,12 +56,13 @@ export class MessageLog {
   }
 
   /**
-   * Put the focus back on a button that was made anew.
+   * Put the focus back on a button that was made anew, or on the first that can be pressed.
    * @param {Message} message
    * @param {string} name the button's class
    */
   focus(message, name) {
-    this.articles.get(message)?.querySelector(`.actions .${name}`)?.focus();
+    const actions = this.articles.get(message)?.querySelector(".actions");
+    (actions?.querySelector(`.${name}:enabled`) ?? actions?.querySelector("button:enabled"))?.focus();
   }
 
   /** Forget everything shown, as for another language. */
