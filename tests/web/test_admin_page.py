@@ -116,7 +116,7 @@ def test_language_and_theme_are_shared_with_the_chat_page(page, server, theme):
     assert ground == ("rgb(255, 255, 255)" if theme == "light" else "rgb(21, 24, 27)")
 
 
-def test_heads_of_tables_in_japanese_are_lines_on_phones(browser, server):
+def test_in_japanese_on_a_phone_heads_are_lines_and_reasons_words(browser, server):
     phone = {"viewport": {"width": 390, "height": 760}, "locale": "ja-JP"}
     with visit(browser, f"{server.url}/admin", "#sign-in:not([hidden])", **phone) as page:
         pretend(page, "polite")
@@ -125,6 +125,8 @@ def test_heads_of_tables_in_japanese_are_lines_on_phones(browser, server):
         page.wait_for_selector("#use-table th")
         heights = "[...document.querySelectorAll('#use-table th')].map((head) => head.clientHeight)"
         assert max(page.evaluate(heights)) < 70
+        go(page, "datasets")
+        page.wait_for_selector("#dataset-list :text('除外: 似たものの重複')")
 
 
 def test_signing_in_leaves_the_header_in_sight(page):

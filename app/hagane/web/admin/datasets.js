@@ -95,20 +95,37 @@ async function build(form) {
   send.disabled = false;
 }
 
+/** Why an answer was taken or left out, in words; a reason that is not here stands as it came. */
+const REASONS = {
+  corrected: "corrected",
+  liked: "liked",
+  unjudged: "unjudged",
+  disliked: "thumbsDown",
+  unfinished: "unfinished",
+  undecided: "undecided",
+  personal_data: "personalData",
+  exact_duplicate: "equalToAnother",
+  near_duplicate: "similarToAnother",
+  too_short: "tooShort",
+  too_long: "tooLong",
+  invalid: "notARecord",
+};
+
 /** The counts of a card; those by reason or by model stand one by one. */
 function factsOf(card) {
-  const sums = (word, counts) =>
-    Object.entries(counts ?? {}).map(([name, count]) => [`${t(word)}: ${name}`, count]);
+  const said = (name) => (Object.hasOwn(REASONS, name) ? t(REASONS[name]) : name);
+  const sums = (word, counts, spoken = (name) => name) =>
+    Object.entries(counts ?? {}).map(([name, count]) => [`${t(word)}: ${spoken(name)}`, count]);
   return [
     [t("records"), card.records],
     [t("forTraining"), card.training],
     [t("forValidation"), card.validation],
     [t("conversations"), card.conversations],
     [t("characters"), card.characters],
-    ...sums("takenAs", card.reasons),
+    ...sums("takenAs", card.reasons, said),
     ...sums("model", card.models),
     ...sums("masked", card.masked),
-    ...sums("leftOut", card.skipped),
+    ...sums("leftOut", card.skipped, said),
   ];
 }
 
