@@ -17,8 +17,14 @@ from hagane.weights.quantize import quantize_directory
 
 from tests.engine.test_loop_tiers import settle
 from tests.models.decoder_families import BASE, DEEPSEEK
-from tests.models.test_decoder import PagedRun, load, random_model, random_tokens
-from tests.support.engine import RunningEngine, config, make_adapter
+from tests.models.test_decoder import (
+    PagedRun,
+    expected_logits,
+    load,
+    random_model,
+    random_tokens,
+)
+from tests.support.engine import RunningEngine, config, make_adapter, merged
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 RANK, TURNED = DEEPSEEK["kv_lora_rank"], DEEPSEEK["qk_rope_head_dim"]
@@ -88,6 +94,28 @@ def test_blocks_come_back_from_host_memory(directory):
         assert engine.stats.tiers.restored
     assert again.cached == 96
     assert (again.tokens, again.logprobs) == (first.tokens, first.logprobs)
+
+
+def test_an_engine_answers_as_transformers_with_and_without_an_adapter(directory, tmp_path):
+    """In steps that are recorded, of requests side by side; the adapter changes every matrix."""
+    targets = ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+    adapter = make_adapter(tmp_path / "adapter", directory, 3, targets=targets)
+    prompts = [tuple(random_tokens(seed, 20 * seed)) for seed in (1, 2, 3)]
+    models = {
+        "plain": (None, merged(directory, None)),
+        "adapted": (adapter, merged(directory, adapter)),
+    }
+    with RunningEngine(config(directory)) as engine:
+        for kind, (own, _) in models.items():
+            for number, prompt in enumerate(prompts):
+                engine.ask(f"{kind} {number}", prompt, adapter=own, tokens=8)
+        for kind, (_, theirs) in models.items():
+            for number, prompt in enumerate(prompts):
+                (answer,) = engine.wait(f"{kind} {number}")
+                tokens = list(prompt)
+                for _ in range(8):
+                    tokens.append(int(expected_logits(theirs, tokens)[-1].argmax()))
+                assert answer.tokens == tokens[len(prompt) :]
 
 
 def test_magnitudes_of_the_absorbed_matrix_are_refused(directory, tmp_path):
