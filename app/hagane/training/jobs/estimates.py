@@ -15,7 +15,10 @@ MICRO_TOKENS = 1024
 REPEATED_TOKENS = 8 * MICRO_TOKENS
 # Orders of magnitude, in FLOP/s: a Zen 4 core in bfloat16, the same on a quantized base, and a
 # server GPU.
-_CORE, _CORE_IN_INTEGERS, _GPU = 1.5e11, 2.1e11, 2e14
+_CORE, _CORE_IN_INTEGERS, _GPU = 1.8e11, 3.6e11, 2e14
+# Of such a core, for what lies between the products, per value of a layer and pass: it is most of
+# the time of a small model. Both by `benchmarks/estimates.py`.
+_VALUE_SECONDS = 1.1e-9
 # Operations for each weight and token: two in each direction, forward again for the base below the
 # adapter, and for KTO's reference point both of them; of a training token and of a held-out one.
 _PASSES = {
@@ -28,7 +31,7 @@ _PASSES = {
 # As many as if a token of an answer went forward this often: decoding waits for memory.
 _ANSWERING = 4.0
 # Until a process has imported torch and read its model; an engine takes as long.
-_START_SECONDS = 4.0
+_START_SECONDS = 5.0
 _LOGIT_ROWS = 256
 # Layers whose values a run has at its peak if it computes them once more: by the 5.2 GB of 8,192
 # tokens on Qwen2.5-Coder 0.5B in int8, against 11.6 GB with all of them.
@@ -82,7 +85,8 @@ def _pass_seconds(config: ModelConfig, spec: FineTuneSpec) -> float:
     if spec.device != "cpu" and cuda_driver_present():
         return weights / _GPU
     core = _CORE if spec.quantize == "none" else _CORE_IN_INTEGERS
-    return weights / (core * (spec.threads or len(usable_cores())))
+    alone = weights / core + config.layers * _values(config) * _VALUE_SECONDS
+    return alone / (spec.threads or len(usable_cores()))
 
 
 def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
@@ -117,6 +121,12 @@ def _inner_features(config: ModelConfig) -> int:
     )
 
 
+def _values(config: ModelConfig) -> int:
+    """Those that a layer keeps of a token for the backward pass."""
+    row = 6 * config.hidden_size + 4 * _inner_features(config)
+    return row + 3 * (config.heads + config.kv_heads) * config.head_dim
+
+
 def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointing: bool) -> int:
     """Peak bytes of a run whose longest example has `longest` tokens."""
     embedding = config.vocab_size * config.hidden_size
@@ -132,8 +142,7 @@ def memory(config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointi
     else:
         ratio = 2 * spec.rank / config.hidden_size
         weights = parameters(config) * (width + 16 * ratio) + ends
-    row = 6 * config.hidden_size + 4 * _inner_features(config)
-    row += 3 * (config.heads + config.kv_heads) * config.head_dim
+    row = _values(config)
     if spec.dora:
         # The outputs of the projections before their rows are scaled.
         row += 2 * config.hidden_size + 2 * _inner_features(config)
