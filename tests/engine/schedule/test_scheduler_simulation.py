@@ -199,7 +199,7 @@ class Simulation:
         if first is not None and first.request_id not in schedule.expired:
             assert first.blocks or first.idle, "the first in order was preempted"
             orders = [chunk.sequence.order for chunk in schedule.chunks]
-            assert not scheduler._room(first) or min(orders) <= first.order
+            assert not first.room(scheduler.context_length) or min(orders) <= first.order
         assert schedule.tokens <= scheduler.max_batch_tokens
         assert len({chunk.sequence.idle for chunk in schedule.chunks}) <= 1, "idle next to others"
         assert len({id(chunk.sequence) for chunk in schedule.chunks}) == len(schedule.chunks)

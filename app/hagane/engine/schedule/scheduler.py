@@ -252,7 +252,7 @@ class Scheduler:
         position = 0
         while position < len(self._active(self._running)):
             sequence = self._running[position]
-            granted = self.kv.extend(sequence) if self._room(sequence) else ()
+            granted = self.kv.extend(sequence) if sequence.room(self.context_length) else ()
             if granted is None:
                 self._preempt(self._running[-1])
                 continue
@@ -273,10 +273,11 @@ class Scheduler:
 
     def _propose(self) -> dict[Sequence, Proposal]:
         """Tokens to verify with the next step, for which there is room; none during a prefill."""
-        decoding = [s for s in self._active(self._running) if self._room(s)]
-        if any(s.uncomputed > 1 for s in decoding):
+        rooms = {s: s.room(self.context_length) for s in self._active(self._running)}
+        decoding = {sequence: room - 1 for sequence, room in rooms.items() if room}
+        if any(sequence.uncomputed > 1 for sequence in decoding):
             return {}
-        proposals = self._guesses.propose({s: self._room(s) - 1 for s in decoding}, len(decoding))
+        proposals = self._guesses.propose(decoding, len(decoding))
         # The others' next blocks go before guesses.
         return {
             sequence: proposal
@@ -294,7 +295,7 @@ class Scheduler:
         for sequence in self._active(self._running):
             if sequence.uncomputed > 1:
                 prefills.append(sequence)
-            elif self._room(sequence):
+            elif sequence.room(self.context_length):
                 chunks.append(Chunk.of(sequence, 1, proposals.get(sequence)))
         budget = self.max_batch_tokens - sum(chunk.length for chunk in chunks)
         if self._idle:
@@ -374,7 +375,7 @@ class Scheduler:
         for kept, token in enumerate(tokens, start=1):
             stopped = sequence.stops_on(token)
             sequence.tokens.append(token)
-            exhausted = not self._room(sequence) and not sequence.in_flight
+            exhausted = not sequence.room(self.context_length) and not sequence.in_flight
             if stopped or exhausted:
                 self._remove(sequence)
                 reason: FinishReason = "stop" if stopped else "length"
@@ -383,11 +384,6 @@ class Scheduler:
             self._remove(sequence)
             return Sampled(sequence, tokens, "stop")
         return Sampled(sequence, tokens)
-
-    def _room(self, sequence: Sequence) -> int:
-        """Tokens it may still have, besides those in flight; it ends when the last one is known."""
-        most = min(sequence.prompt_length + sequence.sampling.max_tokens, self.context_length)
-        return max(most - sequence.length, 0)
 
     def _remove(self, sequence: Sequence) -> None:
         running = sequence.phase is Phase.RUNNING

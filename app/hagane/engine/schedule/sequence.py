@@ -168,6 +168,11 @@ class Sequence:
         """Sequences this one is or will become: 1 and its siblings still to be forked off."""
         return 1 + len(self.pending)
 
+    def room(self, context_length: int) -> int:
+        """Tokens it may still have, besides those in flight; it ends when the last one is known."""
+        most = min(self.prompt_length + self.sampling.max_tokens, context_length)
+        return max(most - self.length, 0)
+
     def stops_on(self, token: int) -> bool:
         """Whether `token`, as the next one, ends the text."""
         sampling = self.sampling
