@@ -85,7 +85,7 @@ def test_what_waiting_does_not_mend_is_no_outage(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_object_store_that_goes_away_is_reported_from_then_on(tmp_path):
+def test_an_object_store_that_goes_away_is_reported_from_then_on(tmp_path, monkeypatch):
     if (reason := object_store.missing()) is not None:
         pytest.skip(reason)
     (tmp_path / "source").write_bytes(b"content")
@@ -95,3 +95,7 @@ def test_an_object_store_that_goes_away_is_reported_from_then_on(tmp_path):
         blobs.put("a", tmp_path / "source")
     with pytest.raises(StoreUnavailableError):
         blobs.has("a")
+    for name, value in own.variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match="Could not connect"):
+        Blobs("s3://bucket")

@@ -9,8 +9,13 @@ import pytest
 from hagane.store import files
 from hagane.store.jobs import Job, new_job_id
 from hagane.store.paging import Paging
-from hagane.store.store import Store
-from hagane.system.errors import ConflictError, InvalidRequestError, NotFoundError
+from hagane.store.store import Store, StoreAddress
+from hagane.system.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 
 
 def put(
@@ -40,6 +45,16 @@ def test_an_abandoned_upload_leaves_nothing(store):
         raise RuntimeError("the client went away")
     assert list((store.directory / "files").iterdir()) == []
     assert store.files.list(Paging()).items == []
+
+
+def test_an_upload_that_cannot_be_shared_leaves_nothing(tmp_path):
+    store = Store.open(StoreAddress(tmp_path / "data", blob_url=f"file://{tmp_path / 'blobs'}"))
+    (tmp_path / "blobs" / "files").write_bytes(b"")
+    with pytest.raises(StoreUnavailableError):
+        put(store)
+    assert list(store.files.folder.iterdir()) == []
+    assert store.files.list(Paging()).items == []
+    store.close()
 
 
 def test_pages_cover_the_list_in_either_order(store):

@@ -24,10 +24,11 @@ from hagane.system.errors import (
 from hagane.system.files import commit, is_full
 from hagane.system.installation import install_command
 
-# s3fs: give up after seconds, so that a request that waits gets an answer.
+# s3fs: give up after seconds, so that a request that waits gets an answer. botocore tries twice,
+# and so does s3fs: a store that takes connections and says nothing costs 40 s.
 _S3 = {
     "config_kwargs": {
-        "connect_timeout": 3, "read_timeout": 20, "retries": {"max_attempts": 2},
+        "connect_timeout": 3, "read_timeout": 10, "retries": {"max_attempts": 1},
     },
     # Others' objects must be seen at once.
     "use_listings_cache": False,
@@ -115,6 +116,9 @@ class Blobs:
             Path(self._root).mkdir(parents=True, exist_ok=True)
             return
         bucket = self._root.partition("/")[0]
+        # `exists` says no where the store cannot be reached, too, and not why.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            self._files.info(self._path(f".probe-{uuid.uuid4().hex}"))
         # A prefix without objects is none yet; a bucket that is missing is a mistake.
         if not self._files.exists(bucket):
             raise FileNotFoundError(f"there is no bucket {bucket!r}, or it may not be listed")

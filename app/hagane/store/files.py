@@ -92,12 +92,13 @@ class Upload:
     ) -> StoredFile:
         """Make the file durable and list it, for `kept_seconds` or for ever.
 
-        Raises DiskFullError.
+        Raises DiskFullError, StoreUnavailableError.
         """
         with refused_when_full(self._partial.parent):
             self._stream.close()
+            # Shared before it has its name here, by which it would stay if that failed.
+            self._files.share(self.id, self._partial)
             commit(self._partial, self._files.path(self.id))
-            self._files.share(self.id)
         now = int(time.time())
         expires = None if kept_seconds is None else now + kept_seconds
         stored = StoredFile(
@@ -172,10 +173,10 @@ class Files:
             partial.unlink(missing_ok=True)
         return path
 
-    def share(self, file_id: str) -> None:
+    def share(self, file_id: str, content: Path) -> None:
         """Let other servers have the file's content. Raises StoreUnavailableError."""
         if self._blobs is not None:
-            self._blobs.put(_object(file_id), self.path(file_id))
+            self._blobs.put(_object(file_id), content)
 
     def upload(self) -> Upload:
         """Start to receive a file."""
