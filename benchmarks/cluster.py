@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import statistics
@@ -189,14 +190,15 @@ def step_times(url: str) -> str:
         run_clients(url, 2, [tokens(generator, QUESTION_TOKENS) for _ in range(12)], 96)
     )
     step = statistics.median((a.last - a.first) / 95 for a in answers)
-    # Twice as long, twice the steps: what remains lies between client and engine.
-    firsts = []
-    for steps in (1, 2):
-        prompts = [tokens(generator, steps * BATCH_TOKENS) for _ in range(40)]
-        answers, _ = asyncio.run(run_clients(url, 2, prompts, 1))
-        firsts.append(statistics.median(a.first for a in answers))
-    one_step = firsts[1] - firsts[0]
-    prefill, path = BATCH_TOKENS / (one_step - step), firsts[0] - one_step
+    length = DOCUMENT_TOKENS + QUESTION_TOKENS
+    prompts = [tokens(generator, length) for _ in range(40)]
+    new, _ = asyncio.run(run_clients(url, 2, prompts, 1))
+    # The latest ones are cached: one step, and what lies between client and engine.
+    known, _ = asyncio.run(run_clients(url, 2, 5 * prompts[-8:], 1))
+    of_new, of_known = (statistics.median(a.first for a in answers) for answers in (new, known))
+    found = statistics.median(a.cached for a in known)
+    path = of_known - step
+    prefill = found / (of_new - path - step * math.ceil(length / BATCH_TOKENS))
     rows = httpx.get(f"{url}/metrics").text.splitlines()
     sizes = [float(row.split()[-1]) for row in rows if row.startswith(BLOCKS)]
     return (
