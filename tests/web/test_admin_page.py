@@ -127,6 +127,8 @@ def test_in_japanese_on_a_phone_heads_are_lines_and_reasons_words(browser, serve
         assert max(page.evaluate(heights)) < 70
         go(page, "datasets")
         page.wait_for_selector("#dataset-list :text('除外: 似たものの重複')")
+        go(page, "jobs")
+        page.wait_for_selector("#job-list :text('tiny · 教師あり')")
 
 
 def test_signing_in_leaves_the_header_in_sight(page):

@@ -3,6 +3,18 @@
 import { t } from "../shared/i18n.js";
 import { moment } from "./list.js";
 
+/** Methods that have a name in both languages. */
+const METHODS = ["supervised", "dpo", "orpo", "kto"];
+
+/**
+ * How a job learns, in words.
+ * @param {object} job as one of fine-tuning
+ * @returns {string}
+ */
+export function methodOf({ method: { type } }) {
+  return METHODS.includes(type) ? t(type) : type;
+}
+
 /**
  * @param {object} job as one of fine-tuning
  * @returns {[string, ?(string | number | Node)][]} for `showFacts`
@@ -17,7 +29,7 @@ function made(job) {
   return [
     [t("identifier"), job.id],
     [t("baseModel"), job.model],
-    [t("method"), job.method.type],
+    [t("method"), methodOf(job)],
     [t("trainingFile"), job.training_file],
     [t("validationFile"), job.validation_file ?? (job.training_file ? t("heldOut") : null)],
     [t("epochs"), used.n_epochs],

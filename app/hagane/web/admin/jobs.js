@@ -4,6 +4,7 @@ import { breakable, classed, element } from "../shared/dom.js";
 import { t } from "../shared/i18n.js";
 import { request } from "./client.js";
 import { prepareCreation } from "./create.js";
+import { methodOf } from "./job-facts.js";
 import { chatLink, duration, moment, number, showList } from "./list.js";
 import { poll } from "./notice.js";
 import { preparePretraining } from "./pretrain.js";
@@ -59,7 +60,7 @@ export function inCommon(job) {
 function row(job) {
   const link = element("a", ...breakable(job.extra.adapter));
   link.href = `#/job/${encodeURIComponent(job.id)}`;
-  const about = element("p", `${job.model} · ${job.method.type} · `, moment(job.created_at));
+  const about = element("p", `${job.model} · ${methodOf(job)} · `, moment(job.created_at));
   about.className = "quiet";
   const made = classed("li", "card", element("h3", link, " ", badge(job.status)), about);
   const bar = progressBar(job);
