@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from hagane.store.jobs import Event, Job, Jobs
 from hagane.store.store import Store
 from hagane.system.errors import HaganeError, NotFoundError
+from hagane.system.loops import Backoff
 from hagane.training.reinforce.spec import read_spec
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FOLDER = "job-states"
-_PAUSE_SECONDS = 60.0
+# Between attempts that fail: each may take most of a minute, in which the run stands still.
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 60.0, 900.0
 # After so long without a resumption, one that failed begins again where its machine is lost, too.
 _KEPT_SECONDS = 30 * 86_400
 
@@ -37,8 +39,9 @@ class StateMirror:
         self._blobs, self._directory = blobs, directory
         self._name = f"{_FOLDER}/{job_id}"
         self._stored: dict[str, int] = {}
-        # When storing it failed last, by `time.monotonic`.
-        self._failed_at: float | None = None
+        # When it is tried again after it failed, by `time.monotonic`.
+        self._again_at: float | None = None
+        self._backoff = Backoff(_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
     def fetch(self) -> None:
         """Fill the directory with what was stored last, if anything was.
@@ -80,21 +83,20 @@ class StateMirror:
 
         Then it is tried again after a while, or `at_once`. The event tells a change.
         """
-        failed = self._failed_at
-        if failed is not None and not at_once and time.monotonic() < failed + _PAUSE_SECONDS:
+        failed = self._again_at is not None
+        if self._again_at is not None and not at_once and time.monotonic() < self._again_at:
             return None
         try:
             self.keep()
         except (HaganeError, OSError) as error:
-            self._failed_at = time.monotonic()
+            self._again_at = time.monotonic() + self._backoff.next()
             text = f"The state could not be stored for other machines: {error}"
             logger.warning(text)
             event = Event(f"{text} The job goes on; elsewhere it would from an older one.", "warn")
-            return event if failed is None else None
-        self._failed_at = None
-        if failed is None:
-            return None
-        return Event("The state is stored for other machines again")
+            return None if failed else event
+        self._again_at = None
+        self._backoff.reset()
+        return Event("The state is stored for other machines again") if failed else None
 
     def forget(self) -> None:
         """Remove it: the job is over. Raises StoreUnavailableError."""
