@@ -316,10 +316,15 @@ def test_replicas_follow_the_load_without_a_failed_request(client, deploy):
 def test_a_killed_replica_costs_no_request_that_has_not_begun(cluster, client, deploy):
     """Others fail with an error to try again by; afterwards there are two again."""
     expected = answer(client)
-    engine = httpx.get(f"{cluster}/health/ready").json()["engine_pid"]
+
+    def engine() -> int:
+        return httpx.get(f"{cluster}/health/ready").json()["engine_pid"]
+
+    # Until the edge knows which replicas the last change has left.
+    until(lambda: psutil.pid_exists(engine()))
     with load(client, 4) as seen:
         until(lambda: len(seen.answers) > 4)
-        psutil.Process(engine).parent().kill()
+        psutil.Process(engine()).parent().kill()
         until(lambda: replicas() == 1)
         until(lambda: replicas() == 2)
     assert {type(error) for error in seen.failures} <= {openai.InternalServerError}
@@ -345,7 +350,7 @@ def test_the_proxy_comes_back_after_it_was_killed(server, client):
         answered = len(seen.answers)
         until(lambda: len(seen.answers) > answered + 8)
     broken = openai.APIConnectionError | openai.InternalServerError
-    assert all(isinstance(error, broken) for error in seen.failures)
+    assert [error for error in seen.failures if not isinstance(error, broken)] == []
     assert {*seen.answers} == {expected}
 
 

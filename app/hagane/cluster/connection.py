@@ -130,7 +130,8 @@ class ClusterConnection:
         Raises EngineUnavailableError where no replica answers any more.
         """
         self._receive = receive
-        heard, ready = time.monotonic(), False
+        heard = time.monotonic()
+        ready: EngineReady | None = None
         while not self._stopped.is_set():
             try:
                 reports = await self._ask(_SILENCE_SECONDS)
@@ -138,13 +139,14 @@ class ClusterConnection:
                     raise EngineUnavailableError("No replica of the model answers.")
             except Exception as error:
                 receive(Heartbeat())
-                if ready and time.monotonic() - heard > _SILENCE_SECONDS:
+                if ready is not None and time.monotonic() - heard > _SILENCE_SECONDS:
                     raise EngineUnavailableError("No replica of the model answers.") from error
             else:
                 heard = time.monotonic()
-                if not ready:
-                    receive(reports[0].ready)
-                    ready = True
+                # Of a replica that is there, as long as it is.
+                if all(report.ready != ready for report in reports):
+                    ready = reports[0].ready
+                    receive(ready)
                 receive(StepOutput(stats=self._stats))
             await self._pause()
         return Ending("exited", 0)

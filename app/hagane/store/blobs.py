@@ -35,6 +35,8 @@ _S3 = {
     # The credentials are those of now.
     "skip_instance_cache": True,
 }  # fmt: skip
+# Of an upload: seconds, and bytes a second at least.
+_UPLOAD_SECONDS, _SLOWEST = 40.0, 100_000.0
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Refused or impossible, and so it stays: nothing to wait for.
 _LASTING = (PermissionError, ValueError, TypeError)
@@ -76,7 +78,7 @@ class Blobs:
             target = self._path(name)
             if not self._local:
                 # One request, or several of which the last makes the object visible.
-                self._files.put_file(str(source), target)
+                self._files.put_file(str(source), target, **self._bound(source))
                 return
             partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
             self._files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
@@ -106,6 +108,15 @@ class Blobs:
         """Remove the object, if it is there. Raises StoreUnavailableError."""
         with contextlib.suppress(NotFoundError), self._reported(name):
             self._files.rm_file(self._path(name))
+
+    def _bound(self, source: Path) -> dict[str, float]:
+        """How long an upload may take, for a client that takes a bound.
+
+        S3's waits without end where a store takes the header of an upload and says nothing.
+        """
+        if not getattr(self._files, "async_impl", False):
+            return {}
+        return {"timeout": _UPLOAD_SECONDS + source.stat().st_size / _SLOWEST}
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
