@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import torch
+from hagane.training.parallel.group import ALONE
 from hagane.training.pretrain.config import PretrainConfig
-from hagane.training.pretrain.group import ALONE
 from hagane.training.pretrain.loop import PretrainRun
 from hagane.training.pretrain.preparation import prepare
 

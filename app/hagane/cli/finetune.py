@@ -52,12 +52,14 @@ class FinetuneOptions(Options):
     neftune_alpha: float | None = Field(None, description="noise on embeddings [none]")
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N [auto]")
     threads: int | None = Field(None, description="default: one per usable core")
+    data_parallel: int | None = Field(None, description="processes that share each step [1]")
     seed: int | None = Field(None, description="[0]")
     seeds: int | None = Field(None, description="runs, of which the best is kept [1]")
 
 
 GROUPS = {
-    "The run": ("model", "output", "validation_file", "device", "threads", "seed", "seeds"),
+    "The run": ("model", "output", "validation_file", "device", "threads", "data_parallel",
+                "seed", "seeds"),
     "Training": ("method", "n_epochs", "batch_size", "learning_rate", "beta", "sequence_length",
                  "checkpoint_every", "patience", "neftune_alpha", "teacher", "teacher_weight"),
     "What is trained": ("rank", "alpha", "rslora", "dora", "trained_tokens", "full", "quantize",
@@ -75,6 +77,7 @@ def run(arguments: list[str]) -> int:
     from hagane.text.hub import resolve_model
     from hagane.training.finetune.loop import finetune
     from hagane.training.finetune.spec import FineTuneSpec
+    from hagane.training.parallel.ranks import leads
     from hagane.training.report.progress import FineTuneProgress
 
     given = options.model_dump(exclude_none=True, exclude={"file", "output", "validation_file"})
@@ -88,8 +91,9 @@ def run(arguments: list[str]) -> int:
     output.mkdir(parents=True, exist_ok=True)
     with FineTuneProgress(output) as progress:
         result = finetune(spec, output, progress)
-    print(
-        f"{result.directory}: validation loss {result.valid_loss:.4f}, "
-        f"the base's {result.base_valid_loss:.4f}"
-    )
+    if leads():
+        print(
+            f"{result.directory}: validation loss {result.valid_loss:.4f}, "
+            f"the base's {result.base_valid_loss:.4f}"
+        )
     return 0

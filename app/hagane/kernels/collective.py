@@ -1,7 +1,7 @@
-"""Ranks: processes of one machine that compute one model together, over torch.distributed.
+"""Ranks: processes that compute one model together, over torch.distributed.
 
-On CPUs they talk by gloo, on GPUs by NCCL. Both listen on the loopback interface alone; the ranks
-find each other by a file.
+On CPUs they talk by gloo, on GPUs by NCCL. Those of one machine listen on the loopback interface
+alone and find each other by a file; those of several machines, by the variables of `torchrun`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,29 @@ from torch import Tensor
 class Group:
     """All ranks, of which this process is `rank`; made when all of them have joined.
 
-    `meeting` is a file that is not there yet, in a directory of this user alone. Every method is
-    called by all ranks, in the same order. Raises RuntimeError when a rank is gone. Example:
+    `meeting` is a file that is not there yet, in a directory of this user alone; None: torchrun's
+    variables say where. Every method is called by all ranks, in the same order. Raises RuntimeError
+    when a rank is gone. Example:
 
         group = Group(0, 2, directory / "meeting", torch.device("cpu"), timeout=600.0)
         group.add(product)  # now the sum of both ranks' products
     """
 
     def __init__(
-        self, rank: int, ranks: int, meeting: Path, device: torch.device, timeout: float
+        self,
+        rank: int,
+        ranks: int,
+        meeting: Path | None,
+        device: torch.device,
+        timeout: float,
     ) -> None:
         self.rank, self.ranks, self.device = rank, ranks, device
-        loopback = "lo0" if sys.platform == "darwin" else "lo"
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+        if meeting is not None:
+            loopback = "lo0" if sys.platform == "darwin" else "lo"
+            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"file://{meeting}",
+            init_method="env://" if meeting is None else f"file://{meeting}",
             rank=rank,
             world_size=ranks,
             timeout=timedelta(seconds=timeout),
@@ -43,13 +50,14 @@ class Group:
     def add(self, product: Tensor) -> None:
         """Replace each rank's `product` by the sum of all.
 
-        On a CPU a sum has the same bits in any batch: its summands are added in float32 and in
-        their order, or are two.
+        On a CPU a sum has the same bits in any batch: its summands are added in float32 (float64 if
+        they are) and in their order, or are two.
         """
         if self.device.type != "cpu":
             dist.all_reduce(product)
             return
-        wide = product if product.dtype == torch.float32 else product.float()
+        whole = product.dtype in (torch.float32, torch.float64)
+        wide = product if whole else product.float()
         if self.ranks == 2:
             dist.all_reduce(wide)
             total = wide
@@ -61,6 +69,19 @@ class Group:
                 total += part
         if total is not product:
             product.copy_(total)
+
+    def add_in_parts(self, vector: Tensor) -> None:
+        """As `add`, of a long vector [n], where n is a multiple of the ranks.
+
+        Each rank adds a part of the summands, on GPUs as well in the order of the ranks, so that
+        nothing travels more than twice and a sum has the same bits each time.
+        """
+        received = torch.empty_like(vector)
+        dist.all_to_all_single(received, vector)
+        first, *others = received.view(self.ranks, -1)
+        for other in others:
+            first += other
+        dist.all_gather(list(vector.view(self.ranks, -1)), first)
 
     def collect(self, part: Tensor, whole: Tensor) -> None:
         """Put the ranks' parts [n, features] next to each other into the first rank's `whole`."""

@@ -17,6 +17,7 @@
     ├── DiskFullError                disk_full                free space on the disk
     ├── StoreUnavailableError        store_unavailable        retry after `retry_after` seconds
     ├── TrainingError                (one of several)         fix the cause, start the job again
+    ├── RankLostError                rank_lost                continue from the checkpoint
     └── TrainingInterrupted          interrupted              continue from the checkpoint
 
 The second column is `code`. Nothing here knows HTTP: `hagane.api.errors` maps these classes to
@@ -153,6 +154,12 @@ class TrainingError(HaganeError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class RankLostError(HaganeError):
+    """A process of a data-parallel run is gone; started again, the run resumes."""
+
+    code = "rank_lost"
 
 
 class TrainingInterrupted(HaganeError):  # noqa: N818 - requested, not an error

@@ -250,6 +250,7 @@ def test_a_job_is_rewarded(admin, admin_server):
         ({"method": {"type": "reinforcement", "reinforcement": {"grader": OPINION}}},
          "extra", 400),
         ({"extra": {"kl": 0.1}}, "extra.kl", 400),
+        ({"extra": {"data_parallel": 0}}, "extra.data_parallel", 400),
         ({"extra": {"teacher": "nobody"}}, "extra.teacher", 400),
         ({"extra": {"rank": 0}}, "extra.rank", 400),
         ({"extra": {"target_modules": ["lm_head"]}}, "extra.target_modules", 400),

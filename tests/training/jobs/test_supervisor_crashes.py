@@ -62,6 +62,9 @@ METHODS = {
     "distillation": Method(
         examples(12), {"method": method("supervised", EPOCHS), "extra": {"teacher": "tiny"}}
     ),
+    "parallel": Method(
+        examples(12), {"method": method("supervised", EPOCHS), "extra": {"data_parallel": 2}}
+    ),
     "reinforcement": Method(
         TASKS,
         {
@@ -141,6 +144,15 @@ class House:
                 process.kill()
         os.kill(self.server.wait_ready()["engine_pid"], signal.SIGKILL)
 
+    def kill_rank(self, job: str) -> None:
+        """The second process of a data-parallel run."""
+        while True:
+            for process in self.worker(job).children():
+                if "hagane.training.parallel" in process.cmdline():
+                    process.kill()
+                    return
+            time.sleep(0.02)
+
     def kill_server(self, job: str) -> None:
         self.server.process.kill()
         self.server.process.wait()
@@ -180,3 +192,17 @@ def test_kills_at_any_phase_do_not_change_a_bit(house, name):
         kill(job)
     house.until(asked, job, None)
     assert house.result(job) == house.result(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_when_one_of_its_ranks_is_killed(house):
+    asked = METHODS["parallel"]
+    undisturbed, job = house.create(asked), house.create(asked)
+    for step in (1, 25):
+        house.until(asked, job, step)
+        house.kill_rank(job)
+    house.until(asked, job, None)
+    house.until(asked, undisturbed, None)
+    assert house.result(job) == house.result(undisturbed)
+    events = house.ask("GET", f"{asked.path}/{job}/events?limit=100")["data"]
+    assert sum("rank 1 ended with signal 9" in event["message"] for event in events) == 2

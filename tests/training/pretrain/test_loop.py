@@ -17,7 +17,6 @@ from hagane.data.documents import Corpus
 from hagane.models.attention import PackedCausal
 from hagane.system.errors import ConfigurationError, TrainingInterrupted
 from hagane.training.pretrain.config import PretrainConfig, Shape
-from hagane.training.pretrain.group import Group
 from hagane.training.pretrain.loop import pretrain
 from hagane.training.pretrain.optimizer import schedule
 from hagane.training.pretrain.shards import MixedRows, PackedRows
@@ -178,12 +177,6 @@ def test_two_processes_learn_what_one_learns(config, tmp_path):
     assert last["bits_per_byte"] == pytest.approx(alone, abs=2e-3)
 
 
-def test_rows_that_processes_cannot_share_are_refused():
-    with pytest.raises(ConfigurationError, match="multiple of the 3 processes"):
-        Group(rank=0, size=3).share(4)
-    assert [Group(rank, 2).share(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
-
-
 def test_a_second_stage_starts_where_the_first_ended(config):
     first = pretrain(config, Told()).bits_per_byte
     second = config.model_copy(
@@ -290,6 +283,7 @@ def test_learning_rate_warms_up_and_decays(config):
         ("steps = 3", "output"),
         ("wrong = 1", "Field required"),
         (VALID + "batch_rows = 3\nmicro_rows = 2\n" + SHAPE, "multiple of micro_rows"),
+        (VALID + "batch_rows = 4\ndata_parallel = 3\n" + SHAPE, "multiple of data_parallel 3"),
         (VALID, "either a"),
         (VALID + 'start_from = "y"\n' + SHAPE, "either a"),
         (VALID + "context_length = 64\n" + SHAPE, "goes with parameters"),

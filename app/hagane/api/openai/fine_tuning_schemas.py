@@ -96,6 +96,7 @@ class Extra(Body):
     patience: Count | None = None
     seeds: Count | None = None
     neftune_alpha: Number | None = None
+    data_parallel: Count | None = None
     teacher: str | None = None
     teacher_weight: Number | None = None
     quantize: FormatChoice | None = None

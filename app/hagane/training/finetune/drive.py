@@ -20,6 +20,7 @@ from hagane.training.finetune.meter import Meter, StepScore
 from hagane.training.finetune.model import FineTuneModel
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan
 from hagane.training.finetune.state_file import RunProgress, StateFile
+from hagane.training.parallel.group import ALONE, Group
 from hagane.training.report.listener import CheckpointReport, FineTuneResult, Listener
 
 # The most time that a crash between two checkpoints may lose.
@@ -63,10 +64,14 @@ class Run(Protocol):
         """What `validate` gives for the base model."""
 
 
-def drive(run: Run, directory: Path, listener: Listener) -> FineTuneResult:
-    """Start or resume the run in `directory`, and copy its best checkpoint to the result."""
-    state = StateFile(directory / "state", run.spec, run.digest)
-    progress = state.load(run.model, run.optimizer)
+def drive(run: Run, directory: Path, listener: Listener, group: Group = ALONE) -> FineTuneResult:
+    """Start or resume the run in `directory`, and copy its best checkpoint to the result.
+
+    All ranks of `group` do; the first writes and reports.
+    """
+    with group.leader_first():
+        state = StateFile(directory / "state", run.spec, run.digest)
+        progress = state.load(run.model, run.optimizer)
     meter, saved = Meter(run.plan, progress, run.model.device), time.monotonic()
     if progress.base_valid_loss is None:
         progress.base_valid_loss = meter.validation(run.base_loss)
@@ -75,21 +80,22 @@ def drive(run: Run, directory: Path, listener: Listener) -> FineTuneResult:
         progress.advance(update.tokens)
         saving = progress.step in run.plan.checkpoints
         valid = meter.validation(run.validate) if saving else None
-        listener.progress(meter.report(progress, update.score, valid, dict(update.figures) or None))
+        report = meter.report(progress, update.score, valid, dict(update.figures) or None)
         if valid is not None:
-            checkpoint = _checkpoint(directory, progress.step)
-            run.model.save(checkpoint)
             progress.score(valid.loss)
-            # Before the state is saved: a crash in between reports it twice instead of never.
-            metrics = _metrics(update, valid)
-            listener.checkpoint(CheckpointReport(progress.step, checkpoint, metrics))
-        stopping = listener.interrupted() and not _finished(run, progress)
-        if saving or stopping or time.monotonic() > saved + _SAVE_SECONDS:
+        if group.leads:
+            listener.progress(report)
+            if valid is not None:
+                # Before the state is saved: a crash in between reports it twice instead of never.
+                listener.checkpoint(_save(run, directory, progress.step, _metrics(update, valid)))
+        stopping = group.any(listener.interrupted()) and not _finished(run, progress)
+        due = saving or stopping or time.monotonic() > saved + _SAVE_SECONDS
+        if group.leads and due:
             state.save(run.model, run.optimizer, progress)
             saved = time.monotonic()
         if stopping:
             raise TrainingInterrupted(f"stopped after step {progress.step}, as requested")
-    return _result(run.spec.full, directory, progress)
+    return _result(run.spec.full, directory, progress, group)
 
 
 def apply(
@@ -116,6 +122,13 @@ def _checkpoint(directory: Path, step: int) -> Path:
     return directory / "checkpoints" / f"step-{step}"
 
 
+def _save(run: Run, directory: Path, step: int, metrics: Mapping[str, float]) -> CheckpointReport:
+    """Write the checkpoint after `step` steps."""
+    checkpoint = _checkpoint(directory, step)
+    run.model.save(checkpoint)
+    return CheckpointReport(step, checkpoint, dict(metrics))
+
+
 def _metrics(update: StepUpdate, valid: StepScore) -> dict[str, float]:
     return {
         "train_loss": update.score.loss,
@@ -135,9 +148,11 @@ def copy_result(source: Path, final: Path) -> None:
         commit(partial, final / file.name)
 
 
-def _result(full: bool, directory: Path, progress: RunProgress) -> FineTuneResult:
+def _result(full: bool, directory: Path, progress: RunProgress, group: Group) -> FineTuneResult:
     final = directory / ("model" if full else "adapter")
-    copy_result(_checkpoint(directory, progress.best_step), final)
+    with group.leader_first():
+        if group.leads:
+            copy_result(_checkpoint(directory, progress.best_step), final)
     return FineTuneResult(
         directory=final,
         digest=None if full else adapter_digest(final),

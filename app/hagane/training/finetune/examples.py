@@ -167,8 +167,11 @@ def report(spec: FineTuneSpec) -> FileReport:
         tokens = sum(map(len, kept))
         found.seconds = spec.seeds * estimates.seconds(config, spec, plan, tokens, held)
         longest = max(map(len, examples))
-        found.memory_bytes = estimates.memory(config, spec, longest, checkpointing=False)
-        found.least_memory_bytes = estimates.memory(config, spec, longest, checkpointing=True)
+        most, least = (
+            estimates.copies(spec) * estimates.memory(config, spec, longest, checkpointing=again)
+            for again in (False, True)
+        )
+        found.memory_bytes, found.least_memory_bytes = most, least
     return found
 
 

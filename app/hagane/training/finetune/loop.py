@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hagane.kernels.devices import resolve_device
 from hagane.lora.train import disabled
 from hagane.system.machine import available_memory
 from hagane.training.finetune.drive import StepUpdate, apply, drive
@@ -25,6 +24,8 @@ from hagane.training.finetune.preference import dpo_loss, kto_loss, orpo_loss, r
 from hagane.training.finetune.spec import FineTuneSpec, TrainingPlan, resolve
 from hagane.training.finetune.sweep import sweep
 from hagane.training.finetune.teacher import taught
+from hagane.training.parallel.group import Group
+from hagane.training.parallel.ranks import Work, together
 from hagane.training.report.listener import FineTuneResult, Listener
 
 
@@ -40,19 +41,35 @@ def finetune(
     at the end adapter/ (model/ when `full`), the checkpoint with the lowest validation loss. Raises
     TrainingError with the reason if the run cannot continue, and TrainingInterrupted when the
     listener asked to stop. `free_memory` returns the bytes of main memory that the run may use.
+    Under `torchrun`, or with `data_parallel`, several processes run it; RankLostError when one of
+    them is gone.
     """
-    with explained():
-        torch.set_num_threads(spec.threads or torch.get_num_threads())
-        data = load(spec)
-        if spec.teacher is not None:
+    work = Work("finetune", spec.model_dump_json(), str(directory))
+    with explained(), together(spec.data_parallel, spec.device, work) as group:
+        return finetune_rank(spec, directory, listener, group, free_memory)
+
+
+def finetune_rank(
+    spec: FineTuneSpec,
+    directory: Path,
+    listener: Listener,
+    group: Group,
+    free_memory: Callable[[], int] = available_memory,
+) -> FineTuneResult:
+    """The part of `finetune` that each rank of `group` runs."""
+    spec = spec.model_copy(update={"data_parallel": group.size})
+    torch.set_num_threads(group.threads(spec.threads))
+    data = load(spec)
+    if spec.teacher is not None:
+        with group.leader_first():
             data = taught(spec, spec.teacher, data, directory / "state")
 
-        def prepare(seeded: FineTuneSpec) -> _Run:
-            return _Run.prepare(seeded, data, free_memory)
+    def prepare(seeded: FineTuneSpec) -> _Run:
+        return _Run.prepare(seeded, data, free_memory, group)
 
-        if spec.seeds > 1:
-            return sweep(spec, directory, listener, prepare)
-        return drive(prepare(spec), directory, listener)
+    if spec.seeds > 1:
+        return sweep(spec, directory, listener, prepare, group)
+    return drive(prepare(spec), directory, listener, group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +81,24 @@ class _Run:
     plan: TrainingPlan
     model: FineTuneModel
     optimizer: torch.optim.Optimizer
+    group: Group
 
     @classmethod
-    def prepare(cls, spec: FineTuneSpec, data: Data, free_memory: Callable[[], int]) -> _Run:
+    def prepare(
+        cls, spec: FineTuneSpec, data: Data, free_memory: Callable[[], int], group: Group
+    ) -> _Run:
         longest = max(len(e) for e in data.training + data.validation)
-        model = load_finetune_model(
-            spec,
-            longest,
-            checkpointing=spec.checkpointing,
-            free=free_bytes(resolve_device(spec.device), free_memory),
-        )
+        own, device = spec, group.device(spec.device)
+        if group.size > 1:
+            place = {"device": str(device), "threads": group.threads(spec.threads)}
+            own = spec.model_copy(update=place)
+        # Before any rank takes some: those of a machine share its main memory.
+        free = group.least(free_bytes(device, free_memory))
+        free //= group.local_size if device.type == "cpu" else 1
+        model = load_finetune_model(own, longest, checkpointing=spec.checkpointing, free=free)
         plan = resolve(spec, len(data.training), model.transformer.config.hidden_size)
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
-        return cls(spec, data, plan, model, optimizer)
+        return cls(spec, data, plan, model, optimizer, group)
 
     @property
     def digest(self) -> str:
@@ -88,8 +110,10 @@ class _Run:
         examples = batch(self.data.training, self.plan, self.spec.seed, step)
         weight, noise = self._weight(examples), None
         if self.spec.neftune_alpha is not None:
-            noise = torch.Generator().manual_seed(self.spec.seed << 32 | step)
+            drawn = self.spec.seed << 32 | self.group.rank << 24 | step
+            noise = torch.Generator().manual_seed(drawn)
         score = self._score(examples, lambda loss: (loss / weight).backward(), noise)
+        self.group.sum_gradients(self.model.parameters())
         apply(self.model, self.optimizer, self.plan.rate(step), score.loss)
         return StepUpdate(score, sum(map(len, examples)))
 
@@ -106,19 +130,20 @@ class _Run:
         each: Callable[[Tensor], None],
         noise: torch.Generator | None = None,
     ) -> StepScore:
-        """Mean over all examples; a few at a time go through the model."""
+        """Mean over all examples, of which each rank computes its part, a few at a time."""
         total = correct = tokens = 0.0
         reference = 0.0
         if self.spec.method == "kto":
             with self.model.autocast():
                 reference = reference_point(self.model.transformer, examples)
-        for part in micro_batches(examples):
+        for part in micro_batches(self.group.part(examples)):
             with self.model.autocast(), self._noise(part, noise):
                 loss = self._loss(part, reference)
             each(loss.total)
             total += loss.total.item()
             correct += loss.correct
             tokens += loss.tokens
+        total, correct, tokens = self.group.sum(total, correct, tokens)
         return StepScore(total / self._weight(examples), correct / tokens)
 
     def _weight(self, examples: list[Example]) -> int:

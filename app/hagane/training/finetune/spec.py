@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from hagane.data.records import Method
 from hagane.lora.config import TARGETS
+from hagane.system.errors import TrainingError
 from hagane.system.weight_formats import FormatChoice
 
 Auto = Literal["auto"]
@@ -48,7 +49,8 @@ class FineTuneSpec(BaseModel):
     tokens at every place the run learns, with `teacher_weight` of the loss (distillation). `dora`
     trains magnitudes of rows as well (Liu et al., 2024, arXiv:2402.09353). Of `trained_tokens` the
     rows of the embedding and the head are trained, too. `checkpointing` computes layers once more
-    in the backward pass to save memory; None: where they would not fit otherwise.
+    in the backward pass to save memory; None: where they would not fit otherwise. `data_parallel`
+    processes share the examples of each step; `threads` are those of all of them on one machine.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,6 +79,7 @@ class FineTuneSpec(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    data_parallel: Annotated[int, Field(ge=1, le=256)] = 1
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     patience: Annotated[int, Field(ge=1, le=1000)] | None = None
     neftune_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
@@ -110,6 +113,10 @@ class FineTuneSpec(BaseModel):
             raise ValueError(
                 "trained_tokens goes with adapters trained on examples, without a teacher"
             )
+        if self.data_parallel > 1 and self.method == "reinforcement":
+            raise ValueError("data_parallel goes with training on examples, not reinforcement")
+        if self.batch_size != "auto" and self.data_parallel > self.batch_size:
+            raise ValueError(_too_many(self.data_parallel, self.batch_size))
         if self.method == "reinforcement" and "grader" not in type(self).model_fields:
             raise ValueError("reinforcement needs a grader: start it as a job")
         if self.neftune_alpha is not None and self.method != "supervised":
@@ -148,9 +155,14 @@ class TrainingPlan:
 
 
 def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> TrainingPlan:
-    """Resolve the plan for `examples` training examples, without held-out ones."""
+    """Resolve the plan for `examples` training examples, without held-out ones.
+
+    Raises TrainingError for more ranks than a step has examples.
+    """
     chosen = min(max(examples // 50, 4), 32)
     batch: int = min(chosen if spec.batch_size == "auto" else spec.batch_size, examples)
+    if spec.data_parallel > batch:
+        raise TrainingError(_too_many(spec.data_parallel, batch), code="invalid_file")
     fewest, most = -(-_FEWEST // examples), max(_MOST // examples, 1)
     chosen = min(max(_EPOCHS, fewest), most, _MOST_EPOCHS)
     epochs: int = chosen if spec.n_epochs == "auto" else spec.n_epochs
@@ -164,6 +176,10 @@ def resolve(spec: FineTuneSpec, examples: int, hidden_size: int) -> TrainingPlan
         beta=_BETA if spec.beta == "auto" else spec.beta,
         checkpoint_every=spec.checkpoint_every or max(-(-steps // _CHECKPOINTS), 1),
     )
+
+
+def _too_many(ranks: int, batch: int) -> str:
+    return f"data_parallel {ranks} is more than the {batch} examples of a step (batch_size)"
 
 
 def steps_of(epochs: int, examples: int, batch: int) -> int:

@@ -15,7 +15,7 @@ from hagane.training.finetune.model import FineTuneModel
 from hagane.training.finetune.spec import FineTuneSpec
 
 _STATE, _SPEC = "checkpoint.pt", "spec.json"
-_FILES = {"training_file", "validation_file"}
+_PLACES = {"training_file", "validation_file", "data_parallel"}
 
 
 @dataclass
@@ -52,8 +52,8 @@ class StateFile:
         """Raises TrainingError if the directory holds a run with another spec or other data."""
         self._path = directory / _STATE
         directory.mkdir(parents=True, exist_ok=True)
-        # Where the files lie says nothing, and differs between machines.
-        asked = json.loads(spec.model_dump_json(exclude=_FILES)) | {"examples": digest}
+        # Where the files lie and how many processes compute may differ between machines.
+        asked = json.loads(spec.model_dump_json(exclude=_PLACES)) | {"examples": digest}
         stored = directory / _SPEC
         if not stored.is_file():
             write_text(stored, json.dumps(asked, indent=2) + "\n")

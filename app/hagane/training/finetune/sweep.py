@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hagane.training.finetune.drive import Run, copy_result, drive
 from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.parallel.group import Group
 from hagane.training.report.listener import (
     CheckpointReport,
     FineTuneResult,
@@ -42,15 +43,19 @@ def sweep(
     directory: Path,
     listener: Listener,
     prepare: Callable[[FineTuneSpec], Run],
+    group: Group,
 ) -> FineTuneResult:
     """Run `spec.seeds` seeds from `spec.seed` on, each in seed-N/, and copy the best adapter.
 
     Finished runs are not repeated. Steps are counted through all of them.
     """
-    results = [_run(spec, number, directory, listener, prepare) for number in range(spec.seeds)]
+    results = [
+        _run(spec, number, directory, listener, prepare, group) for number in range(spec.seeds)
+    ]
     best = min(results, key=lambda result: result.valid_loss)
     final = directory / best.directory.name
-    copy_result(best.directory, final)
+    if group.leads:
+        copy_result(best.directory, final)
     return replace(
         best,
         directory=final,
@@ -65,11 +70,12 @@ def _run(
     directory: Path,
     listener: Listener,
     prepare: Callable[[FineTuneSpec], Run],
+    group: Group,
 ) -> FineTuneResult:
     """The run of one seed; its model is gone before the next one is loaded."""
     seed = spec.seed + number
     run = prepare(spec.model_copy(update={"seed": seed, "seeds": 1}))
     each, left = run.plan.steps, spec.seeds - number - 1
     shifted = _Shifted(listener, number * each, left, spec.seeds * each)
-    result = drive(run, directory / f"seed-{seed}", shifted)
+    result = drive(run, directory / f"seed-{seed}", shifted, group)
     return replace(result, step=number * each + result.step)

@@ -83,7 +83,7 @@ def _pass_seconds(config: ModelConfig, spec: FineTuneSpec) -> float:
     """Seconds of an operation of every weight on one token."""
     weights = active_parameters(config) + config.vocab_size * config.hidden_size
     if spec.device != "cpu" and cuda_driver_present():
-        return weights / _GPU
+        return weights / (_GPU * spec.data_parallel)
     core = _CORE if spec.quantize == "none" else _CORE_IN_INTEGERS
     alone = weights / core + config.layers * _values(config) * _VALUE_SECONDS
     return alone / (spec.threads or len(usable_cores()))
@@ -96,6 +96,11 @@ def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
     """
     token = 4 * config.layers * config.kv_heads * config.head_dim
     return int(_served_weights(config, spec)) + max(ANSWERING_CACHE, token * longest)
+
+
+def copies(spec: FineTuneSpec) -> int:
+    """The ranks that share a memory: all on a CPU, while each GPU has its own."""
+    return spec.data_parallel if spec.device == "cpu" or not cuda_driver_present() else 1
 
 
 def _served_weights(config: ModelConfig, spec: FineTuneSpec) -> float:

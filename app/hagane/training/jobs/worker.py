@@ -33,6 +33,7 @@ from hagane.store.store import Store, StoreAddress
 from hagane.system.errors import (
     DiskFullError,
     HaganeError,
+    RankLostError,
     StoreUnavailableError,
     TrainingInterrupted,
 )
@@ -196,6 +197,10 @@ def work(
             _finetune(store, job, listener, finetune or _train)
     except TrainingInterrupted:
         raise
+    except RankLostError as error:
+        # As if this worker had died: the supervisor starts another.
+        patiently(partial(store.jobs.record, job.id, [Event(str(error), "warn")], held=job))
+        sys.exit(1)
     except Exception as error:
         logger.exception("job %s failed", job.id)
         _fail(store, job, error)

@@ -89,12 +89,12 @@ class Shape(_Table):
 class PretrainConfig(_Table):
     """Everything that determines a run. Lengths are in tokens, rates are per step.
 
-    A step trains on `batch_rows` rows of `sequence_length`, split among the processes of a
-    data-parallel run; a process computes `micro_rows` of them at a time. A new model has the shape
-    of `model`, or about `parameters` weights ("10M") and `context_length` (default:
-    `sequence_length`). `start_from` is a model directory to continue from, with its weights, shape
-    and tokenizer. `held_out` is the fraction of every corpus' documents that is kept for
-    validation; `validation_rows` rows of it are scored.
+    A step trains on `batch_rows` rows of `sequence_length`, split among `data_parallel` processes;
+    one computes `micro_rows` of them at a time. `threads` are those of all of them on one machine.
+    A new model has the shape of `model`, or about `parameters` weights ("10M") and
+    `context_length` (default: `sequence_length`). `start_from` is a model directory to continue
+    from, with its weights, shape and tokenizer. `held_out` is the fraction of every corpus'
+    documents that is kept for validation; `validation_rows` rows of it are scored.
     """
 
     output: Path
@@ -120,6 +120,7 @@ class PretrainConfig(_Table):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    data_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     compile: bool = True
     seed: int = 0
     log_every: Annotated[int, Field(ge=1)] = 20
@@ -133,6 +134,11 @@ class PretrainConfig(_Table):
         if self.micro_rows is not None and self.batch_rows % self.micro_rows:
             raise ValueError(
                 f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}"
+            )
+        if self.batch_rows % self.data_parallel:
+            raise ValueError(
+                f"batch_rows {self.batch_rows} must be a multiple of data_parallel "
+                f"{self.data_parallel}"
             )
         ways = [way is not None for way in (self.model, self.parameters, self.start_from)]
         if sum(ways) != 1:
@@ -157,10 +163,13 @@ class PretrainConfig(_Table):
         return Shape.of_size(self.parameters, vocab_size, context)
 
     @classmethod
-    def load(cls, path: Path) -> PretrainConfig:
-        """Raises ConfigurationError naming the file and the key at fault."""
+    def load(cls, path: Path, **given: object) -> PretrainConfig:
+        """The file's, with `given` values in place of its own.
+
+        Raises ConfigurationError naming the file and the key at fault.
+        """
         try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | given)
         except FileNotFoundError:
             raise ConfigurationError(f"{path} does not exist") from None
         except tomllib.TOMLDecodeError as error:

@@ -18,9 +18,10 @@ import torch
 
 from hagane.system.errors import TrainingInterrupted
 from hagane.system.files import write_text
+from hagane.training.parallel.group import Group
+from hagane.training.parallel.ranks import Work, leads, together
 from hagane.training.pretrain.config import PretrainConfig
 from hagane.training.pretrain.export import export
-from hagane.training.pretrain.group import Group, joined, own_device
 from hagane.training.pretrain.model import PretrainModel, make_model, sample
 from hagane.training.pretrain.optimizer import schedule
 from hagane.training.pretrain.preparation import Prepared, prepare
@@ -34,27 +35,33 @@ _VALIDATED_AT_ONCE = 8
 
 
 def pretrain(config: PretrainConfig, listener: PretrainListener) -> PretrainResult:
-    """Start or resume the run that `config` describes; under `torchrun`, in parallel.
+    """Start or resume the run that `config` describes; in parallel under `torchrun`, too.
 
     Writes a Hugging Face directory to `config.output`, with the loss curve, and the run's state in
     `state/`. Raises TrainingInterrupted when the listener asked to stop; the next call resumes, and
-    its result is the same bit for bit.
+    its result is the same bit for bit. Raises RankLostError when one of its processes is gone.
     """
-    torch.manual_seed(config.seed)
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    device = own_device(config.device)
     state_dir = config.output / "state"
     state_dir.mkdir(parents=True, exist_ok=True)
-    with joined(device.type) as group:
-        if group.leads:
-            prepare(config, state_dir)
-        group.wait()
-        run = PretrainRun.load(config, state_dir, device, group)
-        base = run.base_scores()
-        run.train(listener)
-        if group.leads:
-            export(run.model.transformer, run.data.tokenizer, config.output)
-        return PretrainResult(config.output, run.validate(), base)
+    if leads():
+        prepare(config, state_dir)
+    work = Work("pretrain", config.model_dump_json(), str(config.output))
+    with together(config.data_parallel, config.device, work) as group:
+        return pretrain_rank(config, listener, group)
+
+
+def pretrain_rank(
+    config: PretrainConfig, listener: PretrainListener, group: Group
+) -> PretrainResult:
+    """The part of `pretrain` that each rank of `group` runs, once the first has prepared."""
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(group.threads(config.threads))
+    run = PretrainRun.load(config, config.output / "state", group.device(config.device), group)
+    base = run.base_scores()
+    run.train(listener)
+    if group.leads:
+        export(run.model.transformer, run.data.tokenizer, config.output)
+    return PretrainResult(config.output, run.validate(), base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +116,8 @@ class PretrainRun:
             saving = stopping or done % config.checkpoint_every == 0 or done == config.steps
             if not (saving or done % config.log_every == 0):
                 continue
-            scores = self.validate() if saving else None
             if group.leads:
+                scores = self.validate() if saving else None
                 report = self._report(done, float(loss), time.monotonic() - started, scores)
                 # Before the checkpoint: steps in the curve but not in the checkpoint are dropped at
                 # the next start; steps in the checkpoint but not in the curve would be missing.

@@ -22,8 +22,8 @@ from hagane.models.decoder import Transformer, use_operations
 from hagane.models.families import read_config
 from hagane.system.errors import ConfigurationError
 from hagane.system.files import commit
+from hagane.training.parallel.group import ALONE, Group
 from hagane.training.pretrain.config import PretrainConfig, Shape
-from hagane.training.pretrain.group import ALONE, Group
 from hagane.training.pretrain.head_loss import CpuLoss, HeadLoss, TorchLoss
 from hagane.training.pretrain.optimizer import make_optimizers, schedule, set_learning_rate
 from hagane.weights.load import load_model
@@ -75,16 +75,16 @@ class PretrainModel:
         parts = own.split(self.micro_rows)
         total = torch.zeros((), device=device)
         for part in parts:
-            loss = self.mean_loss(self.transformer, part) * (len(part) / len(own))
+            loss = self.mean_loss(self.transformer, part) * (len(part) / len(rows))
             loss.backward()
             total += loss.detach()
         parameters = list(self.transformer.parameters())
-        self.group.average_gradients(parameters)
+        self.group.sum_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return self.group.average(total)
+        return self.group.add(total)
 
     def save(self, path: Path, step: int) -> None:
         """Write a checkpoint atomically: a crash on the way leaves the previous one."""

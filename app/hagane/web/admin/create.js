@@ -15,7 +15,7 @@ const HYPERPARAMETERS = ["n_epochs", "batch_size", "learning_rate_multiplier"];
 const EXTRA = ["rank", "alpha", "learning_rate", "sequence_length"];
 const METHODS = ["supervised", "dpo", "orpo", "kto"];
 /** Options without a field in the form. */
-const KEPT = ["patience", "seeds", "neftune_alpha", "teacher", "teacher_weight"];
+const KEPT = ["patience", "seeds", "data_parallel", "neftune_alpha", "teacher", "teacher_weight"];
 
 /** Those of the job that is made again. */
 let kept = {};
