@@ -98,6 +98,29 @@ def test_two_ranks_learn_what_one_learns(spec, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [{"method": "kto", "learning_rate": 1e-3}, {"full": True, "learning_rate": 5e-4, "seeds": 2}],
+    ids=["kto", "full"],
+)
+def test_two_ranks_learn_by_other_methods(spec, tmp_path, change):
+    records = [
+        {**json.loads(line), "label": bool(number % 2)}
+        for number, line in enumerate(spec.training_file.read_text().splitlines())
+    ]
+    if "method" in change:
+        spec.training_file.write_text("\n".join(map(json.dumps, records)))
+    spec = spec.model_copy(update={"n_epochs": 1, **change})
+    alone, shared = Recorder(), Recorder()
+    one = finetune(spec, tmp_path / "one", alone)
+    both = finetune(spec.model_copy(update={"data_parallel": 2}), tmp_path / "two", shared)
+    losses = [step.train_loss for step in alone.steps]
+    assert [step.train_loss for step in shared.steps] == pytest.approx(losses, rel=5e-3)
+    assert both.valid_loss == pytest.approx(one.valid_loss, rel=5e-3)
+    assert both.base_valid_loss == pytest.approx(one.base_valid_loss, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_after_a_rank_was_lost_the_run_ends_with_the_same_bits(spec, tmp_path):
     spec = spec.model_copy(update={"data_parallel": 2, "neftune_alpha": 5.0})
     whole = finetune(spec, tmp_path / "whole", Recorder())
