@@ -55,6 +55,7 @@ from hagane.training.report.listener import (
     FineTuneResult,
     PretrainReport,
     StepReport,
+    describe_step,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class StoreListener:
         data = asdict(report)
         if report.step > self._reported:
             self._reported = report.step
-            self._events.append(Event(_message(report), type="metrics", data=data))
+            self._events.append(Event(describe_step(report), type="metrics", data=data))
         self._progress = data
         if isinstance(report, PretrainReport) and report.bits_per_byte is not None:
             # The run has written a checkpoint, so earlier deaths no longer count.
@@ -164,18 +165,6 @@ def patiently(action: Callable[[], T]) -> T:
 
 def _validated(report: StepReport | PretrainReport) -> bool:
     return isinstance(report, StepReport) and report.valid_loss is not None
-
-
-def _message(report: StepReport | PretrainReport) -> str:
-    if isinstance(report, PretrainReport):
-        text = f"Step {report.step}/{report.steps}: training loss={report.loss:.4f}"
-        scores = report.bits_per_byte or {}
-        return ", ".join([text, *(f"{name} {bits:.3f} bits/byte" for name, bits in scores.items())])
-    kind, sign = ("loss", 1) if report.reinforcement is None else ("reward", -1)
-    text = f"Step {report.step}/{report.steps}: training {kind}={sign * report.train_loss:.4f}"
-    if report.valid_loss is None:
-        return text
-    return f"{text}, validation {kind}={sign * report.valid_loss:.4f}"
 
 
 def work(

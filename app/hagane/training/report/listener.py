@@ -130,3 +130,16 @@ class PretrainListener(Protocol):
     def interrupted(self) -> bool:
         """Called after every step; true ends the run after it has written a checkpoint."""
         ...
+
+
+def describe_step(report: StepReport | PretrainReport) -> str:
+    """The report in a line."""
+    if isinstance(report, PretrainReport):
+        text = f"Step {report.step}/{report.steps}: training loss={report.loss:.4f}"
+        scores = report.bits_per_byte or {}
+        return ", ".join([text, *(f"{name} {bits:.3f} bits/byte" for name, bits in scores.items())])
+    kind, sign = ("loss", 1) if report.reinforcement is None else ("reward", -1)
+    text = f"Step {report.step}/{report.steps}: training {kind}={sign * report.train_loss:.4f}"
+    if report.valid_loss is None:
+        return text
+    return f"{text}, validation {kind}={sign * report.valid_loss:.4f}"
