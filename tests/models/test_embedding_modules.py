@@ -69,3 +69,13 @@ def test_a_model_in_a_folder_of_its_own_is_not_read_from_another(tmp_path):
     write(tmp_path, "Transformer", "Pooling", first="0_Transformer")
     with pytest.raises(ModelError, match="lies in '0_Transformer'"):
         embedding_modules(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["..", "", "../1_Pooling", "/etc", "a/b"])
+def test_folders_elsewhere_are_refused(tmp_path, path):
+    write(tmp_path, "Transformer", "Pooling")
+    steps = json.loads((tmp_path / "modules.json").read_text())
+    steps[1]["path"] = path
+    (tmp_path / "modules.json").write_text(json.dumps(steps))
+    with pytest.raises(ModelError, match="no folder of the model's own"):
+        embedding_modules(tmp_path)

@@ -86,20 +86,27 @@ def test_a_file_in_use_is_not_deleted(store):
 
 
 def test_what_has_expired_is_gone_for_clients_and_then_removed(store, monkeypatch):
-    for_ever, later, used, *gone = (put(store, kept=kept) for kept in (None, 99, 0, 0, 0, 0))
+    for_ever, later, used, read, *gone = (
+        put(store, kept=kept) for kept in (None, 99, 0, 0, 0, 0, 0)
+    )
     assert later.expires_at == later.created_at + 99
     job = Job(new_job_id(), 1, "queued", "tiny", used.id, {}, {})
     store.jobs.add(job)
+    # As pretraining has it: a path, and no file's id.
+    corpora = [{"path": str(store.files.path(read.id))}]
+    store.jobs.add(Job(new_job_id(), 1, "queued", "tiny", "", {}, {"corpora": corpora}))
     assert store.files.list(Paging()).items == [later, for_ever]
-    for stored in (used, *gone):
+    for stored in (used, read, *gone):
         for act in (store.files.get, store.files.delete):
             with pytest.raises(NotFoundError, match=stored.id):
                 act(stored.id)
     # Its job may still begin.
     assert store.files.local(used.id).read_bytes() == b"one\n"
+    assert store.files.expire() == 0
+    monkeypatch.setattr(files, "IN_HAND_SECONDS", 0)
     monkeypatch.setattr(files, "MOST_EXPIRED", 2)
     assert [store.files.expire() for _ in range(3)] == [2, 1, 0]
-    kept = {stored.id for stored in (for_ever, later, used)}
+    kept = {stored.id for stored in (for_ever, later, used, read)}
     assert {path.name for path in (store.directory / "files").iterdir()} == kept
     store.jobs.transition(job.id, ("queued",), "cancelled")
     assert store.files.expire() == 1

@@ -25,8 +25,10 @@ class AbsorbedBank:
         self._banks = (*heads.keys.banks, *heads.values.banks)
 
     def size(self, parts: Sequence[Part]) -> int:
-        split = self._split(parts)
-        return sum(bank.size(own) for bank, own in zip(self._banks, split, strict=True))
+        """Bytes of the change, which are the same for each head."""
+        heads = len(self._banks) // 2
+        first = self._split([replace(part, b=part.b[: self._width]) for part in parts])
+        return heads * sum(map(NativeBank.size, self._banks[::heads], first))
 
     def pack(self, parts: Sequence[Part], arena: Arena | None = None) -> list[PackedChange]:
         """In memory of its own: these are more tensors than other layers have."""

@@ -35,7 +35,7 @@ class EmbeddingModule(msgspec.Struct, frozen=True):
 
     def folder(self, directory: Path) -> Path:
         """That of the step of the model in `directory`."""
-        return directory / Path(self.path).name
+        return directory / self.path
 
 
 def embedding_modules(directory: Path) -> tuple[EmbeddingModule, ...]:
@@ -64,4 +64,7 @@ def embedding_modules(directory: Path) -> tuple[EmbeddingModule, ...]:
         raise ModelError(
             f"{path}: the Transformer lies in {steps[0].path!r}, not in the model's own folder"
         )
+    for step in steps[1:]:
+        if step.path in ("", "..") or Path(step.path).name != step.path:
+            raise ModelError(f"{path}: {step.path!r} is no folder of the model's own")
     return steps

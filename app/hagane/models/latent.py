@@ -108,7 +108,7 @@ class LatentAttention(nn.Module):
             own = self._over_heads(*made, rotation, context, selection)
         if self.served is not None:
             with torch.no_grad():
-                value = self._over_latents(self.served, *made, rotation, context, None)
+                value = self._over_latents(self.served, *made, rotation, context, selection)
             own = with_value_of(value, own)
         if selection is not None:
             context = selection.context

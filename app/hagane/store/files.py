@@ -33,8 +33,8 @@ _ABANDONED_SECONDS = 86400.0
 _PARTIAL = ".partial"
 # A file takes that much of the allowance of its owner at least.
 _LEAST_BYTES = 4096
-# Removed at a time.
-MOST_EXPIRED = 100
+# Removed at a time, and how long after their end at the earliest.
+MOST_EXPIRED, IN_HAND_SECONDS = 100, 60.0
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,12 @@ class Files:
             raise _no_file(file_id)
         return found
 
+    def has(self, file_id: str) -> bool:
+        """Whether it is there, expired or not."""
+        with self._database.read() as connection:
+            query = sa.select(_files.c.id).where(_files.c.id == file_id)
+            return connection.execute(query).scalar() is not None
+
     def _find(self, file_id: str) -> StoredFile:
         with self._database.read() as connection:
             row = connection.execute(sa.select(_files).where(_files.c.id == file_id)).mappings()
@@ -231,14 +237,19 @@ class Files:
 
         What an unfinished job or batch needs stays until that has finished.
         """
+        # Nobody finds them any more; a request that had found one is over by now.
+        over = time.time() - IN_HAND_SECONDS
         passed = sa.select(_files.c.id).where(
-            _files.c.expires_at <= time.time(), *(~sa.exists(user) for user in _users(_files.c.id))
+            _files.c.expires_at <= over, *(~sa.exists(user) for user in _users(_files.c.id))
         )
         with self._database.read() as connection:
             found = connection.execute(passed.order_by(_files.c.expires_at).limit(MOST_EXPIRED))
             ids = list(found.scalars())
         for file_id in ids:
-            # Another server may have taken it into use, or removed it.
+            # First: what is left of it in a store that cannot be reached would never go.
+            if self._blobs is not None:
+                self._blobs.delete(_object(file_id))
+            # Another server may have removed it.
             with contextlib.suppress(ConflictError):
                 self._remove(file_id)
         return len(ids)
@@ -276,7 +287,12 @@ class Files:
 def _users(file_id: str | sa.ColumnElement[str]) -> tuple[sa.Select[tuple[str]], ...]:
     """The unfinished jobs that need a file, and the unfinished batches."""
     jobs, batches = tables.jobs, tables.batches
-    files = sa.or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id)
+    # What pretraining reads is known by its path alone.
+    files = sa.or_(
+        jobs.c.training_file == file_id,
+        jobs.c.validation_file == file_id,
+        sa.cast(jobs.c.spec, sa.Text).contains(file_id),
+    )
     return (
         sa.select(jobs.c.id).where(jobs.c.status.in_(UNFINISHED), files),
         sa.select(batches.c.id).where(

@@ -131,6 +131,20 @@ def test_a_run_refused_for_its_memory_may_be_asked_for_again(admin, admin_server
     jobs.cancel(made.id)
 
 
+def test_a_failed_job_does_not_go_on_without_its_file(admin, admin_server):
+    jobs = admin.fine_tuning.jobs
+    file = admin.files.create(file=("gone.jsonl", examples(9)), purpose="fine-tune")
+    made = jobs.create(model="tiny", training_file=file.id)
+    jobs.cancel(made.id)
+    store = Store.open(admin_server.log.parent / "data")
+    store.jobs.record(made.id, status="failed", plan={"steps": 1})
+    store.close()
+    admin.files.delete(file.id)
+    with pytest.raises(openai.ConflictError, match="has been deleted or has expired") as caught:
+        jobs.resume(made.id)
+    assert caught.value.code == "file_gone"
+
+
 def test_a_report_tells_beforehand(admin, admin_server, training_file):
     url = f"{admin_server.url}/v1/files/{training_file}/report"
     report = httpx.get(url, params={"model": "tiny"}, headers=HEADERS, timeout=60).json()

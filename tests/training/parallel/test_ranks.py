@@ -190,6 +190,10 @@ def test_ranks_without_work_are_refused_by_name(spec):
 
 def test_other_ranks_than_torchrun_has_started_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
     work = Work("pretrain", "{}", "run")
+    with pytest.raises(ConfigurationError, match="there is no RANK: start with torchrun"):
+        together(2, "cpu", work).__enter__()
+    monkeypatch.setenv("RANK", "1")
     with pytest.raises(ConfigurationError, match="data_parallel 3 is not the 2"):
         together(3, "cpu", work).__enter__()

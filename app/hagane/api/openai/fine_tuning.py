@@ -122,7 +122,14 @@ def resume_job(job_id: str, request: Request) -> dict[str, Any]:
     One that was refused for its memory is validated again: the limit may be another by now. Raises
     NotFoundError or ConflictError.
     """
-    job = get_serving(request).store.jobs.get(job_id)
+    store = get_serving(request).store
+    job = store.jobs.get(job_id)
+    for name in filter(None, (job.training_file, job.validation_file)):
+        if not store.files.has(name):
+            raise ConflictError(
+                f"The file '{name}' of this job has been deleted or has expired: make a new job.",
+                code="file_gone",
+            )
     if job.plan is None and (job.error or {}).get("code") == "out_of_memory":
         refused: tuple[Status] = ("failed",)
         return _change(

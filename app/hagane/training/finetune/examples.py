@@ -168,7 +168,7 @@ def report(spec: FineTuneSpec) -> FileReport:
         found.seconds = spec.seeds * estimates.seconds(config, spec, plan, tokens, held)
         longest = max(map(len, examples))
         most, least = (
-            estimates.copies(spec) * estimates.memory(config, spec, longest, checkpointing=again)
+            estimates.shared_memory(config, spec, longest, checkpointing=again)
             for again in (False, True)
         )
         found.memory_bytes, found.least_memory_bytes = most, least

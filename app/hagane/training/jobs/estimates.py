@@ -36,6 +36,8 @@ _LOGIT_ROWS = 256
 # Layers whose values a run has at its peak if it computes them once more: by the 5.2 GB of 8,192
 # tokens on Qwen2.5-Coder 0.5B in int8, against 11.6 GB with all of them.
 _LAYERS_AGAIN = 6
+# Of a further rank's process, before it has a model: torch.
+_RANK_BYTES = 300 << 20
 # Bytes of the KV cache of an engine that answers for a run.
 ANSWERING_CACHE = 512 << 20
 
@@ -94,13 +96,21 @@ def answering(config: ModelConfig, spec: FineTuneSpec, longest: int) -> int:
 
     `longest` is in tokens, prompt and answer.
     """
-    token = 4 * config.layers * config.kv_heads * config.head_dim
+    width = 2 * config.kv_heads * config.head_dim
+    if config.latent is not None and _learns_from_served(spec):
+        width = config.latent.rank + config.rope.rotated
+    token = 2 * config.layers * width
     return int(_served_weights(config, spec)) + max(ANSWERING_CACHE, token * longest)
 
 
-def copies(spec: FineTuneSpec) -> int:
-    """The ranks that share a memory: all on a CPU, while each GPU has its own."""
-    return spec.data_parallel if spec.device == "cpu" or not cuda_driver_present() else 1
+def shared_memory(
+    config: ModelConfig, spec: FineTuneSpec, longest: int, *, checkpointing: bool
+) -> int:
+    """As `memory`, of all ranks that share one: all on a CPU, while each GPU has its own."""
+    alone = memory(config, spec, longest, checkpointing=checkpointing)
+    if spec.device != "cpu" and cuda_driver_present():
+        return alone
+    return spec.data_parallel * alone + (spec.data_parallel - 1) * _RANK_BYTES
 
 
 def _served_weights(config: ModelConfig, spec: FineTuneSpec) -> float:

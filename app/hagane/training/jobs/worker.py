@@ -361,6 +361,8 @@ def _beat(store: Store, job: Job) -> None:
 
 
 def main(directory: Path, job_id: str, options: JobOptions) -> None:
+    # Of whatever has started the server: a job has ranks of its own.
+    os.environ.pop("WORLD_SIZE", None)
     step_back()
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     configure_logging(options.log_level, options.log_format)

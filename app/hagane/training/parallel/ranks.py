@@ -90,8 +90,13 @@ def leads() -> bool:
 
 
 def _started() -> int:
-    """The processes that `torchrun` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """The processes that `torchrun` started. Raises ConfigurationError without their numbers."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and "RANK" not in os.environ:
+        raise ConfigurationError(
+            f"WORLD_SIZE is {size} and there is no RANK: start with torchrun, or unset it"
+        )
+    return size
 
 
 @contextmanager
@@ -148,9 +153,11 @@ def _with_children(ranks: int, name: str, work: Work) -> Iterator[Group]:
         seats = [Seat(rank, ranks, meeting, name, memory, work) for rank in range(ranks)]
         share = max(1, threads // ranks)
         torch.set_num_threads(share)
-        children = _Children(seats[1:], share)
+        children = _Children(share)
         group = None
         try:
+            for seat in seats[1:]:
+                children.start(seat)
             group = seats[0].join()
             # From here on gloo raises when a rank is gone; NCCL waits.
             children.watched = device.type == "cuda"
@@ -180,21 +187,23 @@ def _require_device(name: str, rank: int, ranks: int) -> None:
 class _Children:
     """The other ranks' processes. While they are `watched`, none of them ends alone."""
 
-    def __init__(self, seats: list[Seat], threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         self.watched, self._over = True, threading.Event()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "hagane.training.parallel"]
-        for seat in seats:
-            # Held open as long as this process lives; they end when it closes.
-            process = subprocess.Popen(  # noqa: S603 - of our own
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-            )
-            self._processes[seat.rank] = process
-            if process.stdin is not None:
-                process.stdin.write(json.dumps(asdict(seat)).encode() + b"\n")
-                process.stdin.flush()
-            threading.Thread(target=self._watch, args=(process,), daemon=True).start()
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def start(self, seat: Seat) -> None:
+        """Start a rank of so many `threads`."""
+        # Its input is held open as long as this process lives; it ends when that closes.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hagane.training.parallel"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment,
+        )  # fmt: skip
+        self._processes[seat.rank] = process
+        if process.stdin is not None:
+            process.stdin.write(json.dumps(asdict(seat)).encode() + b"\n")
+            process.stdin.flush()
+        threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """End this process soon after that one, where it would wait for it."""
