@@ -153,4 +153,5 @@ async def test_openapi_shows_the_routes_of_admins_to_admins(tiny_model_dir, tmp_
     content = shown["admin"]["paths"]["/v1/files/{file_id}/content"]["get"]["responses"]["200"]
     assert set(content["content"]) == {"application/octet-stream"}
     upload = shown["admin"]["paths"]["/v1/files"]["post"]["requestBody"]["content"]
-    assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"file", "purpose"}
+    fields = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
+    assert set(upload["multipart/form-data"]["schema"]["properties"]) == fields

@@ -29,6 +29,7 @@ def test_names_follow_openai(store):
 
 
 def test_jobs_that_are_taken_are_passed_over(store):
+    store.database.beat()
     first, second = add(store), add(store)
     assert store.jobs.claim("queued").id == first.id
     assert store.jobs.claim("queued", without=(first.id,)).id == second.id

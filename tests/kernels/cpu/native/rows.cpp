@@ -171,7 +171,9 @@ void check_latent(Checks& c, Random& random, bool interleaved) {
                          matrix(room, heads * longer), matrix(joint, longer), 1, heads, plain, rotated, rank, interleaved}, 0);
   for (int64_t h = 0; h < heads; ++h) {
     c.same(&room[h * longer], &beginnings[h * longer], rank, "room before the end of a query");
-    c.same(&room[h * longer + rank], &q[h * width + plain], rotated, "end of a query");
+    const T* end = &room[h * longer + rank];
+    const std::vector<T> turning(&before[h * width + plain], &before[h * width] + width);
+    c.near(std::vector<T>(end, end + rotated), turned(exact(turning), r, {}, nullptr), 3);
   }
   c.same(joint.data(), latent.data(), rank, "latent part of a key");
   c.same(&joint[rank], &k[plain], rotated, "shared part of a key");
