@@ -7,11 +7,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import suppress
 
 import httpx
 import msgspec
@@ -24,6 +21,17 @@ from hagane.cluster.routing import Placing, RoutingHint
 from hagane.cluster.version import ModelVersion
 from hagane.system.errors import ConfigurationError
 
+from tests.support.cluster import (
+    ADMIN,
+    ALONE,
+    ASK,
+    PATIENCE_SECONDS,
+    answer,
+    load,
+    running,
+    until,
+    worker_of,
+)
 from tests.support.fine_tuning import examples, supervised, wait
 from tests.support.postgres import Postgres, missing
 from tests.support.server import ADMIN_KEY, Server, clean_environment, start_server, stop_server
@@ -35,13 +43,6 @@ pytestmark = [
     ),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
-ASK = {"messages": [{"role": "user", "content": "Once upon a time " * 8}], "temperature": 0}
-
-
-ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
-PATIENCE_SECONDS = 120
-# Ray kills its own parts where the machine's memory is full, of whatever else runs there.
-ALONE = {"RAY_memory_monitor_refresh_ms": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -92,60 +93,10 @@ def cluster(server):
     return server.url
 
 
-@dataclass
-class Load:
-    """What clients saw that asked all the time."""
-
-    answers: list[str] = field(default_factory=list)
-    failures: list[openai.OpenAIError] = field(default_factory=list)
-
-
-@contextmanager
-def load(client, clients: int) -> Iterator[Load]:
-    """So many clients with a request each at any time."""
-    seen, stopped = Load(), threading.Event()
-
-    def ask() -> None:
-        while not stopped.is_set():
-            try:
-                seen.answers.append(answer(client))
-            except openai.OpenAIError as error:
-                seen.failures.append(error)
-                time.sleep(0.1)
-
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-
-
-def until(condition) -> float:
-    """Wait for it; returns the seconds that it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() < started + PATIENCE_SECONDS
-        time.sleep(0.2)
-    return time.monotonic() - started
-
-
 @pytest.fixture
 def client(cluster):
     with openai.OpenAI(base_url=f"{cluster}/v1", api_key=ADMIN_KEY, max_retries=0) as made:
         yield made
-
-
-def running(url: str) -> int:
-    return httpx.get(f"{url}/admin/status", headers=ADMIN).json()["requests"]["running"]
-
-
-def answer(client, **more) -> str:
-    given = {"model": "tiny", "max_tokens": 12, **ASK, **more}
-    return client.chat.completions.create(**given).choices[0].message.content
 
 
 def test_every_dialect_answers_as_a_plain_server_does(
@@ -242,10 +193,11 @@ def test_any_edge_has_what_all_edges_count(cluster, client):
     before = answered()
     for _ in range(6):
         answer(client)
+    # An answer is counted after it was sent.
+    until(lambda: sum(answered().values()) == sum(before.values()) + 6)
     scrapes = [answered() for _ in range(4)]
     assert all(scrape == scrapes[0] for scrape in scrapes)
     assert scrapes[0].keys() == before.keys()
-    assert sum(scrapes[0].values()) == sum(before.values()) + 6
 
 
 def test_each_request_gets_the_replica_that_was_chosen_for_it(deploy, tiny_model_dir):
@@ -388,13 +340,14 @@ def test_a_killed_database_loses_nothing_that_was_acknowledged(cluster, client, 
     assert {*seen.answers} == {expected}
 
 
-def worker_of(job_id: str) -> psutil.Process | None:
-    """The process that trains a job."""
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
-        if "hagane.training.jobs.worker" in command and job_id in command:
-            return process
-    return None
+def took_away(job_id: str) -> bool:
+    """Whether the task of a job could be killed, as if its machine were lost."""
+    if (worker := worker_of(job_id)) is None:
+        return False
+    with suppress(psutil.NoSuchProcess):
+        worker.parent().kill()
+        return True
+    return False
 
 
 def test_jobs_run_side_by_side_and_a_preempted_one_ends_with_the_same_bits(client):
@@ -412,8 +365,7 @@ def test_jobs_run_side_by_side_and_a_preempted_one_ends_with_the_same_bits(clien
     whole, parts = (job.id for job in jobs)
     until(lambda: worker_of(whole) and worker_of(parts))
     until(lambda: client.fine_tuning.jobs.checkpoints.list(parts).data)
-    # The task, as a machine that is taken away.
-    worker_of(parts).parent().kill()
+    until(lambda: took_away(parts))
     for job in jobs:
         wait(client, job.id, "succeeded", seconds=PATIENCE_SECONDS)
     events = [[*client.fine_tuning.jobs.list_events(job.id)] for job in jobs]

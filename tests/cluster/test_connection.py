@@ -13,9 +13,8 @@ import pytest
 import pytest_asyncio
 from hagane.cluster import connection, links, listener, wire
 from hagane.cluster.connection import ClusterConnection
-from hagane.cluster.links import Link, Links
+from hagane.cluster.links import Link
 from hagane.cluster.listener import Listener
-from hagane.cluster.replica import EngineReplica
 from hagane.cluster.wire import Address, Hello, MessageStream, Outcome, ToReplica
 from hagane.pool.channel import encode
 from hagane.pool.client import EngineClient
@@ -24,7 +23,6 @@ from hagane.pool.messages import (
     GenerateRequest,
     GrammarRef,
     RequestFailed,
-    SamplingParams,
 )
 from hagane.system.errors import (
     DeadlineExceededError,
@@ -36,63 +34,10 @@ from hagane.system.errors import (
 )
 
 from tests.support.engine import config
+from tests.support.replicas import Gated, Local, request
 
 # One engine for all.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-class Gated(EngineReplica):
-    """A replica whose requests stand still after their first token until `gate` is set."""
-
-    gate = asyncio.Event()
-    gate.set()
-
-    async def generate(self, request, seconds):
-        async with aclosing(super().generate(request, seconds)) as outcomes:
-            async for outcome in outcomes:
-                yield outcome
-                await self.gate.wait()
-
-
-class Local:
-    """Replicas in this process, the first of which is asked until it is `gone`, as the lost are."""
-
-    def __init__(self, *listeners: Listener) -> None:
-        self.listeners, self.links = listeners, Links()
-        self.addresses: list[Address] = []
-        self.gone: set[int] = set()
-        self.calls = 0
-
-    async def generate(self, request, hint, deliver):
-        self.calls += 1
-        chosen = min(set(range(len(self.addresses))) - self.gone, default=0)
-        try:
-            link = await self.links.to(str(chosen), self.addresses[chosen])
-            await link.generate(request, deliver)
-        except OSError:
-            self.gone.add(chosen)
-            raise
-
-    def cancel(self, request_id, index):
-        self.links.cancel(request_id, index)
-
-    async def reports(self):
-        return [each.replica.report(each.queued_tokens) for each in self.listeners]
-
-    async def check_adapter(self, request):
-        return await self.listeners[0].replica.check_adapter(request)
-
-    async def close(self):
-        await self.links.close()
-
-
-def request(name: str, **changes) -> GenerateRequest:
-    sampling = SamplingParams(
-        max_tokens=changes.pop("max_tokens", 6), temperature=0, ignore_eos=True
-    )
-    return GenerateRequest(
-        request_id=name, prompt=tuple(range(5, 25)), sampling=sampling, **changes
-    )
 
 
 async def tokens(client: EngineClient, asked: GenerateRequest) -> list[int]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,21 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from hagane.store.jobs import Job
-from hagane.store.store import Store
+from hagane.store.jobs import Job, Jobs
+from hagane.store.store import Store, StoreAddress
+from hagane.system.errors import HaganeError
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.state_mirror import state_mirror
-from hagane.training.jobs.workers import LocalWorkers, WorkerProcess, worker_command
+from hagane.training.jobs.workers import (
+    WORKER_LOCK,
+    LocalWorkers,
+    WorkerProcess,
+    worker_command,
+)
 
 _FOLDER = "tasks"
+# Ray interrupts the main thread of a task, which notices between two waits.
+_WAIT_SECONDS = 0.5
 # As of a process that was killed: a task whose machine is gone.
 _LOST = -9
 
@@ -39,15 +49,15 @@ class RayWorkers:
     most: int
     cpus: float
     gpus: float
-    _here: WorkerProcess | None = None
+
+    def fits(self, store: Store, job: Job, others: Iterable[Job]) -> bool:
+        """As `Workers.fits`."""
+        return not _is_local(store, job) or not any(_is_local(store, other) for other in others)
 
     async def start(self, store: Store, job: Job, options: JobOptions) -> WorkerProcess:
         """As `Workers.start`."""
-        if state_mirror(store, job) is None:
-            while self._here is not None and self._here.returncode is None:
-                await self._here.wait()
-            self._here = await LocalWorkers().start(store, job, options)
-            return self._here
+        if _is_local(store, job):
+            return await LocalWorkers().start(store, job, options)
         # Workers of one directory wait for each other.
         directory = store.directory / _FOLDER / job.id
         task = ray.remote(run_worker).options(
@@ -57,7 +67,9 @@ class RayWorkers:
             max_retries=0,
             name=f"job {job.id}",
         )
-        answers = task.remote(str(directory), job.id, options.model_dump_json(), store.environment)
+        # Those of the job are chosen for this machine.
+        given = options.model_copy(update={"threads": max(1, int(self.cpus))}).model_dump_json()
+        answers = task.remote(str(directory), job.id, given, store.environment)
         try:
             await _next(answers)
         except BaseException:
@@ -102,11 +114,48 @@ def run_worker(
     # Held open as long as this process lives; the worker ends when it closes.
     environment = {**os.environ, **variables}
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)  # noqa: S603 - ours
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
+        code = _end(worker)
+    except KeyboardInterrupt:
+        worker.terminate()
+        # What it goes on from stays: it may be needed here again.
         yield worker.wait()
         return
-    worker.terminate()
-    yield worker.wait()
+    with contextlib.suppress(HaganeError, OSError):
+        _remove_finished(Path(directory).parent, variables)
+    yield code
+
+
+def _end(worker: subprocess.Popen[bytes]) -> int:
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return worker.wait(_WAIT_SECONDS)
+
+
+def _remove_finished(folder: Path, variables: Mapping[str, str]) -> None:
+    """Remove the directories in `folder` of jobs that are over: their results are objects.
+
+    Also what tasks that were killed have left. Raises HaganeError, OSError.
+    """
+    database, answers = StoreAddress.in_process(folder, variables).databases()
+    try:
+        jobs = Jobs(database)
+        for directory in folder.iterdir():
+            with (directory / WORKER_LOCK).open("w") as lock:
+                try:
+                    # Its worker may still be at it.
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                if jobs.status(directory.name) in ("succeeded", "failed", "cancelled"):
+                    shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        database.close()
+        answers.close()
+
+
+def _is_local(store: Store, job: Job) -> bool:
+    return state_mirror(store, job) is None
 
 
 async def _next(answers: Any) -> int:

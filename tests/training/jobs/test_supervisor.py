@@ -83,8 +83,12 @@ class TwoAtATime:
 
     most = 2
 
-    def __init__(self) -> None:
+    def __init__(self, alone: tuple[str, ...] = ()) -> None:
         self.jobs: list[str] = []
+        self.alone = alone
+
+    def fits(self, store, job, others) -> bool:
+        return job.id not in self.alone or not {o.id for o in others} & {*self.alone}
 
     async def start(self, store, job, options) -> WorkerProcess:
         self.jobs.append(job.id)
@@ -107,6 +111,27 @@ async def test_as_many_jobs_run_as_there_are_workers_for(store, tmp_path):
     finally:
         await supervisor.stop(grace=1)
     assert store.jobs.status(second.id) == "queued"
+
+
+async def test_jobs_that_run_one_at_a_time_hold_up_no_others(store, tmp_path):
+    jobs = [add(store, tmp_path, tmp_path, "queued") for _ in range(4)]
+    first, second, third, last = (job.id for job in jobs)
+    supervisor = Supervisor(store, JobOptions(), workers=(workers := TwoAtATime((first, second))))
+    supervisor.start()
+    try:
+        while len(workers.jobs) < 2:
+            await asyncio.sleep(0.01)
+        assert {*workers.jobs} == {first, third}
+        store.jobs.transition(third, ("queued",), "cancelled")
+        while len(workers.jobs) < 3:
+            await asyncio.sleep(0.01)
+        assert workers.jobs[2] == last, "the first still runs"
+        store.jobs.transition(first, ("queued",), "cancelled")
+        while len(workers.jobs) < 4:
+            await asyncio.sleep(0.01)
+        assert workers.jobs[3] == second
+    finally:
+        await supervisor.stop(grace=1)
 
 
 async def test_files_are_read_and_judged(store, tiny_model_dir, tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import subprocess
-import sys
+import time
 
 import pytest
 from hagane.store.blobs import Blobs
@@ -17,6 +18,7 @@ from hagane.system.errors import TrainingError, TrainingInterrupted
 from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.state_mirror import StateMirror
 from hagane.training.jobs.worker import StoreListener, heartbeat, work
+from hagane.training.jobs.workers import WORKER_LOCK, worker_command
 from hagane.training.report.listener import CheckpointReport, FineTuneResult, StepReport
 
 
@@ -188,12 +190,26 @@ def test_a_job_that_left_the_running_state_interrupts_its_run(store, play):
 def test_a_worker_with_nothing_to_do_ends_in_peace(store):
     job = Job(new_job_id(), 1, "cancelled", "tiny", "file", {}, {})
     store.jobs.add(job)
-    command = [
-        sys.executable, "-m", "hagane.training.jobs.worker", str(store.directory), job.id,
-        JobOptions().model_dump_json(),
-    ]  # fmt: skip
+    command = worker_command(store.directory, job.id, JobOptions())
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
         assert (worker.wait(60), worker.stderr.read()) == (0, b"")
+
+
+def test_a_worker_that_waits_for_another_shows_that_it_lives(store):
+    job = Job(new_job_id(), 1, "queued", "tiny", "file", {}, {})
+    store.jobs.add(job)
+    command = worker_command(store.directory, job.id, JobOptions())
+    with (store.directory / WORKER_LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
+            until = time.monotonic() + 60
+            while store.jobs.get(job.id).heartbeat_at is None:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            assert store.jobs.status(job.id) == "queued"
+            store.jobs.transition(job.id, ("queued",), "cancelled")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert worker.wait(60) == 0
 
 
 async def test_the_heartbeat_outlives_a_database_that_fails(store):

@@ -15,7 +15,7 @@ from hagane.training.finetune.model import FineTuneModel
 from hagane.training.finetune.spec import FineTuneSpec
 
 _STATE, _SPEC = "checkpoint.pt", "spec.json"
-_PLACES = {"training_file", "validation_file", "data_parallel"}
+_PLACES = {"training_file", "validation_file", "data_parallel", "threads"}
 
 
 @dataclass
@@ -52,7 +52,7 @@ class StateFile:
         """Raises TrainingError if the directory holds a run with another spec or other data."""
         self._path = directory / _STATE
         directory.mkdir(parents=True, exist_ok=True)
-        # Where the files lie and how many processes compute may differ between machines.
+        # Where the files lie and on how much is computed may differ between machines.
         asked = json.loads(spec.model_dump_json(exclude=_PLACES)) | {"examples": digest}
         stored = directory / _SPEC
         if not stored.is_file():

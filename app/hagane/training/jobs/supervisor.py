@@ -64,8 +64,10 @@ class Supervisor:
             ),
         )
         self._claiming = asyncio.Lock()
-        # Jobs that one of the loops is at, and the workers of those that are trained.
-        self._taken: set[str] = set()
+        # Jobs that one of the loops is at, those that wait for the end of one of them, and the
+        # workers of those that are trained.
+        self._taken: dict[str, Job] = {}
+        self._passed: set[str] = set()
         self._running: dict[str, WorkerProcess] = {}
 
     def start(self) -> None:
@@ -94,11 +96,10 @@ class Supervisor:
         A full disk or an unusable database is no fault of the job's, and raised: it waits.
         """
         async with self._claiming:
-            claim = partial(self._store.jobs.claim, *statuses, without=tuple(self._taken))
-            job = await asyncio.to_thread(claim)
+            job = await self._claim(statuses)
             if job is None:
                 return False
-            self._taken.add(job.id)
+            self._taken[job.id] = job
         try:
             await step(job)
         except Exception as error:
@@ -111,8 +112,23 @@ class Supervisor:
             event = Event(f"The job failed: {message}", "error", data=reason)
             await self._move(job, statuses, "failed", event, error=reason)
         finally:
-            self._taken.discard(job.id)
+            del self._taken[job.id]
+            self._passed.clear()
         return True
+
+    async def _claim(self, statuses: tuple[Status, ...]) -> Job | None:
+        """The oldest job in one of `statuses` that may start now; other servers have the others."""
+        while True:
+            without = {*self._taken, *self._passed}
+            claim = partial(self._store.jobs.claim, *statuses, without=without)
+            job = await asyncio.to_thread(claim)
+            if job is None or job.status == "validating_files":
+                return job
+            trained = [j for j in self._taken.values() if j.status != "validating_files"]
+            if self._workers.fits(self._store, job, trained):
+                return job
+            self._passed.add(job.id)
+            await asyncio.to_thread(self._store.jobs.record, job.id, held=job, server=None)
 
     async def _validate(self, job: Job) -> None:
         try:

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +48,7 @@ from hagane.training.jobs.options import JobOptions
 from hagane.training.jobs.priority import step_back
 from hagane.training.jobs.results import write_results
 from hagane.training.jobs.state_mirror import StateMirror, state_mirror
+from hagane.training.jobs.workers import WORKER_LOCK
 from hagane.training.pretrain.config import PretrainConfig
 from hagane.training.reinforce.spec import ReinforceSpec, read_spec
 from hagane.training.report.listener import (
@@ -334,7 +335,7 @@ def _fail(store: Store, job: Job, error: Exception) -> None:
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Wait until no other worker uses this directory. The kernel releases a dead one's lock."""
-    with (directory / "worker.lock").open("w") as lock:
+    with (directory / WORKER_LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -367,8 +368,10 @@ def main(directory: Path, job_id: str, options: JobOptions) -> None:
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     configure_logging(options.log_level, options.log_format)
     request_id.set(job_id)
+    store = Store.open(StoreAddress.in_process(directory, os.environ))
+    # From here on, since it may wait for the worker of another server.
+    threading.Thread(target=_beat, args=(store, store.jobs.get(job_id)), daemon=True).start()
     with _alone(directory):
-        store = Store.open(StoreAddress.in_process(directory, os.environ))
         started = Event("Fine-tuning job started")
         job = store.jobs.get(job_id)
         if job.status == "running":
@@ -379,10 +382,11 @@ def main(directory: Path, job_id: str, options: JobOptions) -> None:
             job_id, waiting, "running", started, held=job, heartbeat_at=now
         ):
             return
+        if options.threads is not None:
+            job = replace(job, spec=job.spec | {"threads": options.threads})
         listener = StoreListener(store, job, options.kept_checkpoints, state_mirror(store, job))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, listener.stop)
-        threading.Thread(target=_beat, args=(store, job), daemon=True).start()
         with contextlib.suppress(TrainingInterrupted):
             work(store, job, listener, options.gpu_memory_fraction)
 

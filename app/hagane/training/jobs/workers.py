@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,9 @@ from hagane.store.jobs import Job
 from hagane.store.store import Store
 from hagane.training.jobs.inspection import Spawn, spawn_process
 from hagane.training.jobs.options import JobOptions
+
+# In a data directory: its worker has it locked.
+WORKER_LOCK = "worker.lock"
 
 
 class WorkerProcess(Protocol):
@@ -40,6 +44,10 @@ class Workers(Protocol):
 
     most: int
 
+    def fits(self, store: Store, job: Job, others: Iterable[Job]) -> bool:
+        """Whether the worker of a job may run next to those of `others`, fewer than `most`."""
+        ...
+
     async def start(self, store: Store, job: Job, options: JobOptions) -> WorkerProcess:
         """Start the worker of a job, once there is room for it. Raises OSError."""
         ...
@@ -60,6 +68,10 @@ class LocalWorkers:
 
     spawn: Spawn = spawn_process
     most: int = 1
+
+    def fits(self, store: Store, job: Job, others: Iterable[Job]) -> bool:
+        """As `Workers.fits`."""
+        return True
 
     async def start(self, store: Store, job: Job, options: JobOptions) -> WorkerProcess:
         """As `Workers.start`; the worker lives no longer than this process."""
