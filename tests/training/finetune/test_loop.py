@@ -16,6 +16,7 @@ from hagane.training.finetune import state_file
 from hagane.training.finetune.examples import report
 from hagane.training.finetune.loop import finetune
 from hagane.training.finetune.spec import FineTuneSpec
+from hagane.training.finetune.state_file import StateFile
 from hagane.training.report.listener import CheckpointReport, StepReport
 from hagane.weights.load import load_model
 from hagane.weights.sources.config import load_config
@@ -290,3 +291,10 @@ def test_a_directory_of_another_run_is_not_gone_on_with(spec, tmp_path):
         file.write("\n" + json.dumps(conversation("One more?", SKY)))
     with pytest.raises(TrainingError, match="other examples"):
         finetune(spec, tmp_path / "run", Recorder())
+
+
+def test_the_directory_of_a_run_may_be_used_with_other_threads(spec, tmp_path):
+    StateFile(tmp_path, spec.model_copy(update={"threads": 1}), "digest")
+    StateFile(tmp_path, spec.model_copy(update={"threads": 2}), "digest")
+    with pytest.raises(TrainingError, match="other seed"):
+        StateFile(tmp_path, spec.model_copy(update={"seed": 1}), "digest")
