@@ -77,6 +77,8 @@ def run(arguments: list[str]) -> int:
         dtype=options.dtype,
         quantize=options.quantize,
         threads=options.threads,
+        # What models say after random tokens repeats itself, and would be guessed.
+        speculation="off",
         context_length=min(
             config.max_position_embeddings,
             max(*plan.prompts, plan.context) + plan.new_tokens + 1,
