@@ -14,7 +14,7 @@ async def test_expired_files_and_states_of_jobs_that_are_over_go(tmp_path):
     store = Store.open(address)
     with store.files.upload() as upload:
         upload.write(b"x")
-        stored = upload.finish("a", "batch", kept_seconds=0)
+        stored = upload.finish("a", "batch", kept_seconds=-120)
     store.jobs.add(Job("over", 1, "cancelled", "tiny", "file", {}, {}))
     store.blobs.put("job-states/over", store.files.path(stored.id))
     loop = housekeeping(store)
